@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels take. Everything else goes to ATen, which computes it or raises its own exception with
+// its own text: a drop-in must not have another opinion on what is an error.
+// Only dims, dtypes and symbolic sizes are looked at, so that fake tensors pass through here as well.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "common/options.h"
+
+namespace softkern {
+
+inline bool takes_dtype(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
+}
+
+inline bool takes_tensor(const at::Tensor& x) {
+  return x.device().is_cpu() && x.layout() == at::kStrided && takes_dtype(x.scalar_type()) && !x.is_nested();
+}
+
+inline bool takes_index_dtype(at::ScalarType type) {
+  return type == at::kLong || type == at::kInt || type == at::kByte;
+}
+
+inline int64_t class_dim(const at::Tensor& logits) { return logits.dim() == 1 ? 0 : 1; }
+
+/// As in F.cross_entropy: targets of the logits' own shape are class probabilities.
+inline bool same_shape(const at::Tensor& a, const at::Tensor& b) { return a.sym_sizes() == b.sym_sizes(); }
+
+inline bool indices_fit(const at::Tensor& logits, const at::Tensor& target) {
+  if (!takes_index_dtype(target.scalar_type()) || target.dim() != logits.dim() - 1) return false;
+  const int64_t skip = class_dim(logits);
+  for (int64_t i = 0; i < target.dim(); ++i) {
+    if (target.sym_size(i) != logits.sym_size(i < skip ? i : i + 1)) return false;
+  }
+  return true;
+}
+
+inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& target,
+                                const std::optional<at::Tensor>& weight, int64_t reduction,
+                                const c10::SymInt& ignore_index, double label_smoothing) {
+  if (!takes_tensor(logits) || logits.dim() < 1 || target.layout() != at::kStrided ||
+      target.device() != logits.device() || target.is_nested()) {
+    return false;
+  }
+  if (reduction < kNone || reduction > kSum || !(label_smoothing >= 0 && label_smoothing <= 1)) return false;
+  const int64_t c = class_dim(logits);
+  if (logits.sym_size(c) == 0) return false;
+  if (same_shape(logits, target)) {
+    // A gradient for the target exists in ATen's composite alone.
+    if (target.scalar_type() != logits.scalar_type() || ignore_index >= 0 || target.requires_grad()) return false;
+  } else if (!indices_fit(logits, target)) {
+    return false;
+  }
+  if (weight.has_value() && weight->defined()) {
+    if (weight->dim() != 1 || weight->sym_size(0) != logits.sym_size(c) ||
+        weight->scalar_type() != logits.scalar_type() || weight->device() != logits.device() ||
+        weight->layout() != at::kStrided || weight->requires_grad()) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace softkern

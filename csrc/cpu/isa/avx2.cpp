@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Target region instead of -m flags: nothing included before it can be compiled for this ISA.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "../table.h"
+
+#define SOFTKERN_ISA "avx2"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#include "../simd/avx2.h"
+// The trait comes first: the kernels are templates over it.
+#include "../kernels/make_table.h"
+
+namespace softkern::cpu {
+const KernelTable kAvx2Table = make_table();
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

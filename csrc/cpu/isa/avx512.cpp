@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Target region instead of -m flags: nothing included before it can be compiled for this ISA.
+#if defined(__x86_64__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include "../table.h"
+
+#define SOFTKERN_ISA "avx512"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+#include "../simd/avx512.h"
+// The trait comes first: the kernels are templates over it.
+#include "../kernels/make_table.h"
+
+namespace softkern::cpu {
+const KernelTable kAvx512Table = make_table();
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

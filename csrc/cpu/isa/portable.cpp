@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#define SOFTKERN_ISA "portable"
+#include "../simd/portable.h"
+// The trait comes first: the kernels are templates over it.
+#include "../kernels/make_table.h"
+
+namespace softkern::cpu {
+const KernelTable kPortableTable = make_table();
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX2, FMA, F16C: two ymm registers hold the lanes, low half first.
+#pragma once
+
+#include "contract.h"
+
+namespace softkern::cpu {
+namespace {
+
+template <>
+struct Simd<float> {
+  static constexpr int kLanes = 16;
+  struct Reg {
+    __m256 low, high;
+  };
+
+  static SK_INLINE Reg broadcast(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+  static SK_INLINE Reg load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static SK_INLINE Reg load(const BFloat16* p) { return {from_bfloat16(bits(p)), from_bfloat16(bits(p + 8))}; }
+  static SK_INLINE Reg load(const Half* p) { return {_mm256_cvtph_ps(bits(p)), _mm256_cvtph_ps(bits(p + 8))}; }
+  static SK_INLINE Reg load(const float* p, int n, float fill) {
+    const __m256i low = first(n), high = first(n - 8);
+    return select(low, high, {_mm256_maskload_ps(p, low), _mm256_maskload_ps(p + 8, high)}, fill);
+  }
+  // AVX2 has no masked access to 16-bit elements: tails go through a whole vector on the stack.
+  template <class T>
+  static SK_INLINE Reg load(const T* p, int n, float fill) {
+    T whole[kLanes] = {};
+    for (int l = 0; l < n; ++l) whole[l] = p[l];
+    return select(first(n), first(n - 8), load(whole), fill);
+  }
+  static SK_INLINE void store(float* p, Reg v) {
+    _mm256_storeu_ps(p, v.low);
+    _mm256_storeu_ps(p + 8, v.high);
+  }
+  static SK_INLINE void store(BFloat16* p, Reg v) {
+    const __m256i packed = _mm256_packus_epi32(to_bfloat16(v.low), to_bfloat16(v.high));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+  }
+  static SK_INLINE void store(Half* p, Reg v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static SK_INLINE void store(float* p, Reg v, int n) {
+    _mm256_maskstore_ps(p, first(n), v.low);
+    _mm256_maskstore_ps(p + 8, first(n - 8), v.high);
+  }
+  template <class T>
+  static SK_INLINE void store(T* p, Reg v, int n) {
+    T whole[kLanes];
+    store(whole, v);
+    for (int l = 0; l < n; ++l) p[l] = whole[l];
+  }
+  static SK_INLINE Reg add(Reg a, Reg b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+  static SK_INLINE Reg sub(Reg a, Reg b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+  static SK_INLINE Reg mul(Reg a, Reg b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+  static SK_INLINE Reg fma(Reg a, Reg b, Reg c) {
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+  }
+  static SK_INLINE Reg max(Reg a, Reg b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+  static SK_INLINE Reg min(Reg a, Reg b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+  static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
+  static SK_INLINE float reduce_add(Reg v) {
+    const __m256 w = _mm256_add_ps(v.low, v.high);
+    const __m128 x = _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
+    const __m128 y = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+  }
+  static SK_INLINE float reduce_max(Reg v) {
+    const __m256 w = _mm256_max_ps(v.low, v.high);
+    const __m128 x = _mm_max_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
+    const __m128 y = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+  }
+
+ private:
+  static SK_INLINE __m256i first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static SK_INLINE Reg select(__m256i low, __m256i high, Reg v, float fill) {
+    const __m256 other = _mm256_set1_ps(fill);
+    return {_mm256_blendv_ps(other, v.low, _mm256_castsi256_ps(low)),
+            _mm256_blendv_ps(other, v.high, _mm256_castsi256_ps(high))};
+  }
+  static SK_INLINE __m128i bits(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+  static SK_INLINE __m256 from_bfloat16(__m128i b) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(b), 16));
+  }
+  static SK_INLINE __m256i to_bfloat16(__m256 v) {
+    const __m256i b = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+  }
+  static SK_INLINE __m256 pow2(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  }
+  // Two factors: 2^n alone may be out of range where v * 2^n, perhaps subnormal, is not.
+  static SK_INLINE __m256 ldexp(__m256 v, __m256 n) {
+    const __m256i whole = _mm256_cvtps_epi32(n);
+    const __m256i half = _mm256_srai_epi32(whole, 1);
+    return _mm256_mul_ps(_mm256_mul_ps(v, pow2(half)), pow2(_mm256_sub_epi32(whole, half)));
+  }
+};
+
+template <>
+struct Simd<double> {
+  static constexpr int kLanes = 8;
+  struct Reg {
+    __m256d low, high;
+  };
+
+  static SK_INLINE Reg broadcast(double a) { return {_mm256_set1_pd(a), _mm256_set1_pd(a)}; }
+  static SK_INLINE Reg load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+  static SK_INLINE Reg load(const double* p, int n, double fill) {
+    const __m256i low = first(n), high = first(n - 4);
+    const __m256d other = _mm256_set1_pd(fill);
+    return {_mm256_blendv_pd(other, _mm256_maskload_pd(p, low), _mm256_castsi256_pd(low)),
+            _mm256_blendv_pd(other, _mm256_maskload_pd(p + 4, high), _mm256_castsi256_pd(high))};
+  }
+  static SK_INLINE void store(double* p, Reg v) {
+    _mm256_storeu_pd(p, v.low);
+    _mm256_storeu_pd(p + 4, v.high);
+  }
+  static SK_INLINE void store(double* p, Reg v, int n) {
+    _mm256_maskstore_pd(p, first(n), v.low);
+    _mm256_maskstore_pd(p + 4, first(n - 4), v.high);
+  }
+  static SK_INLINE Reg add(Reg a, Reg b) { return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)}; }
+  static SK_INLINE Reg sub(Reg a, Reg b) { return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)}; }
+  static SK_INLINE Reg mul(Reg a, Reg b) { return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)}; }
+  static SK_INLINE Reg fma(Reg a, Reg b, Reg c) {
+    return {_mm256_fmadd_pd(a.low, b.low, c.low), _mm256_fmadd_pd(a.high, b.high, c.high)};
+  }
+  static SK_INLINE Reg max(Reg a, Reg b) { return {_mm256_max_pd(a.low, b.low), _mm256_max_pd(a.high, b.high)}; }
+  static SK_INLINE Reg min(Reg a, Reg b) { return {_mm256_min_pd(a.low, b.low), _mm256_min_pd(a.high, b.high)}; }
+  static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
+  static SK_INLINE double reduce_add(Reg v) {
+    const __m256d w = _mm256_add_pd(v.low, v.high);
+    const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(w), _mm256_extractf128_pd(w, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
+  }
+  static SK_INLINE double reduce_max(Reg v) {
+    const __m256d w = _mm256_max_pd(v.low, v.high);
+    const __m128d x = _mm_max_pd(_mm256_castpd256_pd128(w), _mm256_extractf128_pd(w, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(x, _mm_unpackhi_pd(x, x)));
+  }
+
+ private:
+  static SK_INLINE __m256i first(int n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+  static SK_INLINE __m256d pow2(__m128i n) {
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023))), 52));
+  }
+  static SK_INLINE __m256d ldexp(__m256d v, __m256d n) {
+    const __m128i whole = _mm256_cvtpd_epi32(n);
+    const __m128i half = _mm_srai_epi32(whole, 1);
+    return _mm256_mul_pd(_mm256_mul_pd(v, pow2(half)), pow2(_mm_sub_epi32(whole, half)));
+  }
+};
+
+static_assert(keeps_contract<Simd<float>, float>() && keeps_contract<Simd<double>, double>());
+
+}  // namespace
+}  // namespace softkern::cpu

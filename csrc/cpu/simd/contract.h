@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every ISA file in this folder provides; copy this list to add one.
+//
+//   template <> struct Simd<float>   16 lanes      template <> struct Simd<double>   8 lanes
+//
+// The lane counts are those of the widest ISA on purpose: narrower ISAs use several registers. All
+// reductions are defined over these lanes, so that every ISA adds the same numbers in the same order.
+//
+//   Reg                     kLanes numbers
+//   broadcast(a)
+//   load(p)                 kLanes elements at p, converted to the compute type; p need not be aligned
+//   load(p, n, fill)        elements 0..n-1, 0 < n < kLanes, fill in the other lanes; nothing behind p + n is touched
+//   store(p, v)             rounded to nearest, ties to even; NaN stays NaN
+//   store(p, v, n)          lanes 0..n-1; nothing behind p + n is touched
+//   add, sub, mul           IEEE
+//   fma(a, b, c)            a * b + c, rounded once
+//   max(a, b), min(a, b)    b where either is NaN, b where they are equal (what vmaxps does)
+//   ldexp(v, n)             v * 2^n for integral n in [-1080, 1030] and 0.5 <= |v| < 2, rounded once; NaN kept
+//   reduce_add(v)           lane l + lane l + k/2 for k = kLanes, kLanes/2, ..., 2
+//   reduce_max(v)           the same tree
+//
+// load and store take float, BFloat16 and Half in Simd<float>, double in Simd<double>.
+#pragma once
+
+#include "../scalar.h"
+
+namespace softkern::cpu {
+namespace {
+
+template <class A>
+struct Simd;
+
+template <class S, class A>
+constexpr bool keeps_contract() {
+  static_assert(S::kLanes * sizeof(A) == 64, "reductions are defined over 64 bytes of lanes");
+  static_assert(sizeof(typename S::Reg) == 64, "one register's worth of lanes, no more");
+  return true;
+}
+
+}  // namespace
+}  // namespace softkern::cpu

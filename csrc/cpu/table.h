@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CPU kernels take and return. Free of torch: kernels compile in a second and can be run under
+// sanitizers, valgrind and fuzzers without Python.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../common/options.h"
+
+namespace softkern::cpu {
+
+// Storage formats without arithmetic; the SIMD traits convert them to float in load and store.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+enum ElementType : int { kFloat, kDouble, kBFloat16, kHalf, kElementTypes };
+
+/// A tensor seen as rows: class c of row r = (o, i), with o = r / inner and i = r % inner, lies at
+/// data + o * outer_stride + i * inner_stride + c * class_stride (strides in elements).
+struct Rows {
+  void* data = nullptr;
+  int64_t outer_stride = 0;
+  int64_t inner_stride = 0;
+  int64_t class_stride = 1;
+};
+
+struct Shape {
+  int64_t classes;
+  int64_t inner;
+};
+
+/// The rows [begin, end) of a call, and memory of at least scratch_bytes() for this range alone.
+struct Range {
+  int64_t begin;
+  int64_t end;
+  void* scratch;
+};
+
+struct ForwardArgs {
+  Shape shape;
+  Rows input;
+  Rows output;
+};
+
+struct BackwardArgs {
+  Shape shape;
+  Rows grad_output;
+  Rows output;  // of the forward
+  Rows grad_input;
+};
+
+/// Compute type: double for kDouble, float for the rest.
+struct CrossEntropyArgs {
+  Shape shape;
+  Rows logits;
+  const int64_t* target;   // class indices, one a row, in range or ignored; null with probabilities
+  Rows probabilities;      // data null with class indices
+  const void* weight;      // element type of the logits, one a class; or null
+  CrossEntropyOptions options;
+  void* loss;              // compute type, one a row
+  Rows grad;               // data null: no gradient wanted
+  double grad_factor;      // multiplies every gradient row
+};
+
+/// grad row r *= factor[r * factor_step]; out may be the same memory as in.
+struct ScaleArgs {
+  Shape shape;
+  Rows input;
+  Rows output;
+  const void* factor;      // compute type
+  int64_t factor_step;     // 0: one factor for all rows
+};
+
+/// Kernels of one element type. Each returns the name of the ISA it was compiled for: who ran is told by
+/// the code that ran.
+struct Kernels {
+  const char* (*softmax)(const ForwardArgs&, Range);
+  const char* (*log_softmax)(const ForwardArgs&, Range);
+  const char* (*softmax_backward)(const BackwardArgs&, Range);
+  const char* (*log_softmax_backward)(const BackwardArgs&, Range);
+  const char* (*cross_entropy)(const CrossEntropyArgs&, Range);
+  const char* (*scale)(const ScaleArgs&, Range);
+};
+
+struct KernelTable {
+  const char* isa;
+  Kernels by_type[kElementTypes];
+};
+
+/// Rows are packed, where they are strided, in tiles of this many.
+constexpr int64_t kTileRows = 16;
+
+/// Distance of packed rows: whole vectors, and one cache line more so that a power of two number of classes
+/// does not put all rows of a tile into the same cache set.
+constexpr int64_t row_pitch(int64_t classes) { return (classes + 15) / 16 * 16 + 16; }
+
+/// Upper bound over all kernels: a tile for each strided operand and one row in the compute type.
+constexpr size_t scratch_bytes(const Shape& shape, size_t element_size, int strided_operands,
+                               bool compute_row) {
+  const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
+  return pitch * (strided_operands * kTileRows * element_size + (compute_row ? sizeof(double) : 0)) +
+         64 * (static_cast<size_t>(strided_operands) + 2);
+}
+
+extern const KernelTable kPortableTable;
+#if defined(__x86_64__)
+extern const KernelTable kAvx2Table;
+extern const KernelTable kAvx512Table;
+#endif
+
+}  // namespace softkern::cpu

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Schemas, and the calls through the dispatcher that ops.h promises.
+#include "ops.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <torch/library.h>
+
+#include "checks.h"
+
+namespace softkern {
+namespace {
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> handle(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// Below autograd: inference mode and no_grad come here, and so do devices without kernels.
+at::Tensor cross_entropy_below_autograd(const at::Tensor& self, const at::Tensor& target,
+                                        const OptionalTensor& weight, int64_t reduction,
+                                        c10::SymInt ignore_index, double label_smoothing) {
+  if (!takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing)) {
+    return at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
+                                         label_smoothing);
+  }
+  return std::get<0>(cross_entropy_forward(self, target, weight, reduction, std::move(ignore_index),
+                                           label_smoothing, /*need_grad=*/false));
+}
+
+}  // namespace
+
+at::Tensor softmax(const at::Tensor& self, int64_t dim) {
+  static const auto op = handle<at::Tensor(const at::Tensor&, int64_t)>("softkern::softmax");
+  return op.call(self, dim);
+}
+
+at::Tensor log_softmax(const at::Tensor& self, int64_t dim) {
+  static const auto op = handle<at::Tensor(const at::Tensor&, int64_t)>("softkern::log_softmax");
+  return op.call(self, dim);
+}
+
+at::Tensor softmax_backward(const at::Tensor& grad_output, const at::Tensor& output, int64_t dim) {
+  static const auto op =
+      handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>("softkern::softmax_backward");
+  return op.call(grad_output, output, dim);
+}
+
+at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor& output, int64_t dim) {
+  static const auto op =
+      handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>("softkern::log_softmax_backward");
+  return op.call(grad_output, output, dim);
+}
+
+at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight,
+                         int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t,
+                                           c10::SymInt, double)>("softkern::cross_entropy");
+  return op.call(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(const at::Tensor& self,
+                                                                     const at::Tensor& target,
+                                                                     const OptionalTensor& weight,
+                                                                     int64_t reduction, c10::SymInt ignore_index,
+                                                                     double label_smoothing, bool need_grad) {
+  static const auto op =
+      handle<std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                            const OptionalTensor&, int64_t, c10::SymInt, double,
+                                                            bool)>("softkern::cross_entropy_forward");
+  return op.call(self, target, weight, reduction, std::move(ignore_index), label_smoothing, need_grad);
+}
+
+at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& grad,
+                                  const at::Tensor& grad_scale, const at::Tensor& target,
+                                  c10::SymInt ignore_index) {
+  static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                           const at::Tensor&, c10::SymInt)>("softkern::cross_entropy_backward");
+  return op.call(grad_output, grad, grad_scale, target, std::move(ignore_index));
+}
+
+void cross_entropy_backward_(const at::Tensor& grad_output, at::Tensor grad, const at::Tensor& grad_scale,
+                             const at::Tensor& target, c10::SymInt ignore_index) {
+  static const auto op = handle<void(const at::Tensor&, at::Tensor, const at::Tensor&, const at::Tensor&,
+                                     c10::SymInt)>("softkern::cross_entropy_backward_");
+  op.call(grad_output, std::move(grad), grad_scale, target, std::move(ignore_index));
+}
+
+TORCH_LIBRARY(softkern, m) {
+  m.def("softmax(Tensor self, int dim) -> Tensor");
+  m.def("log_softmax(Tensor self, int dim) -> Tensor");
+  m.def("softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor");
+  m.def("log_softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor");
+  m.def(
+      "cross_entropy(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, "
+      "SymInt ignore_index=-100, float label_smoothing=0.0) -> Tensor");
+  m.def(
+      "cross_entropy_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, "
+      "float label_smoothing, bool need_grad) -> (Tensor loss, Tensor grad, Tensor grad_scale)");
+  m.def(
+      "cross_entropy_backward(Tensor grad_output, Tensor grad, Tensor grad_scale, Tensor target, "
+      "SymInt ignore_index) -> Tensor");
+  m.def(
+      "cross_entropy_backward_(Tensor grad_output, Tensor(a!) grad, Tensor grad_scale, Tensor target, "
+      "SymInt ignore_index) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
+  m.impl("cross_entropy", &cross_entropy_below_autograd);
+}
+
+}  // namespace softkern

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// What Python calls directly: the ops (a dispatcher call without torch.ops' Python layer), the choice of the
+// ISA, and what this build is.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "cpu/dispatch.h"
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                         const std::optional<at::Tensor>& weight, int64_t reduction, int64_t ignore_index,
+                         double label_smoothing) {
+  return softkern::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
+}
+
+py::list isas() {
+  py::list result;
+  for (const softkern::cpu::Isa& isa : softkern::cpu::isas()) {
+    result.append(py::make_tuple(isa.name, isa.table != nullptr, isa.reason));
+  }
+  return result;
+}
+
+py::dict build() {
+  py::dict result;
+#if defined(__clang__)
+  result["compiler"] = "clang " __clang_version__;
+#else
+  result["compiler"] = "gcc " __VERSION__;
+#endif
+  result["cxx_standard"] = static_cast<long>(__cplusplus);
+  result["torch"] = SOFTKERN_TORCH_VERSION;
+  result["version"] = SOFTKERN_VERSION;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("softmax", torch::wrap_pybind_function_no_gil(softkern::softmax));
+  m.def("log_softmax", torch::wrap_pybind_function_no_gil(softkern::log_softmax));
+  m.def("cross_entropy", torch::wrap_pybind_function_no_gil(cross_entropy));
+  m.def("isas", &isas);
+  m.def("active_isa", [] { return softkern::cpu::active().isa; });
+  m.def("last_isa", &softkern::cpu::last_isa);
+  m.def("choose_for_process", &softkern::cpu::choose_for_process);
+  m.def("choose_for_thread", &softkern::cpu::choose_for_thread);
+  m.def("thread_choice", &softkern::cpu::thread_choice);
+  m.def("build", &build);
+}

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds softkern._C. Metadata is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+
+try:
+    import torch
+except ModuleNotFoundError:
+    # Build isolation hides the environment's torch, the only one this extension may be compiled against: one
+    # named in build-system.requires would be the newest release, and its binary would not load here.
+    sys.path.append(sysconfig.get_paths()["purelib"])
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "softkern compiles against the torch of your environment, and there is none.\n"
+            "Install torch (2.11 or newer) first, then: pip install --no-build-isolation ."
+        ) from None
+
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "softkern/_version.py").read_text()).group(1)
+
+TORCH_RELEASE = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+if TORCH_RELEASE < (2, 11):
+    raise SystemExit(f"softkern needs torch 2.11 or newer; this environment has {torch.__version__}.")
+
+FLAGS = [
+    "-O0" if os.environ.get("DEBUG") == "1" else "-O3",
+    "-g" if os.environ.get("DEBUG") == "1" else "-g0",  # some Pythons add -g, which triples the size
+    "-fvisibility=hidden",
+    # The compiler may not form a fused multiply-add by itself: which ones are fused is part of the kernels'
+    # definition, and equal on every ISA. Never -ffast-math, which also sets flush-to-zero for the process.
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wno-psabi",  # notes on the ABI of 64-byte vectors, which never cross a file
+]
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+
+
+setup(
+    ext_modules=[
+        CppExtension(
+            "softkern._C",
+            sources=sources("**/*.cpp"),
+            depends=sources("**/*.h"),
+            extra_compile_args={"cxx": FLAGS},
+            extra_link_args=["-g0"],
+            define_macros=[
+                ("SOFTKERN_VERSION", f'"{VERSION}"'),
+                ("SOFTKERN_TORCH_VERSION", f'"{torch.__version__}"'),
+            ],
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension},
+)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fused, exact and reproducible softmax, log-softmax and cross-entropy for PyTorch.
+
+`softkern.softmax`, `softkern.log_softmax` and `softkern.cross_entropy` have the signatures and the meaning
+of their namesakes in `torch.nn.functional`; `softkern.Softmax`, `softkern.LogSoftmax` and
+`softkern.CrossEntropyLoss` those of `torch.nn`.
+"""
+
+import torch  # noqa: F401  (loads the libraries that _C is linked against)
+
+from softkern import _fake  # noqa: F401  (shapes of the ops for torch.compile and torch.export)
+from softkern._version import __version__
+from softkern.backends import Backend, backends, use_backend
+from softkern.functional import cross_entropy, log_softmax, softmax
+from softkern.modules import CrossEntropyLoss, LogSoftmax, Softmax
+
+__all__ = [
+    "Backend",
+    "CrossEntropyLoss",
+    "LogSoftmax",
+    "Softmax",
+    "__version__",
+    "backends",
+    "cross_entropy",
+    "log_softmax",
+    "softmax",
+    "use_backend",
+]

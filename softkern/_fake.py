@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes and dtypes of the ops without their values: what torch.compile, torch.export and meta tensors see.
+
+Defaults repeat the schema's: the dispatcher drops arguments that equal theirs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softkern import _C  # noqa: F401  (defines the ops)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("softkern::softmax")
+def _softmax(self: Tensor, dim: int) -> Tensor:
+    return _like(self)
+
+
+@torch.library.register_fake("softkern::log_softmax")
+def _log_softmax(self: Tensor, dim: int) -> Tensor:
+    return _like(self)
+
+
+@torch.library.register_fake("softkern::softmax_backward")
+def _softmax_backward(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
+    return _like(output)
+
+
+@torch.library.register_fake("softkern::log_softmax_backward")
+def _log_softmax_backward(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
+    return _like(output)
+
+
+def _loss_shape(logits: Tensor, reduction: int) -> list[int]:
+    if reduction != 0:
+        return []
+    class_dim = 0 if logits.dim() == 1 else 1
+    return [size for i, size in enumerate(logits.shape) if i != class_dim]
+
+
+@torch.library.register_fake("softkern::cross_entropy")
+def _cross_entropy(
+    self: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    return self.new_empty(_loss_shape(self, reduction))
+
+
+@torch.library.register_fake("softkern::cross_entropy_forward")
+def _cross_entropy_forward(
+    self: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = self.new_empty(_loss_shape(self, reduction))
+    grad = _like(self) if need_grad else self.new_empty([0])
+    grad_scale = self.new_empty([] if need_grad else [0], dtype=_compute_dtype(self))
+    return loss, grad, grad_scale
+
+
+@torch.library.register_fake("softkern::cross_entropy_backward")
+def _cross_entropy_backward(
+    grad_output: Tensor, grad: Tensor, grad_scale: Tensor, target: Tensor, ignore_index: int
+) -> Tensor:
+    return _like(grad)
+
+
+@torch.library.register_fake("softkern::cross_entropy_backward_")
+def _cross_entropy_backward_(
+    grad_output: Tensor, grad: Tensor, grad_scale: Tensor, target: Tensor, ignore_index: int
+) -> None:
+    return None

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`torch.nn.functional`-shaped functions: argument normalisation, and the way to the ops.
+
+What the kernels don't take (other devices and dtypes, sparse or nested tensors, tensor subclasses with a
+`__torch_dispatch__` of their own) is computed by `torch.nn.functional` itself, and what it refuses raises
+its exceptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn import _reduction as _Reduction
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
+
+from softkern import _C
+from softkern.backends import forced
+
+# A subclass with its own __torch_dispatch__ (DTensor, say) knows torch's ops, not softkern's.
+_PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
+
+_ops = torch.ops.softkern
+
+
+def softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    r"""Softmax along a dimension.
+
+    .. math:: y_c = \exp(x_c - m) / d, \quad m = \max_k x_k, \quad d = \sum_k \exp(x_k - m)
+
+    Equivalent to ``F.softmax(input, dim, dtype=dtype)``.
+
+    Args:
+        input: any shape, any strides; float32, float64, bfloat16 or float16 (16-bit types are computed in
+            float32 and rounded once).
+        dim: the dimension that sums to 1. None chooses as F does, with F's warning.
+        dtype: converts the input first.
+
+    Returns:
+        A contiguous tensor of the shape of `input`. A row with a NaN or +inf, or of -inf alone, is NaN.
+
+    Raises:
+        IndexError: `dim` is out of range.
+        RuntimeError: `input` is of a dtype that F.softmax refuses.
+
+    Error: see ``docs/accuracy.md``; measured against float64 it is at most that of F.softmax. The bits of a
+    row depend on the row alone.
+
+    Differs from torch: in nothing.
+
+    Source: the three steps max, sum-exp, write; exp as in ``csrc/cpu/kernels/exp.h``.
+    """
+    return _softmax(softmax, F.softmax, _C.softmax, _ops.softmax, input, dim, _stacklevel, dtype)
+
+
+def log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    r"""Logarithm of the softmax along a dimension.
+
+    .. math:: y_c = (x_c - m) - \log d, \quad m = \max_k x_k, \quad d = \sum_k \exp(x_k - m)
+
+    Equivalent to ``F.log_softmax(input, dim, dtype=dtype)``.
+
+    Args:
+        input: any shape, any strides; float32, float64, bfloat16 or float16 (16-bit types are computed in
+            float32 and rounded once).
+        dim: the dimension whose exponentials sum to 1. None chooses as F does, with F's warning.
+        dtype: converts the input first.
+
+    Returns:
+        A contiguous tensor of the shape of `input`. A row with a NaN or +inf, or of -inf alone, is NaN.
+
+    Raises:
+        IndexError: `dim` is out of range.
+        RuntimeError: `input` is of a dtype that F.log_softmax refuses.
+
+    Error: see ``docs/accuracy.md``. The bits of a row depend on the row alone.
+
+    Differs from torch: float16 and bfloat16 sums are kept in float32, so 131,072 equal float16 logits give
+    -11.79, where torch gives -inf.
+
+    Source: pytorch/pytorch issue 11752 (why the maximum is subtracted before the logarithm).
+    """
+    return _softmax(
+        log_softmax, F.log_softmax, _C.log_softmax, _ops.log_softmax, input, dim, _stacklevel, dtype
+    )
+
+
+def _softmax(
+    public: Callable[..., Tensor],
+    fallback: Callable[..., Tensor],
+    entry: Callable[[Tensor, int], Tensor],
+    op: Callable[[Tensor, int], Tensor],
+    input: Tensor,
+    dim: int | None,
+    stacklevel: int,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype
+        )
+    if dim is None:
+        # One frame more than F has between the caller and the warning.
+        dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)
+    if torch.compiler.is_dynamo_compiling():
+        return op(input if dtype is None else input.to(dtype), dim)
+    if type(input) not in _PLAIN:
+        return fallback(input, dim, dtype=dtype)
+    if forced():
+        _require_kernels(input)
+    return entry(input if dtype is None else input.to(dtype), dim)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Cross-entropy of logits and targets, fused: one read for the loss, one write for the gradient.
+
+    With :math:`m = \max_k x_k`, :math:`d = \sum_k \exp(x_k - m)`, :math:`a_c` the target mass of class c and
+    :math:`A = \sum_c a_c`, a row has
+
+    .. math:: \ell = \sum_c a_c\,((m - x_c) + \log d), \qquad
+              \partial\ell/\partial x_c = A \exp(x_c - m)/d - a_c
+
+    For class indices :math:`a_c = (1-s)\,w_y [c = y] + s\,w_c / C`, for class probabilities
+    :math:`a_c = w_c ((1-s)\,t_c + s/C)`, with s the label smoothing. "mean" divides by the sum of
+    :math:`w_y` over the rows that are not ignored, or for probabilities by the number of rows.
+
+    Equivalent to ``F.cross_entropy`` with the same arguments.
+
+    Args:
+        input: logits, (C), (N, C) or (N, C, d1, ..., dk), any strides; float32, float64, bfloat16 or float16.
+        target: class indices, (), (N) or (N, d1, ..., dk), int64, uint8 or int32; or class probabilities in
+            shape and dtype of `input`.
+        weight: (C), dtype of `input`.
+        size_average, reduce: deprecated as in F.
+        ignore_index: rows with this target contribute nothing.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: in [0, 1].
+
+    Returns:
+        The loss in the dtype of `input`: a scalar, or for "none" the shape of class-index targets.
+
+    Raises:
+        IndexError: a target is neither a class nor `ignore_index`.
+        ValueError: `reduction` is unknown, or batch sizes differ.
+        RuntimeError: `label_smoothing` is outside [0, 1], `ignore_index` is given with probabilities, or
+            shapes, dtypes or devices don't go together. All as F raises them, before anything is written.
+
+    Error: see ``docs/accuracy.md``. The bits of a row's loss and gradient depend on the row alone.
+
+    Memory: with a gradient wanted, one tensor of the size of `input`, which becomes the gradient.
+
+    Differs from torch: ignored rows get exactly zero gradients whatever their logits (torch: NaN where the
+    logits are NaN or all -inf); sums over float16 and bfloat16 are kept in float32; int32 targets are taken.
+
+    Source: pytorch/pytorch issues 11752 (why m and d stay apart) and 11551 (ignored rows).
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            cross_entropy,
+            (input, target, weight),
+            input,
+            target,
+            weight=weight,
+            size_average=size_average,
+            ignore_index=ignore_index,
+            reduce=reduce,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    if size_average is not None or reduce is not None:
+        reduction = _Reduction.legacy_get_string(size_average, reduce)
+    mode = _Reduction.get_enum(reduction)
+    if torch.compiler.is_dynamo_compiling():
+        return _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+    if (
+        type(input) not in _PLAIN
+        or type(target) not in _PLAIN
+        or (weight is not None and type(weight) not in _PLAIN)
+    ):
+        return F.cross_entropy(
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    if forced():
+        _require_kernels(input)
+    return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+
+
+def _require_kernels(input: Tensor) -> None:
+    """A backend that was named must not be replaced silently."""
+    if input.device.type != "cpu" or input.layout != torch.strided:
+        raise RuntimeError(
+            f"backend {forced()!r} was asked for and computes dense CPU tensors only, got a tensor on "
+            f"{input.device} with layout {input.layout}"
+        )

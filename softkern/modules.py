@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.nn's modules with softkern behind them: subclasses, so that `isinstance` still holds."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from softkern import functional
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """`softkern.cross_entropy` as a module; arguments, buffers and `state_dict` of `torch.nn.CrossEntropyLoss`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class Softmax(nn.Softmax):
+    """`softkern.softmax` as a module; arguments of `torch.nn.Softmax`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.softmax(input, self.dim, _stacklevel=5)
+
+
+class LogSoftmax(nn.LogSoftmax):
+    """`softkern.log_softmax` as a module; arguments of `torch.nn.LogSoftmax`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.log_softmax(input, self.dim, _stacklevel=5)
