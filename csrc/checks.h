@@ -48,7 +48,8 @@ inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
   if (logits.sym_size(c) == 0) return false;
   if (same_shape(logits, target)) {
     // A gradient for the target exists in ATen's composite alone.
-    if (target.scalar_type() != logits.scalar_type() || ignore_index >= 0 || target.requires_grad()) return false;
+    if (target.scalar_type() != logits.scalar_type() || ignore_index >= 0 || target.requires_grad())
+      return false;
   } else if (!indices_fit(logits, target)) {
     return false;
   }

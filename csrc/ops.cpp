@@ -54,35 +54,34 @@ at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor&
 
 at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight,
                          int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t,
-                                           c10::SymInt, double)>("softkern::cross_entropy");
+  static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                           int64_t, c10::SymInt, double)>("softkern::cross_entropy");
   return op.call(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(const at::Tensor& self,
-                                                                     const at::Tensor& target,
-                                                                     const OptionalTensor& weight,
-                                                                     int64_t reduction, c10::SymInt ignore_index,
-                                                                     double label_smoothing, bool need_grad) {
-  static const auto op =
-      handle<std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
-                                                            const OptionalTensor&, int64_t, c10::SymInt, double,
-                                                            bool)>("softkern::cross_entropy_forward");
+std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
+    const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight, int64_t reduction,
+    c10::SymInt ignore_index, double label_smoothing, bool need_grad) {
+  static const auto op = handle<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+      const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t, c10::SymInt, double, bool)>(
+      "softkern::cross_entropy_forward");
   return op.call(self, target, weight, reduction, std::move(ignore_index), label_smoothing, need_grad);
 }
 
 at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& grad,
                                   const at::Tensor& grad_scale, const at::Tensor& target,
                                   c10::SymInt ignore_index) {
-  static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                           const at::Tensor&, c10::SymInt)>("softkern::cross_entropy_backward");
+  static const auto op =
+      handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                        c10::SymInt)>("softkern::cross_entropy_backward");
   return op.call(grad_output, grad, grad_scale, target, std::move(ignore_index));
 }
 
 void cross_entropy_backward_(const at::Tensor& grad_output, at::Tensor grad, const at::Tensor& grad_scale,
                              const at::Tensor& target, c10::SymInt ignore_index) {
-  static const auto op = handle<void(const at::Tensor&, at::Tensor, const at::Tensor&, const at::Tensor&,
-                                     c10::SymInt)>("softkern::cross_entropy_backward_");
+  static const auto op =
+      handle<void(const at::Tensor&, at::Tensor, const at::Tensor&, const at::Tensor&, c10::SymInt)>(
+          "softkern::cross_entropy_backward_");
   op.call(grad_output, std::move(grad), grad_scale, target, std::move(ignore_index));
 }
 

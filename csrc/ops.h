@@ -23,11 +23,9 @@ at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const
 ///   grad * (grad_output * grad_scale)       (a row of grad per element of grad_output for reduction none),
 /// else grad and grad_scale are empty. grad_scale is 1 except for fp16, where grad is kept at a size that
 /// uses the format's range: the 1/N of a mean would push it into the subnormals.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(const at::Tensor& self,
-                                                                     const at::Tensor& target,
-                                                                     const OptionalTensor& weight,
-                                                                     int64_t reduction, c10::SymInt ignore_index,
-                                                                     double label_smoothing, bool need_grad);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
+    const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight, int64_t reduction,
+    c10::SymInt ignore_index, double label_smoothing, bool need_grad);
 
 at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& grad,
                                   const at::Tensor& grad_scale, const at::Tensor& target,

@@ -16,7 +16,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn import _reduction as _Reduction
-from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function_unary,
+    has_torch_function_variadic,
+)
 
 from softkern import _C
 from softkern.backends import forced
@@ -104,9 +108,7 @@ def _softmax(
     dtype: torch.dtype | None,
 ) -> Tensor:
     if has_torch_function_unary(input):
-        return handle_torch_function(
-            public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype
-        )
+        return handle_torch_function(public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype)
     if dim is None:
         # One frame more than F has between the caller and the warning.
         dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)

@@ -19,7 +19,10 @@ def _first_line(path: str, key: str = "") -> str:
         lines = Path(path).read_text().splitlines()
     except OSError:
         return "unknown"
-    return next((line.partition(":")[2].strip() or line for line in lines if line.startswith(key)), "unknown")
+    return next(
+        (line.partition(":")[2].strip() or line for line in lines if line.startswith(key)),
+        "unknown",
+    )
 
 
 def environment() -> dict[str, str]:

@@ -140,9 +140,7 @@ def cross_entropy_backward(
     p = softmax(_classes_last(x), -1)  #                (..., C)
     classes = p.shape[-1]
     w = p.new_ones(classes) if weight is None else weight  # (C)
-    a, valid, total = _mass(
-        target, w, classes, ignore_index, label_smoothing
-    )  # (..., C), (...), ()
+    a, valid, total = _mass(target, w, classes, ignore_index, label_smoothing)  # (..., C), (...), ()
     a = a / total if reduction == "mean" else a  #      (..., C)
     g = grad.unsqueeze(-1) if reduction == "none" else grad  # (..., 1) or ()
     dx = (a.sum(-1, keepdim=True) * p - a) * g  #       (..., C)

@@ -47,7 +47,8 @@ const KernelTable* find(const std::string& name) {
   std::string choices;
   for (const Isa& isa : isas()) {
     if (name == isa.name) {
-      if (!isa.reason.empty()) throw std::runtime_error("backend '" + name + "' can't run here: " + isa.reason);
+      if (!isa.reason.empty())
+        throw std::runtime_error("backend '" + name + "' can't run here: " + isa.reason);
       return isa.table;
     }
     choices += (choices.empty() ? "'" : ", '") + std::string(isa.name) + "'";

@@ -58,13 +58,13 @@ struct BackwardArgs {
 struct CrossEntropyArgs {
   Shape shape;
   Rows logits;
-  const int64_t* target;   // class indices, one a row, in range or ignored; null with probabilities
-  Rows probabilities;      // data null with class indices
-  const void* weight;      // element type of the logits, one a class; or null
+  const int64_t* target;  // class indices, one a row, in range or ignored; null with probabilities
+  Rows probabilities;     // data null with class indices
+  const void* weight;     // element type of the logits, one a class; or null
   CrossEntropyOptions options;
-  void* loss;              // compute type, one a row
-  Rows grad;               // data null: no gradient wanted
-  double grad_factor;      // multiplies every gradient row
+  void* loss;          // compute type, one a row
+  Rows grad;           // data null: no gradient wanted
+  double grad_factor;  // multiplies every gradient row
 };
 
 /// grad row r *= factor[r * factor_step]; out may be the same memory as in.
@@ -72,8 +72,8 @@ struct ScaleArgs {
   Shape shape;
   Rows input;
   Rows output;
-  const void* factor;      // compute type
-  int64_t factor_step;     // 0: one factor for all rows
+  const void* factor;   // compute type
+  int64_t factor_step;  // 0: one factor for all rows
 };
 
 /// Kernels of one element type. Each returns the name of the ISA it was compiled for: who ran is told by

@@ -10,7 +10,8 @@ namespace softkern::cpu {
 namespace {
 
 // Adding and subtracting 1.5 * 2^(bits - 1) rounds to an integer in the FPU's own rounding. kLeast and
-// kMost lie beyond the arguments whose result is 0 or inf; they keep n where ldexp is defined, and -inf finite.
+// kMost lie beyond the arguments whose result is 0 or inf; they keep n where ldexp is defined, and -inf
+// finite.
 template <class A>
 struct ExpRange;
 template <>
@@ -58,9 +59,8 @@ template <class A, class T>
 SK_INLINE A row_max(const T* x, int64_t n) {
   const A lowest = -__builtin_inf();
   Accumulators<A> m(lowest);
-  for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-    m.take_max(slot, at.load(x + i, lowest));
-  });
+  for_each_vector<A>(n, [&](auto slot, auto at, int64_t i)
+                            __attribute__((always_inline)) { m.take_max(slot, at.load(x + i, lowest)); });
   return m.max();
 }
 
@@ -69,7 +69,7 @@ template <class A, class T>
 SK_INLINE MaxSum<A> max_sum(const T* x, A* e, int64_t n) {
   using S = Simd<A>;
   const A lowest = -__builtin_inf();
-  const A m = row_max<A>(x, n);                                                       // 1 max
+  const A m = row_max<A>(x, n);  // 1 max
   const auto vm = S::broadcast(m);
   Accumulators<A> d(0);
   for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {  // 2 sum-exp

@@ -13,13 +13,8 @@ struct ExpConstants<float> {
   static constexpr float kLn2High = 0x1.62e4300000000p-1f;
   static constexpr float kLn2Low = -0x1.05c6100000000p-29f;
   static constexpr float kC[7] = {
-      0x1.0000000000000p+0f,
-      0x1.0000000000000p+0f,
-      0x1.fffffc0000000p-2f,
-      0x1.5554920000000p-3f,
-      0x1.5558aa0000000p-5f,
-      0x1.12396c0000000p-7f,
-      0x1.6a55800000000p-10f,
+      0x1.0000000000000p+0f, 0x1.0000000000000p+0f, 0x1.fffffc0000000p-2f,  0x1.5554920000000p-3f,
+      0x1.5558aa0000000p-5f, 0x1.12396c0000000p-7f, 0x1.6a55800000000p-10f,
   };
 };
 
@@ -31,17 +26,8 @@ struct ExpConstants<double> {
   static constexpr double kLn2High = 0x1.62e42fefa39efp-1;
   static constexpr double kLn2Low = 0x1.abc9e3b39803fp-56;
   static constexpr double kC[12] = {
-      0x1.0000000000000p+0,
-      0x1.0000000000000p+0,
-      0x1.000000000000ap-1,
-      0x1.5555555555508p-3,
-      0x1.5555555550700p-5,
-      0x1.1111111124af8p-7,
-      0x1.6c16c18463225p-10,
-      0x1.a01a0138f7549p-13,
-      0x1.a0199999e9826p-16,
-      0x1.71df07f44727ep-19,
-      0x1.28adc47df2ee1p-22,
-      0x1.ada997d016831p-26,
+      0x1.0000000000000p+0,  0x1.0000000000000p+0,  0x1.000000000000ap-1,  0x1.5555555555508p-3,
+      0x1.5555555550700p-5,  0x1.1111111124af8p-7,  0x1.6c16c18463225p-10, 0x1.a01a0138f7549p-13,
+      0x1.a0199999e9826p-16, 0x1.71df07f44727ep-19, 0x1.28adc47df2ee1p-22, 0x1.ada997d016831p-26,
   };
 };

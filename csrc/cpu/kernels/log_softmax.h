@@ -26,9 +26,8 @@ void log_softmax_backward_row(const T* g, const T* y, T* dx, int64_t n) {
   using A = Compute<T>;
   using S = Simd<A>;
   Accumulators<A> total(0);
-  for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-    total.add(slot, at.load(g + i, 0));
-  });
+  for_each_vector<A>(n, [&](auto slot, auto at, int64_t i)
+                            __attribute__((always_inline)) { total.add(slot, at.load(g + i, 0)); });
   const auto minus_sum = S::broadcast(-total.sum());
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
     at.store(dx + i, S::fma(exp<A>(at.load(y + i, 0)), minus_sum, at.load(g + i, 0)));

@@ -30,7 +30,8 @@ const char* softmax(const ForwardArgs& a, Range range) {
 
 template <class T>
 const char* log_softmax(const ForwardArgs& a, Range range) {
-  forward<T>(a, range, Arena(range.scratch), [&](const T* x, T* y) { log_softmax_row(x, y, a.shape.classes); });
+  forward<T>(a, range, Arena(range.scratch),
+             [&](const T* x, T* y) { log_softmax_row(x, y, a.shape.classes); });
   return SOFTKERN_ISA;
 }
 
@@ -83,7 +84,8 @@ class CrossEntropy {
   A one(int64_t r, const T* x, T* grad, int64_t first) {
     if (a_.target == nullptr) {
       const T* t = probabilities_.row(r, first);
-      if (weight_ != nullptr) return row(x, grad, ProbabilityMass<T, true>{weight_, t, keep_, share_}, {-1, 0});
+      if (weight_ != nullptr)
+        return row(x, grad, ProbabilityMass<T, true>{weight_, t, keep_, share_}, {-1, 0});
       return row(x, grad, ProbabilityMass<T, false>{nullptr, t, keep_, share_}, {-1, 0});
     }
     const int64_t y = a_.target[r];

@@ -18,7 +18,8 @@ void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n) {
   const auto vd = S::broadcast(d);
   const auto inverse = S::broadcast(1 / d);
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write
-    // e / d rounded once, for three multiplications' time: the remainder corrects e * (1/d) (Markstein, 1990).
+    // e / d rounded once, for three multiplications' time: the remainder corrects e * (1/d) (Markstein,
+    // 1990).
     const auto v = at.load(e + i, 0);
     const auto q = S::mul(v, inverse);
     const auto remainder = S::fma(S::sub(S::broadcast(0), q), vd, v);

@@ -16,8 +16,12 @@ struct Simd<float> {
 
   static SK_INLINE Reg broadcast(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
   static SK_INLINE Reg load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-  static SK_INLINE Reg load(const BFloat16* p) { return {from_bfloat16(bits(p)), from_bfloat16(bits(p + 8))}; }
-  static SK_INLINE Reg load(const Half* p) { return {_mm256_cvtph_ps(bits(p)), _mm256_cvtph_ps(bits(p + 8))}; }
+  static SK_INLINE Reg load(const BFloat16* p) {
+    return {from_bfloat16(bits(p)), from_bfloat16(bits(p + 8))};
+  }
+  static SK_INLINE Reg load(const Half* p) {
+    return {_mm256_cvtph_ps(bits(p)), _mm256_cvtph_ps(bits(p + 8))};
+  }
   static SK_INLINE Reg load(const float* p, int n, float fill) {
     const __m256i low = first(n), high = first(n - 8);
     return select(low, high, {_mm256_maskload_ps(p, low), _mm256_maskload_ps(p + 8, high)}, fill);
@@ -51,14 +55,24 @@ struct Simd<float> {
     store(whole, v);
     for (int l = 0; l < n; ++l) p[l] = whole[l];
   }
-  static SK_INLINE Reg add(Reg a, Reg b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-  static SK_INLINE Reg sub(Reg a, Reg b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
-  static SK_INLINE Reg mul(Reg a, Reg b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+  static SK_INLINE Reg add(Reg a, Reg b) {
+    return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+  }
+  static SK_INLINE Reg sub(Reg a, Reg b) {
+    return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+  }
+  static SK_INLINE Reg mul(Reg a, Reg b) {
+    return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+  }
   static SK_INLINE Reg fma(Reg a, Reg b, Reg c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
-  static SK_INLINE Reg max(Reg a, Reg b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
-  static SK_INLINE Reg min(Reg a, Reg b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+  static SK_INLINE Reg max(Reg a, Reg b) {
+    return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+  }
+  static SK_INLINE Reg min(Reg a, Reg b) {
+    return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+  }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(v.low, v.high);
@@ -127,14 +141,24 @@ struct Simd<double> {
     _mm256_maskstore_pd(p, first(n), v.low);
     _mm256_maskstore_pd(p + 4, first(n - 4), v.high);
   }
-  static SK_INLINE Reg add(Reg a, Reg b) { return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)}; }
-  static SK_INLINE Reg sub(Reg a, Reg b) { return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)}; }
-  static SK_INLINE Reg mul(Reg a, Reg b) { return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)}; }
+  static SK_INLINE Reg add(Reg a, Reg b) {
+    return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)};
+  }
+  static SK_INLINE Reg sub(Reg a, Reg b) {
+    return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)};
+  }
+  static SK_INLINE Reg mul(Reg a, Reg b) {
+    return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
+  }
   static SK_INLINE Reg fma(Reg a, Reg b, Reg c) {
     return {_mm256_fmadd_pd(a.low, b.low, c.low), _mm256_fmadd_pd(a.high, b.high, c.high)};
   }
-  static SK_INLINE Reg max(Reg a, Reg b) { return {_mm256_max_pd(a.low, b.low), _mm256_max_pd(a.high, b.high)}; }
-  static SK_INLINE Reg min(Reg a, Reg b) { return {_mm256_min_pd(a.low, b.low), _mm256_min_pd(a.high, b.high)}; }
+  static SK_INLINE Reg max(Reg a, Reg b) {
+    return {_mm256_max_pd(a.low, b.low), _mm256_max_pd(a.high, b.high)};
+  }
+  static SK_INLINE Reg min(Reg a, Reg b) {
+    return {_mm256_min_pd(a.low, b.low), _mm256_min_pd(a.high, b.high)};
+  }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
   static SK_INLINE double reduce_add(Reg v) {
     const __m256d w = _mm256_add_pd(v.low, v.high);
@@ -152,7 +176,8 @@ struct Simd<double> {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
   }
   static SK_INLINE __m256d pow2(__m128i n) {
-    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023))), 52));
+    return _mm256_castsi256_pd(
+        _mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023))), 52));
   }
   static SK_INLINE __m256d ldexp(__m256d v, __m256d n) {
     const __m128i whole = _mm256_cvtpd_epi32(n);

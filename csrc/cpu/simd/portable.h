@@ -28,7 +28,8 @@ struct VectorsOf<double> {
 };
 
 #if defined(__FP_FAST_FMAF)
-SK_INLINE void fused(const VectorsOf<float>::Reg& a, const VectorsOf<float>::Reg& b, VectorsOf<float>::Reg& c) {
+SK_INLINE void fused(const VectorsOf<float>::Reg& a, const VectorsOf<float>::Reg& b,
+                     VectorsOf<float>::Reg& c) {
   for (int l = 0; l < 16; ++l) c[l] = __builtin_fmaf(a[l], b[l], c[l]);
 }
 #else
@@ -58,7 +59,8 @@ __attribute__((noinline)) void fused(const VectorsOf<float>::Reg& a, const Vecto
   __builtin_memcpy(&c, z, sizeof(z));
 }
 #endif
-SK_INLINE void fused(const VectorsOf<double>::Reg& a, const VectorsOf<double>::Reg& b, VectorsOf<double>::Reg& c) {
+SK_INLINE void fused(const VectorsOf<double>::Reg& a, const VectorsOf<double>::Reg& b,
+                     VectorsOf<double>::Reg& c) {
   for (int l = 0; l < 8; ++l) c[l] = __builtin_fma(a[l], b[l], c[l]);
 }
 
@@ -119,9 +121,7 @@ struct PortableSimd {
   }
 
  private:
-  static SK_INLINE Reg pow2(Int n) {
-    return (Reg)((n + V::kExponentBias) << V::kMantissaBits);
-  }
+  static SK_INLINE Reg pow2(Int n) { return (Reg)((n + V::kExponentBias) << V::kMantissaBits); }
   template <class F>
   static SK_INLINE A reduce(const Reg& v, F f) {
     A lanes[kLanes];

@@ -1,0 +1,49 @@
+# make demo | make test | make lint: each sets up what it needs in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.built
+	$(BIN)/python examples/lab.py --loss both
+	$(BIN)/python examples/zoo.py --loss both
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist *.egg-info softkern/_C.*.so $(VENV)
+
+# The interpreter's own torch serves if it has one; a second copy would be several hundred megabytes.
+$(VENV)/.torch:
+	if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	    $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+	    $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install 'torch==2.13.0'; \
+	fi
+	$(BIN)/python -m pip install 'setuptools>=64,<82' wheel ninja
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --no-build-isolation -e '.[test]'
+	touch $@
+
+# Read from pyproject.toml, the only place that pins them.
+$(VENV)/.lint: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	touch $@

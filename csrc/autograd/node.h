@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the autograd files share. The Nodes are written by hand: torch::autograd::Function would unpack every
+// saved tensor at once, and the logits of a loss, kept for double backward alone, may have been modified in
+// place since (F allows that).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
+#include <torch/library.h>
+
+namespace softkern {
+using at::Tensor;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+using torch::dynamo::autograd::CompiledNodeArgs;
+using torch::dynamo::autograd::SwapSavedVariables;
+
+// torch 2.11 owns nodes by shared_ptr, 2.13 by intrusive_ptr.
+using NodePtr = decltype(torch::autograd::Edge::function);
+
+template <class N>
+c10::intrusive_ptr<N> make_node(const c10::intrusive_ptr<Node>*) {
+  return c10::make_intrusive<N>();
+}
+template <class N>
+std::shared_ptr<N> make_node(const std::shared_ptr<Node>*) {
+  return std::shared_ptr<N>(new N(), [](N* node) { deleteNode(node); });
+}
+template <class N>
+auto make_node() {
+  return make_node<N>(static_cast<const NodePtr*>(nullptr));
+}
+
+/// functorch levels and forward-mode tangents: ATen's composites know them all, to any order.
+inline bool wants_composite(const Tensor& x) {
+  return x.defined() && (x.key_set().has_any(c10::DispatchKeySet(
+                             {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched})) ||
+                         x._fw_grad(/*level=*/0).defined());
+}
+
+/// Fake tensors, functional tensors and other stand-ins: no values to look at, nothing to overwrite.
+inline bool is_plain(const Tensor& x) {
+  return !x.key_set().has_any(
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+}
+
+}  // namespace softkern

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// From tensors to kernel arguments, and kernels onto torch's threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+
+#include "dispatch.h"
+
+namespace softkern::cpu {
+
+using at::Tensor;
+
+// Elements a thread should have before a second one pays: some 10 us of work, as in ATen.
+constexpr int64_t kGrain = 32768;
+
+inline ElementType element_type(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return kFloat;
+    case at::kDouble:
+      return kDouble;
+    case at::kBFloat16:
+      return kBFloat16;
+    case at::kHalf:
+      return kHalf;
+    default:
+      TORCH_CHECK(false, "softkern: expected a float32, float64, bfloat16 or float16 tensor, got ",
+                  x.scalar_type());
+  }
+}
+
+inline at::ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+/// Strides of the dims before and after `dim`, if each group walks memory in equal steps.
+inline std::optional<Rows> as_rows(const Tensor& x, int64_t dim) {
+  const auto step = [&](int64_t from, int64_t to, int64_t* stride) {
+    int64_t expected = -1;
+    *stride = 0;
+    for (int64_t i = to - 1; i >= from; --i) {
+      if (x.size(i) == 1) continue;
+      if (expected == -1) {
+        *stride = x.stride(i);
+      } else if (x.stride(i) != expected) {
+        return false;
+      }
+      expected = x.stride(i) * x.size(i);
+    }
+    return true;
+  };
+  Rows rows;
+  rows.data = x.data_ptr();
+  if (!step(0, dim, &rows.outer_stride) || !step(dim + 1, x.dim(), &rows.inner_stride)) return std::nullopt;
+  rows.class_stride = x.size(dim) == 1 ? 1 : x.stride(dim);
+  return rows;
+}
+
+/// A tensor whose rows the kernels can walk: the tensor itself, or a copy of it that `keep` holds.
+inline Rows readable_rows(const Tensor& x, int64_t dim, Tensor& keep) {
+  keep = x;
+  if (const auto rows = as_rows(x, dim)) return *rows;
+  keep = x.contiguous();
+  return *as_rows(keep, dim);
+}
+
+struct Layout {
+  Shape shape;
+  int64_t rows;
+};
+
+inline Layout layout_of(const Tensor& x, int64_t dim) {
+  int64_t inner = 1;
+  for (int64_t i = dim + 1; i < x.dim(); ++i) inner *= x.size(i);
+  const int64_t classes = x.size(dim);
+  return {{classes, inner}, classes == 0 ? 0 : x.numel() / classes};
+}
+
+/// kernel(args, range) over all rows, in torch's own thread pool. Splitting by rows changes no bits.
+template <class Args>
+void run(const char* (*kernel)(const Args&, Range), const Args& args, const Layout& layout,
+         size_t element_size, std::initializer_list<const Rows*> operands) {
+  int strided = 0;
+  for (const Rows* rows : operands) strided += rows->data != nullptr && rows->class_stride != 1;
+  const bool needs_scratch = strided > 0 || element_size < sizeof(float);
+  const size_t bytes = needs_scratch ? scratch_bytes(layout.shape, element_size, strided, true) : 0;
+  std::atomic<const char*> isa{""};
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, layout.shape.classes));
+  at::parallel_for(0, layout.rows, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<char[]> scratch(bytes > 0 ? new char[bytes] : nullptr);
+    isa.store(kernel(args, {begin, end, scratch.get()}), std::memory_order_relaxed);
+  });
+  set_last_isa(isa.load(std::memory_order_relaxed));
+}
+
+}  // namespace softkern::cpu

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// softmax and log_softmax of CPU tensors.
+#include <ATen/ops/empty.h>
+#include <c10/core/WrapDimMinimal.h>
+#include <torch/library.h>
+
+#include "launch.h"
+
+namespace softkern::cpu {
+namespace {
+
+Tensor forward(const Tensor& self, int64_t dim, const char* (*Kernels::*kernel)(const ForwardArgs&, Range)) {
+  const ElementType type = element_type(self);
+  Tensor output = at::empty(self.sizes(), self.options().memory_format(at::MemoryFormat::Contiguous));
+  dim = c10::maybe_wrap_dim(dim, self.dim());
+  if (self.numel() == 0) return output;
+  Tensor keep;
+  const Tensor x = self.dim() == 0 ? self.view(1) : self;
+  const Tensor y = self.dim() == 0 ? output.view(1) : output;
+  const Layout layout = layout_of(x, dim);
+  const ForwardArgs args{layout.shape, readable_rows(x, dim, keep), *as_rows(y, dim)};
+  run(active().by_type[type].*kernel, args, layout, x.element_size(), {&args.input, &args.output});
+  return output;
+}
+
+Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
+                const char* (*Kernels::*kernel)(const BackwardArgs&, Range)) {
+  const ElementType type = element_type(output);
+  TORCH_CHECK(grad_output.sizes() == output.sizes() && grad_output.scalar_type() == output.scalar_type(),
+              "softkern: expected grad_output of shape ", output.sizes(), " and dtype ", output.scalar_type(),
+              " as the output has, got ", grad_output.sizes(), " and ", grad_output.scalar_type());
+  Tensor grad_input = at::empty(output.sizes(), output.options().memory_format(at::MemoryFormat::Contiguous));
+  dim = c10::maybe_wrap_dim(dim, output.dim());
+  if (output.numel() == 0) return grad_input;
+  Tensor keep_g, keep_y;
+  const bool scalar = output.dim() == 0;
+  const Tensor g = scalar ? grad_output.view(1) : grad_output;
+  const Tensor y = scalar ? output.view(1) : output;
+  const Tensor dx = scalar ? grad_input.view(1) : grad_input;
+  const Layout layout = layout_of(y, dim);
+  const BackwardArgs args{layout.shape, readable_rows(g, dim, keep_g), readable_rows(y, dim, keep_y),
+                          *as_rows(dx, dim)};
+  run(active().by_type[type].*kernel, args, layout, y.element_size(),
+      {&args.grad_output, &args.output, &args.grad_input});
+  return grad_input;
+}
+
+Tensor softmax_cpu(const Tensor& self, int64_t dim) { return forward(self, dim, &Kernels::softmax); }
+Tensor log_softmax_cpu(const Tensor& self, int64_t dim) { return forward(self, dim, &Kernels::log_softmax); }
+Tensor softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  return backward(grad_output, output, dim, &Kernels::softmax_backward);
+}
+Tensor log_softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  return backward(grad_output, output, dim, &Kernels::log_softmax_backward);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(softkern, CPU, m) {
+  m.impl("softmax", &softmax_cpu);
+  m.impl("log_softmax", &log_softmax_cpu);
+  m.impl("softmax_backward", &softmax_backward_cpu);
+  m.impl("log_softmax_backward", &log_softmax_backward_cpu);
+}
+
+}  // namespace softkern::cpu
