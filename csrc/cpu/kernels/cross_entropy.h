@@ -7,8 +7,8 @@
 // m and d stay apart: m + log d, rounded, would lose the loss of logits that share a large offset.
 #pragma once
 
-#include "exp.h"
 #include "operand.h"
+#include "row_stats.h"
 
 namespace softkern::cpu {
 namespace {
@@ -61,35 +61,18 @@ struct Hot {
   A mass;         // (1 - s) w_y
 };
 
-template <class A>
-struct MassSums {
-  A mass;       // sum a_c
-  A deviation;  // sum a_c (m - x_c)
-};
-
+/// of[0] = sum a_c, of[1] = sum a_c (m - x_c)
 template <class A, class T, class Mass>
-SK_INLINE MassSums<A> sum_mass(const T* x, A m, const Mass& mass, int64_t n) {
+SK_INLINE Sums<A, 2> sum_mass(const T* x, A m, const Mass& mass, int64_t n) {
   using S = Simd<A>;
   const auto vm = S::broadcast(m);
-  const auto zero = S::broadcast(0);
-  Accumulators<A> sum(0), deviation(0);
-  const auto step = [&](auto slot, auto at, int64_t i, const auto& a) __attribute__((always_inline)) {
-    sum.add(slot, a);
-    // x is filled with m: a lane behind the end must not make 0 * inf.
-    deviation.add_product(slot, a, S::sub(vm, at.load(x + i, m)));
-  };
-  for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-    if constexpr (sizeof(at) == sizeof(Tail<A>)) {
-      // s/C is a mass of classes, not of lanes: those behind the end are cleared.
-      A lanes[S::kLanes];
-      S::store(lanes, zero);
-      at.store(lanes, mass.load(at, i));
-      step(slot, at, i, S::load(lanes));
-    } else {
-      step(slot, at, i, mass.load(at, i));
-    }
+  return sum_row<A, 2>(n, [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
+    // s/C is a mass of classes, not of lanes: those behind the end are cleared. There x is filled with m,
+    // so that they don't make 0 * inf.
+    const auto a = at.keep(mass.load(at, i));
+    part[0].add(slot, a);
+    part[1].add_product(slot, a, S::sub(vm, at.load(x + i, m)));
   });
-  return {sum.sum(), deviation.sum()};
 }
 
 /// Loss of a row; with grad given, its gradient times factor.
@@ -100,23 +83,31 @@ Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, 
   using S = Simd<A>;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   A* e = grad != nullptr ? compute_row(grad, scratch) : nullptr;
-  const auto [m, d] = max_sum<A>(x, e, n);  // 1 max, 2 sum-exp
-  const A log_d = log_of(d);
-  A total = hot.mass;
+  const RowStats<A> stats = row_stats<A>(x, e, n);  // 1 max, 2 sum-exp
+  const A m = stats.m;
+  const A log_d = stats.log_d();
+  A spread = 0;  // mass of the classes but for the hot part
   A loss = hot.index >= 0 ? hot.mass * ((m - widen(x[hot.index])) + log_d) : A(0);
   if constexpr (kSpread) {
-    const MassSums<A> sums = sum_mass(x, m, mass, n);
-    total += sums.mass;
-    loss += sums.deviation + sums.mass * log_d;
+    const Sums<A, 2> sums = sum_mass(x, m, mass, n);
+    spread = sums.of[0];
+    loss += sums.of[1] + spread * log_d;
   }
   if (grad == nullptr) return loss;
 
+  const A total = hot.mass + spread;
+  const A sum = stats.sum();
   // The true class, from numbers of the compute type: p - 1 of a p already rounded to 16 bits is off by up
-  // to 100 % for confident rows. Read before step 3 overwrites e.
+  // to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1, and the other
+  // classes give it. Read before step 3 overwrites e.
   A hot_grad = 0;
-  if (hot.index >= 0) hot_grad = factor * (total * (e[hot.index] / d) - hot.mass);
+  if (hot.index >= 0) {
+    const A p = e[hot.index] / sum;
+    const bool alone = widen(x[hot.index]) == m && stats.ties == 1;
+    hot_grad = factor * (hot.mass * (alone ? -stats.rest / sum : p - 1) + spread * p);
+  }
 
-  const auto scale = S::broadcast(factor * total / d);
+  const auto scale = S::broadcast(factor * total / sum);
   const auto minus_factor = S::broadcast(-factor);
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write
     const auto v = at.load(e + i, 0);

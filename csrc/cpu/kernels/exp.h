@@ -9,76 +9,54 @@
 namespace softkern::cpu {
 namespace {
 
-// Adding and subtracting 1.5 * 2^(bits - 1) rounds to an integer in the FPU's own rounding. kLeast and
-// kMost lie beyond the arguments whose result is 0 or inf; they keep n where ldexp is defined, and -inf
-// finite.
+// Adding and subtracting 1.5 * 2^(bits - 1) rounds to an integer in the FPU's own rounding. exp underflows to
+// 0 below -kSpan and overflows above kMost: arguments are held there, where ldexp is defined and -inf finite.
 template <class A>
 struct ExpRange;
 template <>
 struct ExpRange<float> {
-  static constexpr float kRounder = 0x1.8p23f, kLeast = -105.0f, kMost = 89.0f;
+  static constexpr float kRounder = 0x1.8p23f, kSpan = 105.0f, kMost = 89.0f;
 };
 template <>
 struct ExpRange<double> {
-  static constexpr double kRounder = 0x1.8p52, kLeast = -746.0, kMost = 710.0;
+  static constexpr double kRounder = 0x1.8p52, kSpan = 746.0, kMost = 710.0;
 };
 
 #if !defined(SOFTKERN_EXP)
 #define SOFTKERN_EXP SK_INLINE
 #endif
 
+/// exp(x) 2^-shift for |x| < 2^20 or NaN and an integral shift.
 template <class A>
-SOFTKERN_EXP typename Simd<A>::Reg exp(const typename Simd<A>::Reg& argument) {
+SOFTKERN_EXP typename Simd<A>::Reg exp_shifted(const typename Simd<A>::Reg& x,
+                                               const typename Simd<A>::Reg& shift) {
   using S = Simd<A>;
   using K = ExpConstants<A>;
-  using R = ExpRange<A>;
-  const auto rounder = S::broadcast(R::kRounder);
-  // The argument is the second operand of max and min, which they return for a NaN.
-  const auto x = S::min(S::broadcast(R::kMost), S::max(S::broadcast(R::kLeast), argument));
+  const auto rounder = S::broadcast(ExpRange<A>::kRounder);
   const auto n = S::sub(S::fma(x, S::broadcast(K::kLog2E), rounder), rounder);
-  auto r = S::fma(n, S::broadcast(-K::kLn2High), x);
+  auto r = S::fma(n, S::broadcast(-K::kLn2High), x);  // exact: both are multiples of the same power of two
   r = S::fma(n, S::broadcast(-K::kLn2Low), r);
   auto p = S::broadcast(K::kC[K::kDegree]);
 #pragma GCC unroll 16
   for (int k = K::kDegree - 1; k >= 0; --k) p = S::fma(p, r, S::broadcast(K::kC[k]));
-  return S::ldexp(p, n);
+  return S::ldexp(p, S::sub(n, shift));
 }
 
-// In double, so that log d adds no error of its own; one call a row.
-SK_INLINE float log_of(float d) { return static_cast<float>(__builtin_log(static_cast<double>(d))); }
-SK_INLINE double log_of(double d) { return __builtin_log(d); }
-
-/// (m, d) of a row or of a part of one: m = max x, d = sum exp(x - m).
 template <class A>
-struct MaxSum {
-  A m;
-  A d;
-};
-
-template <class A, class T>
-SK_INLINE A row_max(const T* x, int64_t n) {
-  const A lowest = -__builtin_inf();
-  Accumulators<A> m(lowest);
-  for_each_vector<A>(n, [&](auto slot, auto at, int64_t i)
-                            __attribute__((always_inline)) { m.take_max(slot, at.load(x + i, lowest)); });
-  return m.max();
-}
-
-/// 1 max, 2 sum-exp. e, where given, receives exp(x - m); it may be the row itself.
-template <class A, class T>
-SK_INLINE MaxSum<A> max_sum(const T* x, A* e, int64_t n) {
+SK_INLINE typename Simd<A>::Reg exp(const typename Simd<A>::Reg& x) {
   using S = Simd<A>;
-  const A lowest = -__builtin_inf();
-  const A m = row_max<A>(x, n);  // 1 max
-  const auto vm = S::broadcast(m);
-  Accumulators<A> d(0);
-  for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {  // 2 sum-exp
-    const auto v = exp<A>(S::sub(at.load(x + i, lowest), vm));
-    d.add(slot, v);
-    if (e != nullptr) at.store(e + i, v);
-  });
-  return {m, d.sum()};
+  using R = ExpRange<A>;
+  // The argument is the second operand of max and min, which they return for a NaN.
+  const auto held = S::min(S::broadcast(R::kMost), S::max(S::broadcast(-R::kSpan), x));
+  return exp_shifted<A>(held, S::broadcast(0));
 }
+
+/// log(1 + q), q >= 0 or NaN, without losing a small q.
+SK_INLINE double log_one_plus(double q, float) {
+  // In double 1 + q keeps enough of any q above 2^-12 for a float result; below, q^4/4 is out of its sight.
+  return q < 0x1p-12 ? q * (1 - q * (0.5 - q / 3)) : __builtin_log(1 + q);
+}
+SK_INLINE double log_one_plus(double q, double) { return __builtin_log1p(q); }
 
 }  // namespace
 }  // namespace softkern::cpu

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loop over a row and its tail: the only one. And with it the canonical order of every reduction:
 // vector v of a row goes to accumulator v % 4, the vector that is not whole to accumulator 3 (free in the
-// last round, which has at most three whole vectors), and the four meet as (0 + 1) + (2 + 3).
+// last round, which has at most three whole vectors), blocks of kBlock elements are added up one after the
+// other, and at the end the four accumulators meet as (0 + 1) + (2 + 3).
 #pragma once
 
 #include "../scalar.h"
@@ -26,6 +27,7 @@ struct Whole {
   SK_INLINE void store(T* p, const typename S::Reg& v) const {
     S::store(p, v);
   }
+  SK_INLINE const typename S::Reg& keep(const typename S::Reg& v) const { return v; }
 };
 template <class A>
 struct Tail {
@@ -38,6 +40,12 @@ struct Tail {
   template <class T>
   SK_INLINE void store(T* p, const typename S::Reg& v) const {
     S::store(p, v, n);
+  }
+  /// v with zeros in the lanes behind the end.
+  SK_INLINE typename S::Reg keep(const typename S::Reg& v) const {
+    A lanes[S::kLanes];
+    S::store(lanes, v);
+    return S::load(lanes, n, A(0));
   }
 };
 
@@ -74,12 +82,23 @@ class Accumulators {
   using Reg = typename S::Reg;
 
  public:
-  explicit SK_INLINE Accumulators(A start) {
+  explicit SK_INLINE Accumulators(A start = 0) {
     for (Reg& v : v_) v = S::broadcast(start);
+  }
+  SK_INLINE void add(const Accumulators& block) {
+    for (int k = 0; k < 4; ++k) v_[k] = S::add(v_[k], block.v_[k]);
   }
   template <int K>
   SK_INLINE void add(Slot<K>, const Reg& v) {
     v_[K] = S::add(v_[K], v);
+  }
+  template <int K>
+  SK_INLINE void add_if_equal(Slot<K>, const Reg& v, const Reg& a, const Reg& b) {
+    v_[K] = S::add_if_equal(v_[K], v, a, b);
+  }
+  template <int K>
+  SK_INLINE void add_unless_equal(Slot<K>, const Reg& v, const Reg& a, const Reg& b) {
+    v_[K] = S::add_unless_equal(v_[K], v, a, b);
   }
   template <int K>
   SK_INLINE void add_product(Slot<K>, const Reg& a, const Reg& b) {
@@ -97,6 +116,29 @@ class Accumulators {
  private:
   Reg v_[4];
 };
+
+/// K sums over a row; body(part, slot, access, i) adds a vector's share to part[0], ..., part[K - 1].
+template <class A, int K>
+struct Sums {
+  A of[K];
+};
+template <class A, int K, class Body>
+SK_INLINE Sums<A, K> sum_row(int64_t n, Body body) {
+  // A lane adds up 32 numbers, then its blocks: rounding errors grow with both lengths, not with their
+  // product.
+  constexpr int64_t kBlock = 32 * 4 * Simd<A>::kLanes;
+  Accumulators<A> total[K];
+  for (int64_t start = 0; start < n; start += kBlock) {
+    Accumulators<A> part[K];
+    for_each_vector<A>(n - start < kBlock ? n - start : kBlock,
+                       [&](auto slot, auto at, int64_t i)
+                           __attribute__((always_inline)) { body(part, slot, at, start + i); });
+    for (int k = 0; k < K; ++k) total[k].add(part[k]);
+  }
+  Sums<A, K> result;
+  for (int k = 0; k < K; ++k) result.of[k] = total[k].sum();
+  return result;
+}
 
 }  // namespace
 }  // namespace softkern::cpu

@@ -73,6 +73,15 @@ struct Simd<float> {
   static SK_INLINE Reg min(Reg a, Reg b) {
     return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
   }
+  // Adding the 0 that the mask leaves is adding nothing: sums start at +0 and never are -0.
+  static SK_INLINE Reg add_if_equal(Reg s, Reg v, Reg a, Reg b) {
+    return add(s, {_mm256_and_ps(_mm256_cmp_ps(a.low, b.low, _CMP_EQ_OQ), v.low),
+                   _mm256_and_ps(_mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ), v.high)});
+  }
+  static SK_INLINE Reg add_unless_equal(Reg s, Reg v, Reg a, Reg b) {
+    return add(s, {_mm256_and_ps(_mm256_cmp_ps(a.low, b.low, _CMP_NEQ_UQ), v.low),
+                   _mm256_and_ps(_mm256_cmp_ps(a.high, b.high, _CMP_NEQ_UQ), v.high)});
+  }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(v.low, v.high);
@@ -158,6 +167,15 @@ struct Simd<double> {
   }
   static SK_INLINE Reg min(Reg a, Reg b) {
     return {_mm256_min_pd(a.low, b.low), _mm256_min_pd(a.high, b.high)};
+  }
+  // Adding the 0 that the mask leaves is adding nothing: sums start at +0 and never are -0.
+  static SK_INLINE Reg add_if_equal(Reg s, Reg v, Reg a, Reg b) {
+    return add(s, {_mm256_and_pd(_mm256_cmp_pd(a.low, b.low, _CMP_EQ_OQ), v.low),
+                   _mm256_and_pd(_mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ), v.high)});
+  }
+  static SK_INLINE Reg add_unless_equal(Reg s, Reg v, Reg a, Reg b) {
+    return add(s, {_mm256_and_pd(_mm256_cmp_pd(a.low, b.low, _CMP_NEQ_UQ), v.low),
+                   _mm256_and_pd(_mm256_cmp_pd(a.high, b.high, _CMP_NEQ_UQ), v.high)});
   }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
   static SK_INLINE double reduce_add(Reg v) {

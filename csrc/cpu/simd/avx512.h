@@ -50,6 +50,12 @@ struct Simd<float> {
   static SK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static SK_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static SK_INLINE Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static SK_INLINE Reg add_if_equal(Reg s, Reg v, Reg a, Reg b) {
+    return _mm512_mask_add_ps(s, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), s, v);
+  }
+  static SK_INLINE Reg add_unless_equal(Reg s, Reg v, Reg a, Reg b) {
+    return _mm512_mask_add_ps(s, _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), s, v);
+  }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_ps(v, n); }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -98,6 +104,12 @@ struct Simd<double> {
   static SK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static SK_INLINE Reg max(Reg a, Reg b) { return _mm512_max_pd(a, b); }
   static SK_INLINE Reg min(Reg a, Reg b) { return _mm512_min_pd(a, b); }
+  static SK_INLINE Reg add_if_equal(Reg s, Reg v, Reg a, Reg b) {
+    return _mm512_mask_add_pd(s, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), s, v);
+  }
+  static SK_INLINE Reg add_unless_equal(Reg s, Reg v, Reg a, Reg b) {
+    return _mm512_mask_add_pd(s, _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ), s, v);
+  }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_pd(v, n); }
   static SK_INLINE double reduce_add(Reg v) {
     const __m256d w = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));

@@ -13,6 +13,8 @@
 //   touched store(p, v)             rounded to nearest, ties to even; NaN stays NaN store(p, v, n) lanes
 //   0..n-1; nothing behind p + n is touched add, sub, mul           IEEE fma(a, b, c)            a * b + c,
 //   rounded once max(a, b), min(a, b)    b where either is NaN, b where they are equal (what vmaxps does)
+//   add_if_equal(s, v, a, b)       s + v in the lanes where a == b, s elsewhere (also where either is NaN)
+//   add_unless_equal(s, v, a, b)   s + v in the other lanes
 //   ldexp(v, n)             v * 2^n for integral n in [-1080, 1030] and 0.5 <= |v| < 2, rounded once; NaN
 //   kept reduce_add(v)           lane l + lane l + k/2 for k = kLanes, kLanes/2, ..., 2 reduce_max(v) the
 //   same tree

@@ -107,6 +107,12 @@ struct PortableSimd {
   }
   static SK_INLINE Reg max(const Reg& a, const Reg& b) { return a > b ? a : b; }
   static SK_INLINE Reg min(const Reg& a, const Reg& b) { return a < b ? a : b; }
+  static SK_INLINE Reg add_if_equal(const Reg& s, const Reg& v, const Reg& a, const Reg& b) {
+    return s + (a == b ? v : Reg{});
+  }
+  static SK_INLINE Reg add_unless_equal(const Reg& s, const Reg& v, const Reg& a, const Reg& b) {
+    return s + (a == b ? Reg{} : v);
+  }
   static SK_INLINE Reg ldexp(const Reg& v, const Reg& n) {
     const Int whole = __builtin_convertvector(n == n ? n : Reg{}, Int);  // a NaN has no integer
     const Int half = whole >> 1;
