@@ -95,13 +95,14 @@ struct KernelTable {
 /// Rows are packed, where they are strided, in tiles of this many.
 constexpr int64_t kTileRows = 16;
 
+// static: an inline function with a linkage would be a weak symbol of every ISA's object.
 /// Distance of packed rows: whole vectors, and one cache line more so that a power of two number of classes
 /// does not put all rows of a tile into the same cache set.
-constexpr int64_t row_pitch(int64_t classes) { return (classes + 15) / 16 * 16 + 16; }
+static inline constexpr int64_t row_pitch(int64_t classes) { return (classes + 15) / 16 * 16 + 16; }
 
 /// Upper bound over all kernels: a tile for each strided operand and one row in the compute type.
-constexpr size_t scratch_bytes(const Shape& shape, size_t element_size, int strided_operands,
-                               bool compute_row) {
+static inline constexpr size_t scratch_bytes(const Shape& shape, size_t element_size, int strided_operands,
+                                             bool compute_row) {
   const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
   return pitch * (strided_operands * kTileRows * element_size + (compute_row ? sizeof(double) : 0)) +
          64 * (static_cast<size_t>(strided_operands) + 2);

@@ -1,0 +1,86 @@
+"""What the scripts share: which loss to train with, and printing the losses of the runs."""
+
+import argparse
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import softkern
+
+# softkern has the functions of torch.nn.functional under the same names, so a training loop
+# that takes "the module with cross_entropy in it" as an argument runs with either.
+IMPLEMENTATIONS = {"softkern": softkern, "torch": F}
+
+
+@dataclass
+class Run:
+    """One finished training run."""
+
+    name: str  # column title
+    ops: Any  # the module it trained with
+    losses: dict[int, float]  # epoch -> loss
+    result: Any  # whatever else train() returned
+    seconds: float
+
+
+def positive(text):
+    """The argument type of counts."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def add_loss_option(parser):
+    parser.add_argument(
+        "--loss",
+        choices=[*IMPLEMENTATIONS, "both"],
+        default="softkern",
+        help="whose softmax and cross-entropy to train with; 'both' trains twice from the same "
+        "initial state and compares (default: %(default)s)",
+    )
+
+
+def train_each(choice, train):
+    """Call ``train(ops)`` for each chosen implementation and return the list of runs.
+
+    ``train`` returns ``(losses, result)`` and must build its own initial state (zeros, or a seed
+    set inside it): that is what makes two runs start equal.
+    """
+    warm_up()
+    names = IMPLEMENTATIONS if choice == "both" else [choice]
+    return [train_one(name, IMPLEMENTATIONS[name], train) for name in names]
+
+
+def train_one(name, ops, train):
+    start = time.perf_counter()
+    losses, result = train(ops)
+    return Run(name, ops, losses, result, time.perf_counter() - start)
+
+
+def warm_up():
+    """Take one tiny step with each: the first ever loads code, which no run should pay for."""
+    for ops in IMPLEMENTATIONS.values():
+        model = torch.nn.Linear(784, 10)
+        optimizer = torch.optim.Adam(model.parameters())
+        ops.cross_entropy(model(torch.zeros(1000, 784)), torch.zeros(1000).long()).backward()
+        optimizer.step()
+
+
+def largest_difference(runs):
+    """Largest difference between the runs' losses at the same epoch."""
+    columns = zip(*(run.losses.values() for run in runs), strict=True)
+    return max(max(losses) - min(losses) for losses in columns)
+
+
+def print_losses(runs):
+    """Print a row per epoch and a column per run; below it the difference and the times."""
+    print("epoch " + " ".join(f"{run.name:>10}" for run in runs))
+    for epoch in runs[0].losses:
+        print(f"{epoch:5d} " + " ".join(f"{run.losses[epoch]:10.6f}" for run in runs))
+    if len(runs) > 1:
+        print(f"largest difference: {largest_difference(runs):.1e}")
+    print("time: " + ", ".join(f"{run.name} {run.seconds:.2f} s" for run in runs))

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bounds that docs/accuracy.md states, against a measurement; and the page against its JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+OPS = {
+    "`softmax`": "softmax",
+    "`log_softmax`": "log_softmax",
+    "`cross_entropy`, one row, class index": "cross_entropy",
+    "its gradient": "cross_entropy gradient",
+}
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = DOCS.parent / "tools" / "measure_accuracy.py"
+    spec = importlib.util.spec_from_file_location("measure_accuracy", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stated_bounds() -> dict[str, float]:
+    rows = re.findall(r"^\| (.+?) \| (\d+) \|$", (DOCS / "accuracy.md").read_text(), re.MULTILINE)
+    return {OPS[name]: float(bound) for name, bound in rows if name in OPS}
+
+
+def test_every_op_has_a_stated_bound() -> None:
+    assert set(stated_bounds()) == set(OPS.values())
+
+
+def test_float32_errors_are_within_the_stated_bounds(tool: ModuleType) -> None:
+    bounds = stated_bounds()
+    for row in tool.measure(0.05, {"float32": torch.float32}):
+        assert row["softkern"] <= bounds[row["op"]], row
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_results_are_below_one_ulp(tool: ModuleType, dtype: torch.dtype) -> None:
+    for row in tool.measure(0.02, {str(dtype): dtype}):
+        assert row["softkern"] < 1, row
+
+
+def test_the_measurement_sees_a_wrong_digit(tool: ModuleType) -> None:
+    answer = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert tool.ulp_error(answer.float(), answer) == 0
+    off = torch.nextafter(answer.float(), torch.tensor(10.0))
+    assert tool.ulp_error(off, answer) == 1
+
+
+def test_page_is_what_the_json_gives(tool: ModuleType) -> None:
+    page = (DOCS / "accuracy.md").read_text()
+    measured = json.loads((DOCS / "accuracy.json").read_text())
+    assert tool.render(measured, page) == page
