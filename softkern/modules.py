@@ -9,7 +9,7 @@ from softkern import functional
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """`softkern.cross_entropy` as a module; arguments, buffers and `state_dict` of `torch.nn.CrossEntropyLoss`."""
+    """`softkern.cross_entropy` as a module; arguments and `state_dict` of `torch.nn.CrossEntropyLoss`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,7 +46,7 @@ def inputs(scale: float) -> dict[str, Tensor]:
 
 
 def answers(x: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """In float64, with log d and p - 1 formed from the classes below the maximum, so that they keep their digits."""
+    """In float64; log d and p - 1 from the classes below the maximum, so that they keep their digits."""
     m, top = x.max(1, keepdim=True)  # (N, 1)
     e = torch.exp(x - m)  # (N, C)
     rest = e.scatter(1, top, 0).sum(1, keepdim=True)  # (N, 1)

@@ -3,7 +3,6 @@
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eq.h>
-#include <ATen/ops/isfinite.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -51,6 +50,13 @@ double sum_in_order(const A* x, int64_t n) {
   }
   for (; i < n; ++i) part[i % 8] += static_cast<double>(x[i]);
   return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
+}
+
+/// Shape of class-index targets, and of the loss without a reduction.
+at::DimVector target_sizes(const Tensor& logits) {
+  at::DimVector sizes(logits.sizes());
+  sizes.erase(sizes.begin() + class_dim(logits));
+  return sizes;
 }
 
 struct Targets {
@@ -108,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   args.shape = layout.shape;
   args.logits = readable_rows(self, dim, keep_logits);
   args.options = {ignore_index, label_smoothing};
-  args.weight = w.defined() ? w.data_ptr() : nullptr;
+  args.weight = w.defined() ? w.const_data_ptr() : nullptr;
   double mass = static_cast<double>(layout.rows);
   if (indices) {
     keep_target = target.to(at::kLong).contiguous();
@@ -137,15 +143,13 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   Tensor grad = need_grad
                     ? at::empty(self.sizes(), self.options().memory_format(at::MemoryFormat::Contiguous))
                     : at::empty({0}, self.options());
-  if (need_grad) args.grad = *as_rows(grad, dim);
+  if (need_grad) args.grad = *as_rows(grad, dim, grad.data_ptr());
   run(active().by_type[element_type(self)].cross_entropy, args, layout, self.element_size(),
       {&args.logits, &args.probabilities, &args.grad});
 
   Tensor loss;
   if (reduction == kNone) {
-    at::DimVector sizes(self.sizes());
-    sizes.erase(sizes.begin() + dim);
-    loss = losses.to(self.scalar_type()).view(sizes);
+    loss = losses.to(self.scalar_type()).view(target_sizes(self));
   } else {
     const double total = compute == at::kDouble ? sum_in_order(losses.const_data_ptr<double>(), layout.rows)
                                                 : sum_in_order(losses.const_data_ptr<float>(), layout.rows);
@@ -157,20 +161,42 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   return {loss, grad, grad_scale};
 }
 
-/// One factor, or one a row, in the compute type.
-Tensor row_factors(const Tensor& grad_output, const Tensor& grad_scale, const Tensor& target,
-                   int64_t ignore_index, const Layout& layout) {
-  // Expanded gradients, as loss.sum() gives them, stay one factor.
-  bool single = grad_output.numel() > 0;
+/// What gradient rows are multiplied by: one factor for all of them, or one each.
+struct Factors {
+  std::optional<double> single;
+  Tensor by_row;  // compute type
+};
+
+double first_value(const Tensor& x) {
+  return with_type(x.scalar_type(), [&](auto zero) {
+    return static_cast<double>(*static_cast<const decltype(zero)*>(x.const_data_ptr()));
+  });
+}
+
+Factors row_factors(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
+                    const Tensor& target, int64_t ignore_index, const Layout& layout) {
+  TORCH_CHECK(grad_output.device().is_cpu() && takes_dtype(grad_output.scalar_type()) &&
+                  (grad_output.numel() == 1 || grad_output.numel() == layout.rows),
+              "softkern::cross_entropy_backward: expected a floating-point grad_output on the CPU with one "
+              "element or one for each of ",
+              layout.rows, " rows, got ", grad_output.numel(), " of ", grad_output.scalar_type());
+  // Expanded gradients, as loss.sum() gives them, are one factor.
+  bool expanded = true;
   for (int64_t i = 0; i < grad_output.dim(); ++i) {
-    single = single && (grad_output.size(i) == 1 || grad_output.stride(i) == 0);
+    expanded = expanded && (grad_output.size(i) == 1 || grad_output.stride(i) == 0);
   }
-  const Tensor values = single ? grad_output.as_strided({1}, {1}) : grad_output.reshape(-1);
-  const Tensor factors = at::mul(values.to(grad_scale.scalar_type()), grad_scale);
-  const bool indices = target.numel() == layout.rows;
-  if (!indices || at::isfinite(factors).all().item<bool>()) return factors;
-  // Ignored rows are stored as zeros and stay zeros: 0 * inf must not make them NaN.
-  return at::where(at::eq(target.reshape(-1), ignore_index), at::zeros({}, factors.options()), factors);
+  const double scale = first_value(grad_scale);
+  if (expanded) {
+    const double factor = first_value(grad_output) * scale;
+    if (std::isfinite(factor)) return {factor, Tensor()};
+  }
+  Tensor factors =
+      at::mul(grad_output.to(grad_scale.scalar_type()).expand(target_sizes(grad)).reshape(-1), scale);
+  if (!same_shape(grad, target)) {
+    // Ignored rows are stored as zeros and stay zeros: 0 * inf must not make them NaN.
+    factors = at::where(at::eq(target.reshape(-1), ignore_index), at::zeros({}, factors.options()), factors);
+  }
+  return {std::nullopt, factors};
 }
 
 /// out = grad * (grad_output * grad_scale); out may be grad.
@@ -179,22 +205,22 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
   if (grad.numel() == 0) return;
   const int64_t dim = class_dim(grad);
   Layout layout = layout_of(grad, dim);
-  TORCH_CHECK(grad_output.numel() == 1 || grad_output.numel() == layout.rows,
-              "softkern::cross_entropy_backward: expected grad_output of one element or one for each of ",
-              layout.rows, " rows, got ", grad_output.numel());
-  const Tensor factors = row_factors(grad_output, grad_scale, target, ignore_index, layout);
+  const Factors factors = row_factors(grad_output, grad, grad_scale, target, ignore_index, layout);
+  if (out.is_same(grad) && factors.single == 1.0) return;
   ScaleArgs args{};
-  args.factor = factors.data_ptr();
-  args.factor_step = factors.numel() == 1 ? 0 : 1;
-  if (args.factor_step == 0) {
-    if (out.is_same(grad) && factors.item<double>() == 1) return;
+  const double single = factors.single.value_or(0);
+  const float single_float = static_cast<float>(single);
+  if (factors.single.has_value()) {
+    args.factor = compute_type(grad) == at::kDouble ? static_cast<const void*>(&single) : &single_float;
     // The classes of a sample lie together, whatever their order.
     layout = {{layout.shape.classes * layout.shape.inner, 1}, layout.rows / layout.shape.inner};
     args.input = {grad.data_ptr(), layout.shape.classes, 0, 1};
     args.output = {out.data_ptr(), layout.shape.classes, 0, 1};
   } else {
-    args.input = *as_rows(grad, dim);
-    args.output = *as_rows(out, dim);
+    args.factor = factors.by_row.const_data_ptr();
+    args.factor_step = 1;
+    args.input = *as_rows(grad, dim, grad.data_ptr());
+    args.output = *as_rows(out, dim, out.data_ptr());
   }
   args.shape = layout.shape;
   run(active().by_type[element_type(grad)].scale, args, layout, grad.element_size(),

@@ -41,7 +41,7 @@ inline at::ScalarType compute_type(const Tensor& x) {
 }
 
 /// Strides of the dims before and after `dim`, if each group walks memory in equal steps.
-inline std::optional<Rows> as_rows(const Tensor& x, int64_t dim) {
+inline std::optional<Rows> as_rows(const Tensor& x, int64_t dim, void* data) {
   const auto step = [&](int64_t from, int64_t to, int64_t* stride) {
     int64_t expected = -1;
     *stride = 0;
@@ -57,7 +57,7 @@ inline std::optional<Rows> as_rows(const Tensor& x, int64_t dim) {
     return true;
   };
   Rows rows;
-  rows.data = x.data_ptr();
+  rows.data = data;
   if (!step(0, dim, &rows.outer_stride) || !step(dim + 1, x.dim(), &rows.inner_stride)) return std::nullopt;
   rows.class_stride = x.size(dim) == 1 ? 1 : x.stride(dim);
   return rows;
@@ -65,10 +65,12 @@ inline std::optional<Rows> as_rows(const Tensor& x, int64_t dim) {
 
 /// A tensor whose rows the kernels can walk: the tensor itself, or a copy of it that `keep` holds.
 inline Rows readable_rows(const Tensor& x, int64_t dim, Tensor& keep) {
+  // const_data_ptr: a lazily cloned input stays one.
+  const auto rows = [&] { return as_rows(keep, dim, const_cast<void*>(keep.const_data_ptr())); };
   keep = x;
-  if (const auto rows = as_rows(x, dim)) return *rows;
+  if (const auto found = rows()) return *found;
   keep = x.contiguous();
-  return *as_rows(keep, dim);
+  return *rows();
 }
 
 struct Layout {
