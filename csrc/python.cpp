@@ -5,7 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/dispatch.h"
-#include "ops.h"
+#include "ops/ops.h"
 
 namespace py = pybind11;
 

@@ -69,7 +69,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def forced() -> str:
-    """The backend that was named for this thread or process; empty if softkern chose."""
+    """The backend that `use_backend` or ``SOFTKERN_BACKEND`` named; empty if softkern may choose.
+
+    ``SOFTKERN_CPU_ISA`` chooses among the CPU's instruction sets and says nothing of other tensors.
+    """
     return _C.thread_choice() or _process_choice
 
 
@@ -92,7 +95,7 @@ def _choose_from_environment() -> str:
             "SOFTKERN_CPU_ISA and SOFTKERN_BACKEND name different backends: "
             + ", ".join(f"{variable}={name}" for variable, name in named.items())
         )
-    return next(iter(named.values()), "")
+    return named.get("SOFTKERN_BACKEND", "")
 
 
 _process_choice = _choose_from_environment()

@@ -116,11 +116,19 @@ def _softmax(
         dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)
     if torch.compiler.is_dynamo_compiling():
         return op(input if dtype is None else input.to(dtype), dim)
-    if type(input) not in _PLAIN:
+    if type(input) not in _PLAIN or dim is True or dim is False:
         return fallback(input, dim, dtype=dtype)
+    if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            return fallback(input, dim, dtype=dtype)
+        input = input.to(dtype)
     if forced():
         _require_kernels(input)
-    return entry(input if dtype is None else input.to(dtype), dim)
+    try:
+        return entry(input, dim)
+    except TypeError:
+        # pybind11 names C++ types where F names its arguments.
+        return fallback(input, dim)
 
 
 def cross_entropy(
@@ -202,17 +210,32 @@ def cross_entropy(
         or type(target) not in _PLAIN
         or (weight is not None and type(weight) not in _PLAIN)
     ):
-        return F.cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-        )
+        return _fallback_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
     if forced():
         _require_kernels(input)
-    return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+    try:
+        return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+    except TypeError:
+        # pybind11 names C++ types where F names its arguments.
+        return _fallback_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def _fallback_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    return F.cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
 
 
 def _require_kernels(input: Tensor) -> None:

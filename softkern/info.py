@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ def environment() -> dict[str, str]:
         "cpu": _first_line("/proc/cpuinfo", "model name"),
         "threads": str(torch.get_num_threads()),
         "huge pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "active on cpu": _C.active_isa() + (" (forced)" if forced() else ""),
+        "active on cpu": _C.active_isa()
+        + (" (forced)" if forced() or os.environ.get("SOFTKERN_CPU_ISA") else ""),
     }
     for backend in backends():
         state = "usable" if backend.usable else f"not usable: {backend.reason}"

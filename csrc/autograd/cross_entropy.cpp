@@ -8,8 +8,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/graph_task.h>
 
-#include "../checks.h"
-#include "../ops.h"
+#include "../ops/checks.h"
+#include "../ops/ops.h"
 #include "node.h"
 
 namespace softkern {

@@ -6,8 +6,8 @@
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/softmax.h>
 
-#include "../checks.h"
-#include "../ops.h"
+#include "../ops/checks.h"
+#include "../ops/ops.h"
 #include "node.h"
 
 namespace softkern {

@@ -133,8 +133,11 @@ const char* scale(const ScaleArgs& a, Range range) {
       const T* x = input.row(r, first);
       T* y = output.row(r, first);
       const auto f = S::broadcast(factor[r * a.factor_step]);
+      // Adding +0 changes -0 alone: zeros stay +0 whatever the factor's sign, as they are in a row of its
+      // own.
+      const auto zero = S::broadcast(0);
       for_each_vector<A>(a.shape.classes, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
-        at.store(y + i, S::mul(at.load(x + i, 0), f));
+        at.store(y + i, S::fma(at.load(x + i, 0), f, zero));
       });
     }
     output.flush(first, count);

@@ -3,12 +3,14 @@
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eq.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <cmath>
+#include <limits>
 
 #include "../checks.h"
 #include "../ops.h"
@@ -83,17 +85,22 @@ Targets check_targets(const int64_t* target, int64_t rows, int64_t classes, int6
   return result;
 }
 
-/// Power of two that puts fp16 gradients where the format is densest. |A p - a| <= max |w| for class
-/// indices; probabilities may be anything.
-double half_storage_scale(const Tensor& weight, bool indices) {
-  if (!indices) return 1;
+/// Power of two that puts fp16 gradients where the format has most digits: |A p - a| is at most the largest
+/// mass of a row, and 2^15 is the format's largest power.
+double half_storage_scale(const Tensor& weight, const Tensor& target, bool indices, int64_t dim) {
   double largest = 1;
+  if (!indices && target.numel() > 0) {
+    const Tensor row_mass = at::linalg_vector_norm(target, 1, at::IntArrayRef(dim), false, at::kFloat);
+    largest = std::max(largest, row_mass.max().item<double>());
+  }
   if (weight.defined()) {
     const c10::Half* w = weight.const_data_ptr<c10::Half>();
+    double heaviest = 0;
     for (int64_t c = 0; c < weight.numel(); ++c)
-      largest = std::max(largest, std::abs(static_cast<double>(w[c])));
+      heaviest = std::max(heaviest, std::abs(static_cast<double>(w[c])));
+    largest *= std::max(1.0, heaviest);
   }
-  return std::isfinite(largest) ? std::exp2(12 - std::ceil(std::log2(largest))) : 1;
+  return std::isfinite(largest) ? std::exp2(15 - std::ceil(std::log2(largest))) : 1;
 }
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self, const Tensor& target,
@@ -135,8 +142,10 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
     args.probabilities = readable_rows(target, dim, keep_target);
   }
 
-  const double divisor = reduction == kMean ? mass : 1;
-  const double storage = self.scalar_type() == at::kHalf ? half_storage_scale(w, indices) : 1 / divisor;
+  // No mass, no mean: 0/0, where label smoothing alone would make it x/0.
+  const double divisor = reduction != kMean ? 1 : mass != 0 ? mass : std::numeric_limits<double>::quiet_NaN();
+  const double storage =
+      self.scalar_type() == at::kHalf ? half_storage_scale(w, target, indices, dim) : 1 / divisor;
   args.grad_factor = storage;
   const Tensor losses = at::empty({layout.rows}, self.options().dtype(compute));
   args.loss = losses.data_ptr();

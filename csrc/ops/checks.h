@@ -6,7 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "common/options.h"
+#include "../common/options.h"
 
 namespace softkern {
 

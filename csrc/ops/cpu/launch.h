@@ -11,7 +11,7 @@
 #include <memory>
 #include <optional>
 
-#include "dispatch.h"
+#include "../../cpu/dispatch.h"
 
 namespace softkern::cpu {
 

@@ -1,0 +1,75 @@
+"""Fixtures shared by all tests.
+
+`SOFTKERN_CPU_ISA` unset: every test runs on the instruction set softkern prefers, and the tests
+that ask for the `isa` fixture run once on each. Set: the whole suite runs on that one alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import softkern
+
+FORCED_ISA = os.environ.get("SOFTKERN_CPU_ISA", "")
+
+# `ci` finds the same examples on every run, so that a red run means a change and not bad luck;
+# `thorough` searches: pytest --hypothesis-profile=thorough
+settings.register_profile(
+    "ci", max_examples=40, derandomize=True, deadline=None, database=None, print_blob=True
+)
+settings.register_profile(
+    "thorough",
+    max_examples=2000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("ci")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "inductor: compiles C++ at run time; needs a compiler")
+
+
+def cpu_isas() -> list:
+    """The registry's CPU instruction sets, only the forced one if one is forced."""
+    names = [b for b in softkern.backends() if b.name in ("portable", "avx2", "avx512")]
+    return [b for b in names if FORCED_ISA in ("", b.name)]
+
+
+def pytest_generate_tests(metafunc):
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", [b.name for b in cpu_isas()], indirect=True)
+
+
+@pytest.fixture
+def isa(request):
+    """Runs the test on one instruction set; skips with the registry's own reason."""
+    backend = next(b for b in softkern.backends() if b.name == request.param)
+    if not backend.usable:
+        pytest.skip(backend.reason)
+    with softkern.use_backend(backend.name):
+        yield backend.name
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """One seed; and one thread, so that a busy machine does not slow thousands of tiny tests down.
+
+    Threads are not left out: test_reproducibility demands the same bits from one and from two.
+    """
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for one test; `_same_start` puts it back."""
+    return torch.set_num_threads

@@ -1,0 +1,88 @@
+"""The rules of the house, checked on the tree: what may include what, how long a file may be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+SOURCE = (".h", ".cpp", ".cu", ".cuh", ".inl")
+
+pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="no C++ sources beside these tests")
+
+
+def sources(folder: Path, *suffixes: str) -> list[Path]:
+    found = sorted(p for p in folder.rglob("*") if p.suffix in (suffixes or SOURCE))
+    assert found, f"no sources in {folder.name}: the rule would hold of nothing"
+    return found
+
+
+def offenders(files: list[Path], pattern: str) -> list[str]:
+    """path:line of each line of code that matches; comments may name what they like."""
+    found = []
+    for path in files:
+        text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), path.read_text(), flags=re.S)
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.search(pattern, line.split("//")[0]):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    return found
+
+
+INCLUDES_TORCH = r'#\s*include\s*[<"](torch|ATen|c10|caffe2|pybind11|Python\.h)'
+INTRINSIC = r"\b_mm\d*_|\b__m(128|256|512)|immintrin\.h"
+
+
+def test_cpu_kernels_know_nothing_of_torch():
+    """So they compile in a second and run under sanitizers without Python."""
+    assert not offenders(sources(CSRC / "cpu"), INCLUDES_TORCH)
+
+
+def test_intrinsics_stay_in_their_instruction_sets_file():
+    files = [p for p in sources(CSRC) if CSRC / "cpu" / "simd" not in p.parents]
+    isa_headers = [p for p in files if p.parent == CSRC / "cpu" / "isa"]
+    rest = [p for p in files if p not in isa_headers]
+    assert not offenders(rest, INTRINSIC)
+    # The translation unit of an ISA opens the target region, so it includes the header before it.
+    assert not offenders(isa_headers, r"\b_mm\d*_|\b__m(128|256|512)")
+
+
+def test_kernels_use_no_standard_containers():
+    """A weak symbol compiled for AVX-512 may be the copy the linker keeps for everyone."""
+    kernels = sources(CSRC / "cpu" / "kernels") + sources(CSRC / "cpu" / "simd")
+    assert not offenders(kernels, r"#\s*include\s*<(vector|string|algorithm|map|functional|memory)>")
+    assert not offenders(kernels, r"\bstd::(vector|string|function|map)\b")
+
+
+def test_no_file_is_too_long():
+    files = [*sources(CSRC), *sources(ROOT / "softkern", ".py"), *sources(ROOT / "tests", ".py")]
+    long = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
+    assert {p: n for p, n in long.items() if n > 400} == {}
+
+
+def test_the_library_prints_nothing():
+    """Except the one module whose job it is."""
+    files = [p for p in sources(ROOT / "softkern", ".py") if p.name not in ("info.py", "verify.py")]
+    assert not offenders(files, r"^\s*print\(")
+    assert not offenders(sources(CSRC), r"std::cout|std::cerr|\bprintf\(")
+
+
+@pytest.mark.parametrize("op", ("softmax", "log_softmax", "cross_entropy"))
+def test_an_op_is_found_by_its_name(op):
+    """Backend is a folder, op is the file stem: its kernel and its tests."""
+    assert (CSRC / "cpu" / "kernels" / f"{op}.h").is_file()
+    assert (ROOT / "tests" / f"test_{op}.py").is_file()
+
+
+def test_the_rules_can_be_broken(tmp_path, monkeypatch):
+    """Each pattern finds what it forbids."""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    bad = tmp_path / "bad.h"
+    bad.write_text("#include <ATen/ATen.h>\n// _mm256_add_ps\n__m256 x = _mm256_add_ps(a, b);\n")
+    assert len(offenders([bad], INCLUDES_TORCH)) == 1
+    assert [o.split(":")[1] for o in offenders([bad], INTRINSIC)] == ["3"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AssertionError, match="would hold of nothing"):
+        sources(tmp_path / "empty")
