@@ -50,7 +50,8 @@ def train(ops, args, x, y):
 
     losses, accuracies = {}, []
     steps = args.epochs * -(-len(x) // args.batch_size)
-    with tqdm(total=steps, unit="batch", desc=ops.__name__) as progress:
+    # disable=None: a bar on a terminal, silence in a log file.
+    with tqdm(total=steps, unit="batch", desc=ops.__name__, disable=None) as progress:
         for epoch in range(1, args.epochs + 1):
             loss_sum, correct = 0.0, 0
             for batch in torch.randperm(len(x), generator=shuffle).split(args.batch_size):

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The constants of exp are what the script that derives them gives."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    pytest.importorskip("mpmath", reason="the derivation needs mpmath")
+    spec = importlib.util.spec_from_file_location("derive_exp", ROOT / "tools" / "derive_exp.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_float_constants_are_derived(tool: ModuleType) -> None:
+    header = (ROOT / "csrc/cpu/kernels/exp_constants.h").read_text()
+    assert "\n".join(tool.section("float", 6)) in header
+
+
+def test_a_fit_levels_its_error(tool: ModuleType) -> None:
+    # A minimax polynomial's error has one extremum more than it has coefficients, all of the same size.
+    half_width = tool.mpf("0.35")
+    coefficients, level = tool.minimax([0, 1, 2], {}, half_width)
+
+    def error(r: float) -> float:
+        return float(1 - sum(c * r**k for k, c in coefficients.items()) * tool.mp.exp(-r))
+
+    grid = [float(half_width) * (i / 500 - 1) for i in range(1001)]
+    signs = [error(r) > 0 for r in grid]
+    assert sum(a != b for a, b in zip(signs, signs[1:], strict=False)) == 3
+    assert max(abs(error(r)) for r in grid) == pytest.approx(float(level), rel=0.02)
