@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two classes of Fashion-MNIST: a sigmoid and a softmax of two logits are the same model.
 
 A linear model gives each image one number z, the logit. Logistic regression reads it as

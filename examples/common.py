@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the scripts share: which loss to train with, and printing the losses of the runs."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fashion-MNIST: where to find it, how to fetch it, how to read it.
 
 60,000 training and 10,000 test images of 28 x 28 pixels in 10 classes, by Zalando Research

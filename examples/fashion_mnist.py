@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fully connected networks on Fashion-MNIST: 28 x 28 pixels in, one of ten classes out.
 
 --net small    784 -> 30 -> 10             23,860 parameters

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pictures of fashion_mnist.py. Each function draws one and saves it."""
 
 import matplotlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Softmax classifier on eight samples: four features, three classes, weights from zero.
 
 Trains it with the loss taken two ways:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear softmax classifier for the Zoo data: 101 animals, 16 features, 7 classes.
 
 Trains it twice: weight and bias by hand, from zero, and as an nn.Module from a seeded start.

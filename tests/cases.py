@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The inputs of the tests: sizes, values chosen to hurt, memory layouts."""
 
 from __future__ import annotations

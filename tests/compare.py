@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Comparisons. They only raise: no result to forget to look at."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures shared by all tests.
 
 `SOFTKERN_CPU_ISA` unset: every test runs on the instruction set softkern prefers, and the tests

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems for cross-entropy: logits, targets and options, in every shape F.cross_entropy takes."""
 
 from __future__ import annotations

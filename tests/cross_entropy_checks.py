@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How an answer of cross-entropy is checked against the oracle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every result whose bits must not depend on the machine. As a script: computes and saves them.
 
 python reproducibility_cases.py OUT     # saves {name: tensor} and the ISAs that ran

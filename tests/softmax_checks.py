@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What softmax and log_softmax have in common: how an answer is checked against the oracle."""
 
 from __future__ import annotations

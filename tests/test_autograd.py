@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Derivatives of every kind and order: numerically, and against torch's own."""
 
 from __future__ import annotations

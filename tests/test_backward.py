@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What may happen between forward and backward, and around backward, without a wrong gradient."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The comparisons must be able to fail: each wrong result below is one that shipped somewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch.compile and torch.export: one graph, the same numbers."""
 
 from __future__ import annotations

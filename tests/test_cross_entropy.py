@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """cross_entropy: values against the float64 oracle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The instruction set that was asked for is the one that runs, everywhere and only where asked."""
 
 from __future__ import annotations

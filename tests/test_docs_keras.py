@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recomputes every number on docs/coming-from-keras.md.
 
 The softkern blocks run as doctests. The TensorFlow blocks cannot run here (TensorFlow is no test

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything around the numbers: signatures, modules, dtypes, strides, autograd's bookkeeping."""
 
 from __future__ import annotations

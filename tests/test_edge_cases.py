@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The corners of F.cross_entropy and F.softmax, each asked of the installed torch and not typed in,
 and the places where softkern differs on purpose because its answer is the better one."""
 

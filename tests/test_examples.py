@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example scripts, run as a user runs them; images are made here, so no data set is needed."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The course's labs: published loss tables to the last printed digit, and the Zoo data."""
 
 import csv

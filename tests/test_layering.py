@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of the house, checked on the tree: what may include what, how long a file may be."""
 
 from __future__ import annotations

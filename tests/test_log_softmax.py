@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """log_softmax: what it must keep that log(softmax(x)) loses. (Values: see test_softmax.py.)"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input: the exception type and text of torch.nn.functional, before anything is written."""
 
 from __future__ import annotations

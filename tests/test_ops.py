@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dispatcher's ops: schemas, fake implementations, autograd registration, and their values."""
 
 from __future__ import annotations

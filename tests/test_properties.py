@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laws that hold for every input: hypothesis looks for one that breaks them."""
 
 from __future__ import annotations

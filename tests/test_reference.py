@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The oracle itself: softkern/reference.py in float64 against torch in float64."""
 
 from __future__ import annotations

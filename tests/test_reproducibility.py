@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A row's bits depend on the row alone: not on the instruction set, the number of threads, its
 place in the batch or in memory."""
 

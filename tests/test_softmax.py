@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """softmax and log_softmax: values and gradients against the float64 oracle."""
 
 from __future__ import annotations

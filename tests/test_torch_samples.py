@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch's own test material, put to softkern: sample inputs, module inputs and error inputs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a result may be from the float64 answer: one table, every number argued.
 
     bound = roundings * u * |expected| + (arithmetic * eps + k * torch) * scale
