@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 from types import ModuleType
 
@@ -37,5 +38,5 @@ def test_a_fit_levels_its_error(tool: ModuleType) -> None:
 
     grid = [float(half_width) * (i / 500 - 1) for i in range(1001)]
     signs = [error(r) > 0 for r in grid]
-    assert sum(a != b for a, b in zip(signs, signs[1:], strict=False)) == 3
+    assert sum(a != b for a, b in itertools.pairwise(signs)) == 3
     assert max(abs(error(r)) for r in grid) == pytest.approx(float(level), rel=0.02)
