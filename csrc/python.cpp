@@ -49,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("last_isa", &softkern::cpu::last_isa);
   m.def("choose_for_process", &softkern::cpu::choose_for_process);
   m.def("choose_for_thread", &softkern::cpu::choose_for_thread);
+  m.def("required", &softkern::cpu::required);
   m.def("thread_choice", &softkern::cpu::thread_choice);
   m.def("build", &build);
 }

@@ -56,7 +56,10 @@ def _cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    return self.new_empty(_loss_shape(self, reduction))
+    # ATen's own op checks the arguments.
+    if target.dtype in (torch.int32, torch.uint8):
+        target = target.long()
+    return torch.ops.aten.cross_entropy_loss(self, target, weight, reduction, ignore_index, label_smoothing)
 
 
 @torch.library.register_fake("softkern::cross_entropy_forward")

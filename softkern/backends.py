@@ -50,8 +50,10 @@ def backends() -> list[Backend]:
 def use_backend(name: str) -> Iterator[None]:
     """Within the block, and in this thread alone, compute with the named backend.
 
-    Backends give the same bits; this is for tests, benchmarks and bug reports. A backend that is named
-    never falls back: what it can't compute raises.
+    CPU backends give the same bits; this is for tests, benchmarks and bug reports. A backend that is named
+    never falls back: what its kernels don't take raises a RuntimeError, where torch would have computed it
+    otherwise (tensors elsewhere, other dtypes, functorch's transforms). Derivatives of higher order are made
+    of torch's ops in any case.
 
     Args:
         name: a name from `backends()`.
@@ -68,14 +70,6 @@ def use_backend(name: str) -> Iterator[None]:
         _C.choose_for_thread(before)
 
 
-def forced() -> str:
-    """The backend that `use_backend` or ``SOFTKERN_BACKEND`` named; empty if softkern may choose.
-
-    ``SOFTKERN_CPU_ISA`` chooses among the CPU's instruction sets and says nothing of other tensors.
-    """
-    return _C.thread_choice() or _process_choice
-
-
 def _checked(name: str, where: str) -> str:
     choices = {isa: reason for isa, _, reason in _C.isas()}
     if name not in choices:
@@ -86,16 +80,17 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-def _choose_from_environment() -> str:
+def _choose_from_environment() -> None:
     named = {v: os.environ[v] for v in ("SOFTKERN_CPU_ISA", "SOFTKERN_BACKEND") if os.environ.get(v)}
     for variable, name in named.items():
-        _C.choose_for_process(_checked(name, variable))
+        # The one chooses among the CPU's instruction sets and says nothing of other tensors; the other names
+        # what has to compute.
+        _C.choose_for_process(_checked(name, variable), variable == "SOFTKERN_BACKEND")
     if len(set(named.values())) > 1:
         raise ValueError(
             "SOFTKERN_CPU_ISA and SOFTKERN_BACKEND name different backends: "
             + ", ".join(f"{variable}={name}" for variable, name in named.items())
         )
-    return named.get("SOFTKERN_BACKEND", "")
 
 
-_process_choice = _choose_from_environment()
+_choose_from_environment()

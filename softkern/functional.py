@@ -23,7 +23,6 @@ from torch.overrides import (
 )
 
 from softkern import _C
-from softkern.backends import forced
 
 # A subclass with its own __torch_dispatch__ (DTensor, say) knows torch's ops, not softkern's.
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
@@ -116,19 +115,13 @@ def _softmax(
         dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)
     if torch.compiler.is_dynamo_compiling():
         return op(input if dtype is None else input.to(dtype), dim)
-    if type(input) not in _PLAIN or dim is True or dim is False:
-        return fallback(input, dim, dtype=dtype)
-    if dtype is not None:
-        if not isinstance(dtype, torch.dtype):
-            return fallback(input, dim, dtype=dtype)
-        input = input.to(dtype)
-    if forced():
-        _require_kernels(input)
-    try:
-        return entry(input, dim)
-    except TypeError:
-        # pybind11 names C++ types where F names its arguments.
-        return fallback(input, dim)
+    if (
+        type(input) not in _PLAIN
+        or not _is_int64(dim)
+        or not (dtype is None or isinstance(dtype, torch.dtype))
+    ):
+        return _by_torch(fallback(input, dim, dtype=dtype))
+    return entry(input if dtype is None else input.to(dtype), dim)
 
 
 def cross_entropy(
@@ -209,39 +202,32 @@ def cross_entropy(
         type(input) not in _PLAIN
         or type(target) not in _PLAIN
         or (weight is not None and type(weight) not in _PLAIN)
+        or not _is_int64(ignore_index)
+        or type(label_smoothing) not in (float, int)
     ):
-        return _fallback_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
-    if forced():
-        _require_kernels(input)
-    try:
-        return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
-    except TypeError:
-        # pybind11 names C++ types where F names its arguments.
-        return _fallback_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
-
-
-def _fallback_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> Tensor:
-    return F.cross_entropy(
-        input,
-        target,
-        weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-    )
-
-
-def _require_kernels(input: Tensor) -> None:
-    """A backend that was named must not be replaced silently."""
-    if input.device.type != "cpu" or input.layout != torch.strided:
-        raise RuntimeError(
-            f"backend {forced()!r} was asked for and computes dense CPU tensors only, got a tensor on "
-            f"{input.device} with layout {input.layout}"
+        return _by_torch(
+            F.cross_entropy(
+                input,
+                target,
+                weight,
+                ignore_index=ignore_index,
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+            )
         )
+    return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+
+
+def _is_int64(value: object) -> bool:
+    """What pybind11 converts as F does; anything else is F's to convert or to refuse in its own words."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _by_torch(result: Tensor) -> Tensor:
+    """A backend that was named must not be replaced silently; bad arguments have raised by now."""
+    if named := _C.required():
+        raise RuntimeError(
+            f"backend {named!r} was asked for and does not compute these arguments (tensor subclasses, "
+            "numbers that are not plain ints and floats); where the choice is softkern's, torch does"
+        )
+    return result

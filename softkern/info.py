@@ -12,7 +12,6 @@ import numpy
 import torch
 
 from softkern import _C, __version__, backends
-from softkern.backends import forced
 
 
 def _first_line(path: str, key: str = "") -> str:
@@ -40,7 +39,7 @@ def environment() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "huge pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
         "active on cpu": _C.active_isa()
-        + (" (forced)" if forced() or os.environ.get("SOFTKERN_CPU_ISA") else ""),
+        + (" (forced)" if _C.required() or os.environ.get("SOFTKERN_CPU_ISA") else ""),
     }
     for backend in backends():
         state = "usable" if backend.usable else f"not usable: {backend.reason}"

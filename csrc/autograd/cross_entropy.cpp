@@ -8,7 +8,10 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include <limits>
+
 #include "../ops/checks.h"
+#include "../ops/fallback.h"
 #include "../ops/ops.h"
 #include "node.h"
 
@@ -55,7 +58,9 @@ Tensor differentiable_gradient(const Tensor& grad_output, const Tensor& logits, 
     g = g.unsqueeze(dim);
   } else if (call.reduction == kMean) {
     if (indices) {
-      g = g / (one_hot * w * counts).sum();
+      const Tensor weights = one_hot * w * counts;
+      const Tensor nan = x.new_full({}, std::numeric_limits<double>::quiet_NaN());
+      g = g / at::where(weights.ne(0).any(), weights.sum(), nan);  // as the kernels: no weight, no mean
     } else {
       g = g / static_cast<double>((x.sym_numel() / x.sym_size(dim)).guard_int(__FILE__, __LINE__));
     }
@@ -126,8 +131,8 @@ Tensor cross_entropy_autograd(const Tensor& self, const Tensor& target, const Op
   const Tensor w = weight.has_value() ? *weight : Tensor();
   if (wants_composite(self) || wants_composite(target) || wants_composite(w) ||
       !takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing)) {
-    return at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
-                                         label_smoothing);
+    return by_aten(at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
+                                                 label_smoothing));
   }
   const bool needs_grad = torch::autograd::compute_requires_grad(self);
   if (!needs_grad) {
@@ -152,8 +157,8 @@ Tensor cross_entropy_autograd(const Tensor& self, const Tensor& target, const Op
 
 Tensor cross_entropy_batched(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  return at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
-                                       label_smoothing);
+  return by_aten(at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
+                                               label_smoothing));
 }
 
 /// As torch's own rule on both devices: cross_entropy runs in float32.

@@ -42,10 +42,11 @@ inline bool wants_composite(const Tensor& x) {
                          x._fw_grad(/*level=*/0).defined());
 }
 
-/// Fake tensors, functional tensors and other stand-ins: no values to look at, nothing to overwrite.
+/// Not a fake, functional, batched or other stand-in: there are values to look at and memory to overwrite.
 inline bool is_plain(const Tensor& x) {
   return !x.key_set().has_any(
-      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize,
+                           c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper}));
 }
 
 }  // namespace softkern

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <stdexcept>
 
@@ -12,7 +16,9 @@ namespace {
 std::string missing_avx2() {
   if (!__builtin_cpu_supports("avx2")) return "this CPU (or its operating system) has no AVX2";
   if (!__builtin_cpu_supports("fma")) return "this CPU has no FMA";
-  if (!__builtin_cpu_supports("f16c")) return "this CPU has no F16C";
+  unsigned eax, ebx, ecx = 0, edx;
+  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+  if (!(ecx & bit_F16C)) return "this CPU has no F16C";  // a name that clang's builtin does not know
   return "";
 }
 std::string missing_avx512() {
@@ -57,6 +63,7 @@ const KernelTable* find(const std::string& name) {
 }
 
 std::atomic<const KernelTable*> process_table{nullptr};
+std::atomic<bool> process_required{false};
 thread_local const KernelTable* thread_table = nullptr;
 thread_local const char* last = "";
 
@@ -79,11 +86,18 @@ const KernelTable& active() {
   return *table;
 }
 
-void choose_for_process(const std::string& name) { process_table = name.empty() ? best() : find(name); }
+void choose_for_process(const std::string& name, bool required) {
+  process_table = name.empty() ? best() : find(name);
+  process_required = required && !name.empty();
+}
 
 void choose_for_thread(const std::string& name) { thread_table = name.empty() ? nullptr : find(name); }
 
 std::string thread_choice() { return thread_table == nullptr ? "" : thread_table->isa; }
+
+std::string required() {
+  return thread_table != nullptr || process_required ? std::string(active().isa) : std::string();
+}
 
 const char* last_isa() { return last; }
 

@@ -100,12 +100,15 @@ constexpr int64_t kTileRows = 16;
 /// does not put all rows of a tile into the same cache set.
 static inline constexpr int64_t row_pitch(int64_t classes) { return (classes + 15) / 16 * 16 + 16; }
 
+/// Rows in a tile of a range of that many rows.
+static inline constexpr int64_t tile_rows(int64_t rows) { return rows < kTileRows ? rows : kTileRows; }
+
 /// Upper bound over all kernels: a tile for each strided operand and one row in the compute type.
-static inline constexpr size_t scratch_bytes(const Shape& shape, size_t element_size, int strided_operands,
-                                             bool compute_row) {
+static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, size_t element_size,
+                                             int strided_operands) {
   const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
-  return pitch * (strided_operands * kTileRows * element_size + (compute_row ? sizeof(double) : 0)) +
-         64 * (static_cast<size_t>(strided_operands) + 2);
+  const size_t tiles = static_cast<size_t>(strided_operands) * static_cast<size_t>(tile_rows(rows));
+  return pitch * (tiles * element_size + sizeof(float)) + 64 * (static_cast<size_t>(strided_operands) + 2);
 }
 
 extern const KernelTable kPortableTable;

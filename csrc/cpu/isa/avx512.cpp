@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Target region instead of -m flags: nothing included before it can be compiled for this ISA.
 #if defined(__x86_64__)
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own intrinsics
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include "../table.h"

@@ -11,8 +11,8 @@ namespace {
 
 template <class T, class Row>
 SK_INLINE void forward(const ForwardArgs& a, Range range, Arena arena, Row row) {
-  const Operand<T> input(a.input, a.shape, arena);
-  const Operand<T> output(a.output, a.shape, arena);
+  const Operand<T> input(a.input, a.shape, range, arena);
+  const Operand<T> output(a.output, a.shape, range, arena);
   for_each_tile(range, [&](int64_t first, int64_t count) {
     input.stage(first, count);
     for (int64_t r = first; r < first + count; ++r) row(input.row(r, first), output.row(r, first));
@@ -38,9 +38,9 @@ const char* log_softmax(const ForwardArgs& a, Range range) {
 template <class T, void (*kRow)(const T*, const T*, T*, int64_t)>
 const char* backward(const BackwardArgs& a, Range range) {
   Arena arena(range.scratch);
-  const Operand<T> g(a.grad_output, a.shape, arena);
-  const Operand<T> y(a.output, a.shape, arena);
-  const Operand<T> dx(a.grad_input, a.shape, arena);
+  const Operand<T> g(a.grad_output, a.shape, range, arena);
+  const Operand<T> y(a.output, a.shape, range, arena);
+  const Operand<T> dx(a.grad_input, a.shape, range, arena);
   for_each_tile(range, [&](int64_t first, int64_t count) {
     g.stage(first, count);
     y.stage(first, count);
@@ -57,20 +57,21 @@ class CrossEntropy {
   using A = Compute<T>;
 
  public:
-  CrossEntropy(const CrossEntropyArgs& a, void* memory)
+  CrossEntropy(const CrossEntropyArgs& a, const Range& range)
       : a_(a),
-        arena_(memory),
-        logits_(a.logits, a.shape, arena_),
-        probabilities_(a.probabilities, a.shape, arena_),
-        grad_(a.grad, a.shape, arena_),
+        range_(range),
+        arena_(range.scratch),
+        logits_(a.logits, a.shape, range, arena_),
+        probabilities_(a.probabilities, a.shape, range, arena_),
+        grad_(a.grad, a.shape, range, arena_),
         scratch_(grad_.given() ? take_compute_row<T>(arena_, a.shape.classes) : nullptr),
         weight_(static_cast<const T*>(a.weight)),
         keep_(static_cast<A>(1 - a.options.label_smoothing)),
         share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
 
-  void run(Range range) {
+  void run() {
     A* loss = static_cast<A*>(a_.loss);
-    for_each_tile(range, [&](int64_t first, int64_t count) {
+    for_each_tile(range_, [&](int64_t first, int64_t count) {
       logits_.stage(first, count);
       probabilities_.stage(first, count);
       for (int64_t r = first; r < first + count; ++r) {
@@ -106,6 +107,7 @@ class CrossEntropy {
   }
 
   const CrossEntropyArgs& a_;
+  const Range range_;
   Arena arena_;
   Operand<T> logits_, probabilities_, grad_;
   A* scratch_;
@@ -115,7 +117,7 @@ class CrossEntropy {
 
 template <class T>
 const char* cross_entropy(const CrossEntropyArgs& a, Range range) {
-  CrossEntropy<T>(a, range.scratch).run(range);
+  CrossEntropy<T>(a, range).run();
   return SOFTKERN_ISA;
 }
 
@@ -124,8 +126,8 @@ const char* scale(const ScaleArgs& a, Range range) {
   using A = Compute<T>;
   using S = Simd<A>;
   Arena arena(range.scratch);
-  const Operand<T> input(a.input, a.shape, arena);
-  const Operand<T> output(a.output, a.shape, arena);
+  const Operand<T> input(a.input, a.shape, range, arena);
+  const Operand<T> output(a.output, a.shape, range, arena);
   const A* factor = static_cast<const A*>(a.factor);
   for_each_tile(range, [&](int64_t first, int64_t count) {
     input.stage(first, count);

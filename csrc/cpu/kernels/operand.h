@@ -26,9 +26,9 @@ class Arena {
 template <class T>
 class Operand {
  public:
-  Operand(const Rows& rows, const Shape& shape, Arena& arena)
+  Operand(const Rows& rows, const Shape& shape, const Range& range, Arena& arena)
       : rows_(rows), shape_(shape), pitch_(row_pitch(shape.classes)) {
-    if (packed()) tile_ = arena.take<T>(kTileRows * pitch_);
+    if (packed()) tile_ = arena.take<T>(tile_rows(range.end - range.begin) * pitch_);
   }
 
   bool given() const { return rows_.data != nullptr; }

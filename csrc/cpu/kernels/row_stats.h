@@ -40,9 +40,10 @@ SK_INLINE A row_max(const T* x, int64_t n) {
   return m.max();
 }
 
-/// 1 max, 2 sum-exp. e, where given, receives the terms; it may be the row itself.
+/// 1 max, 2 sum-exp. e, where given, receives the terms; it may be the row itself. A call a row: inlined into
+/// every op and option it would be most of the compile time.
 template <class A, class T>
-SK_INLINE RowStats<A> row_stats(const T* x, A* e, int64_t n) {
+__attribute__((noinline)) RowStats<A> row_stats(const T* x, A* e, int64_t n) {
   using S = Simd<A>;
   constexpr A kDirect = 1024;
   const A lowest = -__builtin_inf();

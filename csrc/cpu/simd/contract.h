@@ -6,19 +6,22 @@
 // The lane counts are those of the widest ISA on purpose: narrower ISAs use several registers. All
 // reductions are defined over these lanes, so that every ISA adds the same numbers in the same order.
 //
-//   Reg                     kLanes numbers
-//   broadcast(a)
-//   load(p)                 kLanes elements at p, converted to the compute type; p need not be aligned
-//   load(p, n, fill)        elements 0..n-1, 0 < n < kLanes, fill in the other lanes; nothing behind p + n is
-//   touched store(p, v)             rounded to nearest, ties to even; NaN stays NaN store(p, v, n) lanes
-//   0..n-1; nothing behind p + n is touched add, sub, mul           IEEE fma(a, b, c)            a * b + c,
-//   rounded once max(a, b), min(a, b)    b where either is NaN, b where they are equal (what vmaxps does)
-//   add_if_equal(s, v, a, b)       s + v in the lanes where a == b, s elsewhere (also where either is NaN)
-//   add_unless_equal(s, v, a, b)   s + v in the other lanes
-//   ldexp(v, n)             v * 2^n for integral n in [-1080, 1030] and 0.5 <= |v| < 2, rounded once; NaN
-//   kept reduce_add(v)           lane l + lane l + k/2 for k = kLanes, kLanes/2, ..., 2 reduce_max(v) the
-//   same tree
+//   Reg                  kLanes numbers
+//   broadcast(a)         a in all lanes, -0 included
+//   load(p)              kLanes elements at p, in the compute type; p need not be aligned
+//   load(p, n, fill)     elements 0..n-1, 0 < n < kLanes; fill in the other lanes
+//   store(p, v)          rounded to nearest, ties to even; NaN stays NaN
+//   store(p, v, n)       lanes 0..n-1
+//   add, sub, mul        IEEE
+//   fma(a, b, c)         a * b + c, rounded once
+//   max(a, b), min(a, b) b where either is NaN, b where they are equal (what vmaxps does)
+//   add_if_equal(s, v, a, b)      s + v in the lanes where a == b, s elsewhere, also where either is NaN
+//   add_unless_equal(s, v, a, b)  s + v in the other lanes
+//   ldexp(v, n)          v * 2^n, n integral in [-1080, 1030], 0.5 <= |v| < 2; rounded once; NaN kept
+//   reduce_add(v)        lane l + lane l + k/2 for k = kLanes, kLanes/2, ..., 2
+//   reduce_max(v)        the same tree
 //
+// Nothing behind p + n is touched, whether it is memory or not.
 // load and store take float, BFloat16 and Half in Simd<float>, double in Simd<double>.
 #pragma once
 

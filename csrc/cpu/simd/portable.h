@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The readable specification of the contract, in the vector extension of GCC and Clang, which compiles to
-// whatever registers the CPU has.
+// The readable specification of the contract, in the vector extension of GCC and Clang: the lanes are an
+// array of 16-byte vectors, the width that every 64-bit CPU has.
 #pragma once
 
 #include "contract.h"
 
-// Expanded to the registers of a plain CPU, exp is long; inlined at every unrolled step it would take half a
+// exp is long where there is no fused multiply-add; inlined at every unrolled step it would take half a
 // minute to compile. A call for 16 numbers costs little beside the work.
 #define SOFTKERN_EXP __attribute__((noinline))
 
@@ -13,65 +13,69 @@ namespace softkern::cpu {
 namespace {
 
 template <class A>
-struct VectorsOf;
+struct PartOf;
 template <>
-struct VectorsOf<float> {
-  typedef float Reg __attribute__((vector_size(64)));
-  typedef int32_t Int __attribute__((vector_size(64)));
+struct PartOf<float> {
+  typedef float Vec __attribute__((vector_size(16)));
+  typedef int32_t Int __attribute__((vector_size(16)));
   static constexpr int kMantissaBits = 23, kExponentBias = 127;
 };
 template <>
-struct VectorsOf<double> {
-  typedef double Reg __attribute__((vector_size(64)));
-  typedef int64_t Int __attribute__((vector_size(64)));
+struct PartOf<double> {
+  typedef double Vec __attribute__((vector_size(16)));
+  typedef int64_t Int __attribute__((vector_size(16)));
   static constexpr int kMantissaBits = 52, kExponentBias = 1023;
 };
+using Float4 = PartOf<float>::Vec;
+using Double2 = PartOf<double>::Vec;
+typedef uint64_t Bits2 __attribute__((vector_size(16)));
 
 #if defined(__FP_FAST_FMAF)
-SK_INLINE void fused(const VectorsOf<float>::Reg& a, const VectorsOf<float>::Reg& b,
-                     VectorsOf<float>::Reg& c) {
-  for (int l = 0; l < 16; ++l) c[l] = __builtin_fmaf(a[l], b[l], c[l]);
+SK_INLINE Float4 fused(Float4 a, Float4 b, Float4 c) {
+  for (int l = 0; l < 4; ++l) c[l] = __builtin_fmaf(a[l], b[l], c[l]);
+  return c;
 }
 #else
 // Without the instruction, fmaf is a library call an element. In double the product is exact and the sum
 // is rounded to odd, after which the rounding to float is the only one that counts (Boldo & Melquiond, 2008).
-__attribute__((noinline)) void fused(const VectorsOf<float>::Reg& a, const VectorsOf<float>::Reg& b,
-                                     VectorsOf<float>::Reg& c) {
-  typedef float Half8 __attribute__((vector_size(32)));
-  typedef double Wide __attribute__((vector_size(64)));
-  typedef int64_t Bits __attribute__((vector_size(64)));
-  Half8 x[2], y[2], z[2];
-  __builtin_memcpy(x, &a, sizeof(x));
-  __builtin_memcpy(y, &b, sizeof(y));
-  __builtin_memcpy(z, &c, sizeof(z));
-  for (int h = 0; h < 2; ++h) {
-    const Wide addend = __builtin_convertvector(z[h], Wide);
-    const Wide product = __builtin_convertvector(x[h], Wide) * __builtin_convertvector(y[h], Wide);
-    const Wide sum = product + addend;
-    const Wide part = sum - product;
-    const Wide lost = (product - (sum - part)) + (addend - part);
-    const Bits bits = (Bits)sum;
-    const Bits inexact = (lost > 0) | (lost < 0);  // all ones; 0 for the NaN that an infinite sum leaves here
-    const Bits direction = (((Bits)lost ^ bits) >> 63) | 1;
-    const Bits odd = bits + (inexact & ~bits & 1) * direction;
-    z[h] = __builtin_convertvector((Wide)odd, Half8);
-  }
-  __builtin_memcpy(&c, z, sizeof(z));
+SK_INLINE Double2 fused_to_odd(Double2 a, Double2 b, Double2 c) {
+  const Double2 product = a * b;
+  const Double2 sum = product + c;
+  const Double2 part = sum - product;
+  const Double2 lost = (product - (sum - part)) + (c - part);
+  const Bits2 bits = (Bits2)sum;
+  // The comparisons are false for the NaN that an infinite sum leaves in `lost`.
+  const Bits2 even = (Bits2)((lost > 0) | (lost < 0)) & ~bits & 1;
+  const Bits2 down = even & (((Bits2)lost ^ bits) >> 63);
+  return (Double2)(bits + even - down - down);
+}
+__attribute__((noinline)) Float4 fused(Float4 a, Float4 b, Float4 c) {
+  const Double2 low = fused_to_odd(Double2{a[0], a[1]}, Double2{b[0], b[1]}, Double2{c[0], c[1]});
+  const Double2 high = fused_to_odd(Double2{a[2], a[3]}, Double2{b[2], b[3]}, Double2{c[2], c[3]});
+  return Float4{static_cast<float>(low[0]), static_cast<float>(low[1]), static_cast<float>(high[0]),
+                static_cast<float>(high[1])};
 }
 #endif
-SK_INLINE void fused(const VectorsOf<double>::Reg& a, const VectorsOf<double>::Reg& b,
-                     VectorsOf<double>::Reg& c) {
-  for (int l = 0; l < 8; ++l) c[l] = __builtin_fma(a[l], b[l], c[l]);
+SK_INLINE Double2 fused(Double2 a, Double2 b, Double2 c) {
+  for (int l = 0; l < 2; ++l) c[l] = __builtin_fma(a[l], b[l], c[l]);
+  return c;
 }
 
 template <class A>
 struct PortableSimd {
   static constexpr int kLanes = 64 / sizeof(A);
-  using V = VectorsOf<A>;
-  using Reg = typename V::Reg;
-  using Int = typename V::Int;
+  using P = PartOf<A>;
+  using Vec = typename P::Vec;
+  using Int = typename P::Int;
+  struct Reg {
+    Vec part[4];
+  };
 
-  static SK_INLINE Reg broadcast(A a) { return Reg{} + a; }
+  static SK_INLINE Reg broadcast(A a) {
+    A lanes[kLanes];
+    for (A& lane : lanes) lane = a;
+    return load(lanes);
+  }
   template <class T>
   static SK_INLINE Reg load(const T* p) {
     return load(p, kLanes, A(0));
@@ -98,26 +102,39 @@ struct PortableSimd {
     store(lanes, v);
     for (int l = 0; l < n; ++l) p[l] = Narrow<T>::from(lanes[l]);
   }
-  static SK_INLINE Reg add(const Reg& a, const Reg& b) { return a + b; }
-  static SK_INLINE Reg sub(const Reg& a, const Reg& b) { return a - b; }
-  static SK_INLINE Reg mul(const Reg& a, const Reg& b) { return a * b; }
-  static SK_INLINE Reg fma(const Reg& a, const Reg& b, Reg c) {
-    fused(a, b, c);
-    return c;
+  static SK_INLINE Reg add(const Reg& a, const Reg& b) {
+    return map([](Vec x, Vec y) { return x + y; }, a, b);
   }
-  static SK_INLINE Reg max(const Reg& a, const Reg& b) { return a > b ? a : b; }
-  static SK_INLINE Reg min(const Reg& a, const Reg& b) { return a < b ? a : b; }
+  static SK_INLINE Reg sub(const Reg& a, const Reg& b) {
+    return map([](Vec x, Vec y) { return x - y; }, a, b);
+  }
+  static SK_INLINE Reg mul(const Reg& a, const Reg& b) {
+    return map([](Vec x, Vec y) { return x * y; }, a, b);
+  }
+  static SK_INLINE Reg fma(const Reg& a, const Reg& b, const Reg& c) {
+    return map([](Vec x, Vec y, Vec z) { return fused(x, y, z); }, a, b, c);
+  }
+  static SK_INLINE Reg max(const Reg& a, const Reg& b) {
+    return map([](Vec x, Vec y) { return x > y ? x : y; }, a, b);
+  }
+  static SK_INLINE Reg min(const Reg& a, const Reg& b) {
+    return map([](Vec x, Vec y) { return x < y ? x : y; }, a, b);
+  }
   static SK_INLINE Reg add_if_equal(const Reg& s, const Reg& v, const Reg& a, const Reg& b) {
-    return s + (a == b ? v : Reg{});
+    return map([](Vec t, Vec w, Vec x, Vec y) { return t + (x == y ? w : Vec{}); }, s, v, a, b);
   }
   static SK_INLINE Reg add_unless_equal(const Reg& s, const Reg& v, const Reg& a, const Reg& b) {
-    return s + (a == b ? Reg{} : v);
+    return map([](Vec t, Vec w, Vec x, Vec y) { return t + (x == y ? Vec{} : w); }, s, v, a, b);
   }
   static SK_INLINE Reg ldexp(const Reg& v, const Reg& n) {
-    const Int whole = __builtin_convertvector(n == n ? n : Reg{}, Int);  // a NaN has no integer
-    const Int half = whole >> 1;
-    // Two factors: 2^n alone may be out of range where v * 2^n, perhaps subnormal, is not.
-    return v * pow2(half) * pow2(whole - half);
+    return map(
+        [](Vec x, Vec k) {
+          const Int whole = __builtin_convertvector(k == k ? k : Vec{}, Int);  // a NaN has no integer
+          const Int half = whole >> 1;
+          // Two factors: 2^n alone may be out of range where x * 2^n, perhaps subnormal, is not.
+          return x * pow2(half) * pow2(whole - half);
+        },
+        v, n);
   }
   static SK_INLINE A reduce_add(const Reg& v) {
     return reduce(v, [](A a, A b) { return a + b; });
@@ -127,7 +144,11 @@ struct PortableSimd {
   }
 
  private:
-  static SK_INLINE Reg pow2(Int n) { return (Reg)((n + V::kExponentBias) << V::kMantissaBits); }
+  static SK_INLINE Vec pow2(Int n) { return (Vec)((n + P::kExponentBias) << P::kMantissaBits); }
+  template <class F, class... Regs>
+  static SK_INLINE Reg map(F f, const Regs&... v) {
+    return {{f(v.part[0]...), f(v.part[1]...), f(v.part[2]...), f(v.part[3]...)}};
+  }
   template <class F>
   static SK_INLINE A reduce(const Reg& v, F f) {
     A lanes[kLanes];

@@ -63,7 +63,8 @@ at::DimVector target_sizes(const Tensor& logits) {
 
 struct Targets {
   bool in_range = true;
-  double mass = 0;  // sum of w_y over the rows that count
+  bool weightless = true;  // no row counts, or none has a weight
+  double mass = 0;         // sum of w_y over the rows that count
 };
 
 template <class W>
@@ -79,7 +80,9 @@ Targets check_targets(const int64_t* target, int64_t rows, int64_t classes, int6
       return result;
     }
     ++counted;
-    if (weight != nullptr) result.mass += static_cast<double>(weight[y]);
+    const double w = weight != nullptr ? static_cast<double>(weight[y]) : 1;
+    result.weightless = result.weightless && w == 0;
+    if (weight != nullptr) result.mass += w;
   }
   if (weight == nullptr) result.mass = static_cast<double>(counted);
   return result;
@@ -137,13 +140,13 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
       TORCH_CHECK_INDEX(false, "softkern::cross_entropy: a target is out of bounds [0, ",
                         layout.shape.classes, ")");
     }
-    mass = checked.mass;
+    // Without any weight there is no mean: 0/0, also where label smoothing alone would make it x/0.
+    mass = checked.weightless ? std::numeric_limits<double>::quiet_NaN() : checked.mass;
   } else {
     args.probabilities = readable_rows(target, dim, keep_target);
   }
 
-  // No mass, no mean: 0/0, where label smoothing alone would make it x/0.
-  const double divisor = reduction != kMean ? 1 : mass != 0 ? mass : std::numeric_limits<double>::quiet_NaN();
+  const double divisor = reduction == kMean ? mass : 1;
   const double storage =
       self.scalar_type() == at::kHalf ? half_storage_scale(w, target, indices, dim) : 1 / divisor;
   args.grad_factor = storage;
@@ -203,7 +206,8 @@ Factors row_factors(const Tensor& grad_output, const Tensor& grad, const Tensor&
       at::mul(grad_output.to(grad_scale.scalar_type()).expand(target_sizes(grad)).reshape(-1), scale);
   if (!same_shape(grad, target)) {
     // Ignored rows are stored as zeros and stay zeros: 0 * inf must not make them NaN.
-    factors = at::where(at::eq(target.reshape(-1), ignore_index), at::zeros({}, factors.options()), factors);
+    factors = at::where(at::eq(target.to(at::kLong).reshape(-1), ignore_index),
+                        at::zeros({}, factors.options()), factors);
   }
   return {std::nullopt, factors};
 }

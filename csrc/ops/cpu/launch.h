@@ -2,13 +2,14 @@
 // From tensors to kernel arguments, and kernels onto torch's threads.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
 #include <atomic>
 #include <initializer_list>
 #include <memory>
+#include <new>
 #include <optional>
 
 #include "../../cpu/dispatch.h"
@@ -86,20 +87,39 @@ inline Layout layout_of(const Tensor& x, int64_t dim) {
 }
 
 /// kernel(args, range) over all rows, in torch's own thread pool. Splitting by rows changes no bits.
+/// torch_parallel_for and not at::parallel_for: that is a template, which runs on one thread where the
+/// including file is compiled without OpenMP, and with the compiler's own OpenMP runtime, beside torch's,
+/// where it is not.
 template <class Args>
 void run(const char* (*kernel)(const Args&, Range), const Args& args, const Layout& layout,
          size_t element_size, std::initializer_list<const Rows*> operands) {
   int strided = 0;
   for (const Rows* rows : operands) strided += rows->data != nullptr && rows->class_stride != 1;
-  const bool needs_scratch = strided > 0 || element_size < sizeof(float);
-  const size_t bytes = needs_scratch ? scratch_bytes(layout.shape, element_size, strided, true) : 0;
-  std::atomic<const char*> isa{""};
+  struct Call {
+    const char* (*function)(const Args&, Range);
+    const Args& args;
+    const Shape& shape;
+    size_t element_size;
+    int strided;
+    std::atomic<const char*> isa{""};
+    std::atomic<bool> out_of_memory{false};
+  } call{kernel, args, layout.shape, element_size, strided};
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, layout.shape.classes));
-  at::parallel_for(0, layout.rows, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<char[]> scratch(bytes > 0 ? new char[bytes] : nullptr);
-    isa.store(kernel(args, {begin, end, scratch.get()}), std::memory_order_relaxed);
-  });
-  set_last_isa(isa.load(std::memory_order_relaxed));
+  const auto on_thread = [](int64_t begin, int64_t end, void* context) {
+    Call& c = *static_cast<Call*>(context);
+    const bool needs_scratch = c.strided > 0 || c.element_size < sizeof(float);
+    const size_t bytes = needs_scratch ? scratch_bytes(c.shape, end - begin, c.element_size, c.strided) : 0;
+    const std::unique_ptr<char[]> scratch(bytes > 0 ? new (std::nothrow) char[bytes] : nullptr);
+    if (bytes > 0 && scratch == nullptr) {
+      c.out_of_memory = true;  // an exception would have to cross a C interface
+      return;
+    }
+    c.isa.store(c.function(c.args, {begin, end, scratch.get()}), std::memory_order_relaxed);
+  };
+  const auto failed = torch_parallel_for(0, layout.rows, grain, on_thread, &call);
+  TORCH_CHECK(!failed && !call.out_of_memory, "softkern: not enough memory for packing rows of ",
+              layout.shape.classes, " classes");
+  set_last_isa(call.isa.load(std::memory_order_relaxed));
 }
 
 }  // namespace softkern::cpu
