@@ -175,8 +175,8 @@ def cross_entropy(
 
     Differs from torch: ignored rows get exactly zero gradients whatever their logits (torch: NaN where the
     logits are NaN or all -inf); loss and gradient of confident rows keep their digits (torch: 0); sums over
-    float16 and bfloat16 are kept in float32; int32 targets are taken. An upstream gradient that is not a
-    power of two rounds 16-bit gradients a second time.
+    float16 and bfloat16 are kept in float32; int32 targets are taken. 16-bit gradients that are
+    scaled in backward (upstream gradient not 1, float16 mean) are rounded a second time.
 
     Source: pytorch/pytorch issues 11752 (why m and d stay apart) and 11551 (ignored rows).
     """

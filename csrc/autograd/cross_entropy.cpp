@@ -161,6 +161,18 @@ Tensor cross_entropy_batched(const Tensor& self, const Tensor& target, const Opt
                                                label_smoothing));
 }
 
+/// vmap over upstream gradients (is_grads_batched, vectorised Jacobians): the scaling in ATen's ops.
+Tensor cross_entropy_backward_batched(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
+                                      const Tensor& target, c10::SymInt ignore_index) {
+  const int64_t dim = class_dim(grad);
+  Tensor factor = grad_output.to(grad_scale.scalar_type()).mul(grad_scale);
+  if (factor.dim() > 0) factor = factor.unsqueeze(dim);
+  const Tensor scaled = grad.to(grad_scale.scalar_type()).mul(factor).to(grad.scalar_type());
+  if (target.dim() == grad.dim()) return scaled;
+  const Tensor ignored = target.to(at::kLong).eq(ignore_index.guard_int(__FILE__, __LINE__)).unsqueeze(dim);
+  return scaled.masked_fill(ignored, 0);
+}
+
 /// As torch's own rule on both devices: cross_entropy runs in float32.
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor cross_entropy_autocast(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
@@ -181,7 +193,14 @@ TORCH_LIBRARY_IMPL(softkern, Autograd, m) {
   }
 }
 
-TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) { m.impl("cross_entropy", &cross_entropy_batched); }
+TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
+  m.impl("cross_entropy", &cross_entropy_batched);
+  m.impl("cross_entropy_backward", &cross_entropy_backward_batched);
+}
+
+TORCH_LIBRARY_IMPL(softkern, Batched, m) {
+  m.impl("cross_entropy_backward", &cross_entropy_backward_batched);
+}
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCPU, m) {
   m.impl("cross_entropy", &cross_entropy_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);

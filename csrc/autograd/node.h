@@ -35,18 +35,23 @@ auto make_node() {
   return make_node<N>(static_cast<const NodePtr*>(nullptr));
 }
 
-/// functorch levels and forward-mode tangents: ATen's composites know them all, to any order.
+/// Tensors of functorch's levels. Batched is its forerunner, still behind torch.autograd.grad(...,
+/// is_grads_batched=True).
+inline bool is_transformed(const Tensor& x) {
+  return x.key_set().has_any(
+      c10::DispatchKeySet({c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
+                           c10::DispatchKey::Batched}));
+}
+
+/// Transformed tensors and forward-mode tangents: ATen's composites know them all, to any order.
 inline bool wants_composite(const Tensor& x) {
-  return x.defined() && (x.key_set().has_any(c10::DispatchKeySet(
-                             {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched})) ||
-                         x._fw_grad(/*level=*/0).defined());
+  return x.defined() && (is_transformed(x) || x._fw_grad(/*level=*/0).defined());
 }
 
 /// Not a fake, functional, batched or other stand-in: there are values to look at and memory to overwrite.
 inline bool is_plain(const Tensor& x) {
-  return !x.key_set().has_any(
-      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize,
-                           c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper}));
+  return !is_transformed(x) && !x.key_set().has_any(c10::DispatchKeySet(
+                                   {c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
 }
 
 }  // namespace softkern

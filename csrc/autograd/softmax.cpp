@@ -120,6 +120,8 @@ TORCH_LIBRARY_IMPL(softkern, Autograd, m) {
 TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
   m.impl("softmax", &SoftmaxOp::composite);
   m.impl("log_softmax", &LogSoftmaxOp::composite);
+  m.impl("softmax_backward", &SoftmaxOp::differentiable_backward);
+  m.impl("log_softmax_backward", &LogSoftmaxOp::differentiable_backward);
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCUDA, m) {
