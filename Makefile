@@ -28,13 +28,11 @@ format: $(VENV)/.lint
 clean:
 	rm -rf build dist *.egg-info softkern/_C.*.so $(VENV)
 
-# The interpreter's own torch serves if it has one; a second copy would be several hundred megabytes.
+# The interpreter's own torch serves if it has one that a virtual environment can see; a second copy would be
+# several hundred megabytes.
 $(VENV)/.torch:
-	if $(PYTHON) -c 'import torch' 2>/dev/null; then \
-	    $(PYTHON) -m venv --system-site-packages $(VENV); \
-	else \
-	    $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install 'torch==2.13.0'; \
-	fi
+	$(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install 'torch==2.13.0'
 	$(BIN)/python -m pip install 'setuptools>=64,<82' wheel ninja
 	touch $@
 
