@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from cases import logits
+from cases import logits, name
+from tolerances import DTYPES
 from torch import Tensor
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -27,6 +29,13 @@ OPTIONS = (
     {"probs": True, "smoothing": 0.1},
     {"probs": True, "weight": True, "smoothing": 0.25},
 )
+
+# Class indices, everything at once with indices, everything at once with probabilities.
+KINDS = ({}, {"weight": True, "ignore": 1, "smoothing": 0.1}, OPTIONS[-1])
+
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name)
+over_reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
+over_kinds = pytest.mark.parametrize("kind", KINDS, ids=("indices", "all-options", "probs"))
 
 
 def class_weights(classes: int, dtype=torch.float32) -> Tensor:

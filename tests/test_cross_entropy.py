@@ -10,18 +10,20 @@ import torch
 import torch.nn.functional as F
 from cases import CLASSES, HALVES, HURTING, LAYOUTS, logits, name, special_rows
 from compare import assert_close
-from cross_entropy_cases import OPTIONS, REDUCTIONS, SHAPES, indices, probabilities, problem
+from cross_entropy_cases import (
+    OPTIONS,
+    SHAPES,
+    indices,
+    over_dtypes,
+    over_kinds,
+    over_reductions,
+    probabilities,
+    problem,
+)
 from cross_entropy_checks import check_values
 from tolerances import DTYPES
 
 import softkern
-
-over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name)
-over_reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
-
-# Class indices, everything at once with indices, everything at once with probabilities.
-KINDS = ({}, {"weight": True, "ignore": 1, "smoothing": 0.1}, OPTIONS[-1])
-over_kinds = pytest.mark.parametrize("kind", KINDS, ids=("indices", "all-options", "probs"))
 
 
 @over_dtypes

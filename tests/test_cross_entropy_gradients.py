@@ -16,17 +16,18 @@ from cases import (
     special_rows,
     upstream,
 )
-from cross_entropy_cases import OPTIONS, REDUCTIONS, SHAPES, indices, problem
+from cross_entropy_cases import (
+    OPTIONS,
+    SHAPES,
+    indices,
+    over_dtypes,
+    over_kinds,
+    over_reductions,
+    problem,
+)
 from cross_entropy_checks import check_gradients
-from tolerances import DTYPES
 
 import softkern
-
-over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name)
-over_reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
-
-KINDS = ({}, {"weight": True, "ignore": 1, "smoothing": 0.1}, OPTIONS[-1])
-over_kinds = pytest.mark.parametrize("kind", KINDS, ids=("indices", "all-options", "probs"))
 
 
 @over_dtypes

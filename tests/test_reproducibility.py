@@ -13,15 +13,13 @@ import pytest
 import torch
 from cases import logits, name, upstream
 from compare import assert_same_bits
-from cross_entropy_cases import OPTIONS, problem
+from cross_entropy_cases import KINDS, over_kinds, problem
 from tolerances import DTYPES
 
 import softkern
 
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name)
 over_softmaxes = pytest.mark.parametrize("op", ("softmax", "log_softmax"))
-KINDS = ({}, {"weight": True, "ignore": 1, "smoothing": 0.1}, OPTIONS[-1])
-over_kinds = pytest.mark.parametrize("kind", KINDS, ids=("indices", "all-options", "probs"))
 
 
 @pytest.fixture(scope="module")
