@@ -63,3 +63,17 @@ def test_page_is_what_the_json_gives(tool: ModuleType) -> None:
     page = (DOCS / "accuracy.md").read_text()
     measured = json.loads((DOCS / "accuracy.json").read_text())
     assert tool.render(measured, page) == page
+
+
+@pytest.mark.parametrize(
+    ("op", "logits", "label"),
+    [
+        ("cross_entropy", "N(0, 10), C = 10", "worst error of the loss, logits N(0, 10), 10 classes"),
+        ("softmax", "N(0, 10), C = 1000", "worst error of `softmax`, logits N(0, 10), 1000 classes"),
+    ],
+)
+def test_the_readme_states_what_the_json_says(op: str, logits: str, label: str) -> None:
+    rows = json.loads((DOCS / "accuracy.json").read_text())["rows"]
+    row = next(r for r in rows if (r["op"], r["dtype"], r["input"]) == (op, "float32", logits))
+    line = f"| {label} | {row['torch']:,.0f} ulp | **{row['softkern']:.1f} ulp** |"
+    assert line in (DOCS.parent / "README.md").read_text()
