@@ -9,7 +9,6 @@
 namespace softkern {
 
 using OptionalTensor = std::optional<at::Tensor>;
-using Forward = at::Tensor (*)(const at::Tensor& self, int64_t dim);
 
 at::Tensor softmax(const at::Tensor& self, int64_t dim);
 at::Tensor log_softmax(const at::Tensor& self, int64_t dim);
