@@ -89,12 +89,6 @@ Tensor forward_autograd(const Tensor& self, int64_t dim) {
   return output;
 }
 
-/// Below autograd, for tensors without kernels.
-template <class Op>
-Tensor forward_fallback(const Tensor& self, int64_t dim) {
-  return Op::composite(self, dim);
-}
-
 /// CUDA autocast computes both softmaxes in float32; CPU autocast leaves them alone.
 template <class Op>
 Tensor forward_autocast_cuda(const Tensor& self, int64_t dim) {
@@ -105,8 +99,9 @@ Tensor forward_autocast_cuda(const Tensor& self, int64_t dim) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
-  m.impl("softmax", &forward_fallback<SoftmaxOp>);
-  m.impl("log_softmax", &forward_fallback<LogSoftmaxOp>);
+  // Below autograd, for tensors without kernels.
+  m.impl("softmax", &SoftmaxOp::composite);
+  m.impl("log_softmax", &LogSoftmaxOp::composite);
 }
 
 TORCH_LIBRARY_IMPL(softkern, Autograd, m) {

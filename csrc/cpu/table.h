@@ -100,6 +100,11 @@ constexpr int64_t kTileRows = 16;
 /// does not put all rows of a tile into the same cache set.
 static inline constexpr int64_t row_pitch(int64_t classes) { return (classes + 15) / 16 * 16 + 16; }
 
+/// Whether kernels work on a packed copy of these rows instead of in place.
+static inline constexpr bool is_packed(const Rows& rows) {
+  return rows.data != nullptr && rows.class_stride != 1;
+}
+
 /// Rows in a tile of a range of that many rows.
 static inline constexpr int64_t tile_rows(int64_t rows) { return rows < kTileRows ? rows : kTileRows; }
 

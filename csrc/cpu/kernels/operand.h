@@ -28,17 +28,17 @@ class Operand {
  public:
   Operand(const Rows& rows, const Shape& shape, const Range& range, Arena& arena)
       : rows_(rows), shape_(shape), pitch_(row_pitch(shape.classes)) {
-    if (packed()) tile_ = arena.take<T>(tile_rows(range.end - range.begin) * pitch_);
+    if (is_packed(rows_)) tile_ = arena.take<T>(tile_rows(range.end - range.begin) * pitch_);
   }
 
   bool given() const { return rows_.data != nullptr; }
 
   /// Row r; after stage(first, count) for a tile that holds it.
-  T* row(int64_t r, int64_t first) const { return packed() ? tile_ + (r - first) * pitch_ : at(r); }
+  T* row(int64_t r, int64_t first) const { return is_packed(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
 
   /// Fetch rows first..first+count-1 for reading.
   void stage(int64_t first, int64_t count) const {
-    if (!packed()) return;
+    if (!is_packed(rows_)) return;
     const T* from[kTileRows];
     for (int64_t w = 0; w < count; ++w) from[w] = at(first + w);
     for (int64_t c = 0; c < shape_.classes; ++c) {
@@ -48,7 +48,7 @@ class Operand {
 
   /// Put written rows where they belong.
   void flush(int64_t first, int64_t count) const {
-    if (!packed()) return;
+    if (!is_packed(rows_)) return;
     T* to[kTileRows];
     for (int64_t w = 0; w < count; ++w) to[w] = at(first + w);
     for (int64_t c = 0; c < shape_.classes; ++c) {
@@ -57,7 +57,6 @@ class Operand {
   }
 
  private:
-  bool packed() const { return given() && rows_.class_stride != 1; }
   T* at(int64_t r) const {
     T* base = static_cast<T*>(rows_.data);
     if (shape_.inner == 1) return base + r * rows_.outer_stride;
@@ -74,8 +73,7 @@ class Operand {
 template <class Body>
 SK_INLINE void for_each_tile(const Range& range, Body body) {
   for (int64_t first = range.begin; first < range.end; first += kTileRows) {
-    const int64_t left = range.end - first;
-    body(first, left < kTileRows ? left : kTileRows);
+    body(first, tile_rows(range.end - first));
   }
 }
 

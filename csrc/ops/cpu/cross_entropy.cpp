@@ -147,8 +147,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   }
 
   const double divisor = reduction == kMean ? mass : 1;
-  const double storage =
-      self.scalar_type() == at::kHalf ? half_storage_scale(w, target, indices, dim) : 1 / divisor;
+  const bool scaled_later = need_grad && self.scalar_type() == at::kHalf;
+  const double storage = scaled_later ? half_storage_scale(w, target, indices, dim) : 1 / divisor;
   args.grad_factor = storage;
   const Tensor losses = at::empty({layout.rows}, self.options().dtype(compute));
   args.loss = losses.data_ptr();
@@ -167,9 +167,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
                                                 : sum_in_order(losses.const_data_ptr<float>(), layout.rows);
     loss = scalar_of(total / divisor, self, self.scalar_type());
   }
-  Tensor grad_scale =
-      need_grad ? scalar_of(self.scalar_type() == at::kHalf ? 1 / (divisor * storage) : 1, self, compute)
-                : at::empty({0}, self.options().dtype(compute));
+  Tensor grad_scale = need_grad ? scalar_of(scaled_later ? 1 / (divisor * storage) : 1, self, compute)
+                                : at::empty({0}, self.options().dtype(compute));
   return {loss, grad, grad_scale};
 }
 

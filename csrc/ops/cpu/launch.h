@@ -94,7 +94,7 @@ template <class Args>
 void run(const char* (*kernel)(const Args&, Range), const Args& args, const Layout& layout,
          size_t element_size, std::initializer_list<const Rows*> operands) {
   int strided = 0;
-  for (const Rows* rows : operands) strided += rows->data != nullptr && rows->class_stride != 1;
+  for (const Rows* rows : operands) strided += is_packed(*rows);
   struct Call {
     const char* (*function)(const Args&, Range);
     const Args& args;
