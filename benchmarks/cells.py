@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: a cell is one op, pass, dtype and shape; choosing cells by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+PASSES = ("no-grad", "forward", "backward", "forward+backward")
+ITEM_SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+
+
+class UnknownName(ValueError):
+    """A name that nothing here has; the message lists the choices."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape as an op's file lists it.
+
+    `main` cases are measured with every provider, the others with torch and softkern alone; `compiled` ones
+    with torch.compile too, which takes seconds a cell to compile.
+    """
+
+    shape: tuple[int, ...]
+    dim: int = -1
+    dtypes: tuple[str, ...] = ("float32",)
+    passes: tuple[str, ...] = PASSES
+    option: str = ""
+    main: bool = False
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to time. Ops of the package have the passes above; end-to-end jobs have pass "epoch"
+    or "step" and an empty shape."""
+
+    op: str
+    pass_name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    dim: int = -1
+    option: str = ""
+    device: str = "cpu"
+    main: bool = False
+    compiled: bool = False
+
+    @property
+    def shape_text(self) -> str:
+        """As given on the command line: 4096x1000, or 64x1000x196 whose softmax runs over dim 1."""
+        return "x".join(map(str, self.shape))
+
+    @property
+    def name(self) -> str:
+        parts = (self.op, self.pass_name, self.dtype, self.shape_text, self.option)
+        return "/".join(part for part in parts if part)
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape) if self.shape else 0
+
+    @property
+    def classes(self) -> int:
+        return self.shape[self.dim]
+
+    @property
+    def rows(self) -> int:
+        return self.elements // self.classes
+
+    @property
+    def item_size(self) -> int:
+        return ITEM_SIZE[self.dtype]
+
+    @property
+    def input_bytes(self) -> int:
+        return self.elements * self.item_size
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> Cell:
+        return Cell(**{**fields, "shape": tuple(fields["shape"])})
+
+
+def expand(op: str, cases: Iterable[Case], device: str) -> list[Cell]:
+    """The cells of an op's cases. The class dimension of cross_entropy is what its cases say (1, or -1)."""
+    return [
+        Cell(op, p, dtype, case.shape, case.dim, case.option, device, case.main, case.compiled)
+        for case in cases
+        for dtype in case.dtypes
+        for p in case.passes
+    ]
+
+
+def select(
+    cells: Sequence[Cell],
+    ops: Sequence[str] = (),
+    passes: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    shapes: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> list[Cell]:
+    """The cells with those names; an empty list of names takes all. "plain" is the empty option."""
+    chosen = list(cells)
+    for what, names, of in (
+        ("op", ops, lambda c: c.op),
+        ("pass", passes, lambda c: c.pass_name),
+        ("dtype", dtypes, lambda c: c.dtype),
+        ("shape", shapes, lambda c: c.shape_text),
+        ("option", options, lambda c: c.option or "plain"),
+    ):
+        check_names(what, names, [of(c) for c in cells])
+        chosen = [c for c in chosen if not names or of(c) in names]
+    if not chosen:
+        raise UnknownName("no cell has all of the chosen op, pass, dtype, shape and option together")
+    return chosen
+
+
+def check_names(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
+    """Raise UnknownName for the first name that is no choice."""
+    choices = [choice for choice in dict.fromkeys(choices) if choice]
+    for name in names:
+        if name not in choices:
+            raise UnknownName(f"unknown {what} '{name}'; choose from: {', '.join(choices)}")

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timing a step, and its peak memory, on the CPU and on a CUDA device; runs in a worker."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Step = Callable[[int], Any]
+
+
+class Cpu:
+    """Wall time; the resident set of this process."""
+
+    def sample(self, step: Step, first: int, repeats: int) -> tuple[float, float]:
+        """Seconds and page faults a call, over `repeats` calls in a row on the copies from `first` on."""
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        start = time.perf_counter()
+        for i in range(first, first + repeats):
+            step(i)
+        seconds = time.perf_counter() - start
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        return seconds / repeats, faults / repeats
+
+    def peak(self, step: Step) -> int | None:
+        """Growth in bytes of the resident set to its peak within one call; None where the system has no
+        resettable peak (/proc/self/clear_refs of Linux)."""
+        gc.collect(1)
+        try:
+            # Free pages that the heap kept would let the call grow without it being seen.
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _kilobytes("VmRSS")
+            step(0)
+            return (_kilobytes("VmHWM") - before) * 1024
+        except (OSError, AttributeError):
+            return None
+
+    def prepare(self, step: Step, small: bool) -> tuple[Step, str]:
+        """The step to time, and what was done to it."""
+        return step, ""
+
+
+def _kilobytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+class Cuda:
+    """Events around each call, the second-level cache overwritten before it; small launches as CUDA graphs,
+    which leave out the time the host takes to launch them."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        self.flush = torch.empty(2 * cache, dtype=torch.int8, device="cuda")
+
+    def sample(self, step: Step, first: int, repeats: int) -> tuple[float, float]:
+        cuda = self.torch.cuda
+        pairs = [(cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)) for _ in range(repeats)]
+        for i, (start, end) in enumerate(pairs, first):
+            self.flush.zero_()
+            start.record()
+            step(i)
+            end.record()
+        cuda.synchronize()
+        milliseconds = sum(start.elapsed_time(end) for start, end in pairs)
+        return milliseconds / 1e3 / repeats, 0.0
+
+    def peak(self, step: Step) -> int | None:
+        cuda = self.torch.cuda
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+        before = cuda.memory_allocated()
+        step(0)
+        cuda.synchronize()
+        return int(cuda.max_memory_allocated() - before)
+
+    def prepare(self, step: Step, small: bool) -> tuple[Step, str]:
+        if not small:
+            return step, ""
+        cuda = self.torch.cuda
+        side = cuda.Stream()
+        side.wait_stream(cuda.current_stream())
+        with cuda.stream(side):  # what a first call sets up must not be captured
+            for _ in range(3):
+                step(0)
+        cuda.current_stream().wait_stream(side)
+        graph = cuda.CUDAGraph()
+        try:
+            with cuda.graph(graph):
+                step(0)
+        except RuntimeError as error:
+            return step, f"not captured in a CUDA graph: {str(error).splitlines()[0]}"
+        return lambda _: graph.replay(), "CUDA graph"
+
+
+def of(name: str) -> Cpu | Cuda:
+    return Cpu() if name == "cpu" else Cuda()

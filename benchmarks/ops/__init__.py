@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops, a file each."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from benchmarks.cells import Cell, expand
+from benchmarks.ops import cross_entropy, end_to_end, log_softmax, softmax
+
+OPS: dict[str, ModuleType] = {
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "cross_entropy": cross_entropy,
+}
+
+
+def all_cells(device: str) -> list[Cell]:
+    """Every cell of the full run on a device."""
+    cells = []
+    for name, op in OPS.items():
+        cells += expand(name, op.CPU if device == "cpu" else op.CUDA, device)
+    return cells + end_to_end.cells(device)
+
+
+def bytes_moved(cell: Cell) -> int:
+    """The least bytes the cell's work has to move; 0 for end-to-end jobs, whose work is mostly elsewhere."""
+    return OPS[cell.op].bytes_moved(cell) if cell.op in OPS else 0

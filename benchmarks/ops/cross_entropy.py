@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cross_entropy: shapes, calls and bytes. Classes are dimension 1, as F.cross_entropy has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.cells import Case, Cell
+from benchmarks.ops import shapes
+from benchmarks.problems import IGNORE_INDEX, LABEL_SMOOTHING
+
+OPTIONS = ("label_smoothing", "weight+ignore_index", "probabilities", "none")
+WHOLE = ("no-grad", "forward+backward")
+
+CPU = (
+    *(replace(case, dim=1) for case in shapes.CPU),
+    Case((4, 21, 256, 256), dim=1, main=True),
+    *(Case((4096, 1000), dim=1, passes=WHOLE, option=option) for option in OPTIONS),
+    *(Case((65536, 10), dim=1, passes=WHOLE, option=option) for option in OPTIONS),
+    Case((4096, 1024), dim=1, dtypes=("bfloat16",)),
+    Case((1024, 32000), dim=1, dtypes=("bfloat16",)),
+    Case((1024, 1000), dim=1, dtypes=("float64",)),
+)
+CUDA = tuple(replace(case, dim=1) for case in shapes.CUDA)
+
+
+def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -> Any:
+    if cell.option == "label_smoothing":
+        return api.cross_entropy(x, target, label_smoothing=LABEL_SMOOTHING)
+    if cell.option == "weight+ignore_index":
+        return api.cross_entropy(x, target, weight=weight, ignore_index=IGNORE_INDEX)
+    if cell.option == "none":
+        return api.cross_entropy(x, target, reduction="none")
+    return api.cross_entropy(x, target)  # class indices or probabilities
+
+
+def bytes_moved(cell: Cell) -> int:
+    """The loss reads the logits and the targets; its gradient is one write more when made in the same visit,
+    and a read and a write in a backward of its own, which reads the targets again."""
+    sweeps = {"no-grad": 1, "forward": 1, "backward": 2, "forward+backward": 2}[cell.pass_name]
+    index_bytes = 8  # int64
+    target = cell.input_bytes if cell.option == "probabilities" else index_bytes * cell.rows
+    weight = cell.classes * cell.item_size if cell.option == "weight+ignore_index" else 0
+    per_row = 0
+    if cell.option == "none":  # the losses out, their gradients in
+        vectors = {"no-grad": 1, "forward": 1, "backward": 1, "forward+backward": 2}[cell.pass_name]
+        per_row = vectors * cell.rows * cell.item_size
+    return sweeps * cell.input_bytes + target + weight + per_row

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""log_softmax: shapes, calls and bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.cells import Cell
+from benchmarks.ops import softmax
+
+CPU = softmax.CPU
+CUDA = softmax.CUDA
+bytes_moved = softmax.bytes_moved  # its backward reads y and dy too
+
+
+def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -> Any:
+    return api.log_softmax(x, cell.dim)

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cells of --quick: tiny, and between them every op, pass, kind of target, layout and regime."""
+
+from __future__ import annotations
+
+from benchmarks.cells import Case, Cell, expand
+from benchmarks.ops import cross_entropy
+
+WHOLE = ("no-grad", "forward+backward")
+NORMALISERS = (
+    Case((64, 10), main=True),
+    Case((512, 1000), main=True, passes=WHOLE),  # large enough for the regimes and the peak memory
+    Case((4, 10, 6), dim=1, passes=WHOLE),
+)
+LOSS = (
+    Case((64, 10), dim=1, main=True, compiled=True),
+    Case((512, 1000), dim=1, main=True, passes=WHOLE),
+    Case((2, 5, 8, 8), dim=1, passes=WHOLE, dtypes=("float32", "bfloat16")),
+    *(Case((64, 10), dim=1, passes=WHOLE, option=option) for option in cross_entropy.OPTIONS),
+)
+
+
+def cells(device: str) -> list[Cell]:
+    found = expand("softmax", NORMALISERS, device) + expand("log_softmax", NORMALISERS, device)
+    found += expand("cross_entropy", LOSS, device)
+    found.append(Cell("language-model head", "step", "float32", (64, 1000), 1, device=device, main=True))
+    if device == "cpu":
+        found.append(Cell("zoo", "epoch", "float32", main=True))
+    return found

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shapes that the ops share."""
+
+from benchmarks.cells import Case
+
+# Rows of few classes, of image classifiers, of language models (Llama 3 has 128,256 tokens); one long row.
+CPU = (
+    Case((101, 7), main=True),
+    Case((32, 10)),
+    Case((1200, 10)),
+    Case((65536, 10), main=True, compiled=True),
+    Case((262144, 3)),
+    Case((512, 1000), main=True),
+    Case((4096, 1000), main=True, compiled=True),
+    Case((8192, 4096)),
+    Case((2048, 32000), main=True, compiled=True),
+    Case((512, 128256), main=True),
+    Case((1, 128256), main=True),
+)
+
+# (M, N) of the published curves that GPU kernels are compared by, then vocabularies of language models.
+CUDA_ROWS = (
+    *((32768, 2**k) for k in range(8, 17)),
+    (16384, 131072),
+    (8192, 262144),
+    *((4096, vocabulary) for vocabulary in (32000, 50257, 128256, 151936, 256000)),
+)
+CUDA = tuple(Case(shape, dtypes=("bfloat16", "float32"), main=True, compiled=True) for shape in CUDA_ROWS)

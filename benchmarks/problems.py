@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inputs of a cell, the same for every provider, and its answers in float64.
+
+The conductor makes them once and leaves them in files; workers map the files. Answers are kept for all rows
+of small cells and for SAMPLED_ROWS rows of large ones, the first and the last among them; a mean loss is over
+all rows always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.cells import Cell
+
+IGNORE_INDEX = -100
+LABEL_SMOOTHING = 0.1
+SAMPLED_ROWS = 256
+ALL_ROWS_BELOW = 1 << 20  # elements
+BLOCK = 1 << 22  # elements in float64 at a time: 32 MiB
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+# Relative to the scale of the row. Wide enough for honest arithmetic in the dtype (16-bit peers round every
+# intermediate), far too narrow for another formula, option or row: those are off by whole percents.
+BOUND = {"float32": 1e-4, "float64": 1e-11, "bfloat16": 0.1, "float16": 0.02}
+
+
+@dataclass
+class Problem:
+    """Inputs as the ops take them.
+
+    x            logits, cell.shape; float32 for 16-bit cells, holding numbers of the 16-bit dtype exactly
+    upstream     gradient of the output, same shape and dtype as the output; None for a mean loss, whose
+                 upstream gradient is 1
+    target       cross_entropy: int64 class indices, or probabilities with option "probabilities"
+    weight       cross_entropy with option "weight+ignore_index": (C,), else None
+    """
+
+    x: np.ndarray
+    upstream: np.ndarray | None
+    target: np.ndarray | None
+    weight: np.ndarray | None
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Nearest numbers of the dtype; 16-bit ones are returned as float32, which holds them exactly."""
+    if dtype == "float16":
+        return values.astype(np.float16).astype(np.float32)
+    if dtype == "bfloat16":
+        bits = values.astype(np.float32).view(np.uint32)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+        return bits.view(np.float32)
+    return values.astype(dtype, copy=False)
+
+
+def make(cell: Cell) -> Problem:
+    """Logits N(0, 3), so that rows have a few likely classes, as a network in training gives them."""
+    rng = np.random.default_rng(0)
+
+    def normal(shape: tuple[int, ...], scale: float) -> np.ndarray:
+        values = rng.standard_normal(shape, dtype=np.float32)
+        return rounded(np.multiply(values, np.float32(scale), out=values), cell.dtype)
+
+    x = normal(cell.shape, 3.0)
+    if cell.op != "cross_entropy":
+        return Problem(x, normal(cell.shape, 1.0), None, None)
+    positions = tuple(np.delete(cell.shape, cell.dim))
+    target = rng.integers(0, cell.classes, positions)
+    weight = None
+    if cell.option == "probabilities":
+        target = _softmax(normal(cell.shape, 1.0), cell.dim)
+        target = rounded(target, cell.dtype)
+    elif cell.option == "weight+ignore_index":
+        target[rng.random(positions) < 0.1] = IGNORE_INDEX
+        weight = rounded(rng.random(cell.classes, dtype=np.float32) + 0.5, cell.dtype)
+    upstream = normal(positions, 1.0) if cell.option == "none" else None
+    return Problem(x, upstream, target, weight)
+
+
+def _softmax(x: np.ndarray, dim: int) -> np.ndarray:
+    e = np.exp(x - x.max(axis=dim, keepdims=True))
+    return e / e.sum(axis=dim, keepdims=True)
+
+
+def save(problem: Problem, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in vars(problem).items():
+        if array is not None:
+            np.save(folder / f"{name}.npy", array)
+
+
+def load(folder: Path) -> Problem:
+    def array(name: str) -> np.ndarray | None:
+        path = folder / f"{name}.npy"
+        return np.load(path, mmap_mode="r") if path.exists() else None
+
+    x = array("x")
+    assert x is not None, folder
+    return Problem(x, array("upstream"), array("target"), array("weight"))
+
+
+def by_row(array: np.ndarray, dim: int) -> np.ndarray:
+    """(rows, C) with the class dimension last."""
+    moved = np.moveaxis(array, dim, -1)
+    return moved.reshape(-1, moved.shape[-1])
+
+
+def sampled_rows(cell: Cell) -> np.ndarray:
+    if cell.elements <= ALL_ROWS_BELOW or cell.rows <= SAMPLED_ROWS:
+        return np.arange(cell.rows)
+    return np.unique(np.linspace(0, cell.rows - 1, SAMPLED_ROWS).astype(np.int64))
+
+
+Answers = dict[str, np.ndarray]
+
+
+def answers(cell: Cell, problem: Problem) -> Answers:
+    """Float64 "output" and "gradient" of the sampled rows; output of a mean loss is one number.
+
+    "output scale" and "gradient scale" are what errors of a row are relative to: the largest term that its
+    entries are sums of, because the entries themselves can cancel to nothing (p - 1 of a certain row).
+    """
+    if cell.op == "cross_entropy":
+        return _cross_entropy(cell, problem)
+    rows = sampled_rows(cell)
+    assert problem.upstream is not None
+    x = by_row(problem.x, cell.dim)[rows].astype(np.float64)
+    dy = by_row(problem.upstream, cell.dim)[rows].astype(np.float64)
+    log_p, p = _log_softmax(x)
+    if cell.op == "softmax":
+        output, dot = p, (p * dy).sum(-1, keepdims=True)
+        gradient, terms = p * (dy - dot), p * (np.abs(dy) + np.abs(dot))
+    else:
+        output, total = log_p, dy.sum(-1, keepdims=True)
+        gradient, terms = dy - p * total, np.abs(dy) + p * np.abs(total)
+    return {
+        "output": output,
+        "output scale": np.abs(output).max(-1),
+        "gradient": gradient,
+        "gradient scale": terms.max(-1),
+    }
+
+
+def _log_softmax(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shifted = x - x.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_p, np.exp(log_p)
+
+
+def _blocks(rows: np.ndarray, classes: int) -> Iterator[np.ndarray]:
+    step = max(1, BLOCK // classes)
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def _cross_entropy(cell: Cell, problem: Problem) -> Answers:
+    x = by_row(problem.x, cell.dim)
+    losses, gradients, scales = np.empty(cell.rows), [], []
+    mass = np.ones(cell.rows)  # what the row counts for in the mean
+    sampled = sampled_rows(cell)
+    for rows in _blocks(np.arange(cell.rows), cell.classes):
+        wanted = np.isin(rows, sampled)
+        log_p, p = _log_softmax(x[rows].astype(np.float64))
+        target = _target_rows(cell, problem, rows)
+        losses[rows] = -(target * log_p).sum(-1)
+        p *= target.sum(-1, keepdims=True)
+        gradients.append((p - target)[wanted])
+        scales.append((p + target).max(-1)[wanted])
+        if problem.weight is not None:
+            mass[rows] = target.sum(-1)
+    gradient, scale = np.concatenate(gradients), np.concatenate(scales)
+    if cell.option == "none":
+        assert problem.upstream is not None
+        upstream = problem.upstream.reshape(-1)[sampled].astype(np.float64)
+        loss = losses[sampled]
+        return {
+            "output": loss,
+            "output scale": np.maximum(loss, 1.0),  # of log d, which a certain row's loss is left over from
+            "gradient": gradient * upstream[:, None],
+            "gradient scale": scale * np.abs(upstream),
+        }
+    loss = np.array([losses.sum() / mass.sum()])
+    return {
+        "output": loss,
+        "output scale": np.abs(loss),
+        "gradient": gradient / mass.sum(),
+        "gradient scale": scale / mass.sum(),
+    }
+
+
+def _target_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray:
+    """Target of those rows as (weighted) probabilities in float64, all zero where ignored."""
+    assert problem.target is not None
+    if cell.option == "probabilities":
+        return by_row(problem.target, cell.dim)[rows].astype(np.float64)
+    index = problem.target.reshape(-1)[rows]
+    dense = np.zeros((len(rows), cell.classes))
+    kept = np.flatnonzero(index != IGNORE_INDEX)
+    dense[kept, index[kept]] = 1.0
+    if cell.option == "label_smoothing":
+        dense = dense * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / cell.classes
+    if problem.weight is not None:
+        dense *= problem.weight.astype(np.float64)
+    return dense
+
+
+def errors(cell: Cell, got: dict[str, np.ndarray], expected: Answers) -> dict[str, float]:
+    """Largest |got - answer| / (eps * scale of the row) of each array; inf where not a number."""
+    rows = sampled_rows(cell)
+    found = {}
+    for name, array in got.items():
+        answer, scale = expected[name], expected[f"{name} scale"]
+        array = np.asarray(array)
+        if name == "gradient" or cell.op != "cross_entropy":
+            if array.shape != cell.shape:
+                raise ValueError(f"{name} has shape {array.shape}, expected {cell.shape}")
+            array = by_row(array, cell.dim)[rows]
+        else:
+            array = array.reshape(-1) if answer.size == 1 else array.reshape(-1)[rows]
+        difference = np.abs(array.astype(np.float64) - answer)
+        if answer.ndim == 2:
+            difference = difference.max(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):  # an ignored row has scale 0 and must be exact
+            relative = np.where(difference == 0, 0.0, difference / scale) / EPS[cell.dtype]
+        worst = float(relative.max())
+        found[name] = worst if np.isfinite(worst) else float("inf")
+    return found
+
+
+def verdict(cell: Cell, found: dict[str, float]) -> str | None:
+    """Why a provider is refused, or None."""
+    for name, error in found.items():
+        off = error * EPS[cell.dtype]
+        if not off <= BOUND[cell.dtype]:
+            return f"wrong {name}: off by {off:.2g} of the row's scale (accepted: {BOUND[cell.dtype]:g})"
+    return None
+
+
+def save_answers(found: Answers, folder: Path) -> None:
+    np.savez(folder / "answers.npz", **found)
+
+
+def load_answers(folder: Path) -> Answers:
+    with np.load(folder / "answers.npz") as file:
+        return dict(file)

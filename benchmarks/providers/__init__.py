@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The providers by name, and users' own ones from a file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from benchmarks.cells import UnknownName, check_names
+from benchmarks.providers.base import Provider
+from benchmarks.providers.flash_attention import FlashAttention
+from benchmarks.providers.jax_ import Jax
+from benchmarks.providers.liger import Liger
+from benchmarks.providers.numpy_ import NumPy
+from benchmarks.providers.onnxruntime_ import OnnxRuntime
+from benchmarks.providers.quack import Quack
+from benchmarks.providers.tensorflow_ import TensorFlow
+from benchmarks.providers.torch_family import Softkern, SoftkernIsa, Torch, TorchCompile
+from benchmarks.providers.torch_out import TorchOut
+
+# In the order of the columns. The first is what ratios are against.
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Torch(),
+        Softkern(),
+        SoftkernIsa("avx512"),
+        SoftkernIsa("avx2"),
+        SoftkernIsa("portable"),
+        TorchOut(),
+        TorchCompile(),
+        Jax(),
+        TensorFlow(),
+        OnnxRuntime(),
+        NumPy(),
+        Liger(),
+        Quack(),
+        FlashAttention(),
+    )
+}
+
+
+def from_file(path: Path) -> dict[str, Provider]:
+    """The providers that a Python file lists in PROVIDERS, by name."""
+    spec = importlib.util.spec_from_file_location("benchmark_plugin", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UnknownName(f"plugin {path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "PROVIDERS", None)
+    if not found or not all(isinstance(provider, Provider) for provider in found):
+        raise UnknownName(f"plugin {path}: expected a list PROVIDERS of benchmarks.providers.base.Provider")
+    return {provider.name: provider for provider in found}
+
+
+def line_up(names: list[str], known: dict[str, Provider]) -> list[tuple[str, Provider]]:
+    """(label, provider) of each name; a name that comes again is labelled name#2."""
+    check_names("provider", names, known)
+    labels: list[tuple[str, Provider]] = []
+    for name in names:
+        again = sum(label.split("#")[0] == name for label, _ in labels)
+        labels.append((f"{name}#{again + 1}" if again else name, known[name]))
+    return labels

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a provider is: somebody's softmax, called the way its users call it.
+
+A provider's module has to import without its framework: the conductor asks `left_out` of providers that this
+machine does not have. Everything else happens in a worker process of the provider's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cells import Cell
+from benchmarks.problems import Problem
+
+
+class Absent(Exception):
+    """This machine does not have what the provider needs; the message says why, in one line."""
+
+
+@dataclass
+class Prepared:
+    """A cell made ready in one provider.
+
+    `step(i)` does the timed work once, on the i-th of the `buffers` copies of the inputs, and returns what it
+    computed, or what `results` takes; it must not return before the work is done. `results(value)` gives the
+    arrays of a step for the check, in the shapes of the problem: "output" and, if the pass computes it,
+    "gradient".
+    """
+
+    step: Callable[[int], Any]
+    results: Callable[[Any], dict[str, np.ndarray]]
+
+
+class Provider:
+    """Base of all providers."""
+
+    name: str
+    devices: tuple[str, ...] = ("cpu",)
+    regimes: tuple[str, ...] = ("default",)
+
+    def left_out(self, cell: Cell, threads: int | None) -> str | None:
+        """Why this cell is not asked of this provider, or None. `threads` is None for all threads.
+
+        Everybody in a cell does the same work: a provider that computes gradients in its forward has no
+        place in the forward column.
+        """
+        raise NotImplementedError
+
+    def environment(self, regime: str) -> dict[str, str]:
+        """Variables to set before the worker starts."""
+        return {}
+
+    def load(self, threads: int) -> str:
+        """Import the framework, use that many threads, return its version; raise Absent if it can't.
+
+        A worker with one thread is also pinned to one core before this.
+        """
+        raise NotImplementedError
+
+    def prepare(self, cell: Cell, problem: Problem, buffers: int) -> Prepared:
+        """Copy the inputs `buffers` times into the framework and return the calls."""
+        raise NotImplementedError
+
+
+PEER_PASSES = ("no-grad", "forward+backward")
+
+
+def peer_left_out(cell: Cell, ops: tuple[str, ...], dtypes: tuple[str, ...]) -> str | None:
+    """The reasons that hold of every provider outside the torch family."""
+    if cell.op not in ops:
+        return f"does not compute {cell.op}"
+    if not cell.main:
+        return "peers are measured in the main cells only"
+    if cell.pass_name not in PEER_PASSES:
+        return "has no separate pass to set beside torch's recorded forward and backward"
+    if cell.dtype not in dtypes:
+        return f"not measured in {cell.dtype}"
+    return None

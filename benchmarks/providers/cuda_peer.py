@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the CUDA libraries on top of torch share: torch's tensors and autograd around their functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cells import Cell
+from benchmarks.problems import Problem
+from benchmarks.providers.base import Absent, Prepared, Provider, peer_left_out
+
+
+class CudaPeer(Provider):
+    """A subclass names its distribution and its ops and says in `functions` how to call them."""
+
+    devices = ("cuda",)
+    distribution: str
+    ops: tuple[str, ...]
+    # The gradient is written over the logits.
+    overwrites_logits = False
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Import the library: op -> function of the logits and, in cross_entropy, the class indices."""
+        raise NotImplementedError
+
+    def left_out(self, cell: Cell, threads: int | None) -> str | None:
+        reason = peer_left_out(cell, self.ops, ("float32", "bfloat16", "float16"))
+        if reason is not None:
+            return reason
+        if len(cell.shape) != 2 or cell.dim not in (-1, 1):
+            return "takes two dimensions, classes last"
+        if cell.option:
+            return f"not measured with {cell.option}"
+        return None
+
+    def load(self, threads: int) -> str:
+        try:
+            import torch
+
+            # First, because some of these libraries do not import without a GPU.
+            if not torch.cuda.is_available():
+                raise Absent("torch sees no CUDA device")
+            self.calls = self.functions()
+            return version(self.distribution)
+        except ImportError as error:
+            raise Absent(f"cannot import {self.distribution}: {' '.join(str(error).split())}") from None
+
+    def prepare(self, cell: Cell, problem: Problem, buffers: int) -> Prepared:
+        import torch
+
+        function = self.calls[cell.op]
+        backward = cell.pass_name == "forward+backward"
+
+        def copy(array: np.ndarray) -> Any:
+            dtype = None if array.dtype == np.int64 else getattr(torch, cell.dtype)
+            return torch.tensor(array, dtype=dtype, device=cell.device)
+
+        def copies() -> tuple[list[Any], Any]:
+            """Arguments of the function and the gradient of its output; None stands for 1."""
+            arguments = [copy(problem.x).requires_grad_(backward)]
+            if problem.target is not None:
+                arguments.append(copy(problem.target))
+            return arguments, None if problem.upstream is None else copy(problem.upstream)
+
+        def run(arguments: list[Any], upstream: Any) -> tuple[Any, ...]:
+            with torch.set_grad_enabled(backward):
+                output = function(*arguments)
+                values = (output,)
+                if backward:
+                    values += torch.autograd.grad(output, arguments[0], upstream)
+            torch.cuda.synchronize()
+            return values
+
+        inputs = [copies() for _ in range(buffers)]
+
+        def step(i: int) -> tuple[Any, ...]:
+            return run(*inputs[i])
+
+        def results(values: tuple[Any, ...]) -> dict[str, np.ndarray]:
+            if self.overwrites_logits:
+                # From the second time on, a step takes the last gradient for its logits. That changes nothing
+                # in its time, but leaves nothing to check: so do the same work on the problem itself.
+                values = run(*copies())
+            as_numpy = (tensor.detach().float().cpu().numpy() for tensor in values)
+            return dict(zip(("output", "gradient"), as_numpy, strict=False))
+
+        return Prepared(step, results)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch as called, and everything that is called like it: softkern, torch.compile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from benchmarks import ops
+from benchmarks.cells import Cell
+from benchmarks.ops import end_to_end
+from benchmarks.problems import Problem
+from benchmarks.providers.base import Absent, Prepared, Provider, peer_left_out
+
+
+@dataclass
+class Inputs:
+    """A problem as tensors."""
+
+    x: Any
+    upstream: Any
+    target: Any
+    weight: Any
+
+
+def to_tensors(cell: Cell, problem: Problem) -> Inputs:
+    import torch
+
+    dtype = getattr(torch, cell.dtype)
+
+    def tensor(array: np.ndarray | None) -> Any:
+        if array is None:
+            return None
+        copy = torch.from_numpy(np.array(array))  # the file is mapped: the copy brings it into memory
+        return copy.to(device=cell.device, dtype=dtype if copy.is_floating_point() else None)
+
+    return Inputs(*(tensor(a) for a in (problem.x, problem.upstream, problem.target, problem.weight)))
+
+
+def copies(first: Inputs, count: int) -> list[Inputs]:
+    """The logits and their upstream gradient `count` times: what decides where operands are found."""
+    own = [first]
+    for _ in range(1, count):
+        upstream = None if first.upstream is None else first.upstream.clone()
+        own.append(Inputs(first.x.clone(), upstream, first.target, first.weight))
+    return own
+
+
+def to_arrays(output: Any, gradient: Any = None) -> dict[str, np.ndarray]:
+    import torch
+
+    def array(tensor: Any) -> np.ndarray:
+        tensor = tensor.detach().cpu()
+        return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+
+    found = {} if output is None else {"output": array(output)}
+    if gradient is not None:
+        found["gradient"] = array(gradient)
+    return found
+
+
+class TorchFamily(Provider):
+    """Whatever has torch's softmax, log_softmax and cross_entropy under these names."""
+
+    devices = ("cpu", "cuda")
+    regimes = ("default", "hugepages", "preallocated")
+
+    def environment(self, regime: str) -> dict[str, str]:
+        return {"THP_MEM_ALLOC_ENABLE": "1"} if regime == "hugepages" else {}
+
+    def api(self, cell: Cell) -> Any:
+        """The namespace with the three functions, for this cell."""
+        raise NotImplementedError
+
+    def start_torch(self, threads: int) -> str:
+        try:
+            import torch
+        except ImportError as error:
+            raise Absent(f"torch is not installed ({error})") from error
+        torch.set_num_threads(threads)
+        return torch.__version__
+
+    def prepare(self, cell: Cell, problem: Problem | None, buffers: int) -> Prepared:
+        api = self.api(cell)
+        if problem is None:
+            step, error = end_to_end.prepare(api, cell)
+            return Prepared(step, lambda loss: {"loss": np.array([error(loss)])})
+        inputs = copies(to_tensors(cell, problem), buffers)
+        call = ops.OPS[cell.op].call
+
+        def forward(i: int) -> Any:
+            own = inputs[i]
+            return call(api, cell, own.x, own.target, own.weight)
+
+        return STEPS[cell.pass_name](forward, inputs)
+
+
+def no_grad(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
+    import torch
+
+    def step(i: int) -> Any:
+        with torch.no_grad():
+            return forward(i)
+
+    return Prepared(step, to_arrays)
+
+
+def recorded_forward(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
+    require_gradients(inputs)
+    return Prepared(forward, to_arrays)
+
+
+def backward(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
+    """Over a graph that is recorded once and kept."""
+    import torch
+
+    require_gradients(inputs)
+    outputs = [forward(i) for i in range(len(inputs))]
+
+    def step(i: int) -> Any:
+        own = inputs[i]
+        return torch.autograd.grad(outputs[i], own.x, own.upstream, retain_graph=True)[0]
+
+    return Prepared(step, lambda gradient: to_arrays(None, gradient))
+
+
+def forward_and_backward(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
+    """As a training step does it: .backward() into the .grad of a leaf that has none yet."""
+    require_gradients(inputs)
+
+    def step(i: int) -> Any:
+        own = inputs[i]
+        output = forward(i)
+        output.backward(own.upstream)
+        gradient, own.x.grad = own.x.grad, None
+        return output, gradient
+
+    return Prepared(step, lambda both: to_arrays(*both))
+
+
+def require_gradients(inputs: list[Inputs]) -> None:
+    for own in inputs:
+        own.x.requires_grad_()
+
+
+STEPS = {
+    "no-grad": no_grad,
+    "forward": recorded_forward,
+    "backward": backward,
+    "forward+backward": forward_and_backward,
+}
+
+
+class Torch(TorchFamily):
+    """torch.nn.functional, as called."""
+
+    name = "torch"
+
+    def left_out(self, cell: Cell, threads: int | None) -> str | None:
+        return None
+
+    def load(self, threads: int) -> str:
+        return self.start_torch(threads)
+
+    def api(self, cell: Cell) -> Any:
+        import torch.nn.functional
+
+        return torch.nn.functional
+
+
+class TorchCompile(TorchFamily):
+    """torch.nn.functional under torch.compile, static shapes."""
+
+    name = "torch-compile"
+    regimes = ("default",)
+
+    def left_out(self, cell: Cell, threads: int | None) -> str | None:
+        if not cell.compiled:
+            return "compiles for seconds a cell: measured in few"
+        if threads is not None:
+            return "compiles anew for each number of threads: measured with all of them"
+        return peer_left_out(cell, tuple(ops.OPS), ("float32", "bfloat16"))
+
+    def load(self, threads: int) -> str:
+        version = self.start_torch(threads)
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise Absent(f"torch.compile needs a C++ compiler; no {compiler} on this machine")
+        return version
+
+    def api(self, cell: Cell) -> Any:
+        import torch
+
+        torch._dynamo.reset()
+
+        functions = {name: getattr(torch.nn.functional, name) for name in ops.OPS}
+        return SimpleNamespace(**{n: torch.compile(f, dynamic=False) for n, f in functions.items()})
+
+
+class Softkern(TorchFamily):
+    """softkern, as called."""
+
+    name = "softkern"
+    devices = ("cpu",)
+
+    def left_out(self, cell: Cell, threads: int | None) -> str | None:
+        if cell.op == "cross_entropy" and cell.pass_name in ("forward", "backward"):
+            return "makes the gradient in its forward: see forward+backward"
+        return None
+
+    def load(self, threads: int) -> str:
+        self.start_torch(threads)
+        try:
+            import softkern
+        except ImportError as error:
+            raise Absent(f"softkern is not installed ({error})") from error
+        return softkern.__version__
+
+    def api(self, cell: Cell) -> Any:
+        import softkern
+
+        return softkern
+
+
+class SoftkernIsa(Softkern):
+    """softkern on an instruction set that it would not choose by itself."""
+
+    regimes = ("default",)
+
+    def __init__(self, isa: str) -> None:
+        self.isa = isa
+        self.name = f"softkern:{isa}"
+
+    def left_out(self, cell: Cell, threads: int | None) -> str | None:
+        return peer_left_out(cell, tuple(ops.OPS), ("float32",))
+
+    def environment(self, regime: str) -> dict[str, str]:
+        return {**super().environment(regime), "SOFTKERN_CPU_ISA": self.isa}
+
+    def load(self, threads: int) -> str:
+        try:
+            version = super().load(threads)
+        except (RuntimeError, ValueError) as error:  # refused at import, with the registry's reason
+            raise Absent(str(error)) from error
+        import softkern
+
+        if next(b.name for b in softkern.backends() if b.usable) == self.isa:
+            raise Absent(f"{self.isa} is what softkern runs on here without being asked")
+        return version

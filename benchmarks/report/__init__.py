@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views of a results file: terminal tables, CSV, plots, the README's block; here is what they share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.cells import Cell
+from benchmarks.results import Results, Row
+
+MIB = 1 << 20
+
+
+def cell_of(row: Row) -> Cell:
+    names = ("op", "pass_name", "dtype", "shape", "dim", "option", "device")
+    return Cell.from_dict({name: row[name] for name in names})
+
+
+def is_last_dim(cell: Cell) -> bool:
+    return bool(cell.shape) and cell.dim in (-1, len(cell.shape) - 1)
+
+
+def shape_label(cell: Cell) -> str:
+    """The shape, and the dimension where it is not the last."""
+    return cell.shape_text if is_last_dim(cell) or not cell.shape else f"{cell.shape_text} dim {cell.dim}"
+
+
+def is_ok(row: Row) -> bool:
+    return bool(row["status"] == "ok")
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows that agree in those fields, groups in the order in which they first appear."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def headline(results: Results) -> list[Row]:
+    """The rows in the default regime with the largest number of threads: as users run the ops."""
+    rows = [row for row in results["rows"] if row["regime"] == "default"]
+    most = max((row["threads"] for row in rows), default=0)
+    return [row for row in rows if row["threads"] == most]
+
+
+def baseline(results: Results) -> str | None:
+    """What the rows are compared with; a few have another provider there, where this one failed."""
+    names = Counter(row["baseline"] for row in results["rows"] if is_ok(row))
+    return names.most_common(1)[0][0] if names else None
+
+
+def multiple_of_input(row: Row) -> float | None:
+    """Peak memory above the inputs in units of the N x C logits; None where there is none of either."""
+    size = cell_of(row).input_bytes
+    peak = row.get("peak_bytes")
+    return peak / size if size and peak is not None else None
+
+
+def worst_error(row: Row) -> float | None:
+    errors = [error for error in (row.get("error") or {}).values() if error is not None]
+    return max(errors, default=None)
+
+
+def number(value: float) -> str:
+    """Three digits, no exponent: 1.23, 12.3, 123."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def unit_of(seconds: float) -> tuple[float, str]:
+    """What to multiply seconds with, and the unit that gives."""
+    return (1e6, "us") if seconds < 999.5e-6 else (1e3, "ms") if seconds < 999.5e-3 else (1.0, "s")
+
+
+def duration(seconds: float) -> str:
+    scale, unit = unit_of(seconds)
+    return f"{number(seconds * scale)} {unit}"
+
+
+def huge_page_mode(environment: dict[str, str]) -> str:
+    """The kernel marks the mode in use with brackets: always [madvise] never."""
+    text = environment.get("huge pages", "unknown")
+    return text.partition("[")[2].partition("]")[0] or text

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's benchmark section, made from a committed results file and checked against it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from benchmarks import results as results_file
+from benchmarks.report import (
+    baseline,
+    cell_of,
+    duration,
+    grouped,
+    headline,
+    huge_page_mode,
+    is_ok,
+    multiple_of_input,
+    shape_label,
+)
+from benchmarks.results import Results, Row
+
+MARKED = re.compile(r"<!-- benchmarks: begin ?(.*?) ?-->\n(.*?)<!-- benchmarks: end -->", re.DOTALL)
+PASSES = ("no-grad", "forward+backward", "epoch", "step")
+DTYPES = ("float32", "bfloat16")
+COLUMNS = (
+    *("op, pass, dtype, shape", "torch", "softkern", "torch / softkern", "% of copy speed"),
+    *("memory, torch", "memory, softkern", "best other"),
+)
+
+
+def block(results: Results, source: str) -> str:
+    """The text between the markers: caption, main cells, every cell where softkern is slower than torch."""
+    lines = [
+        _caption(results, source),
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for rows in grouped(headline(results), "cell").values():
+        shown = rows[0]
+        if shown.get("main") and shown["pass_name"] in PASSES and shown["dtype"] in DTYPES:
+            lines += _line(rows)
+    return "\n".join([*lines, "", *_slower(results), *_without_times(results), ""])
+
+
+def _caption(results: Results, source: str) -> str:
+    environment = results["environment"]
+    rows = headline(results)
+    threads = rows[0]["threads"] if rows else environment["threads"]
+    dirty = environment.get("dirty", "no").lower() not in ("", "no", "false", "0")
+    commit = environment.get("commit", "unknown")[:12] + (" with changes" if dirty else "")
+    where = (
+        environment["cpu"],
+        _threads(int(threads)),
+        f"torch {environment['torch']}",
+        f"softkern {environment['softkern']} ({environment['active on cpu']})",
+        "default allocator",
+        f"transparent huge pages on {huge_page_mode(environment)}",
+        results["started"][:10],
+        f"commit {commit}",
+    )
+    return (
+        f"Median times of one call; {', '.join(where)}. Memory: peak above the inputs, in units of the N x C "
+        f"logits. [{Path(source).name}]({source}), made by `{results['command']}`."
+    )
+
+
+def _line(rows: list[Row]) -> list[str]:
+    """The cell's line of the table, if softkern has a time for it."""
+    by_provider = {row["provider"]: row for row in rows}
+    ours, torch = by_provider.pop("softkern", None), by_provider.pop("torch", None)
+    if ours is None or not is_ok(ours):
+        return []
+    percent = ours.get("copy_percent")
+    others = [row for row in by_provider.values() if _has_ratio(row) and _is_peer(row)]
+    best = max(others, key=lambda row: row["ratio"], default=None)
+    values = (
+        _name(ours),
+        _time(torch),
+        _time(ours),
+        f"**{ours['ratio']:.2f}**" if _has_ratio(ours) else "",
+        "" if percent is None else f"{percent:.0f}",
+        _memory(torch),
+        _memory(ours),
+        "" if best is None else f"{best['provider']} {best['ratio']:.2f}",
+    )
+    return [f"| {' | '.join(values)} |"]
+
+
+def _has_ratio(row: Row) -> bool:
+    """Where torch failed, ratios are against somebody else."""
+    return is_ok(row) and bool(row["baseline"] == "torch")
+
+
+def _is_peer(row: Row) -> bool:
+    """Not torch or softkern again, or softkern on another instruction set."""
+    return re.split("[:#]", row["provider"])[0] not in ("torch", "softkern")
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
+def _name(row: Row) -> str:
+    cell = cell_of(row)
+    parts = (f"`{cell.op}`", cell.pass_name, cell.dtype, shape_label(cell), cell.option)
+    return " ".join(part for part in parts if part)
+
+
+def _time(row: Row | None) -> str:
+    return "" if row is None else duration(row["median"]) if is_ok(row) else row["status"]
+
+
+def _memory(row: Row | None) -> str:
+    multiple = None if row is None else multiple_of_input(row)
+    return "" if multiple is None else f"{multiple:.2f}"
+
+
+def _slower(results: Results) -> list[str]:
+    """One line a cell, with all its regimes and thread counts in which softkern loses."""
+    ours = [row for row in results["rows"] if row["provider"] == "softkern" and _has_ratio(row)]
+    losing = [row for row in ours if row["ratio"] < 1]
+    if not losing:
+        return [f"Cells where softkern is slower than torch: none of {len(ours)} measurements."]
+    lines = []
+    for rows in grouped(losing, "cell").values():
+        ratios = ", ".join(f"{r['ratio']:.3f} ({r['regime']}, {_threads(r['threads'])})" for r in rows)
+        lines.append(f"- {_name(rows[0])}: {ratios}")
+    count = f"{len(losing)} of {len(ours)} measurements"
+    return [f"Cells where softkern is slower than torch ({count}; torch / softkern):", "", *lines]
+
+
+def _without_times(results: Results) -> list[str]:
+    rows = [row for row in results["rows"] if row["provider"] == "softkern" and not is_ok(row)]
+    lines = [f"- {_name(row)} ({row['regime']}, {_threads(row['threads'])}): {row['reason']}" for row in rows]
+    return ["", "Cells where softkern has no time:", "", *lines] if lines else []
+
+
+def _marked(readme: Path) -> tuple[str, re.Match[str]]:
+    page = readme.read_text(encoding="utf-8")
+    found = MARKED.search(page)
+    if found is None:
+        raise ValueError(f"{readme}: no <!-- benchmarks: begin FILE --> and <!-- benchmarks: end --> in it")
+    return page, found
+
+
+def update(readme: Path, results_path: Path) -> None:
+    """Put the block of that results file between the README's markers."""
+    page, found = _marked(readme)
+    source = Path(os.path.relpath(results_path, readme.parent)).as_posix()
+    results = results_file.read(results_path)
+    if baseline(results) not in ("torch", None):
+        raise ValueError(f"{results_path}: measured against {baseline(results)}, the README is about torch")
+    text = block(results, source)
+    new = f"<!-- benchmarks: begin {source} -->\n{text}<!-- benchmarks: end -->"
+    readme.write_text(page[: found.start()] + new + page[found.end() :], encoding="utf-8")
+
+
+def current(readme: Path) -> bool:
+    """Whether the README says what the results file named in its marker gives."""
+    _, found = _marked(readme)
+    source, text = found.groups()
+    return block(results_file.read(readme.parent / source), source) == text

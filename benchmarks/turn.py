@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cell: its providers made ready and checked, then asked for samples in turn, and the rows of that."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import machine, ops, regimes, results
+from benchmarks.cells import Cell
+from benchmarks.process import Worker, WorkerLost
+
+if TYPE_CHECKING:
+    from benchmarks.conductor import Group
+
+SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
+
+
+class Turn:
+    def __init__(self, group: Group, cell: Cell, asked: list[Worker]) -> None:
+        self.group, self.plan, self.cell = group, group.plan, cell
+        self.asked = asked
+        self.bytes = ops.bytes_moved(cell)
+        cache = machine.last_level_cache()
+        # Inputs and results of a call that don't fit the cache together are meant to come from memory: if the
+        # cache could hold a good part of them from call to call, copies are taken in turn.
+        self.memory = cell.elements > 0 and 2 * cell.input_bytes > cache
+        self.buffers = max(1, -(-2 * cache // cell.input_bytes)) if self.memory else 1
+        self.state: dict[str, dict[str, Any]] = {}
+        self.lost: dict[str, tuple[str, str]] = {}
+        self.samples: dict[str, list[float]] = {}
+        self.faults: dict[str, list[float]] = {}
+        self.peak: dict[str, int | None] = {}
+
+    def prepare(self) -> None:
+        folder = self.group.inputs_of(self.cell)
+        message = {
+            "do": "prepare",
+            "cell": self.cell.as_dict(),
+            "folder": str(folder) if folder else None,
+            "buffers": self.buffers,
+            "sample": self.plan.sample,
+        }
+        for worker in self.asked:
+            self._ask(worker, message)
+        self.asked = [worker for worker in self.asked if worker.label in self.state]
+        self.with_copy = self.plan.options.device == "cpu" and self.bytes >= SMALLEST_COPY
+        if self.asked and self.with_copy:
+            cache = machine.last_level_cache()
+            buffers = max(1, -(-2 * cache // self.bytes)) if self.memory else 1
+            copy = {"do": "prepare_copy", "total": self.bytes, "buffers": buffers, "sample": self.plan.sample}
+            self._ask(self.group.copy, copy)
+
+    def _ask(self, worker: Worker, message: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer; None if the provider has lost this cell."""
+        try:
+            answer = worker.ask(message)
+        except WorkerLost as lost:
+            self.lost[worker.label] = ("failed", str(lost))
+            return None
+        for status in ("refused", "failed", "absent"):
+            if status in answer:
+                self.state.pop(worker.label, None)
+                if status == "absent":
+                    self.group.left_out(worker.label, answer[status])
+                else:
+                    self.lost[worker.label] = (status, answer[status])
+                return None
+        if message["do"].startswith("prepare"):
+            self.state[worker.label] = answer
+            self.samples[worker.label], self.faults[worker.label] = [], []
+        return answer
+
+    def rounds(self) -> None:
+        least, most = self.plan.rounds
+        ready = [w for w in (*self.asked, self.group.copy) if w.label in self.state]
+        start = time.monotonic()
+        for k in range(most):
+            if not self.asked or (k >= least and (self._settled() or self._late(start))):
+                return
+            # Who comes first changes, so that nobody always runs in the wake of the same other.
+            for worker in ready[k % len(ready) :] + ready[: k % len(ready)]:
+                if worker.label in self.lost:
+                    continue
+                answer = self._ask(worker, {"do": "sample", "warm": not self.memory})
+                if answer:
+                    self.samples[worker.label].append(answer["seconds"])
+                    self.faults[worker.label].append(answer["faults"])
+
+    def _late(self, start: float) -> bool:
+        return time.monotonic() - start > self.plan.patience
+
+    def _settled(self) -> bool:
+        """Whether the medians are known to about 2 %: McGill's notch, 1.57 interquartile ranges / sqrt(n)."""
+        for worker in self.asked:
+            samples = sorted(self.samples[worker.label])
+            n = len(samples)
+            spread = samples[(3 * n) // 4] - samples[n // 4]
+            if worker.label not in self.lost and 1.57 * spread / n**0.5 > 0.02 * samples[n // 2]:
+                return False
+        return True
+
+    def peaks(self) -> None:
+        """Once a cell, in the regime where what is freed goes back to the system."""
+        if self.group.regime != "default" or self.cell.input_bytes < regimes.SMALLEST:
+            return
+        for worker in self.asked:
+            if worker.label not in self.lost:
+                answer = self._ask(worker, {"do": "peak"})
+                self.peak[worker.label] = answer["bytes"] if answer else None
+
+    def finish(self) -> None:
+        for worker in (*self.asked, self.group.copy):
+            if worker.label in self.state and worker.label not in self.lost:
+                self._ask(worker, {"do": "finish"})
+
+    def rows(self) -> list[results.Row]:
+        labels = [w.label for w in self.group.workers if w.label in self.state or w.label in self.lost]
+        timed = [label for label in labels if self.samples.get(label) and label not in self.lost]
+        # Ctrl-C may have come in the middle of a round: all have the rounds that the last one has.
+        whole = min((len(self.samples[label]) for label in timed), default=0)
+        rows = []
+        for label in labels:
+            row = self._row(label)
+            if label in timed and whole:
+                row.update(self._figures(label, timed[0], whole))
+            elif label not in self.lost:
+                continue
+            rows.append(row)
+        return rows
+
+    def _row(self, label: str) -> results.Row:
+        worker = next(w for w in self.group.workers if w.label == label)
+        status, reason = self.lost.get(label, ("ok", ""))
+        cell = self.cell
+        return {
+            "cell": cell.name,
+            "op": cell.op,
+            "pass_name": cell.pass_name,
+            "dtype": cell.dtype,
+            "shape": list(cell.shape),
+            "dim": cell.dim,
+            "option": cell.option,
+            "device": cell.device,
+            "main": cell.main,
+            "provider": label,
+            "version": worker.version,
+            "regime": self.group.regime,
+            "threads": self.group.threads,
+            "status": status,
+            "reason": reason,
+            "error": self.state.get(label, {}).get("error", {}),
+        }
+
+    def _figures(self, label: str, baseline: str, whole: int) -> dict[str, Any]:
+        samples = self.samples[label][:whole]
+        summary = results.summary(samples)
+        copy = self.samples.get("copy", [])[:whole]
+        gbps = self.bytes / summary["median"] / 1e9
+        copy_gbps = self.bytes / results.summary(copy)["median"] / 1e9 if copy else None
+        return {
+            "samples": [float(f"{s:.5g}") for s in samples],
+            "repeats": self.state[label]["repeats"],
+            **{name: float(f"{value:.5g}") for name, value in summary.items()},
+            "ratio": round(results.paired_ratio(self.samples[baseline][:whole], samples), 4),
+            "baseline": baseline,
+            "how": self.state[label].get("how", ""),
+            "bytes": self.bytes,
+            "gbps": float(f"{gbps:.4g}"),
+            "copy_gbps": copy_gbps and float(f"{copy_gbps:.4g}"),
+            "copy_percent": copy_gbps and round(100 * gbps / copy_gbps, 1),
+            "residency": "memory" if self.memory else "cache",
+            "buffers": self.buffers,
+            "peak_bytes": self.peak.get(label),
+            "faults": round(results.summary(self.faults[label][:whole])["median"], 1),
+        }

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that holds one provider, in one regime, with one number of threads, and times what it is told to.
+
+It takes one JSON object a line on its standard input and answers each with one on its standard output; what
+frameworks print goes to standard error. `benchmarks.conductor` starts it and speaks first.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import bandwidth, devices, problems, providers
+from benchmarks.cells import Cell
+from benchmarks.providers.base import Absent, Prepared, Provider
+
+SAMPLE = 3e-3  # seconds: a sample is made of as many calls, so that the clock and the loop don't matter
+MOST_REPEATS = 2000
+WARM_BELOW = 0.1  # seconds: a longer call has long warmed up what it needs
+SMALL_LAUNCH = 1 << 20  # bytes of input: below, a GPU finishes before the host has launched the next
+
+
+class Session:
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.provider: Provider | None = None
+        self.device: devices.Cpu | devices.Cuda = devices.Cpu()
+        self.step: devices.Step | None = None
+        self.cursor = 0
+        self.repeats = 1
+        self.once = 0.0
+
+    def start(self, name: str, plugin: str | None, device: str) -> dict[str, Any]:
+        if name == "copy":
+            return {"version": ""}
+        known = providers.PROVIDERS | (providers.from_file(Path(plugin)) if plugin else {})
+        self.provider = known[name]
+        version = self.provider.load(self.threads)
+        self.device = devices.of(device)
+        gc.collect()
+        gc.freeze()  # a framework's modules are many objects: going through them takes 0.1 s a collection
+        return {"version": version}
+
+    def prepare(
+        self, cell: dict[str, Any], folder: str | None, buffers: int, sample: float
+    ) -> dict[str, Any]:
+        """Make the inputs, check the result of a first call, find how many calls make a sample."""
+        assert self.provider is not None
+        what = Cell.from_dict(cell)
+        problem = problems.load(Path(folder)) if folder else None
+        prepared = self.provider.prepare(what, problem, buffers)
+        found = self._check(what, prepared, folder)
+        reason = problems.verdict(what, found)
+        if reason:
+            return {"refused": reason, "error": found}
+        small = 0 < what.input_bytes < SMALL_LAUNCH
+        step, how = self.device.prepare(prepared.step, small)
+        self.step = lambda i: step(i % buffers)
+        return {"error": found, "how": how, **self._calibrate(sample)}
+
+    def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:
+        got = prepared.results(prepared.step(0))
+        if folder is None:  # an end-to-end job compares its loss itself
+            return {name: float(value.max()) / problems.EPS[cell.dtype] for name, value in got.items()}
+        expected = problems.load_answers(Path(folder))
+        return problems.errors(cell, got, expected)
+
+    def prepare_copy(self, total: int, buffers: int, sample: float) -> dict[str, Any]:
+        copy = bandwidth.Copy(total, self.threads, buffers)
+        self.step = lambda i: copy.step(i % buffers)
+        return self._calibrate(sample)
+
+    def _calibrate(self, sample: float) -> dict[str, Any]:
+        assert self.step is not None
+        self.device.sample(self.step, 0, 1)
+        once, _ = self.device.sample(self.step, 1, 1)
+        self.once = once
+        self.repeats = min(MOST_REPEATS, max(1, math.ceil(sample / max(once, 1e-7))))
+        return {"once": once, "repeats": self.repeats}
+
+    def sample(self, warm: bool) -> dict[str, Any]:
+        """One sample; the operands of `warm` cells are brought into the cache by a call that isn't timed."""
+        assert self.step is not None
+        if warm and self.once < WARM_BELOW:
+            self.step(self.cursor)
+        seconds, faults = self.device.sample(self.step, self.cursor, self.repeats)
+        self.cursor += self.repeats
+        return {"seconds": seconds, "faults": faults}
+
+    def peak(self) -> dict[str, Any]:
+        assert self.step is not None
+        return {"bytes": self.device.peak(self.step)}
+
+    def bandwidth(self, quick: bool) -> dict[str, Any]:
+        return {"rows": bandwidth.measure(self.threads, quick)}
+
+    def finish(self) -> dict[str, Any]:
+        self.step = None
+        self.cursor = 0
+        gc.collect(1)  # a cell's objects are young; a full collection takes longer than many a cell
+        return {}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if os.environ.get("SOFTKERN_BENCH_CORE"):
+        os.sched_setaffinity(0, {int(os.environ["SOFTKERN_BENCH_CORE"])})
+    session = Session(int(os.environ["SOFTKERN_BENCH_THREADS"]))
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            answer = getattr(session, message.pop("do"))(**message)
+        except Absent as reason:
+            answer = {"absent": " ".join(str(reason).split())}
+        except Exception as error:  # of a framework; the row is lost, the run goes on
+            session.finish()
+            answer = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
