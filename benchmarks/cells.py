@@ -55,7 +55,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        parts = (self.op, self.pass_name, self.dtype, self.shape_text, self.option)
+        dim = "" if self.dim in (-1, len(self.shape) - 1) else f"dim {self.dim}"
+        parts = (self.op, self.pass_name, self.dtype, self.shape_text, dim, self.option)
         return "/".join(part for part in parts if part)
 
     @property

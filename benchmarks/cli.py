@@ -76,7 +76,9 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
     cells = quick_cells.cells(args.device) if args.quick else ops.all_cells(args.device)
     cells = select(cells, args.op, getattr(args, "pass"), args.dtype, args.shape, args.option)
     known = providers.PROVIDERS | (providers.from_file(Path(args.plugin)) if args.plugin else {})
-    line_up = providers.line_up(args.provider or list(known), known)
+    # softkern is asked for in any case: where it has no kernels for the device, that is to be said.
+    usual = [name for name, p in known.items() if args.device in p.devices or name == "softkern"]
+    line_up = providers.line_up(args.provider or usual, known)
     check_names("regime", args.regime or [], regimes.REGIMES)
     count = int(machine.environment()["cpus"])
     wanted = args.threads or ["1", "all"]
@@ -167,7 +169,7 @@ def write_reports(found: results.Results, folder: Path, source: str) -> list[Pat
 
     folder.mkdir(parents=True, exist_ok=True)
     table_csv.write(found, folder / f"{Path(source).stem}.csv")
-    (folder / f"{Path(source).stem}.md").write_text(readme.block(found, source) + "\n")
+    (folder / f"{Path(source).stem}.md").write_text(readme.block(found, source))
     return plots.write(found, folder)
 
 

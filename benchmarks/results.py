@@ -34,7 +34,7 @@ A row is one provider in one cell, regime and thread count:
     residency    "cache" or "memory": where the operands of a call are found
     buffers      how many copies of the inputs were taken in turn
     error        {"output": e, "gradient": e}: largest |got - float64 answer|, in units of the dtype's eps
-                 times the scale of the row (benchmarks.problems.answers)
+                 times the scale of the row (benchmarks.problems.answers); null where not finite
     peak_bytes   growth of the resident set above the inputs in one call; null where not measured
     faults       page faults a call
 """
@@ -65,7 +65,7 @@ def key(row: Row) -> tuple[Any, ...]:
 
 def write(results: Results, path: Path) -> None:
     """Replace the file as a whole, so that a kill leaves the previous state; one row a line, for diffs."""
-    rows = ",\n".join("  " + json.dumps(row) for row in results["rows"])
+    rows = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in results["rows"])
     head = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1)
     text = head[: head.rindex("\n}")] + ',\n "rows": [\n' + rows + "\n ]\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)

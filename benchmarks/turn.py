@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine, ops, regimes, results
@@ -28,6 +29,7 @@ class Turn:
         self.buffers = max(1, -(-2 * cache // cell.input_bytes)) if self.memory else 1
         self.state: dict[str, dict[str, Any]] = {}
         self.lost: dict[str, tuple[str, str]] = {}
+        self.errors: dict[str, dict[str, float]] = {}
         self.samples: dict[str, list[float]] = {}
         self.faults: dict[str, list[float]] = {}
         self.peak: dict[str, int | None] = {}
@@ -60,6 +62,7 @@ class Turn:
             return None
         for status in ("refused", "failed", "absent"):
             if status in answer:
+                self.errors[worker.label] = answer.get("error", {})
                 self.state.pop(worker.label, None)
                 if status == "absent":
                     self.group.left_out(worker.label, answer[status])
@@ -68,6 +71,7 @@ class Turn:
                 return None
         if message["do"].startswith("prepare"):
             self.state[worker.label] = answer
+            self.errors[worker.label] = answer.get("error", {})
             self.samples[worker.label], self.faults[worker.label] = [], []
         return answer
 
@@ -149,7 +153,9 @@ class Turn:
             "threads": self.group.threads,
             "status": status,
             "reason": reason,
-            "error": self.state.get(label, {}).get("error", {}),
+            "error": {
+                name: round(e, 3) if isfinite(e) else None for name, e in self.errors.get(label, {}).items()
+            },
         }
 
     def _figures(self, label: str, baseline: str, whole: int) -> dict[str, Any]:

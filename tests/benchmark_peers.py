@@ -48,17 +48,6 @@ def cells(device: str) -> list[Cell]:
     ]
 
 
-def made(cell: Cell) -> tuple[problems.Problem, dict[str, np.ndarray]]:
-    """The cell's problem with logits a quarter of the size, and its answers.
-
-    Where a class is almost certain, the gradient is a difference of nearly equal numbers: in 16 bits nothing
-    that is right to a digit is left of it.
-    """
-    problem = problems.make(cell)
-    problem.x /= 4
-    return problem, problems.answers(cell, problem)
-
-
 def complaints(cell: Cell, got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
     """What is wrong with the results of a cell, or with the check if it takes damaged ones."""
 
@@ -92,7 +81,8 @@ def check(provider: Provider) -> dict:
     for cell in cells(provider.devices[0]):
         if provider.left_out(cell, None) is not None:
             continue
-        problem, expected = made(cell)
+        problem = problems.make(cell)
+        expected = problems.answers(cell, problem)
         prepared = provider.prepare(cell, problem, 2)
         for i in range(2):
             report["wrong"] += complaints(cell, prepared.results(prepared.step(i)), expected)

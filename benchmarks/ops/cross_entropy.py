@@ -18,8 +18,8 @@ CPU = (
     Case((4, 21, 256, 256), dim=1, main=True),
     *(Case((4096, 1000), dim=1, passes=WHOLE, option=option) for option in OPTIONS),
     *(Case((65536, 10), dim=1, passes=WHOLE, option=option) for option in OPTIONS),
-    Case((4096, 1024), dim=1, dtypes=("bfloat16",)),
-    Case((1024, 32000), dim=1, dtypes=("bfloat16",)),
+    Case((4096, 1024), dim=1, dtypes=("bfloat16",), main=True),
+    Case((1024, 32000), dim=1, dtypes=("bfloat16",), main=True),
     Case((1024, 1000), dim=1, dtypes=("float64",)),
 )
 CUDA = tuple(replace(case, dim=1) for case in shapes.CUDA)

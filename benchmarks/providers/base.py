@@ -26,7 +26,8 @@ class Prepared:
     """A cell made ready in one provider.
 
     `step(i)` does the timed work once, on the i-th of the `buffers` copies of the inputs, and returns what it
-    computed, or what `results` takes; it must not return before the work is done. `results(value)` gives the
+    computed, or what `results` takes; on the CPU it must not return before the work
+    is done (a CUDA device is timed by its own events). `results(value)` gives the
     arrays of a step for the check, in the shapes of the problem: "output" and, if the pass computes it,
     "gradient".
     """

@@ -72,7 +72,6 @@ class CudaPeer(Provider):
                 values = (output,)
                 if backward:
                     values += torch.autograd.grad(output, arguments[0], upstream)
-            torch.cuda.synchronize()
             return values
 
         inputs = [copies() for _ in range(buffers)]

@@ -62,8 +62,9 @@ def _caption(results: Results, source: str) -> str:
         f"commit {commit}",
     )
     return (
-        f"Median times of one call; {', '.join(where)}. Memory: peak above the inputs, in units of the N x C "
-        f"logits. [{Path(source).name}]({source}), made by `{results['command']}`."
+        f"Median times of one call; {', '.join(where)}. Ratios: median over the rounds, in which "
+        "the providers take turns. Memory: peak above the inputs, in units of the N x C logits. "
+        f"[{Path(source).name}]({source}), made by `{results['command']}`."
     )
 
 

@@ -34,6 +34,7 @@ def render(results: Results, console: Console) -> None:
     """Print everything that the results file says, samples excepted."""
     _header(results, console)
     for (op,), of_op in grouped(results["rows"], "op").items():
+        console.print()
         console.rule(Text(op, "bold"), align="left")
         for names, rows in grouped(of_op, "op", "pass_name", "dtype", "option").items():
             console.print(Text("\n" + ", ".join(name for name in names if name), "bold"))

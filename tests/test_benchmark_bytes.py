@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bytes that the benchmarks declare, against toy kernels over arrays that count what is moved.
+
+The toys keep one row at a time, as registers and caches do, and are checked to compute the op.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import problems
+from benchmarks.cells import ITEM_SIZE, PASSES, Cell
+from benchmarks.ops import bytes_moved, cross_entropy
+
+ROWS, CLASSES = 6, 5
+
+
+class Memory:
+    """An array whose rows are loaded and stored one by one; `moved` counts the bytes of both."""
+
+    moved = 0
+
+    def __init__(self, values: np.ndarray, item_size: int) -> None:
+        self.values, self.item_size = values, item_size
+
+    def load(self, i: int) -> np.ndarray:
+        Memory.moved += self.values[i].size * self.item_size
+        return self.values[i]
+
+    def store(self, i: int, row: np.ndarray) -> None:
+        Memory.moved += self.values[i].size * self.item_size
+        self.values[i] = row
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+NORMALISERS = {
+    "softmax": (softmax, lambda y, dy: y * (dy - (y * dy).sum())),
+    "log_softmax": (lambda x: np.log(softmax(x)), lambda y, dy: dy - np.exp(y) * dy.sum()),
+}
+
+
+def run_normaliser(cell: Cell, problem: problems.Problem) -> dict[str, np.ndarray]:
+    forward, backward = NORMALISERS[cell.op]
+    x, dy = (Memory(a.astype(float), cell.item_size) for a in (problem.x, problem.upstream))
+    y, dx = (Memory(np.empty(cell.shape), cell.item_size) for _ in range(2))
+    if cell.pass_name == "backward":
+        y.values = np.stack([forward(row) for row in x.values])
+    else:
+        for i in range(ROWS):
+            y.store(i, forward(x.load(i)))
+    if "backward" in cell.pass_name:
+        for i in range(ROWS):
+            dx.store(i, backward(y.load(i), dy.load(i)))
+    return {"output": y.values, "gradient": dx.values}
+
+
+def run_loss(cell: Cell, problem: problems.Problem) -> dict[str, np.ndarray]:
+    x = Memory(problem.x.astype(float), cell.item_size)
+    dx = Memory(np.empty(cell.shape), cell.item_size)
+    loss = Memory(np.empty(ROWS), cell.item_size)
+    upstream = Memory(np.ones(ROWS) if problem.upstream is None else problem.upstream, cell.item_size)
+    weight = np.ones(CLASSES)
+    if problem.weight is not None:
+        weight = Memory(problem.weight[None].astype(float), cell.item_size).load(0)
+    target = Memory(problem.target, cell.item_size if cell.option == "probabilities" else 8)
+    dense = np.stack([as_probabilities(target.load(i), cell.option) * weight for i in range(ROWS)])
+    total = 1 if cell.option == "none" else dense.sum() if problem.weight is not None else ROWS
+    losses = np.empty(ROWS)
+    for i, t in enumerate(dense):
+        row = x.load(i)
+        losses[i] = -(t * np.log(softmax(row))).sum()
+        if cell.option == "none" and cell.pass_name != "backward":
+            loss.store(i, losses[i])
+        if "backward" in cell.pass_name:
+            g = upstream.load(i) if cell.option == "none" else 1
+            dx.store(i, (softmax(row) * t.sum() - t) * g / total)
+    return {"output": losses if cell.option == "none" else losses.sum() / total, "gradient": dx.values}
+
+
+def as_probabilities(target: np.ndarray, option: str) -> np.ndarray:
+    if option == "probabilities":
+        return target.astype(float)
+    one_hot = (np.arange(CLASSES) == target).astype(float)
+    return one_hot * 0.9 + 0.1 / CLASSES if option == "label_smoothing" else one_hot
+
+
+def by_torch(cell: Cell, problem: problems.Problem) -> dict[str, torch.Tensor]:
+    x = torch.from_numpy(problem.x).double().requires_grad_()
+    if cell.op != "cross_entropy":
+        y = getattr(F, cell.op)(x, 1)
+    else:
+        target = torch.from_numpy(problem.target)
+        weight = None if problem.weight is None else torch.from_numpy(problem.weight).double()
+        target = target.double() if cell.option == "probabilities" else target
+        y = cross_entropy.call(F, cell, x, target, weight)
+    upstream = None if problem.upstream is None else torch.from_numpy(problem.upstream).double()
+    y.backward(upstream)
+    return {"output": y.detach(), "gradient": x.grad}
+
+
+CELLS = [
+    *(Cell(op, p, d, (ROWS, CLASSES)) for op in NORMALISERS for p in PASSES for d in ("float32", "bfloat16")),
+    *(
+        Cell("cross_entropy", p, "float32", (ROWS, CLASSES), 1, option)
+        for p in PASSES
+        for option in ("", *cross_entropy.OPTIONS)
+    ),
+]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
+def test_declared_bytes_are_what_a_toy_kernel_moves(cell):
+    problem = problems.make(cell)
+    Memory.moved = 0
+    got = (run_loss if cell.op == "cross_entropy" else run_normaliser)(cell, problem)
+    assert bytes_moved(cell) == Memory.moved
+    expected = by_torch(cell, problem)
+    for name in got if "backward" in cell.pass_name else ["output"]:
+        np.testing.assert_allclose(got[name], expected[name].numpy(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", [c for c in CELLS if c.dtype == "float32"], ids=lambda c: c.name)
+def test_answers_are_those_of_torch_in_float64(cell):
+    """The oracle of the benchmarks is written in NumPy; torch is the second opinion."""
+    problem = problems.make(cell)
+    got, expected = problems.answers(cell, problem), by_torch(cell, problem)
+    for name in ("output", "gradient"):
+        answer = got[name].reshape(expected[name].shape)
+        np.testing.assert_allclose(answer, expected[name].numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_large_problems_are_checked_in_their_first_and_last_rows():
+    cell = Cell("softmax", "no-grad", "float32", (5000, 300))
+    rows = problems.sampled_rows(cell)
+    assert rows[0] == 0 and rows[-1] == 4999 and len(rows) == problems.SAMPLED_ROWS
+    problem = problems.make(cell)
+    answers = problems.answers(cell, problem)
+    y = torch.from_numpy(problem.x).softmax(1).numpy()
+    assert problems.verdict(cell, problems.errors(cell, {"output": y}, answers)) is None
+    y[-1] *= 1.001
+    assert "wrong output" in problems.verdict(cell, problems.errors(cell, {"output": y}, answers))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_inputs_are_numbers_of_the_dtype(dtype):
+    values = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
+    ours = torch.from_numpy(problems.rounded(values, dtype))
+    assert torch.equal(ours, torch.from_numpy(values).to(getattr(torch, dtype)).float())
+    assert ITEM_SIZE[dtype] == 2

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is made of the benchmark's results: tables, CSV, plots, the README's block."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_rows import MS, REASON, refused_row, results_of, row, torch_row
+from rich.console import Console
+
+from benchmarks import results as results_file
+from benchmarks.report import duration, plots, readme, table, table_csv
+
+
+def printed(results: dict[str, Any], colours: bool = False) -> str:
+    console = Console(width=120, color_system="standard" if colours else None, force_terminal=colours)
+    with console.capture() as capture:
+        table.render(results, console)
+    return capture.get()
+
+
+# The table
+
+
+def test_table_has_the_numbers_within_120_columns() -> None:
+    fields = {"op": "cross_entropy", "option": "weight+ignore_index", "regime": "preallocated"}
+    fields |= {"shape": [64, 1000, 196], "dim": 1, "peak_bytes": 3 * 64 * 1000 * 196 * 4}
+    text = printed(results_of(torch_row(**fields), row("softkern:portable", 123 * MS, **fields)))
+    assert max(map(len, text.splitlines())) <= 120
+    assert "cross_entropy, no-grad, float32, weight+ignore_index" in text
+    first, second = (line for line in text.splitlines() if "ms " in line)
+    assert first.split()[:4] == ["64x1000x196", "dim", "1", "preallocated"]
+    assert first.split()[4:10] == ["2", "torch", "2.00", "ms", "1.99-2.01", "1.00"]
+    assert second.split()[:5] == ["softkern:portable", "123", "ms", "122-124", "0.02"]
+    assert second.split()[5:] == ["0.82", "82", "%", "2.50", "144", "3.00", "7"]
+
+
+def test_table_colours_gains_and_losses() -> None:
+    text = printed(results_of(torch_row(), row("softkern", 1 * MS), row("jax", 4 * MS)), colours=True)
+    assert "\x1b[32m 2.00" in text and "\x1b[31m 0.50" in text
+
+
+def test_table_names_reasons_warnings_and_what_is_missing() -> None:
+    text = printed(results_of(refused_row(), interrupted=True, warnings=["load is [high]"]))
+    flowing = " ".join(text.split())
+    assert f"4096x1000, default, 2 thr, jax: refused: {REASON}" in flowing
+    assert "warning: load is [high]" in text and "interrupted" in text
+    assert "numpy: does not compute float16 (4 cells)" in text
+    assert "liger: no GPU on this machine" in text
+    assert "interrupted" not in printed(results_of())
+
+
+def test_table_leaves_out_what_was_not_measured() -> None:
+    job = row(op="zoo", pass_name="epoch", shape=[], bytes=0, gbps=0.0, copy_percent=None)
+    job |= {"peak_bytes": None, "error": {}, "faults": None}
+    line = next(line for line in printed(results_of(job)).splitlines() if "ms " in line)
+    assert line.split() == ["default", "2", "softkern", "1.00", "ms", "0.99-1.01", "2.00"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(9.996e-6, "10.0 us"), (0.9996e-3, "1.00 ms"), (0.0123, "12.3 ms"), (0.9999, "1.00 s"), (61, "61.0 s")],
+)
+def test_durations_have_three_digits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+# CSV
+
+
+def test_csv_has_every_row_and_number(tmp_path: Path) -> None:
+    results = results_of(torch_row(extra=5), refused_row())
+    table_csv.write(results, tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open(newline="") as file:
+        measured, refused = csv.DictReader(file)
+    source = results["rows"][0]
+    assert [float(measured[name]) for name in ("median", "q20", "ratio", "gbps", "peak_bytes", "extra")] == [
+        source[name] for name in ("median", "q20", "ratio", "gbps", "peak_bytes", "extra")
+    ]
+    assert (measured["shape"], measured["error_output"], measured["error_gradient"]) == (
+        "4096x1000",
+        "1.5",
+        "2.5",
+    )
+    assert "samples" not in measured
+    assert (refused["status"], refused["reason"], refused["median"]) == ("refused", REASON, "")
+
+
+# README
+
+
+def test_block_has_the_main_cells_as_users_run_them() -> None:
+    rows = [torch_row(peak_bytes=3 * 4096 * 4000), row(), row("jax", 4 * MS), row("softkern:avx2", 0.5 * MS)]
+    rows += [
+        row(time=1.5 * MS, threads=1),
+        row(time=1.5 * MS, regime="hugepages"),
+        row(main=False, shape=[1200, 10]),
+    ]
+    rows += [row(dtype="float64"), row(pass_name="backward")]
+    text = readme.block(results_of(*rows), "benchmarks/results/r.json")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    cell = "`softmax` no-grad float32 4096x1000"
+    assert lines == [f"| {cell} | 2.00 ms | 1.00 ms | **2.00** | 82 | 3.00 | 1.00 | jax 0.50 |"]
+    assert "slower than torch: none of 6 measurements" in text
+    for part in ("Some CPU, 2 threads, torch 2.13.0, softkern 0.1.0 (avx512)", "huge pages on madvise"):
+        assert part in text
+    assert "2026-01-02, commit abc1234." in text and "(benchmarks/results/r.json)" in text
+
+
+def test_block_lists_every_cell_in_which_softkern_loses() -> None:
+    slow = {"shape": [1, 128256], "main": False}
+    rows = [torch_row(), row(), row(time=4 * MS, **slow), row(time=2.001 * MS, regime="hugepages", **slow)]
+    text = readme.block(results_of(*rows), "r.json")
+    assert "slower than torch (2 of 3 measurements" in text
+    name = "`softmax` no-grad float32 1x128256"
+    assert f"- {name}: 0.500 (default, 2 threads), 1.000 (hugepages, 2 threads)" in text
+
+
+def test_block_names_failures_and_changed_trees() -> None:
+    failed = row(status="failed", reason="killed")
+    results = results_of(torch_row(), failed)
+    results["environment"]["dirty"] = "yes"
+    text = readme.block(results, "r.json")
+    assert "no time:\n\n- `softmax` no-grad float32 4096x1000 (default, 2 threads): killed" in text
+    assert "commit abc1234 with changes" in text
+
+
+def test_cells_without_torch_have_no_ratio() -> None:
+    alone = row(time=3 * MS, baseline="softkern", ratio=1.0)
+    failed = row("torch", status="failed", reason="killed")
+    text = readme.block(results_of(failed, alone, row("jax", baseline="softkern", ratio=0.9)), "r.json")
+    assert "| failed | 3.00 ms |  | 82 |  | 1.00 |  |" in text
+    assert "none of 0 measurements" in text
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "README.md"
+    path.write_text("head\n<!-- benchmarks: begin -->\nold\n<!-- benchmarks: end -->\ntail\n")
+    return path
+
+
+def test_update_writes_what_current_recognises(page: Path) -> None:
+    source = page.parent / "benchmarks" / "r.json"
+    results_file.write(results_of(torch_row(), row()), source)
+    readme.update(page, source)
+    text = page.read_text()
+    assert text.startswith("head\n<!-- benchmarks: begin benchmarks/r.json -->\nMedian times")
+    assert text.endswith("<!-- benchmarks: end -->\ntail\n") and "old" not in text
+    assert readme.current(page)
+    readme.update(page, source)
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize("where", ["json", "page"])
+def test_a_block_that_differs_from_its_json_is_not_current(page: Path, where: str) -> None:
+    source = page.parent / "r.json"
+    results_file.write(results_of(torch_row(), row()), source)
+    readme.update(page, source)
+    if where == "json":
+        results_file.write(results_of(torch_row(), row(time=1.5 * MS)), source)
+    else:
+        page.write_text(page.read_text().replace("**2.00**", "**3.00**"))
+    assert not readme.current(page)
+
+
+def test_missing_markers_are_an_error(tmp_path: Path) -> None:
+    page, source = tmp_path / "README.md", tmp_path / "r.json"
+    page.write_text("<!-- benchmarks: begin r.json -->\nno end\n")
+    results_file.write(results_of(), source)
+    with pytest.raises(ValueError, match=r"README\.md"):
+        readme.update(page, source)
+    with pytest.raises(ValueError, match=r"README\.md"):
+        readme.current(page)
+
+
+def test_the_readme_is_about_torch_only(page: Path) -> None:
+    source = page.parent / "r.json"
+    results_file.write(results_of(row(baseline="jax")), source)
+    with pytest.raises(ValueError, match="measured against jax"):
+        readme.update(page, source)
+
+
+# Plots
+
+
+def drawable() -> dict[str, Any]:
+    other = {"pass_name": "forward+backward", "shape": [65536, 10], "residency": "cache"}
+    other |= {"copy_gbps": None, "copy_percent": None, "peak_bytes": None}
+    job = {"op": "zoo", "pass_name": "epoch", "shape": [], "bytes": 0, "gbps": 0.0, "error": {"loss": 1e-7}}
+    rows = [make(**fields) for fields in ({}, other, job) for make in (torch_row, row)]
+    return results_of(*rows, refused_row(), row("numpy", 40 * MS, error={"output": 0.0}))
+
+
+def test_plots_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    first, second = (plots.write(drawable(), tmp_path / name) for name in ("a", "b"))
+    assert [path.name for path in first] == ["speedup.svg", "bandwidth.svg", "error.svg"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    speedup = first[0].read_text()
+    for text in ("softmax, no-grad", "whole jobs", "zoo, epoch", "65536x10", "numpy", "2.00"):
+        assert f">{text}</text>" in speedup
+    assert "jax" not in speedup
+
+
+def test_speedups_are_all_against_the_same_provider(tmp_path: Path) -> None:
+    """Where torch fails, the next provider is the measure: its cells have no place beside the others."""
+    results = drawable()
+    results["rows"] += [
+        row(shape=[7, 77], baseline="softkern"),
+        row("numpy", shape=[7, 77], baseline="softkern"),
+    ]
+    speedup = plots.write(results, tmp_path)[0].read_text()
+    assert ">4096x1000<" in speedup and "7x77" not in speedup
+
+
+def test_plots_with_nothing_to_draw_are_left_out(tmp_path: Path) -> None:
+    assert plots.write(results_of(), tmp_path) == []
+    assert plots.write(results_of(refused_row()), tmp_path) == []
+    only_error = plots.write(results_of(torch_row(gbps=0.0)), tmp_path)
+    assert only_error == [tmp_path / "error.svg"] == list(tmp_path.iterdir())
