@@ -36,6 +36,10 @@ class Plan:
     quick: bool = False
     chosen: bool = False  # the user named regimes or threads: ask them of every cell
 
+    def asked(self, threads: int | None) -> list[tuple[str, Provider]]:
+        """Who takes part: a quick run starts the slow peers once."""
+        return self.line_up[:2] if self.quick and threads is not None else self.line_up
+
 
 Report = Callable[[str, float], None]  # what is being done, share of the run done
 
@@ -84,7 +88,7 @@ def _belongs(cell: Cell, regime: str, threads: int | None) -> bool:
 
 def _weight(plan: Plan, cell: Cell, regime: str, threads: int | None) -> float:
     """Seconds, roughly: only for the share of the run that is done."""
-    asked = sum(regime in p.regimes and p.left_out(cell, threads) is None for _, p in plan.line_up)
+    asked = sum(regime in p.regimes and p.left_out(cell, threads) is None for _, p in plan.asked(threads))
     epoch = 5.0 if cell.op.startswith("fashion-mnist deep") else 0.2
     return asked * (0.25 + (epoch if not cell.elements else 2e-7 * cell.elements))
 
@@ -109,7 +113,7 @@ class Group:
 
     def start(self) -> None:
         on_cpu = self.plan.options.device == "cpu"
-        for label, provider in self.plan.line_up:
+        for label, provider in self.plan.asked(self.asked_threads):
             if self.regime not in provider.regimes:
                 continue
             if self.plan.options.device not in provider.devices:

@@ -78,6 +78,7 @@ class Turn:
     def rounds(self) -> None:
         least, most = self.plan.rounds
         ready = [w for w in (*self.asked, self.group.copy) if w.label in self.state]
+        sample = {"do": "sample", "warm": not self.memory}
         start = time.monotonic()
         for k in range(most):
             if not self.asked or (k >= least and (self._settled() or self._late(start))):
@@ -86,7 +87,8 @@ class Turn:
             for worker in ready[k % len(ready) :] + ready[: k % len(ready)]:
                 if worker.label in self.lost:
                     continue
-                answer = self._ask(worker, {"do": "sample", "warm": not self.memory})
+                copying = worker is self.group.copy
+                answer = self._ask(worker, {"do": "sample_copy"} if copying else sample)
                 if answer:
                     self.samples[worker.label].append(answer["seconds"])
                     self.faults[worker.label].append(answer["faults"])

@@ -31,6 +31,7 @@ class Session:
         self.provider: Provider | None = None
         self.device: devices.Cpu | devices.Cuda = devices.Cpu()
         self.step: devices.Step | None = None
+        self.copy: bandwidth.Copy | None = None
         self.cursor = 0
         self.repeats = 1
         self.once = 0.0
@@ -71,17 +72,26 @@ class Session:
         return problems.errors(cell, got, expected)
 
     def prepare_copy(self, total: int, buffers: int, sample: float) -> dict[str, Any]:
-        copy = bandwidth.Copy(total, self.threads, buffers)
-        self.step = lambda i: copy.step(i % buffers)
-        return self._calibrate(sample)
+        self.copy = bandwidth.Copy(total, self.threads, buffers)
+        self.copy.run(1)
+        self.repeats = self._repeats(self.copy.run(1), sample)
+        return {"repeats": self.repeats}
+
+    def sample_copy(self) -> dict[str, Any]:
+        assert self.copy is not None
+        return {"seconds": self.copy.run(self.repeats), "faults": 0.0}
 
     def _calibrate(self, sample: float) -> dict[str, Any]:
         assert self.step is not None
         self.device.sample(self.step, 0, 1)
         once, _ = self.device.sample(self.step, 1, 1)
         self.once = once
-        self.repeats = min(MOST_REPEATS, max(1, math.ceil(sample / max(once, 1e-7))))
-        return {"once": once, "repeats": self.repeats}
+        self.repeats = self._repeats(once, sample)
+        return {"repeats": self.repeats}
+
+    @staticmethod
+    def _repeats(once: float, sample: float) -> int:
+        return min(MOST_REPEATS, max(1, math.ceil(sample / max(once, 1e-7))))
 
     def sample(self, warm: bool) -> dict[str, Any]:
         """One sample; the operands of `warm` cells are brought into the cache by a call that isn't timed."""
@@ -100,7 +110,7 @@ class Session:
         return {"rows": bandwidth.measure(self.threads, quick)}
 
     def finish(self) -> dict[str, Any]:
-        self.step = None
+        self.step = self.copy = None
         self.cursor = 0
         gc.collect(1)  # a cell's objects are young; a full collection takes longer than many a cell
         return {}

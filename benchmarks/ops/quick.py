@@ -13,7 +13,8 @@ NORMALISERS = (
     Case((4, 10, 6), dim=1, passes=WHOLE),
 )
 LOSS = (
-    Case((64, 10), dim=1, main=True, compiled=True),
+    Case((64, 10), dim=1, main=True, passes=("no-grad", "forward", "backward")),
+    Case((64, 10), dim=1, main=True, passes=("forward+backward",), compiled=True),
     Case((512, 1000), dim=1, main=True, passes=WHOLE),
     Case((2, 5, 8, 8), dim=1, passes=WHOLE, dtypes=("float32", "bfloat16")),
     *(Case((64, 10), dim=1, passes=WHOLE, option=option) for option in cross_entropy.OPTIONS),
