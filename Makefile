@@ -1,4 +1,4 @@
-# make demo | make test | make lint: each sets up what it needs in .venv.
+# make demo | make test | make bench | make lint: each sets up what it needs in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -14,6 +14,9 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.built $(VENV)/.peers
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -38,6 +41,12 @@ $(VENV)/.torch:
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --no-build-isolation -e '.[test]'
+	touch $@
+
+# One that can't be had is a line in the benchmark's output, not an end to it.
+$(VENV)/.peers: $(VENV)/.built
+	for peer in $$(sed -n 's/^peers = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d '",'); do \
+		$(BIN)/python -m pip install $$peer || echo "$$peer: not to be had"; done
 	touch $@
 
 # Read from pyproject.toml, the only place that pins them.

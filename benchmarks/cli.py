@@ -23,7 +23,7 @@ from benchmarks.cells import UnknownName, check_names, select
 from benchmarks.ops import quick as quick_cells
 from benchmarks.process import Options
 
-FULL_ROUNDS, QUICK_ROUNDS = (9, 31), (3, 3)
+FULL_ROUNDS, QUICK_ROUNDS = (5, 31), (3, 3)
 SELECTORS = ("op", "pass", "dtype", "shape", "option")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import machine, ops, problems, regimes, results
 from benchmarks.cells import Cell
 from benchmarks.process import Options, Worker, WorkerLost
-from benchmarks.providers.base import Provider
+from benchmarks.providers.base import LARGE, Provider
 from benchmarks.turn import Turn
 
 TEMPORARIES = 6  # results and temporaries of the provider whose turn it is, in units of the input
@@ -29,16 +29,16 @@ class Plan:
     regimes: list[str]
     threads: list[int | None]
     all_threads: int
-    rounds: tuple[int, int] = (9, 31)  # at least, at most
+    rounds: tuple[int, int] = (5, 31)  # at least, at most
     patience: float = 6.0  # seconds for the rounds of a cell beyond the least
     sample: float = 3e-3
     options: Options = field(default_factory=Options)
     quick: bool = False
-    chosen: bool = False  # the user named regimes or threads: ask them of every cell
+    chosen: bool = False  # the user named regimes or threads: ask everybody, in every cell
 
     def asked(self, threads: int | None) -> list[tuple[str, Provider]]:
-        """Who takes part: a quick run starts the slow peers once."""
-        return self.line_up[:2] if self.quick and threads is not None else self.line_up
+        """Who takes part: a quick run starts the peers once, which takes some of them seconds."""
+        return self.line_up[:2] if self.quick and not self.chosen and threads is not None else self.line_up
 
 
 Report = Callable[[str, float], None]  # what is being done, share of the run done
@@ -82,15 +82,20 @@ def _belongs(cell: Cell, regime: str, threads: int | None) -> bool:
     """Whether a run that was not told otherwise asks this cell: everything with the default allocator and all
     threads; of the rest what can differ."""
     if regime != "default":
-        return threads is None and cell.main and cell.elements > 0 and cell.input_bytes >= regimes.SMALLEST
-    return threads is None or cell.pass_name not in ("forward", "backward")
+        return threads is None and cell.main and cell.input_bytes >= regimes.SMALLEST and _whole(cell)
+    return threads is None or _whole(cell)
+
+
+def _whole(cell: Cell) -> bool:
+    """Not a forward or a backward alone."""
+    return cell.pass_name not in ("forward", "backward")
 
 
 def _weight(plan: Plan, cell: Cell, regime: str, threads: int | None) -> float:
     """Seconds, roughly: only for the share of the run that is done."""
     asked = sum(regime in p.regimes and p.left_out(cell, threads) is None for _, p in plan.asked(threads))
     epoch = 5.0 if cell.op.startswith("fashion-mnist deep") else 0.2
-    return asked * (0.25 + (epoch if not cell.elements else 2e-7 * cell.elements))
+    return asked * (0.25 + (epoch if not cell.elements else 1e-7 * cell.elements))
 
 
 def _inputs_key(cell: Cell) -> tuple[Any, ...]:
@@ -159,6 +164,8 @@ class Group:
         for worker in self.workers:
             assert worker.provider is not None
             reason = worker.provider.left_out(cell, self.asked_threads)
+            if worker.provider.peer and self.asked_threads is not None and cell.input_bytes > LARGE:
+                reason = reason or f"peers take part with one thread in cells of up to {LARGE >> 20} MiB"
             if reason:
                 self.left_out(worker.label, reason)
             else:

@@ -40,7 +40,7 @@ class Worker:
             **(provider.environment(regime) if provider else {}),
             "SOFTKERN_BENCH_THREADS": str(threads),
             "OMP_NUM_THREADS": str(threads),
-            # A thread that spins at a barrier on the core of the thread it waits for costs a whole time slice:
+            # A thread that spins at a barrier on the core of the thread it waits for costs a time slice:
             # 8 ms now and then, in calls of 0.1 ms.
             "OMP_PROC_BIND": "close",
             "OMP_PLACES": "threads",

@@ -81,7 +81,7 @@ class Turn:
         sample = {"do": "sample", "warm": not self.memory}
         start = time.monotonic()
         for k in range(most):
-            if not self.asked or (k >= least and (self._settled() or self._late(start))):
+            if not self.asked or (k >= least and self._late(start)) or (k > 2 * least and self._settled()):
                 return
             # Who comes first changes, so that nobody always runs in the wake of the same other.
             for worker in ready[k % len(ready) :] + ready[: k % len(ready)]:

@@ -112,11 +112,33 @@ def test_block_has_the_main_cells_as_users_run_them() -> None:
 
 def test_block_lists_every_cell_in_which_softkern_loses() -> None:
     slow = {"shape": [1, 128256], "main": False}
-    rows = [torch_row(), row(), row(time=4 * MS, **slow), row(time=2.001 * MS, regime="hugepages", **slow)]
-    text = readme.block(results_of(*rows), "r.json")
-    assert "slower than torch (2 of 3 measurements" in text
-    name = "`softmax` no-grad float32 1x128256"
-    assert f"- {name}: 0.500 (default, 2 threads), 1.000 (hugepages, 2 threads)" in text
+    rows = [torch_row(), row(), row(time=4 * MS, **slow), row(time=2.5 * MS, regime="hugepages", **slow)]
+    rows += [row(time=3 * MS, pass_name="backward", **slow), row(time=2.001 * MS, threads=1, **slow)]
+    for short in (False, True):
+        text = readme.block(results_of(*rows), "r.json", short)
+        assert "slower than torch (3 of 5 measurements" in text
+        assert "- `softmax` float32 1x128256: no-grad 0.50 to 0.80, backward 0.67\n" in text
+
+
+def test_the_short_block_has_one_pass_of_two_ops_and_whole_jobs() -> None:
+    rows = [
+        torch_row(op=op, pass_name=pass_name) | {"provider": provider}
+        for op in ("softmax", "log_softmax", "cross_entropy")
+        for pass_name in ("no-grad", "forward+backward")
+        for provider in ("torch", "softkern")
+    ]
+    rows += [
+        torch_row(op="zoo", pass_name="epoch", shape=[]) | {"provider": p} for p in ("torch", "softkern")
+    ]
+
+    def cells(short: bool) -> list[str]:
+        text = readme.block(results_of(*rows), "r.json", short)
+        return [
+            line.split("|")[1].split(" float32")[0].strip() for line in text.splitlines() if "| `" in line
+        ]
+
+    assert len(cells(False)) == 7
+    assert cells(True) == ["`softmax` no-grad", "`cross_entropy` forward+backward", "`zoo` epoch"]
 
 
 def test_block_names_failures_and_changed_trees() -> None:

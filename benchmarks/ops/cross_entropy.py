@@ -11,10 +11,11 @@ from benchmarks.ops import shapes
 from benchmarks.problems import IGNORE_INDEX, LABEL_SMOOTHING
 
 OPTIONS = ("label_smoothing", "weight+ignore_index", "probabilities", "none")
+LLAMA = (512, 128256)  # for the loss, the vocabulary that everybody is measured with
 WHOLE = ("no-grad", "forward+backward")
 
 CPU = (
-    *(replace(case, dim=1) for case in shapes.CPU),
+    *(replace(case, dim=1, main=case.main or case.shape == LLAMA) for case in shapes.CPU),
     Case((4, 21, 256, 256), dim=1, main=True),
     *(Case((4096, 1000), dim=1, passes=WHOLE, option=option) for option in OPTIONS),
     *(Case((65536, 10), dim=1, passes=WHOLE, option=option) for option in OPTIONS),

@@ -42,6 +42,8 @@ class Provider:
     name: str
     devices: tuple[str, ...] = ("cpu",)
     regimes: tuple[str, ...] = ("default",)
+    # Measured for comparison, in fewer cells than torch and softkern as they are called.
+    peer = True
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         """Why this cell is not asked of this provider, or None. `threads` is None for all threads.
@@ -67,6 +69,7 @@ class Provider:
         raise NotImplementedError
 
 
+LARGE = 16 << 20  # bytes of logits
 PEER_PASSES = ("no-grad", "forward+backward")
 
 

@@ -16,7 +16,7 @@ from benchmarks import ops
 from benchmarks.cells import Cell
 from benchmarks.ops import end_to_end
 from benchmarks.problems import Problem
-from benchmarks.providers.base import Absent, Prepared, Provider, peer_left_out
+from benchmarks.providers.base import LARGE, Absent, Prepared, Provider, peer_left_out
 
 
 @dataclass
@@ -161,6 +161,7 @@ class Torch(TorchFamily):
     """torch.nn.functional, as called."""
 
     name = "torch"
+    peer = False
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         return None
@@ -208,6 +209,7 @@ class Softkern(TorchFamily):
 
     name = "softkern"
     devices = ("cpu",)
+    peer = False
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         if cell.op == "cross_entropy" and cell.pass_name in ("forward", "backward"):
@@ -232,12 +234,15 @@ class SoftkernIsa(Softkern):
     """softkern on an instruction set that it would not choose by itself."""
 
     regimes = ("default",)
+    peer = True
 
     def __init__(self, isa: str) -> None:
         self.isa = isa
         self.name = f"softkern:{isa}"
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
+        if cell.input_bytes > LARGE:
+            return f"instruction sets are compared in cells of up to {LARGE >> 20} MiB"
         return peer_left_out(cell, tuple(ops.OPS), ("float32",))
 
     def environment(self, regime: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ class TorchOut(Torch):
 
     name = "torch-out"
     regimes = ("preallocated",)
+    peer = True
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         if cell.op not in CALLS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's benchmark section, made from a committed results file and checked against it."""
+"""The summary of a results file in Markdown: a page of its own, and in short the README's section."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from benchmarks.report import (
 from benchmarks.results import Results, Row
 
 MARKED = re.compile(r"<!-- benchmarks: begin ?(.*?) ?-->\n(.*?)<!-- benchmarks: end -->", re.DOTALL)
-PASSES = ("no-grad", "forward+backward", "epoch", "step")
+JOBS = ("epoch", "step")
+PASSES = ("no-grad", "forward+backward", *JOBS)
+# What the README has room for; log_softmax goes as softmax does.
+SHORT = {"cross_entropy": "forward+backward", "softmax": "no-grad"}
 DTYPES = ("float32", "bfloat16")
 COLUMNS = (
     *("op, pass, dtype, shape", "torch", "softkern", "torch / softkern", "% of copy speed"),
@@ -30,8 +33,9 @@ COLUMNS = (
 )
 
 
-def block(results: Results, source: str) -> str:
-    """The text between the markers: caption, main cells, every cell where softkern is slower than torch."""
+def block(results: Results, source: str, short: bool = False) -> str:
+    """Caption, main cells (in short: one pass of two ops, and whole jobs), and every cell, main or not, where
+    softkern is slower than torch."""
     lines = [
         _caption(results, source),
         "",
@@ -39,8 +43,7 @@ def block(results: Results, source: str) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for rows in grouped(headline(results), "cell").values():
-        shown = rows[0]
-        if shown.get("main") and shown["pass_name"] in PASSES and shown["dtype"] in DTYPES:
+        if _shown(rows[0], short):
             lines += _line(rows)
     return "\n".join([*lines, "", *_slower(results), *_without_times(results), ""])
 
@@ -66,6 +69,12 @@ def _caption(results: Results, source: str) -> str:
         "the providers take turns. Memory: peak above the inputs, in units of the N x C logits. "
         f"[{Path(source).name}]({source}), made by `{results['command']}`."
     )
+
+
+def _shown(row: Row, short: bool) -> bool:
+    if not row.get("main") or row["pass_name"] not in PASSES or row["dtype"] not in DTYPES:
+        return False
+    return not short or row["pass_name"] in (SHORT.get(row["op"]), *JOBS)
 
 
 def _line(rows: list[Row]) -> list[str]:
@@ -120,17 +129,35 @@ def _memory(row: Row | None) -> str:
 
 
 def _slower(results: Results) -> list[str]:
-    """One line a cell, with all its regimes and thread counts in which softkern loses."""
+    """A line for an op and shape: the passes in which softkern loses and how far, in whatever regime and
+    number of threads. A ratio that reads as 1.00 is no loss."""
     ours = [row for row in results["rows"] if row["provider"] == "softkern" and _has_ratio(row)]
-    losing = [row for row in ours if row["ratio"] < 1]
+    losing = [row for row in ours if row["ratio"] < 0.995]
     if not losing:
         return [f"Cells where softkern is slower than torch: none of {len(ours)} measurements."]
     lines = []
-    for rows in grouped(losing, "cell").values():
-        ratios = ", ".join(f"{r['ratio']:.3f} ({r['regime']}, {_threads(r['threads'])})" for r in rows)
-        lines.append(f"- {_name(rows[0])}: {ratios}")
-    count = f"{len(losing)} of {len(ours)} measurements"
+    for rows in _by_shape(losing).values():
+        passes = ", ".join(
+            f"{pass_name} {_range([row['ratio'] for row in part])}"
+            for (pass_name,), part in grouped(rows, "pass_name").items()
+        )
+        cell = cell_of(rows[0])
+        name = " ".join(p for p in (f"`{cell.op}`", cell.dtype, shape_label(cell), cell.option) if p)
+        lines.append(f"- {name}: {passes}")
+    count = f"{len(losing)} of {len(ours)} measurements, all regimes and numbers of threads"
     return [f"Cells where softkern is slower than torch ({count}; torch / softkern):", "", *lines]
+
+
+def _by_shape(rows: list[Row]) -> dict[tuple[str, ...], list[Row]]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["op"], row["dtype"], str(row["shape"]), row["option"]), []).append(row)
+    return groups
+
+
+def _range(ratios: list[float]) -> str:
+    low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _without_times(results: Results) -> list[str]:
@@ -154,7 +181,7 @@ def update(readme: Path, results_path: Path) -> None:
     results = results_file.read(results_path)
     if baseline(results) not in ("torch", None):
         raise ValueError(f"{results_path}: measured against {baseline(results)}, the README is about torch")
-    text = block(results, source)
+    text = block(results, source, short=True)
     new = f"<!-- benchmarks: begin {source} -->\n{text}<!-- benchmarks: end -->"
     readme.write_text(page[: found.start()] + new + page[found.end() :], encoding="utf-8")
 
@@ -163,4 +190,4 @@ def current(readme: Path) -> bool:
     """Whether the README says what the results file named in its marker gives."""
     _, found = _marked(readme)
     source, text = found.groups()
-    return block(results_file.read(readme.parent / source), source) == text
+    return block(results_file.read(readme.parent / source), source, short=True) == text
