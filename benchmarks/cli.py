@@ -23,7 +23,7 @@ from benchmarks.cells import UnknownName, check_names, select
 from benchmarks.ops import quick as quick_cells
 from benchmarks.process import Options
 
-FULL_ROUNDS, QUICK_ROUNDS = (5, 31), (3, 3)
+FULL_ROUNDS, QUICK_ROUNDS = (9, 31, 101), (3, 3, 3)
 SELECTORS = ("op", "pass", "dtype", "shape", "option")
 
 
@@ -87,6 +87,12 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
     threads = sorted(
         {None if t in ("all", str(count)) else int(t) for t in wanted}, key=lambda t: -(t or 1e9)
     )
+    rounds = QUICK_ROUNDS if args.quick else FULL_ROUNDS
+    if args.rounds:
+        least, most = args.rounds
+        if not 1 <= least <= most:
+            raise UnknownName(f"--rounds: expected 1 <= LEAST <= MOST, got {least} {most}")
+        rounds = (least, most, most)
     if args.device == "cuda":
         require_cuda()
         threads = [None]
@@ -96,7 +102,7 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
         regimes=args.regime or (list(regimes.REGIMES) if args.device == "cpu" else ["default"]),
         threads=threads,
         all_threads=count,
-        rounds=tuple(args.rounds or (QUICK_ROUNDS if args.quick else FULL_ROUNDS)),
+        rounds=rounds,
         sample=3e-4 if args.quick else 3e-3,
         options=Options(args.device, args.plugin, args.timeout),
         quick=args.quick,

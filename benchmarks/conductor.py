@@ -29,8 +29,8 @@ class Plan:
     regimes: list[str]
     threads: list[int | None]
     all_threads: int
-    rounds: tuple[int, int] = (5, 31)  # at least, at most
-    patience: float = 6.0  # seconds for the rounds of a cell beyond the least
+    rounds: tuple[int, int, int] = (9, 31, 101)  # at least; enough for a third of the patience; at most
+    patience: float = 6.0  # seconds for the rounds of a cell
     sample: float = 3e-3
     options: Options = field(default_factory=Options)
     quick: bool = False
@@ -82,7 +82,8 @@ def _belongs(cell: Cell, regime: str, threads: int | None) -> bool:
     """Whether a run that was not told otherwise asks this cell: everything with the default allocator and all
     threads; of the rest what can differ."""
     if regime != "default":
-        return threads is None and cell.main and cell.input_bytes >= regimes.SMALLEST and _whole(cell)
+        large = cell.op in ops.OPS and cell.input_bytes >= regimes.SMALLEST
+        return threads is None and cell.main and large and _whole(cell)
     return threads is None or _whole(cell)
 
 

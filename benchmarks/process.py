@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
@@ -17,11 +18,23 @@ from typing import Any
 from benchmarks import regimes
 from benchmarks.providers.base import Provider
 
+ADDR_NO_RANDOMIZE = 0x0040000  # sys/personality.h
+_libc = ctypes.CDLL(None)
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class WorkerLost(Exception):
     """The process crashed, was killed or did not answer in time; the message says which."""
+
+
+def fixed_addresses() -> None:
+    """Run what comes next without address space randomisation, where that is allowed.
+
+    How an output lies to the bounds of huge pages, and whether freed pieces of the heap join, depends on the
+    addresses a process starts with: by luck, the same call took up to three times as long in one of two equal
+    processes.
+    """
+    _libc.personality(ADDR_NO_RANDOMIZE)
 
 
 class Worker:
@@ -44,6 +57,7 @@ class Worker:
             # 8 ms now and then, in calls of 0.1 ms.
             "OMP_PROC_BIND": "close",
             "OMP_PLACES": "threads",
+            "PYTHONHASHSEED": "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         }
         cores = sorted(os.sched_getaffinity(0))
@@ -62,6 +76,7 @@ class Worker:
             stderr=self.errors,
             env=self.environment,
             start_new_session=True,  # Ctrl-C is for the conductor, which then ends its workers
+            preexec_fn=fixed_addresses,
         )
         self._send(self.start_message)
 

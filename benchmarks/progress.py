@@ -41,7 +41,7 @@ class Progress:
         self.bar.update(self.task, completed=share, description=what, left=left)
         if not self.console.is_terminal and now - self.last_line > EVERY:
             self.last_line = now
-            self.console.print(f"{share:4.0%} {left:>12}  {what}", highlight=False)
+            self.console.print(f"{share:4.0%} {left:>12}  {what}", highlight=False, soft_wrap=True)
 
     def left(self, now: float, share: float) -> str:
         if share < 0.02:  # workers are still starting

@@ -76,12 +76,14 @@ class Turn:
         return answer
 
     def rounds(self) -> None:
-        least, most = self.plan.rounds
+        least, enough, most = self.plan.rounds
         ready = [w for w in (*self.asked, self.group.copy) if w.label in self.state]
         sample = {"do": "sample", "warm": not self.memory}
         start = time.monotonic()
         for k in range(most):
-            if not self.asked or (k >= least and self._late(start)) or (k > 2 * least and self._settled()):
+            spent = time.monotonic() - start
+            patience = self.plan.patience if k < enough else self.plan.patience / 3
+            if not self.asked or (k >= least and (spent > patience or self._settled())):
                 return
             # Who comes first changes, so that nobody always runs in the wake of the same other.
             for worker in ready[k % len(ready) :] + ready[: k % len(ready)]:
@@ -93,16 +95,17 @@ class Turn:
                     self.samples[worker.label].append(answer["seconds"])
                     self.faults[worker.label].append(answer["faults"])
 
-    def _late(self, start: float) -> bool:
-        return time.monotonic() - start > self.plan.patience
-
     def _settled(self) -> bool:
-        """Whether the medians are known to about 2 %: McGill's notch, 1.57 interquartile ranges / sqrt(n)."""
-        for worker in self.asked:
-            samples = sorted(self.samples[worker.label])
-            n = len(samples)
-            spread = samples[(3 * n) // 4] - samples[n // 4]
-            if worker.label not in self.lost and 1.57 * spread / n**0.5 > 0.02 * samples[n // 2]:
+        """Whether the ratios to the first provider are known to about 2 %: McGill's notch, 1.57 interquartile
+        ranges / sqrt(n), of the median."""
+        there = [worker.label for worker in self.asked if worker.label not in self.lost]
+        first = self.samples[there[0]] if there else []
+        for label in there[1:] or there:
+            pairs = zip(first, self.samples[label], strict=True)
+            ratios = sorted(b if label == there[0] else a / b for a, b in pairs)
+            n = len(ratios)
+            spread = ratios[(3 * n) // 4] - ratios[n // 4]
+            if 1.57 * spread / n**0.5 > 0.02 * ratios[n // 2]:
                 return False
         return True
 

@@ -7,6 +7,7 @@ frameworks print goes to standard error. `benchmarks.conductor` starts it and sp
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -62,6 +63,10 @@ class Session:
         small = 0 < what.input_bytes < SMALL_LAUNCH
         step, how = self.device.prepare(prepared.step, small)
         self.step = lambda i: step(i % buffers)
+        # What is free now, from this cell's check and from the cells before, would decide whether outputs are
+        # fresh pages.
+        with contextlib.suppress(AttributeError):
+            devices.trim_heap()
         return {"error": found, "how": how, **self._calibrate(sample)}
 
     def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:

@@ -138,7 +138,7 @@ def test_the_short_block_has_one_pass_of_two_ops_and_whole_jobs() -> None:
         ]
 
     assert len(cells(False)) == 7
-    assert cells(True) == ["`softmax` no-grad", "`cross_entropy` forward+backward", "`zoo` epoch"]
+    assert cells(True) == ["`cross_entropy` forward+backward", "`softmax` no-grad", "`zoo` epoch"]
 
 
 def test_block_names_failures_and_changed_trees() -> None:

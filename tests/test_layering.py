@@ -58,7 +58,8 @@ def test_kernels_use_no_standard_containers():
 
 
 def test_no_file_is_too_long():
-    files = [*sources(CSRC), *sources(ROOT / "softkern", ".py"), *sources(ROOT / "tests", ".py")]
+    python = [p for folder in ("softkern", "benchmarks", "tests") for p in sources(ROOT / folder, ".py")]
+    files = [*sources(CSRC), *python]
     long = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
     assert {p: n for p, n in long.items() if n > 400} == {}
 
@@ -72,8 +73,9 @@ def test_the_library_prints_nothing():
 
 @pytest.mark.parametrize("op", ("softmax", "log_softmax", "cross_entropy"))
 def test_an_op_is_found_by_its_name(op):
-    """Backend is a folder, op is the file stem: its kernel and its tests."""
+    """Backend is a folder, op is the file stem: its kernel, its benchmark and its tests."""
     assert (CSRC / "cpu" / "kernels" / f"{op}.h").is_file()
+    assert (ROOT / "benchmarks" / "ops" / f"{op}.py").is_file()
     assert (ROOT / "tests" / f"test_{op}.py").is_file()
 
 

@@ -75,6 +75,8 @@ PEER_PASSES = ("no-grad", "forward+backward")
 
 def peer_left_out(cell: Cell, ops: tuple[str, ...], dtypes: tuple[str, ...]) -> str | None:
     """The reasons that hold of every provider outside the torch family."""
+    if not cell.shape or cell.pass_name == "step":
+        return "has no end-to-end jobs"
     if cell.op not in ops:
         return f"does not compute {cell.op}"
     if not cell.main:

@@ -24,6 +24,7 @@ from benchmarks.results import Results, Row
 MARKED = re.compile(r"<!-- benchmarks: begin ?(.*?) ?-->\n(.*?)<!-- benchmarks: end -->", re.DOTALL)
 JOBS = ("epoch", "step")
 PASSES = ("no-grad", "forward+backward", *JOBS)
+ORDER = ("cross_entropy", "softmax", "log_softmax")  # then whole jobs
 # What the README has room for; log_softmax goes as softmax does.
 SHORT = {"cross_entropy": "forward+backward", "softmax": "no-grad"}
 DTYPES = ("float32", "bfloat16")
@@ -42,7 +43,8 @@ def block(results: Results, source: str, short: bool = False) -> str:
         f"| {' | '.join(COLUMNS)} |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    for rows in grouped(headline(results), "cell").values():
+    cells = grouped(headline(results), "cell").values()
+    for rows in sorted(cells, key=lambda rows: (*ORDER, rows[0]["op"]).index(rows[0]["op"])):
         if _shown(rows[0], short):
             lines += _line(rows)
     return "\n".join([*lines, "", *_slower(results), *_without_times(results), ""])
