@@ -15,7 +15,10 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.devices import Cpu, Cuda
+
 BYTES = 256 << 20
+DEVICE_BYTES = 4 << 30  # far beyond the second-level cache of any GPU
 ROUNDS = 7
 PAGE = 4096
 
@@ -44,6 +47,34 @@ class Copy:
         start = time.perf_counter()
         _each(self.pool, self.parts, copies)
         return (time.perf_counter() - start) / times
+
+
+class DeviceCopy:
+    """torch's copy of half the bytes within one device."""
+
+    def __init__(self, total: int, buffers: int, device: str) -> None:
+        import torch
+
+        size = max(total // 2, 1)
+        self.pairs = [
+            (
+                torch.zeros(size, dtype=torch.int8, device=device),
+                torch.ones(size, dtype=torch.int8, device=device),
+            )
+            for _ in range(buffers)
+        ]
+
+    def step(self, i: int) -> None:
+        target, source = self.pairs[i]
+        target.copy_(source)
+
+
+def measure_device(device: Cpu | Cuda, name: str, threads: int) -> list[dict[str, object]]:
+    """GB/s of a copy of half of DEVICE_BYTES onto the other half."""
+    copy = DeviceCopy(DEVICE_BYTES, 1, name)
+    device.sample(lambda _: copy.step(0), 0, 1)
+    seconds, _ = device.sample(lambda _: copy.step(0), 0, ROUNDS)
+    return [{"threads": threads, "what": "copy", "gbps": round(DEVICE_BYTES / seconds / 1e9, 2)}]
 
 
 def measure(threads: int, quick: bool = False) -> list[dict[str, object]]:

@@ -12,8 +12,8 @@ PASSES = ("no-grad", "forward", "backward", "forward+backward")
 ITEM_SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
-class UnknownName(ValueError):
-    """A name that nothing here has; the message lists the choices."""
+class BadArgument(ValueError):
+    """What the command line can't take; the message says what came and what is accepted."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ def select(
         check_names(what, names, [of(c) for c in cells])
         chosen = [c for c in chosen if not names or of(c) in names]
     if not chosen:
-        raise UnknownName("no cell has all of the chosen op, pass, dtype, shape and option together")
+        raise BadArgument("no cell has all of the chosen op, pass, dtype, shape and option together")
     return chosen
 
 
 def check_names(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
-    """Raise UnknownName for the first name that is no choice."""
+    """Raise BadArgument, listing the choices, for the first name that is no choice."""
     choices = [choice for choice in dict.fromkeys(choices) if choice]
     for name in names:
         if name not in choices:
-            raise UnknownName(f"unknown {what} '{name}'; choose from: {', '.join(choices)}")
+            raise BadArgument(f"unknown {what} '{name}'; choose from: {', '.join(choices)}")

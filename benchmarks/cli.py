@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import conductor, machine, ops, providers, regimes, results
-from benchmarks.cells import UnknownName, check_names, select
+from benchmarks.cells import BadArgument, check_names, select
 from benchmarks.ops import quick as quick_cells
 from benchmarks.process import Options
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return COMMANDS[command](argv[1:] if argv[:1] == [command] else argv)
-    except (UnknownName, results.BadResults, ValueError) as error:
+    except (BadArgument, results.BadResults) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
 
@@ -72,7 +72,7 @@ def parse_run(argv: list[str]) -> argparse.Namespace:
 
 
 def plan_of(args: argparse.Namespace) -> conductor.Plan:
-    """Raises UnknownName, listing the choices."""
+    """Raises BadArgument, listing the choices."""
     cells = quick_cells.cells(args.device) if args.quick else ops.all_cells(args.device)
     cells = select(cells, args.op, getattr(args, "pass"), args.dtype, args.shape, args.option)
     known = providers.PROVIDERS | (providers.from_file(Path(args.plugin)) if args.plugin else {})
@@ -91,7 +91,7 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
     if args.rounds:
         least, most = args.rounds
         if not 1 <= least <= most:
-            raise UnknownName(f"--rounds: expected 1 <= LEAST <= MOST, got {least} {most}")
+            raise BadArgument(f"--rounds: expected 1 <= LEAST <= MOST, got {least} {most}")
         rounds = (least, most, most)
     if args.device == "cuda":
         require_cuda()
@@ -114,7 +114,7 @@ def require_cuda() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise UnknownName("--device cuda: torch finds no CUDA device on this machine")
+        raise BadArgument("--device cuda: torch finds no CUDA device on this machine")
 
 
 def run(argv: list[str]) -> int:
@@ -125,11 +125,11 @@ def run(argv: list[str]) -> int:
 
     args = parse_run(argv)
     plan = plan_of(args)
-    environment = machine.environment()
+    environment = machine.environment(args.device)
     started = datetime.now(timezone.utc)
     output = args.output or Path(f"softkern-benchmark-{args.device}-{started:%Y%m%d-%H%M%S}.json")
     if output.exists():
-        raise ValueError(f"--output: {output} exists; move it or name another file")
+        raise BadArgument(f"--output: {output} exists; move it or name another file")
     console = Console()
     into: results.Results = {
         "schema": results.SCHEMA,

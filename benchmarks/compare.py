@@ -14,7 +14,7 @@ from rich.text import Text
 from benchmarks.report import MIB, duration, is_ok, number
 from benchmarks.results import Results, Row, key
 
-SAME_ENVIRONMENT = ("cpu", "torch", "threads", "softkern", "huge pages")
+SAME_ENVIRONMENT = ("device", "cpu", "torch", "threads", "softkern", "huge pages")
 # Worst first.
 KINDS = ("broken", "error", "slower", "memory", "faster", "mended")
 STYLES = {"faster": "green", "mended": "green"}

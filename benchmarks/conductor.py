@@ -31,7 +31,7 @@ class Plan:
     all_threads: int
     rounds: tuple[int, int, int] = (9, 31, 101)  # at least; enough for a third of the patience; at most
     patience: float = 6.0  # seconds for the rounds of a cell
-    sample: float = 3e-3
+    sample: float = 3e-3  # seconds: as many calls are one sample, so that clock and loop don't matter
     options: Options = field(default_factory=Options)
     quick: bool = False
     chosen: bool = False  # the user named regimes or threads: ask everybody, in every cell
@@ -118,7 +118,6 @@ class Group:
         self.inputs: tuple[Any, ...] | None = None
 
     def start(self) -> None:
-        on_cpu = self.plan.options.device == "cpu"
         for label, provider in self.plan.asked(self.asked_threads):
             if self.regime not in provider.regimes:
                 continue
@@ -128,9 +127,8 @@ class Group:
             worker = Worker(label, provider.name, provider, self.regime, self.threads, self.plan.options)
             worker.start()
             self.workers.append(worker)
-        if on_cpu:
-            self.copy.start()
-            self.copy.wait_started()
+        self.copy.start()
+        self.copy.wait_started()
         for worker in list(self.workers):
             try:
                 answer = worker.wait_started()
@@ -141,7 +139,7 @@ class Group:
                 worker.stop()
                 self.workers.remove(worker)
                 self._absent(worker.label, reason)
-        if on_cpu and not any(row["threads"] == self.threads for row in self.into["bandwidth"]):
+        if not any(row["threads"] == self.threads for row in self.into["bandwidth"]):
             answer = self.copy.ask({"do": "bandwidth", "quick": self.plan.quick})
             self.into["bandwidth"] += answer["rows"]
 

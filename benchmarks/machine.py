@@ -13,12 +13,13 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 ASSUMED_CACHE = 32 << 20  # where the system does not say
 
 
-def environment() -> dict[str, str]:
+def environment(device: str = "cpu") -> dict[str, str]:
     """softkern.info's rows and what a benchmark needs beyond them."""
     from softkern import info
 
     return {
         **info.environment(),
+        **({"device": _cuda_name()} if device == "cuda" else {}),
         "cpus": str(len(os.sched_getaffinity(0))),
         "caches": ", ".join(f"L{level} {size >> 10} KiB" for level, size in sorted(caches().items())),
         "memory": f"{_meminfo('MemTotal') >> 20} MiB",
@@ -28,6 +29,12 @@ def environment() -> dict[str, str]:
         "commit": _git("rev-parse", "HEAD") or "unknown",
         "dirty": "yes" if _git("status", "--porcelain", "--untracked-files=no") else "no",
     }
+
+
+def _cuda_name() -> str:
+    import torch
+
+    return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
 
 
 def caches() -> dict[int, int]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
@@ -18,23 +17,11 @@ from typing import Any
 from benchmarks import regimes
 from benchmarks.providers.base import Provider
 
-ADDR_NO_RANDOMIZE = 0x0040000  # sys/personality.h
-_libc = ctypes.CDLL(None)
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class WorkerLost(Exception):
     """The process crashed, was killed or did not answer in time; the message says which."""
-
-
-def fixed_addresses() -> None:
-    """Run what comes next without address space randomisation, where that is allowed.
-
-    How an output lies to the bounds of huge pages, and whether freed pieces of the heap join, depends on the
-    addresses a process starts with: by luck, the same call took up to three times as long in one of two equal
-    processes.
-    """
-    _libc.personality(ADDR_NO_RANDOMIZE)
 
 
 class Worker:
@@ -70,13 +57,12 @@ class Worker:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         self.buffer = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"],
+            [sys.executable, "-m", "benchmarks.launch"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             env=self.environment,
             start_new_session=True,  # Ctrl-C is for the conductor, which then ends its workers
-            preexec_fn=fixed_addresses,
         )
         self._send(self.start_message)
 

@@ -20,9 +20,9 @@ SMALLEST = 1 << 20  # bytes
 def environment(regime: str) -> dict[str, str]:
     """What holds of every provider; their own part is Provider.environment."""
     if regime != "preallocated":
-        # Left to itself, glibc moves both thresholds with what is freed, the first up to 32 MiB, and gives the
-        # heap's top back or not depending on some bytes: one of two equal processes then faults in every call
-        # and the other never. So: where it ends, and as if something lay above.
+        # Left to itself, glibc moves both thresholds with what is freed, the first up to 32 MiB, and gives
+        # the heap's top back or not depending on some bytes: one of two equal processes then faults in every
+        # call and the other never. So: where it ends, and as if something lay above.
         return {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 46)}
     # glibc: never map an allocation of its own, never give the heap's pages back, one heap for all threads.
     return {

@@ -46,8 +46,7 @@ class Turn:
         for worker in self.asked:
             self._ask(worker, message)
         self.asked = [worker for worker in self.asked if worker.label in self.state]
-        self.with_copy = self.plan.options.device == "cpu" and self.bytes >= SMALLEST_COPY
-        if self.asked and self.with_copy:
+        if self.asked and self.bytes >= SMALLEST_COPY:
             cache = machine.last_level_cache()
             buffers = max(1, -(-2 * cache // self.bytes)) if self.memory else 1
             copy = {"do": "prepare_copy", "total": self.bytes, "buffers": buffers, "sample": self.plan.sample}

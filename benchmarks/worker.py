@@ -20,7 +20,6 @@ from benchmarks import bandwidth, devices, problems, providers
 from benchmarks.cells import Cell
 from benchmarks.providers.base import Absent, Prepared, Provider
 
-SAMPLE = 3e-3  # seconds: a sample is made of as many calls, so that the clock and the loop don't matter
 MOST_REPEATS = 2000
 WARM_BELOW = 0.1  # seconds: a longer call has long warmed up what it needs
 SMALL_LAUNCH = 1 << 20  # bytes of input: below, a GPU finishes before the host has launched the next
@@ -31,6 +30,7 @@ class Session:
         self.threads = threads
         self.provider: Provider | None = None
         self.device: devices.Cpu | devices.Cuda = devices.Cpu()
+        self.device_name = "cpu"
         self.step: devices.Step | None = None
         self.copy: bandwidth.Copy | None = None
         self.cursor = 0
@@ -38,7 +38,9 @@ class Session:
         self.once = 0.0
 
     def start(self, name: str, plugin: str | None, device: str) -> dict[str, Any]:
+        self.device_name = device
         if name == "copy":
+            self.device = devices.of(device)
             return {"version": ""}
         known = providers.PROVIDERS | (providers.from_file(Path(plugin)) if plugin else {})
         self.provider = known[name]
@@ -77,13 +79,18 @@ class Session:
         return problems.errors(cell, got, expected)
 
     def prepare_copy(self, total: int, buffers: int, sample: float) -> dict[str, Any]:
+        if self.device_name != "cpu":
+            on_device = bandwidth.DeviceCopy(total, buffers, self.device_name)
+            self.step = lambda i: on_device.step(i % buffers)
+            return self._calibrate(sample)
         self.copy = bandwidth.Copy(total, self.threads, buffers)
         self.copy.run(1)
         self.repeats = self._repeats(self.copy.run(1), sample)
         return {"repeats": self.repeats}
 
     def sample_copy(self) -> dict[str, Any]:
-        assert self.copy is not None
+        if self.copy is None:
+            return self.sample(warm=False)
         return {"seconds": self.copy.run(self.repeats), "faults": 0.0}
 
     def _calibrate(self, sample: float) -> dict[str, Any]:
@@ -112,6 +119,8 @@ class Session:
         return {"bytes": self.device.peak(self.step)}
 
     def bandwidth(self, quick: bool) -> dict[str, Any]:
+        if self.device_name != "cpu":
+            return {"rows": bandwidth.measure_device(self.device, self.device_name, self.threads)}
         return {"rows": bandwidth.measure(self.threads, quick)}
 
     def finish(self) -> dict[str, Any]:
@@ -124,8 +133,6 @@ class Session:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if os.environ.get("SOFTKERN_BENCH_CORE"):
-        os.sched_setaffinity(0, {int(os.environ["SOFTKERN_BENCH_CORE"])})
     session = Session(int(os.environ["SOFTKERN_BENCH_THREADS"]))
     for line in sys.stdin:
         message = json.loads(line)

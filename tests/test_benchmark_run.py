@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, machine, providers, results
+from benchmarks import cli, launch, machine, providers, results
 from benchmarks.cells import Cell
 from benchmarks.ops import all_cells, end_to_end, quick
 
@@ -228,6 +228,31 @@ def test_an_epoch_learns_and_its_loss_is_checked(cell):
     assert error(first) < 1e-5
     assert error(first * 1.01) > 1e-3
     assert step(0) < first
+
+
+def test_a_device_is_copied_on_by_torch():
+    """What a GPU's rows are set beside; here on the device there is."""
+    from benchmarks import bandwidth, devices
+
+    copy = bandwidth.DeviceCopy(1 << 10, 2, "cpu")
+    copy.step(1)
+    assert [int(target.sum()) for target, _ in copy.pairs] == [0, 512]
+    seconds, faults = devices.Cpu().sample(copy.step, 0, 2)
+    assert seconds > 0 <= faults
+
+
+def test_workers_have_no_random_addresses():
+    """As far as this system lets them: the personality of the worker says so."""
+    from benchmarks.process import Options, Worker
+
+    worker = Worker("numpy", "numpy", providers.PROVIDERS["numpy"], "default", 1, Options())
+    worker.start()
+    try:
+        assert worker.wait_started()["version"]
+        flags = int(Path(f"/proc/{worker.process.pid}/personality").read_text(), 16)
+        assert flags & launch.ADDR_NO_RANDOMIZE
+    finally:
+        worker.stop()
 
 
 def test_caches_are_read_from_the_system(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from benchmarks.cells import UnknownName, check_names
+from benchmarks.cells import BadArgument, check_names
 from benchmarks.providers.base import Provider
 from benchmarks.providers.flash_attention import FlashAttention
 from benchmarks.providers.jax_ import Jax
@@ -44,12 +44,12 @@ def from_file(path: Path) -> dict[str, Provider]:
     """The providers that a Python file lists in PROVIDERS, by name."""
     spec = importlib.util.spec_from_file_location("benchmark_plugin", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UnknownName(f"plugin {path}: no such Python file")
+        raise BadArgument(f"plugin {path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = getattr(module, "PROVIDERS", None)
     if not found or not all(isinstance(provider, Provider) for provider in found):
-        raise UnknownName(f"plugin {path}: expected a list PROVIDERS of benchmarks.providers.base.Provider")
+        raise BadArgument(f"plugin {path}: expected a list PROVIDERS of benchmarks.providers.base.Provider")
     return {provider.name: provider for provider in found}
 
 

@@ -74,7 +74,8 @@ def _caption(what: str, results: Results) -> str:
     environment = results["environment"]
     threads = headline(results)[0]["threads"]
     versions = f"torch {environment['torch']}, softkern {environment['softkern']}"
-    return f"{what}   ({environment['cpu']}, threads: {threads}, {versions})"
+    where = environment.get("device", f"{environment['cpu']}, threads: {threads}")
+    return f"{what}   ({where}, {versions})"
 
 
 def _legend(

@@ -57,8 +57,11 @@ def _caption(results: Results, source: str) -> str:
     dirty = environment.get("dirty", "no").lower() not in ("", "no", "false", "0")
     commit = environment.get("commit", "unknown")[:12] + (" with changes" if dirty else "")
     where = (
-        environment["cpu"],
-        _threads(int(threads)),
+        *(
+            [environment["device"]]
+            if "device" in environment
+            else [environment["cpu"], _threads(int(threads))]
+        ),
         f"torch {environment['torch']}",
         f"softkern {environment['softkern']} ({environment['active on cpu']})",
         "default allocator",
@@ -172,7 +175,9 @@ def _marked(readme: Path) -> tuple[str, re.Match[str]]:
     page = readme.read_text(encoding="utf-8")
     found = MARKED.search(page)
     if found is None:
-        raise ValueError(f"{readme}: no <!-- benchmarks: begin FILE --> and <!-- benchmarks: end --> in it")
+        raise results_file.BadResults(
+            f"{readme}: no <!-- benchmarks: begin FILE --> and <!-- benchmarks: end --> in it"
+        )
     return page, found
 
 
@@ -182,7 +187,9 @@ def update(readme: Path, results_path: Path) -> None:
     source = Path(os.path.relpath(results_path, readme.parent)).as_posix()
     results = results_file.read(results_path)
     if baseline(results) not in ("torch", None):
-        raise ValueError(f"{results_path}: measured against {baseline(results)}, the README is about torch")
+        raise results_file.BadResults(
+            f"{results_path}: measured against {baseline(results)}, the README is about torch"
+        )
     text = block(results, source, short=True)
     new = f"<!-- benchmarks: begin {source} -->\n{text}<!-- benchmarks: end -->"
     readme.write_text(page[: found.start()] + new + page[found.end() :], encoding="utf-8")

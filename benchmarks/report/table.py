@@ -25,7 +25,18 @@ from benchmarks.report import (
 )
 from benchmarks.results import Results, Row
 
-HEADER = ("cpu", "threads", "cpus", "caches", "memory", "governor", "load", "steal percent", "hypervisor")
+HEADER = (
+    "device",
+    "cpu",
+    "threads",
+    "cpus",
+    "caches",
+    "memory",
+    "governor",
+    "load",
+    "steal percent",
+    "hypervisor",
+)
 VERSIONS = ("torch", "softkern", "active on cpu", "commit")
 GREEN, RED = 1.05, 0.95
 
