@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
+import signal
 import sys
 import tempfile
 from datetime import datetime, timezone
@@ -153,11 +154,15 @@ def run(argv: list[str]) -> int:
         into["environment"]["steal percent"] = f"{watch.steal_percent():.2f}"
         results.write(into, output)
 
+    # Asked to end in another way, a run ends as with Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         with Progress(console) as progress:
             conductor.run(plan, into, save, progress.report)
     except KeyboardInterrupt:
         into["interrupted"] = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
     into["warnings"] += machine.unfit_after(watch)
     save()
     table.render(into, console)

@@ -8,12 +8,17 @@ call took up to three times as long in one of two equal processes.
 
 import ctypes
 import os
+import signal
 import sys
 
 ADDR_NO_RANDOMIZE = 0x0040000  # sys/personality.h
+PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE)
+    libc = ctypes.CDLL(None)
+    # A worker whose turn it is not is stopped: it would not notice the end of a conductor that was killed.
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.personality(ADDR_NO_RANDOMIZE)
     if os.environ.get("SOFTKERN_BENCH_CORE"):
         os.sched_setaffinity(0, {int(os.environ["SOFTKERN_BENCH_CORE"])})
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks.worker"])

@@ -127,7 +127,9 @@ def test_environment_says_where_the_figures_come_from(measure):
     assert found["interrupted"] is False
 
 
-def test_ctrl_c_keeps_what_was_measured(tmp_path):
+@pytest.fixture
+def long_run(tmp_path):
+    """A run in a process of its own that has measured something and is far from its end."""
     output = tmp_path / "cut.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--plugin", str(PLUGIN), "--provider", "slow"]
     command += ["--op", "softmax", "--threads", "1", "--regime", "default", "--rounds", "3", "300"]
@@ -138,13 +140,42 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     deadline = time.monotonic() + 60
     while not (output.exists() and results.read(output)["rows"]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    yield process, output
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_was_measured(long_run, number):
+    process, output = long_run
+    process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
     found = results.read(output)
     assert process.returncode == 130
     assert found["interrupted"] is True
     assert found["rows"] and all(row["status"] == "ok" for row in found["rows"])
     assert "interrupted" in printed.lower()
+
+
+def test_workers_end_with_a_conductor_that_is_killed(long_run):
+    """Those that are stopped because it is not their turn too."""
+    process, output = long_run
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2  # the provider and the copy
+    process.kill()
+    process.wait()
+
+    def running(pid: str) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+        except OSError:
+            return False
+
+    deadline = time.monotonic() + 10
+    while any(map(running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(running, workers))
+    assert results.read(output)["rows"]
 
 
 def test_results_are_not_written_over(tmp_path, capsys):
