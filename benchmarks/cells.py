@@ -77,6 +77,7 @@ class Cell:
 
     @property
     def input_bytes(self) -> int:
+        """Of the logits; 0 for jobs without a shape."""
         return self.elements * self.item_size
 
     def as_dict(self) -> dict[str, Any]:

@@ -72,10 +72,13 @@ def _groups(plan: Plan) -> Iterator[tuple[str, int | None, list[Cell]]]:
     for regime in plan.regimes:
         for threads in plan.threads:
             cells = [c for c in plan.cells if plan.chosen or _belongs(c, regime, threads)]
-            # Cells of the same inputs one after the other: they are made once.
-            cells.sort(key=lambda c: (c.elements, _inputs_key(c)))
-            if cells:
-                yield regime, threads, cells
+            # Cells of the same inputs one after the other: they are made once. Workers start anew before the
+            # first whose outputs are mapped, or some would find a hole for them in the heap, by luck.
+            cells.sort(key=lambda c: (c.input_bytes, _inputs_key(c)))
+            for mapped in (False, True):
+                part = [c for c in cells if (c.input_bytes >= regimes.MAPPED) == mapped]
+                if part:
+                    yield regime, threads, part
 
 
 def _belongs(cell: Cell, regime: str, threads: int | None) -> bool:

@@ -13,6 +13,7 @@ REGIMES = {
     "hugepages": "torch with THP_MEM_ALLOC_ENABLE=1: large outputs are fresh huge pages",
     "preallocated": "memory that was touched before: out=, bound outputs, or a heap that keeps its pages",
 }
+MAPPED = 32 << 20  # bytes: glibc's largest threshold
 # Smaller outputs come from the heap's warm pages in any regime.
 SMALLEST = 1 << 20  # bytes
 
@@ -23,7 +24,7 @@ def environment(regime: str) -> dict[str, str]:
         # Left to itself, glibc moves both thresholds with what is freed, the first up to 32 MiB, and gives
         # the heap's top back or not depending on some bytes: one of two equal processes then faults in every
         # call and the other never. So: where it ends, and as if something lay above.
-        return {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 46)}
+        return {"MALLOC_MMAP_THRESHOLD_": str(MAPPED), "MALLOC_TRIM_THRESHOLD_": str(1 << 46)}
     # glibc: never map an allocation of its own, never give the heap's pages back, one heap for all threads.
     return {
         "MALLOC_MMAP_MAX_": "0",

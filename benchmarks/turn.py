@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import machine, ops, regimes, results
 from benchmarks.cells import Cell
 from benchmarks.process import Worker, WorkerLost
+from benchmarks.providers.base import LARGE
 
 if TYPE_CHECKING:
     from benchmarks.conductor import Group
 
+# How the pages of operands lie in the caches, which are indexed by physical addresses, is luck: worth a tenth
+# of the time in some cells that fit them. So that luck evens out, they are placed anew after as many rounds.
+PLACED_FOR = 7  # rounds
 SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
 
 
@@ -36,7 +40,7 @@ class Turn:
 
     def prepare(self) -> None:
         folder = self.group.inputs_of(self.cell)
-        message = {
+        self.message = {
             "do": "prepare",
             "cell": self.cell.as_dict(),
             "folder": str(folder) if folder else None,
@@ -44,7 +48,7 @@ class Turn:
             "sample": self.plan.sample,
         }
         for worker in self.asked:
-            self._ask(worker, message)
+            self._ask(worker, self.message)
         self.asked = [worker for worker in self.asked if worker.label in self.state]
         if self.asked and self.bytes >= SMALLEST_COPY:
             cache = machine.last_level_cache()
@@ -79,11 +83,15 @@ class Turn:
         ready = [w for w in (*self.asked, self.group.copy) if w.label in self.state]
         sample = {"do": "sample", "warm": not self.memory}
         start = time.monotonic()
+        placed_for = PLACED_FOR if 0 < self.cell.input_bytes <= LARGE else 1
+        least = max(least, 3 * placed_for)
         for k in range(most):
             spent = time.monotonic() - start
             patience = self.plan.patience if k < enough else self.plan.patience / 3
-            if not self.asked or (k >= least and (spent > patience or self._settled())):
+            if k >= least and k % placed_for == 0 and (spent > patience or self._settled()):
                 return
+            if k and placed_for > 1 and k % placed_for == 0:
+                self._place_anew()
             # Who comes first changes, so that nobody always runs in the wake of the same other.
             for worker in ready[k % len(ready) :] + ready[: k % len(ready)]:
                 if worker.label in self.lost:
@@ -93,6 +101,11 @@ class Turn:
                 if answer:
                     self.samples[worker.label].append(answer["seconds"])
                     self.faults[worker.label].append(answer["faults"])
+
+    def _place_anew(self) -> None:
+        for worker in self.asked:
+            if worker.label not in self.lost:
+                self._ask(worker, {**self.message, "do": "place_anew"})
 
     def _settled(self) -> bool:
         """Whether the ratios to the first provider are known to about 2 %: McGill's notch, 1.57 interquartile

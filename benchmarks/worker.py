@@ -67,9 +67,14 @@ class Session:
         self.step = lambda i: step(i % buffers)
         # What is free now, from this cell's check and from the cells before, would decide whether outputs are
         # fresh pages.
-        with contextlib.suppress(AttributeError):
-            devices.trim_heap()
+        _trim_heap()
         return {"error": found, "how": how, **self._calibrate(sample)}
+
+    def place_anew(self, **message: Any) -> dict[str, Any]:
+        """The same cell, checked again, on other pages of memory."""
+        self.finish()
+        _trim_heap()
+        return self.prepare(**message)
 
     def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:
         got = prepared.results(prepared.step(0))
@@ -128,6 +133,11 @@ class Session:
         self.cursor = 0
         gc.collect(1)  # a cell's objects are young; a full collection takes longer than many a cell
         return {}
+
+
+def _trim_heap() -> None:
+    with contextlib.suppress(AttributeError):
+        devices.trim_heap()
 
 
 def main() -> None:

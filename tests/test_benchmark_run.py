@@ -322,3 +322,15 @@ def test_a_result_that_is_no_number_is_refused_and_written_as_null(measure):
     row = by_provider(found)["not-a-number"]
     assert row["status"] == "refused" and row["error"] == {"output": None}
     json.dumps(found, allow_nan=False)
+
+
+def test_operands_are_placed_anew(measure, monkeypatch):
+    """With enough rounds, a small cell is prepared more than once; what it computes is checked each time."""
+    from benchmarks import turn
+
+    asked = []
+    place_anew = turn.Turn._place_anew
+    monkeypatch.setattr(turn.Turn, "_place_anew", lambda self: (asked.append(1), place_anew(self)))
+    _, found = measure("--provider", "numpy,numpy", "--rounds", "1", "21")
+    assert len(asked) == 2
+    assert [len(row["samples"]) for row in found["rows"]] == [21, 21]

@@ -114,6 +114,7 @@ def _speedup(results: Results) -> Figure | None:
     labels = {title: list(dict.fromkeys(map(_label, part))) for title, part in panels.items()}
     heights = [len(names) + 2 for names in labels.values()]
     figure = Figure(figsize=(WIDTH, 1.2 + 0.19 * sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15)  # readers' fonts may be wider than the one measured with
     grid = figure.subplots(len(panels), 2, sharex=True, sharey="row", squeeze=False, height_ratios=heights)
     marks = _marks(results)
     for axes, (title, part) in zip(grid, panels.items(), strict=True):
