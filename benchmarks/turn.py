@@ -85,7 +85,7 @@ class Turn:
         start = time.monotonic()
         placed_for = PLACED_FOR if 0 < self.cell.input_bytes <= LARGE else 1
         least = max(least, 3 * placed_for)
-        for k in range(most):
+        for k in range(most if self.asked else 0):
             spent = time.monotonic() - start
             patience = self.plan.patience if k < enough else self.plan.patience / 3
             if k >= least and k % placed_for == 0 and (spent > patience or self._settled()):

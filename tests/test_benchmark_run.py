@@ -324,6 +324,18 @@ def test_a_result_that_is_no_number_is_refused_and_written_as_null(measure):
     json.dumps(found, allow_nan=False)
 
 
+def test_a_cell_that_nobody_is_asked_is_passed_over(measure):
+    cells = ("--op", "softmax", "--pass", "no-grad,forward", "--shape", "64x10", "--threads", "1")
+    status, found = measure("--provider", "numpy,wrong", "--regime", "default", cells=cells)
+    assert [(r["provider"], r["pass_name"]) for r in found["rows"]] == [
+        ("numpy", "no-grad"),
+        ("wrong", "no-grad"),
+    ]
+    status, found = measure("--provider", "wrong", cells=ONE_CELL)
+    assert [row["status"] for row in found["rows"]] == ["refused"]
+    assert status == 1 and {entry["reason"] for entry in found["left_out"]} == set()
+
+
 def test_operands_are_placed_anew(measure, monkeypatch):
     """With enough rounds, a small cell is prepared more than once; what it computes is checked each time."""
     from benchmarks import turn
