@@ -20,7 +20,6 @@ from benchmarks.devices import Cpu, Cuda
 BYTES = 256 << 20
 DEVICE_BYTES = 4 << 30  # far beyond the second-level cache of any GPU
 ROUNDS = 7
-PAGE = 4096
 
 
 class Copy:

@@ -54,8 +54,12 @@ class Cell:
         return "x".join(map(str, self.shape))
 
     @property
+    def last_dim(self) -> bool:
+        return self.dim in (-1, len(self.shape) - 1)
+
+    @property
     def name(self) -> str:
-        dim = "" if self.dim in (-1, len(self.shape) - 1) else f"dim {self.dim}"
+        dim = "" if self.last_dim else f"dim {self.dim}"
         parts = (self.op, self.pass_name, self.dtype, self.shape_text, dim, self.option)
         return "/".join(part for part in parts if part)
 

@@ -81,7 +81,7 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
     usual = [name for name, p in known.items() if args.device in p.devices or name == "softkern"]
     line_up = providers.line_up(args.provider or usual, known)
     check_names("regime", args.regime or [], regimes.REGIMES)
-    count = int(machine.environment()["cpus"])
+    count = machine.cpus()
     wanted = args.threads or ["1", "all"]
     check_names("number of threads", wanted, ["all", *map(str, range(1, count + 1))])
     # All threads first: a run that is cut short has the figures that most people ask for.

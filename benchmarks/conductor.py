@@ -29,9 +29,9 @@ class Plan:
     regimes: list[str]
     threads: list[int | None]
     all_threads: int
-    rounds: tuple[int, int, int] = (9, 31, 101)  # at least; enough for a third of the patience; at most
+    rounds: tuple[int, int, int]  # at least; enough for a third of the patience; at most
+    sample: float  # seconds: as many calls are one sample, so that clock and loop don't matter
     patience: float = 6.0  # seconds for the rounds of a cell
-    sample: float = 3e-3  # seconds: as many calls are one sample, so that clock and loop don't matter
     options: Options = field(default_factory=Options)
     quick: bool = False
     chosen: bool = False  # the user named regimes or threads: ask everybody, in every cell

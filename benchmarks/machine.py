@@ -20,7 +20,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
     return {
         **info.environment(),
         **({"device": _cuda_name()} if device == "cuda" else {}),
-        "cpus": str(len(os.sched_getaffinity(0))),
+        "cpus": str(cpus()),
         "caches": ", ".join(f"L{level} {size >> 10} KiB" for level, size in sorted(caches().items())),
         "memory": f"{_meminfo('MemTotal') >> 20} MiB",
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not visible",
@@ -35,6 +35,11 @@ def _cuda_name() -> str:
     import torch
 
     return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
+
+
+def cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def caches() -> dict[int, int]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """One provider, regime and number of threads. Starts at once; `wait_started` gives its first answer."""
+    """One provider, regime and number of threads. After `start`, `wait_started` gives its first answer."""
 
     def __init__(
         self, label: str, name: str, provider: Provider | None, regime: str, threads: int, options: Options
@@ -135,10 +136,10 @@ class Worker:
         raise WorkerLost(f"{reason}: {last[:200]}" if last else reason)
 
 
+@dataclass
 class Options:
     """What workers need of the command line."""
 
-    def __init__(self, device: str = "cpu", plugin: str | None = None, timeout: float = 300.0) -> None:
-        self.device = device
-        self.plugin = plugin
-        self.timeout = timeout
+    device: str = "cpu"
+    plugin: str | None = None
+    timeout: float = 300.0  # seconds for an answer

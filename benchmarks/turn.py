@@ -26,11 +26,11 @@ class Turn:
         self.group, self.plan, self.cell = group, group.plan, cell
         self.asked = asked
         self.bytes = ops.bytes_moved(cell)
-        cache = machine.last_level_cache()
+        self.cache = machine.last_level_cache()
         # Inputs and results of a call that don't fit the cache together are meant to come from memory: if the
         # cache could hold a good part of them from call to call, copies are taken in turn.
-        self.memory = cell.elements > 0 and 2 * cell.input_bytes > cache
-        self.buffers = max(1, -(-2 * cache // cell.input_bytes)) if self.memory else 1
+        self.memory = cell.elements > 0 and 2 * cell.input_bytes > self.cache
+        self.buffers = self._copies(cell.input_bytes)
         self.state: dict[str, dict[str, Any]] = {}
         self.lost: dict[str, tuple[str, str]] = {}
         self.errors: dict[str, dict[str, float]] = {}
@@ -51,10 +51,13 @@ class Turn:
             self._ask(worker, self.message)
         self.asked = [worker for worker in self.asked if worker.label in self.state]
         if self.asked and self.bytes >= SMALLEST_COPY:
-            cache = machine.last_level_cache()
-            buffers = max(1, -(-2 * cache // self.bytes)) if self.memory else 1
+            buffers = self._copies(self.bytes)
             copy = {"do": "prepare_copy", "total": self.bytes, "buffers": buffers, "sample": self.plan.sample}
             self._ask(self.group.copy, copy)
+
+    def _copies(self, size: int) -> int:
+        """How many times that many bytes are twice the cache, in a cell that is to come from memory."""
+        return -(-2 * self.cache // size) if self.memory else 1
 
     def _ask(self, worker: Worker, message: dict[str, Any]) -> dict[str, Any] | None:
         """The answer; None if the provider has lost this cell."""

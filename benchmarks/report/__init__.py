@@ -18,13 +18,9 @@ def cell_of(row: Row) -> Cell:
     return Cell.from_dict({name: row[name] for name in names})
 
 
-def is_last_dim(cell: Cell) -> bool:
-    return bool(cell.shape) and cell.dim in (-1, len(cell.shape) - 1)
-
-
 def shape_label(cell: Cell) -> str:
     """The shape, and the dimension where it is not the last."""
-    return cell.shape_text if is_last_dim(cell) or not cell.shape else f"{cell.shape_text} dim {cell.dim}"
+    return cell.shape_text if cell.last_dim else f"{cell.shape_text} dim {cell.dim}"
 
 
 def is_ok(row: Row) -> bool:
@@ -35,7 +31,8 @@ def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]
     """Rows that agree in those fields, groups in the order in which they first appear."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+        values = (tuple(row[name]) if name == "shape" else row[name] for name in names)  # JSON has lists
+        groups.setdefault(tuple(values), []).append(row)
     return groups
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.report import baseline, cell_of, grouped, headline, is_last_dim, is_ok, shape_label
+from benchmarks.report import baseline, cell_of, grouped, headline, is_ok, shape_label
 from benchmarks.results import Results, Row
 
 PASSES = ("no-grad", "forward+backward")
@@ -168,7 +168,7 @@ def _speedup_panel(ax: Axes, rows: Sequence[Row], labels: Sequence[str], marks: 
 
 def _bandwidth(results: Results) -> Figure | None:
     rows = [r for r in headline(results) if is_ok(r) and r.get("gbps") and r["dtype"] == "float32"]
-    rows = [r for r in rows if r["pass_name"] in PASSES and not r["option"] and is_last_dim(cell_of(r))]
+    rows = [r for r in rows if r["pass_name"] in PASSES and not r["option"] and cell_of(r).last_dim]
     if not rows:
         return None
     ops = list(grouped(rows, "op"))

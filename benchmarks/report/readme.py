@@ -141,7 +141,7 @@ def _slower(results: Results) -> list[str]:
     if not losing:
         return [f"Cells where softkern is slower than torch: none of {len(ours)} measurements."]
     lines = []
-    for rows in _by_shape(losing).values():
+    for rows in grouped(losing, "op", "dtype", "shape", "option").values():
         passes = ", ".join(
             f"{pass_name} {_range([row['ratio'] for row in part])}"
             for (pass_name,), part in grouped(rows, "pass_name").items()
@@ -151,13 +151,6 @@ def _slower(results: Results) -> list[str]:
         lines.append(f"- {name}: {passes}")
     count = f"{len(losing)} of {len(ours)} measurements, all regimes and numbers of threads"
     return [f"Cells where softkern is slower than torch ({count}; torch / softkern):", "", *lines]
-
-
-def _by_shape(rows: list[Row]) -> dict[tuple[str, ...], list[Row]]:
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["op"], row["dtype"], str(row["shape"]), row["option"]), []).append(row)
-    return groups
 
 
 def _range(ratios: list[float]) -> str:
