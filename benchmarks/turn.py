@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from benchmarks.conductor import Group
 
 # How the pages of operands lie in the caches, which are indexed by physical addresses, is luck: worth a tenth
-# of the time in some cells that fit them. So that luck evens out, they are placed anew after as many rounds.
-PLACED_FOR = 7  # rounds
+# of the time in some cells that fit them. Where outputs are preallocated, they lie on the same pages from the
+# first call to the last, and in a virtual machine some pages are further away than others: worth a quarter of
+# the time in large cells. So that luck evens out, operands are placed anew after as many rounds.
+PLACED_FOR, LARGE_PLACED_FOR = 7, 5  # rounds
 SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
 
 
@@ -86,15 +88,15 @@ class Turn:
         ready = [w for w in (*self.asked, self.group.copy) if w.label in self.state]
         sample = {"do": "sample", "warm": not self.memory}
         start = time.monotonic()
-        placed_for = PLACED_FOR if 0 < self.cell.input_bytes <= LARGE else 1
-        least = max(least, 3 * placed_for)
+        placed_for = self._placed_for()
+        least = max(least, (3 if placed_for == PLACED_FOR else 2) * placed_for)
         for k in range(most if self.asked else 0):
             spent = time.monotonic() - start
             patience = self.plan.patience if k < enough else self.plan.patience / 3
             if k >= least and k % placed_for == 0 and (spent > patience or self._settled()):
                 return
             if k and placed_for > 1 and k % placed_for == 0:
-                self._place_anew()
+                self._place_anew(k // placed_for)
             # Who comes first changes, so that nobody always runs in the wake of the same other.
             for worker in ready[k % len(ready) :] + ready[: k % len(ready)]:
                 if worker.label in self.lost:
@@ -105,15 +107,28 @@ class Turn:
                     self.samples[worker.label].append(answer["seconds"])
                     self.faults[worker.label].append(answer["faults"])
 
-    def _place_anew(self) -> None:
-        for worker in self.asked:
-            if worker.label not in self.lost:
-                self._ask(worker, {**self.message, "do": "place_anew"})
+    def _placed_for(self) -> int:
+        """Rounds until operands move to other pages; 1: they stay."""
+        if 0 < self.cell.input_bytes <= LARGE:
+            return PLACED_FOR
+        return LARGE_PLACED_FOR if self.cell.elements and self.group.regime == "preallocated" else 1
+
+    def _place_anew(self, time: int) -> None:
+        """All give their pages back before anybody takes new ones, and somebody else takes first: one that
+        gives and takes alone gets the same pages again."""
+        for worker in self._there():
+            self._ask(worker, {"do": "release"})
+        there = self._there()
+        for worker in there[time % len(there) :] + there[: time % len(there)] if there else []:
+            self._ask(worker, {**self.message, "do": "place_anew"})
+
+    def _there(self) -> list[Worker]:
+        return [worker for worker in self.asked if worker.label not in self.lost]
 
     def _settled(self) -> bool:
         """Whether the ratios to the first provider are known to about 2 %: McGill's notch, 1.57 interquartile
         ranges / sqrt(n), of the median."""
-        there = [worker.label for worker in self.asked if worker.label not in self.lost]
+        there = [worker.label for worker in self._there()]
         first = self.samples[there[0]] if there else []
         for label in there[1:] or there:
             pairs = zip(first, self.samples[label], strict=True)
@@ -128,10 +143,9 @@ class Turn:
         """Once a cell, in the regime where what is freed goes back to the system."""
         if self.group.regime != "default" or self.cell.input_bytes < regimes.SMALLEST:
             return
-        for worker in self.asked:
-            if worker.label not in self.lost:
-                answer = self._ask(worker, {"do": "peak"})
-                self.peak[worker.label] = answer["bytes"] if answer else None
+        for worker in self._there():
+            answer = self._ask(worker, {"do": "peak"})
+            self.peak[worker.label] = answer["bytes"] if answer else None
 
     def finish(self) -> None:
         for worker in (*self.asked, self.group.copy):

@@ -70,10 +70,14 @@ class Session:
         _trim_heap()
         return {"error": found, "how": how, **self._calibrate(sample)}
 
-    def place_anew(self, **message: Any) -> dict[str, Any]:
-        """The same cell, checked again, on other pages of memory."""
+    def release(self) -> dict[str, Any]:
+        """Give the memory of the cell back to the system."""
         self.finish()
         _trim_heap()
+        return {}
+
+    def place_anew(self, **message: Any) -> dict[str, Any]:
+        """The same cell, checked again, on pages that were free; after `release`."""
         return self.prepare(**message)
 
     def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:

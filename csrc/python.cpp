@@ -46,7 +46,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cross_entropy", torch::wrap_pybind_function_no_gil(cross_entropy));
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });
-  m.def("last_isa", &softkern::cpu::last_isa);
+  m.def("last_isa", [] { return softkern::cpu::last().isa; });
+  m.def("last_path", [] { return softkern::cpu::last().path; });
   m.def("choose_for_process", &softkern::cpu::choose_for_process);
   m.def("choose_for_thread", &softkern::cpu::choose_for_thread);
   m.def("required", &softkern::cpu::required);

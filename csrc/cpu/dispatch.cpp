@@ -65,7 +65,7 @@ const KernelTable* find(const std::string& name) {
 std::atomic<const KernelTable*> process_table{nullptr};
 std::atomic<bool> process_required{false};
 thread_local const KernelTable* thread_table = nullptr;
-thread_local const char* last = "";
+thread_local Ran last_ran = {"", ""};
 
 }  // namespace
 
@@ -99,8 +99,8 @@ std::string required() {
   return thread_table != nullptr || process_required ? std::string(active().isa) : std::string();
 }
 
-const char* last_isa() { return last; }
+const Ran& last() { return last_ran; }
 
-void set_last_isa(const char* isa) { last = isa; }
+void set_last(const Ran& ran) { last_ran = ran; }
 
 }  // namespace softkern::cpu

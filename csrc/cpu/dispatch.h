@@ -31,8 +31,8 @@ std::string thread_choice();
 /// The name that nothing may replace: the thread's choice, or the process's if it is required; else empty.
 std::string required();
 
-/// What ran last in the calling thread, as reported by the kernel itself; "" before the first call.
-const char* last_isa();
-void set_last_isa(const char* isa);
+/// What ran last in the calling thread, as reported by the kernel itself; empty names before the first call.
+const Ran& last();
+void set_last(const Ran& ran);
 
 }  // namespace softkern::cpu

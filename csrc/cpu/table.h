@@ -76,24 +76,36 @@ struct ScaleArgs {
   int64_t factor_step;  // 0: one factor for all rows
 };
 
-/// Kernels of one element type. Each returns the name of the ISA it was compiled for: who ran is told by
-/// the code that ran.
+/// Who ran, told by the code that ran: the ISA it was compiled for, and the way it went.
+struct Ran {
+  const char* isa;
+  const char* path;
+};
+
+/// Kernels of one element type.
 struct Kernels {
-  const char* (*softmax)(const ForwardArgs&, Range);
-  const char* (*log_softmax)(const ForwardArgs&, Range);
-  const char* (*softmax_backward)(const BackwardArgs&, Range);
-  const char* (*log_softmax_backward)(const BackwardArgs&, Range);
-  const char* (*cross_entropy)(const CrossEntropyArgs&, Range);
-  const char* (*scale)(const ScaleArgs&, Range);
+  Ran (*softmax)(const ForwardArgs&, Range);
+  Ran (*log_softmax)(const ForwardArgs&, Range);
+  Ran (*softmax_backward)(const BackwardArgs&, Range);
+  Ran (*log_softmax_backward)(const BackwardArgs&, Range);
+  Ran (*cross_entropy)(const CrossEntropyArgs&, Range);
+  Ran (*scale)(const ScaleArgs&, Range);
+  double (*sum_losses)(const void* losses, int64_t n);  // of the compute type
+};
+
+struct TargetCounts {
+  int64_t outside;  // neither a class nor ignored
+  int64_t counted;  // not ignored
 };
 
 struct KernelTable {
   const char* isa;
+  TargetCounts (*count_targets)(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index);
   Kernels by_type[kElementTypes];
 };
 
-/// Rows are packed, where they are strided, in tiles of this many.
-constexpr int64_t kTileRows = 16;
+/// Rows of up to this many classes are computed a row a lane.
+constexpr int64_t kLaneClasses = 32;
 
 // static: an inline function with a linkage would be a weak symbol of every ISA's object.
 /// Distance of packed rows: whole vectors, and one cache line more so that a power of two number of classes
@@ -105,15 +117,23 @@ static inline constexpr bool is_packed(const Rows& rows) {
   return rows.data != nullptr && rows.class_stride != 1;
 }
 
-/// Rows in a tile of a range of that many rows.
-static inline constexpr int64_t tile_rows(int64_t rows) { return rows < kTileRows ? rows : kTileRows; }
+/// Strided rows are packed in tiles of as many as fit half of a second-level cache, in whole cache lines of the
+/// tensor: that is how far apart the classes of neighbouring rows lie there.
+constexpr int64_t kLeastTileRows = 16, kMostTileRows = 64, kTileBytes = 128 << 10;
+static inline constexpr int64_t tile_rows(const Shape& shape, int64_t rows, size_t element_size) {
+  int64_t most = kTileBytes / (row_pitch(shape.classes) * static_cast<int64_t>(element_size));
+  most = most / kLeastTileRows * kLeastTileRows;
+  most = most < kLeastTileRows ? kLeastTileRows : most > kMostTileRows ? kMostTileRows : most;
+  return rows < most ? rows : most;
+}
 
 /// Upper bound over all kernels: a tile for each strided operand and one row in the compute type.
 static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, size_t element_size,
                                              int strided_operands) {
   const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
-  const size_t tiles = static_cast<size_t>(strided_operands) * static_cast<size_t>(tile_rows(rows));
-  return pitch * (tiles * element_size + sizeof(float)) + 64 * (static_cast<size_t>(strided_operands) + 2);
+  const size_t tiles =
+      static_cast<size_t>(strided_operands) * static_cast<size_t>(tile_rows(shape, rows, element_size));
+  return pitch * (tiles * element_size + sizeof(double)) + 64 * (static_cast<size_t>(strided_operands) + 2);
 }
 
 extern const KernelTable kPortableTable;

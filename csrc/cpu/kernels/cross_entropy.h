@@ -78,12 +78,12 @@ SK_INLINE Sums<A, 2> sum_mass(const T* x, A m, const Mass& mass, int64_t n) {
 /// Loss of a row; with grad given, its gradient times factor.
 template <class T, class Mass>
 Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
-                             Compute<T>* scratch, int64_t n) {
+                             Compute<T>* scratch, int64_t n, const T* next) {
   using A = Compute<T>;
   using S = Simd<A>;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   A* e = grad != nullptr ? compute_row(grad, scratch) : nullptr;
-  const RowStats<A> stats = row_stats<A>(x, e, n);  // 1 max, 2 sum-exp
+  const RowStats<A> stats = row_stats<A>(x, e, n, next);  // 1 max, 2 sum-exp
   const A m = stats.m;
   const A log_d = stats.log_d();
   A spread = 0;  // mass of the classes but for the hot part

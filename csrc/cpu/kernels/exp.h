@@ -11,52 +11,76 @@ namespace {
 
 // Adding and subtracting 1.5 * 2^(bits - 1) rounds to an integer in the FPU's own rounding. exp underflows to
 // 0 below -kSpan and overflows above kMost: arguments are held there, where ldexp is defined and -inf finite.
+// Down to -kNormal the power of two of exp is a normal number, and one multiplication applies it.
 template <class A>
 struct ExpRange;
 template <>
 struct ExpRange<float> {
-  static constexpr float kRounder = 0x1.8p23f, kSpan = 105.0f, kMost = 89.0f;
+  static constexpr float kRounder = 0x1.8p23f, kSpan = 105.0f, kMost = 89.0f, kNormal = 86.0f;
 };
 template <>
 struct ExpRange<double> {
-  static constexpr double kRounder = 0x1.8p52, kSpan = 746.0, kMost = 710.0;
+  static constexpr double kRounder = 0x1.8p52, kSpan = 746.0, kMost = 710.0, kNormal = 707.0;
 };
 
 #if !defined(SOFTKERN_EXP)
 #define SOFTKERN_EXP SK_INLINE
 #endif
 
-/// exp(x) 2^-shift for |x| < 2^20 or NaN and an integral shift.
+/// exp(r) for x = n ln 2 + r and n = round(x / ln 2).
 template <class A>
-SOFTKERN_EXP typename Simd<A>::Reg exp_shifted(const typename Simd<A>::Reg& x,
-                                               const typename Simd<A>::Reg& shift) {
+SK_INLINE typename Simd<A>::Reg exp_remainder(const typename Simd<A>::Reg& x,
+                                              const typename Simd<A>::Reg& n) {
   using S = Simd<A>;
   using K = ExpConstants<A>;
-  const auto rounder = S::broadcast(ExpRange<A>::kRounder);
-  const auto n = S::sub(S::fma(x, S::broadcast(K::kLog2E), rounder), rounder);
   auto r = S::fma(n, S::broadcast(-K::kLn2High), x);  // exact: both are multiples of the same power of two
   r = S::fma(n, S::broadcast(-K::kLn2Low), r);
   auto p = S::broadcast(K::kC[K::kDegree]);
 #pragma GCC unroll 16
   for (int k = K::kDegree - 1; k >= 0; --k) p = S::fma(p, r, S::broadcast(K::kC[k]));
-  return S::ldexp(p, S::sub(n, shift));
+  return p;
 }
 
+/// kRounder + round(x / ln 2), for |x| < 2^20 or NaN.
+template <class A>
+SK_INLINE typename Simd<A>::Reg exp_power(const typename Simd<A>::Reg& x) {
+  using S = Simd<A>;
+  return S::fma(x, S::broadcast(ExpConstants<A>::kLog2E), S::broadcast(ExpRange<A>::kRounder));
+}
+
+/// exp(x) 2^-N for `power` = kRounder + N.
+template <class A>
+SOFTKERN_EXP typename Simd<A>::Reg exp_shifted(const typename Simd<A>::Reg& x,
+                                               const typename Simd<A>::Reg& power) {
+  using S = Simd<A>;
+  const auto rounder = S::broadcast(ExpRange<A>::kRounder);
+  const auto n = S::sub(exp_power<A>(x), rounder);
+  return S::ldexp(exp_remainder<A>(x, n), S::sub(n, S::sub(power, rounder)));
+}
+
+/// The same bits where round(x / ln 2) - N is the exponent of a normal number; biased = kRounder + N - kBias.
+template <class A>
+SOFTKERN_EXP typename Simd<A>::Reg exp_shifted_normal(const typename Simd<A>::Reg& x,
+                                                      const typename Simd<A>::Reg& biased) {
+  using S = Simd<A>;
+  const auto t = exp_power<A>(x);
+  return S::scale(exp_remainder<A>(x, S::sub(t, S::broadcast(ExpRange<A>::kRounder))), t, biased);
+}
+
+/// exp(x) where that is a normal number.
+template <class A>
+SK_INLINE typename Simd<A>::Reg exp_normal(const typename Simd<A>::Reg& x) {
+  return exp_shifted_normal<A>(x, Simd<A>::broadcast(ExpRange<A>::kRounder - Simd<A>::kBias));
+}
+
+/// The argument is the second operand of max and min, which they return for a NaN.
 template <class A>
 SK_INLINE typename Simd<A>::Reg exp(const typename Simd<A>::Reg& x) {
   using S = Simd<A>;
   using R = ExpRange<A>;
-  // The argument is the second operand of max and min, which they return for a NaN.
   const auto held = S::min(S::broadcast(R::kMost), S::max(S::broadcast(-R::kSpan), x));
-  return exp_shifted<A>(held, S::broadcast(0));
+  return exp_shifted<A>(held, S::broadcast(R::kRounder));
 }
-
-/// log(1 + q), q >= 0 or NaN, without losing a small q.
-SK_INLINE double log_one_plus(double q, float) {
-  // In double 1 + q keeps enough of any q above 2^-12 for a float result; below, q^4/4 is out of its sight.
-  return q < 0x1p-12 ? q * (1 - q * (0.5 - q / 3)) : __builtin_log(1 + q);
-}
-SK_INLINE double log_one_plus(double q, double) { return __builtin_log1p(q); }
 
 }  // namespace
 }  // namespace softkern::cpu

@@ -2,6 +2,7 @@
 // y_c = (x_c - m) - log d,   m = max_c x_c,   d = sum_c exp(x_c - m);    dx_c = g_c - exp(y_c) sum_k g_k
 #pragma once
 
+#include "lanes.h"
 #include "operand.h"
 #include "row_stats.h"
 
@@ -9,10 +10,10 @@ namespace softkern::cpu {
 namespace {
 
 template <class T>
-void log_softmax_row(const T* x, T* y, int64_t n) {
+void log_softmax_row(const T* x, T* y, int64_t n, const T* next) {
   using A = Compute<T>;
   using S = Simd<A>;
-  const RowStats<A> stats = row_stats<A>(x, static_cast<A*>(nullptr), n);  // 1 max, 2 sum-exp
+  const RowStats<A> stats = row_stats<A>(x, static_cast<A*>(nullptr), n, next);  // 1 max, 2 sum-exp
   const auto m = S::broadcast(stats.m);
   const auto log_d = S::broadcast(stats.log_d());
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write
@@ -21,17 +22,77 @@ void log_softmax_row(const T* x, T* y, int64_t n) {
   });
 }
 
+/// What the backward's rows have in common: sum g, and whether exp(y) is a normal number for all y.
+template <class A, bool kNormal>
+SK_INLINE typename Simd<A>::Reg log_softmax_gradient(const typename Simd<A>::Reg& g,
+                                                     const typename Simd<A>::Reg& y,
+                                                     const typename Simd<A>::Reg& minus_sum) {
+  using S = Simd<A>;
+  if constexpr (kNormal) {
+    return S::fma(exp_normal<A>(y), minus_sum, g);
+  } else {
+    return S::fma(exp<A>(y), minus_sum, g);
+  }
+}
+
+template <class A>
+SK_INLINE bool exp_is_normal(A least, A most) {
+  return least >= -ExpRange<A>::kNormal && most <= ExpRange<A>::kNormal;
+}
+
+template <bool kNormal, class T>
+SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum, int64_t n) {
+  using A = Compute<T>;
+  const auto minus_sum = Simd<A>::broadcast(-sum);
+  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
+    at.store(dx + i, log_softmax_gradient<A, kNormal>(at.load(g + i, 0), at.load(y + i, 0), minus_sum));
+  });
+}
+
 template <class T>
 void log_softmax_backward_row(const T* g, const T* y, T* dx, int64_t n) {
   using A = Compute<T>;
-  using S = Simd<A>;
+  Accumulators<A> least, most;
   const auto total =
-      sum_row<A, 1>(n, [&](auto* part, auto slot, auto at, int64_t i)
-                           __attribute__((always_inline)) { part->add(slot, at.load(g + i, 0)); });
-  const auto minus_sum = S::broadcast(-total.of[0]);
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
-    at.store(dx + i, S::fma(exp<A>(at.load(y + i, 0)), minus_sum, at.load(g + i, 0)));
+      sum_row<A, 1>(n, [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
+        part->add(slot, at.load(g + i, 0));
+        const auto v = at.load(y + i, 0);
+        least.take_min(slot, v);
+        most.take_max(slot, v);
+      });
+  if (exp_is_normal(least.min(), most.max())) {
+    log_softmax_write_gradient<true>(g, y, dx, total.of[0], n);
+  } else {
+    log_softmax_write_gradient<false>(g, y, dx, total.of[0], n);
+  }
+}
+
+/// A block of rows of few classes: x becomes y; e is scratch.
+template <class A>
+SK_CALL void log_softmax_lanes(typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int classes) {
+  using S = Simd<A>;
+  const LaneStats<A> stats = lane_stats<A>(x, e, classes);  // 1 max, 2 sum-exp
+  const auto log_d = stats.log_d();
+  for (int c = 0; c < classes; ++c) x[c] = S::sub(S::sub(x[c], stats.m), log_d);  // 3 write
+}
+
+/// g becomes dx.
+template <class A>
+SK_CALL void log_softmax_backward_lanes(typename Simd<A>::Reg* g, const typename Simd<A>::Reg* y,
+                                          int classes) {
+  using S = Simd<A>;
+  Accumulators<A> total, least, most;
+  for_each_class(classes, [&](auto slot, int c) __attribute__((always_inline)) {
+    total.add(slot, g[c]);
+    least.take_min(slot, y[c]);
+    most.take_max(slot, y[c]);
   });
+  const auto minus_sum = S::sub(S::broadcast(0), total.lane_sum());
+  if (exp_is_normal(least.min(), most.max())) {
+    for (int c = 0; c < classes; ++c) g[c] = log_softmax_gradient<A, true>(g[c], y[c], minus_sum);
+  } else {
+    for (int c = 0; c < classes; ++c) g[c] = log_softmax_gradient<A, false>(g[c], y[c], minus_sum);
+  }
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ struct Slot {
 template <class A>
 struct Whole {
   using S = Simd<A>;
+  static constexpr bool kWhole = true;
   template <class T>
   SK_INLINE typename S::Reg load(const T* p, A) const {
     return S::load(p);
@@ -32,6 +33,7 @@ struct Whole {
 template <class A>
 struct Tail {
   using S = Simd<A>;
+  static constexpr bool kWhole = false;
   int n;
   template <class T>
   SK_INLINE typename S::Reg load(const T* p, A fill) const {
@@ -104,14 +106,23 @@ class Accumulators {
   SK_INLINE void add_product(Slot<K>, const Reg& a, const Reg& b) {
     v_[K] = S::fma(a, b, v_[K]);
   }
-  // The accumulator is the second operand, which max returns for a NaN: NaNs are left out here and found
-  // again by exp(NaN - m).
+  // The accumulator is the second operand, which max and min return for a NaN: NaNs are left out here and
+  // found again by exp(NaN - m).
   template <int K>
   SK_INLINE void take_max(Slot<K>, const Reg& v) {
     v_[K] = S::max(v, v_[K]);
   }
-  SK_INLINE A sum() const { return S::reduce_add(S::add(S::add(v_[0], v_[1]), S::add(v_[2], v_[3]))); }
-  SK_INLINE A max() const { return S::reduce_max(S::max(S::max(v_[0], v_[1]), S::max(v_[2], v_[3]))); }
+  template <int K>
+  SK_INLINE void take_min(Slot<K>, const Reg& v) {
+    v_[K] = S::min(v, v_[K]);
+  }
+  // The four accumulators as one, lane by lane: for rows that lie in lanes.
+  SK_INLINE Reg lane_sum() const { return S::add(S::add(v_[0], v_[1]), S::add(v_[2], v_[3])); }
+  SK_INLINE Reg lane_max() const { return S::max(S::max(v_[0], v_[1]), S::max(v_[2], v_[3])); }
+  SK_INLINE Reg lane_min() const { return S::min(S::min(v_[0], v_[1]), S::min(v_[2], v_[3])); }
+  SK_INLINE A sum() const { return S::reduce_add(lane_sum()); }
+  SK_INLINE A max() const { return S::reduce_max(lane_max()); }
+  SK_INLINE A min() const { return -S::reduce_max(S::sub(S::broadcast(0), lane_min())); }
 
  private:
   Reg v_[4];

@@ -2,27 +2,32 @@
 // y_c = exp(x_c - m) / d,   m = max_c x_c,   d = sum_c exp(x_c - m);     dx_c = y_c (g_c - sum_k g_k y_k)
 #pragma once
 
+#include "lanes.h"
 #include "operand.h"
 #include "row_stats.h"
 
 namespace softkern::cpu {
 namespace {
 
+/// e / d rounded once, for three multiplications' time: the remainder corrects e * (1/d) (Markstein, 1990).
+template <class A>
+SK_INLINE typename Simd<A>::Reg quotient(const typename Simd<A>::Reg& e, const typename Simd<A>::Reg& d,
+                                         const typename Simd<A>::Reg& inverse) {
+  using S = Simd<A>;
+  const auto q = S::mul(e, inverse);
+  return S::fma(S::fma(S::sub(S::broadcast(0), q), d, e), inverse, q);
+}
+
 template <class T>
-void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n) {
+void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n, const T* next) {
   using A = Compute<T>;
   using S = Simd<A>;
   A* e = compute_row(y, scratch);
-  const A sum = row_stats<A>(x, e, n).sum();  // 1 max, 2 sum-exp
+  const A sum = row_stats<A>(x, e, n, next).sum();  // 1 max, 2 sum-exp
   const auto d = S::broadcast(sum);
   const auto inverse = S::broadcast(1 / sum);
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write
-    // e / d rounded once, for three multiplications' time: the remainder corrects e * (1/d) (Markstein,
-    // 1990).
-    const auto v = at.load(e + i, 0);
-    const auto q = S::mul(v, inverse);
-    const auto remainder = S::fma(S::sub(S::broadcast(0), q), d, v);
-    at.store(y + i, S::fma(remainder, inverse, q));
+    at.store(y + i, quotient<A>(at.load(e + i, 0), d, inverse));
   });
 }
 
@@ -38,6 +43,26 @@ void softmax_backward_row(const T* g, const T* y, T* dx, int64_t n) {
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
     at.store(dx + i, S::mul(at.load(y + i, 0), S::sub(at.load(g + i, 0), sum)));
   });
+}
+
+/// A block of rows of few classes: x becomes y.
+template <class A>
+SK_CALL void softmax_lanes(typename Simd<A>::Reg* x, int classes) {
+  using S = Simd<A>;
+  const auto d = lane_stats<A>(x, x, classes).sum();  // 1 max, 2 sum-exp
+  const auto inverse = S::div(S::broadcast(1), d);
+  for (int c = 0; c < classes; ++c) x[c] = quotient<A>(x[c], d, inverse);  // 3 write
+}
+
+/// g becomes dx.
+template <class A>
+SK_CALL void softmax_backward_lanes(typename Simd<A>::Reg* g, const typename Simd<A>::Reg* y, int classes) {
+  using S = Simd<A>;
+  Accumulators<A> dot;
+  for_each_class(classes,
+                 [&](auto slot, int c) __attribute__((always_inline)) { dot.add_product(slot, g[c], y[c]); });
+  const auto sum = dot.lane_sum();
+  for (int c = 0; c < classes; ++c) g[c] = S::mul(y[c], S::sub(g[c], sum));
 }
 
 }  // namespace

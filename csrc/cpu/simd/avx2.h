@@ -9,7 +9,7 @@ namespace {
 
 template <>
 struct Simd<float> {
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = 16, kPiece = 4, kBias = 127;
   struct Reg {
     __m256 low, high;
   };
@@ -38,8 +38,7 @@ struct Simd<float> {
     _mm256_storeu_ps(p + 8, v.high);
   }
   static SK_INLINE void store(BFloat16* p, Reg v) {
-    const __m256i packed = _mm256_packus_epi32(to_bfloat16(v.low), to_bfloat16(v.high));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed(v));
   }
   static SK_INLINE void store(Half* p, Reg v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
@@ -55,6 +54,17 @@ struct Simd<float> {
     store(whole, v);
     for (int l = 0; l < n; ++l) p[l] = whole[l];
   }
+  static SK_INLINE void stream(float* p, Reg v) {
+    _mm256_stream_ps(p, v.low);
+    _mm256_stream_ps(p + 8, v.high);
+  }
+  static SK_INLINE void stream(BFloat16* p, Reg v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), packed(v));
+  }
+  static SK_INLINE void stream(Half* p, Reg v) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));
+  }
   static SK_INLINE Reg add(Reg a, Reg b) {
     return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
   }
@@ -63,6 +73,9 @@ struct Simd<float> {
   }
   static SK_INLINE Reg mul(Reg a, Reg b) {
     return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+  }
+  static SK_INLINE Reg div(Reg a, Reg b) {
+    return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
   }
   static SK_INLINE Reg fma(Reg a, Reg b, Reg c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
@@ -79,10 +92,58 @@ struct Simd<float> {
                    _mm256_and_ps(_mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ), v.high)});
   }
   static SK_INLINE Reg add_unless_equal(Reg s, Reg v, Reg a, Reg b) {
-    return add(s, {_mm256_and_ps(_mm256_cmp_ps(a.low, b.low, _CMP_NEQ_UQ), v.low),
-                   _mm256_and_ps(_mm256_cmp_ps(a.high, b.high, _CMP_NEQ_UQ), v.high)});
+    return add(s, {_mm256_andnot_ps(_mm256_cmp_ps(a.low, b.low, _CMP_EQ_OQ), v.low),
+                   _mm256_andnot_ps(_mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ), v.high)});
+  }
+  static SK_INLINE Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
+    return {_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_EQ_OQ)),
+            _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ))};
+  }
+  static SK_INLINE Reg if_less(Reg a, Reg b, Reg x, Reg y) {
+    return {_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
+            _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
+  }
+  static SK_INLINE bool all_at_least(Reg a, Reg b) {
+    const __m256 both = _mm256_and_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ),
+                                      _mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ));
+    return _mm256_movemask_ps(both) == 0xff;
   }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
+  static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
+    return {scale(v.low, t.low, s.low), scale(v.high, t.high, s.high)};
+  }
+  static SK_INLINE Reg split(Reg u, Reg& k) { return {split(u.low, k.low), split(u.high, k.high)}; }
+  template <class Row>
+  static SK_INLINE void load_columns(Row row, Reg (&v)[kPiece]) {
+    __m256 low[4], high[4];
+    for (int i = 0; i < 4; ++i) {
+      low[i] = _mm256_set_m128(piece(row(i + 4)), piece(row(i)));
+      high[i] = _mm256_set_m128(piece(row(i + 12)), piece(row(i + 8)));
+    }
+    transpose(low);
+    transpose(high);
+    for (int c = 0; c < 4; ++c) v[c] = {low[c], high[c]};
+  }
+  template <class Row>
+  static SK_INLINE void store_columns(Row row, const Reg (&v)[kPiece]) {
+    __m256 low[4], high[4];
+    for (int c = 0; c < 4; ++c) low[c] = v[c].low, high[c] = v[c].high;
+    transpose(low);
+    transpose(high);
+    for (int i = 0; i < 4; ++i) store_piece(row(i), _mm256_castps256_ps128(low[i]));
+    for (int i = 0; i < 4; ++i) store_piece(row(i + 4), _mm256_extractf128_ps(low[i], 1));
+    for (int i = 0; i < 4; ++i) store_piece(row(i + 8), _mm256_castps256_ps128(high[i]));
+    for (int i = 0; i < 4; ++i) store_piece(row(i + 12), _mm256_extractf128_ps(high[i], 1));
+  }
+  static SK_INLINE void transpose(Reg (&v)[kLanes]) {
+    __m256 a[8], b[8], c[8], d[8];
+    for (int i = 0; i < 8; ++i) a[i] = v[i].low, b[i] = v[8 + i].low, c[i] = v[i].high, d[i] = v[8 + i].high;
+    transpose(a);
+    transpose(b);
+    transpose(c);
+    transpose(d);
+    for (int i = 0; i < 8; ++i) v[i] = {a[i], b[i]}, v[8 + i] = {c[i], d[i]};
+  }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(v.low, v.high);
     const __m128 x = _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
@@ -116,6 +177,10 @@ struct Simd<float> {
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     return _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
   }
+  static SK_INLINE __m256i packed(Reg v) {
+    const __m256i pairs = _mm256_packus_epi32(to_bfloat16(v.low), to_bfloat16(v.high));
+    return _mm256_permute4x64_epi64(pairs, 0xd8);
+  }
   static SK_INLINE __m256 pow2(__m256i n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
   }
@@ -125,11 +190,55 @@ struct Simd<float> {
     const __m256i half = _mm256_srai_epi32(whole, 1);
     return _mm256_mul_ps(_mm256_mul_ps(v, pow2(half)), pow2(_mm256_sub_epi32(whole, half)));
   }
+  // The integers stand in the low bits of t and s.
+  static SK_INLINE __m256 scale(__m256 v, __m256 t, __m256 s) {
+    const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_castps_si256(s));
+    return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(n, 23)));
+  }
+  static SK_INLINE __m256 split(__m256 u, __m256& k) {
+    const __m256i half_root = _mm256_set1_epi32(0x3f3504f3);  // sqrt(1/2)
+    const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(u), half_root);
+    k = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
+    const __m256i mantissa = _mm256_and_si256(above, _mm256_set1_epi32(0x7fffff));
+    return _mm256_castsi256_ps(_mm256_add_epi32(mantissa, half_root));
+  }
+  static SK_INLINE __m128 piece(const float* p) { return _mm_loadu_ps(p); }
+  static SK_INLINE __m128 piece(const BFloat16* p) {
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(four(p)), 16));
+  }
+  static SK_INLINE __m128 piece(const Half* p) { return _mm_cvtph_ps(four(p)); }
+  static SK_INLINE __m128i four(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+  static SK_INLINE void store_piece(float* p, __m128 v) { _mm_storeu_ps(p, v); }
+  static SK_INLINE void store_piece(BFloat16* p, __m128 v) {
+    const __m128i b = _mm256_castsi256_si128(to_bfloat16(_mm256_castps128_ps256(v)));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(b, b));
+  }
+  static SK_INLINE void store_piece(Half* p, __m128 v) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  // 4 x 4 in both halves.
+  static SK_INLINE void transpose(__m256 (&r)[4]) {
+    const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+    const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+    r[0] = _mm256_shuffle_ps(a, c, 0x44);
+    r[1] = _mm256_shuffle_ps(a, c, 0xee);
+    r[2] = _mm256_shuffle_ps(b, d, 0x44);
+    r[3] = _mm256_shuffle_ps(b, d, 0xee);
+  }
+  static SK_INLINE void transpose(__m256 (&r)[8]) {
+    __m256 a[4] = {r[0], r[1], r[2], r[3]}, b[4] = {r[4], r[5], r[6], r[7]};
+    transpose(a);
+    transpose(b);
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm256_permute2f128_ps(a[i], b[i], 0x20);
+      r[i + 4] = _mm256_permute2f128_ps(a[i], b[i], 0x31);
+    }
+  }
 };
 
 template <>
 struct Simd<double> {
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 8, kPiece = 2, kBias = 1023;
   struct Reg {
     __m256d low, high;
   };
@@ -150,6 +259,10 @@ struct Simd<double> {
     _mm256_maskstore_pd(p, first(n), v.low);
     _mm256_maskstore_pd(p + 4, first(n - 4), v.high);
   }
+  static SK_INLINE void stream(double* p, Reg v) {
+    _mm256_stream_pd(p, v.low);
+    _mm256_stream_pd(p + 4, v.high);
+  }
   static SK_INLINE Reg add(Reg a, Reg b) {
     return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)};
   }
@@ -158,6 +271,9 @@ struct Simd<double> {
   }
   static SK_INLINE Reg mul(Reg a, Reg b) {
     return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
+  }
+  static SK_INLINE Reg div(Reg a, Reg b) {
+    return {_mm256_div_pd(a.low, b.low), _mm256_div_pd(a.high, b.high)};
   }
   static SK_INLINE Reg fma(Reg a, Reg b, Reg c) {
     return {_mm256_fmadd_pd(a.low, b.low, c.low), _mm256_fmadd_pd(a.high, b.high, c.high)};
@@ -174,10 +290,57 @@ struct Simd<double> {
                    _mm256_and_pd(_mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ), v.high)});
   }
   static SK_INLINE Reg add_unless_equal(Reg s, Reg v, Reg a, Reg b) {
-    return add(s, {_mm256_and_pd(_mm256_cmp_pd(a.low, b.low, _CMP_NEQ_UQ), v.low),
-                   _mm256_and_pd(_mm256_cmp_pd(a.high, b.high, _CMP_NEQ_UQ), v.high)});
+    return add(s, {_mm256_andnot_pd(_mm256_cmp_pd(a.low, b.low, _CMP_EQ_OQ), v.low),
+                   _mm256_andnot_pd(_mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ), v.high)});
+  }
+  static SK_INLINE Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
+    return {_mm256_blendv_pd(y.low, x.low, _mm256_cmp_pd(a.low, b.low, _CMP_EQ_OQ)),
+            _mm256_blendv_pd(y.high, x.high, _mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ))};
+  }
+  static SK_INLINE Reg if_less(Reg a, Reg b, Reg x, Reg y) {
+    return {_mm256_blendv_pd(y.low, x.low, _mm256_cmp_pd(a.low, b.low, _CMP_LT_OQ)),
+            _mm256_blendv_pd(y.high, x.high, _mm256_cmp_pd(a.high, b.high, _CMP_LT_OQ))};
+  }
+  static SK_INLINE bool all_at_least(Reg a, Reg b) {
+    const __m256d both = _mm256_and_pd(_mm256_cmp_pd(a.low, b.low, _CMP_GE_OQ),
+                                      _mm256_cmp_pd(a.high, b.high, _CMP_GE_OQ));
+    return _mm256_movemask_pd(both) == 0xf;
   }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
+  static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
+    return {scale(v.low, t.low, s.low), scale(v.high, t.high, s.high)};
+  }
+  static SK_INLINE Reg split(Reg u, Reg& k) { return {split(u.low, k.low), split(u.high, k.high)}; }
+  template <class Row>
+  static SK_INLINE void load_columns(Row row, Reg (&v)[kPiece]) {
+    __m256d a[4];
+    for (int i = 0; i < 4; ++i) {
+      const int l = i % 2 + i / 2 * 4;
+      a[i] = _mm256_set_m128d(_mm_loadu_pd(row(l + 2)), _mm_loadu_pd(row(l)));
+    }
+    v[0] = {_mm256_unpacklo_pd(a[0], a[1]), _mm256_unpacklo_pd(a[2], a[3])};
+    v[1] = {_mm256_unpackhi_pd(a[0], a[1]), _mm256_unpackhi_pd(a[2], a[3])};
+  }
+  template <class Row>
+  static SK_INLINE void store_columns(Row row, const Reg (&v)[kPiece]) {
+    const __m256d a[4] = {_mm256_unpacklo_pd(v[0].low, v[1].low), _mm256_unpackhi_pd(v[0].low, v[1].low),
+                          _mm256_unpacklo_pd(v[0].high, v[1].high), _mm256_unpackhi_pd(v[0].high, v[1].high)};
+    for (int i = 0; i < 4; i += 2) {
+      _mm_storeu_pd(row(2 * i), _mm256_castpd256_pd128(a[i]));
+      _mm_storeu_pd(row(2 * i + 1), _mm256_castpd256_pd128(a[i + 1]));
+      _mm_storeu_pd(row(2 * i + 2), _mm256_extractf128_pd(a[i], 1));
+      _mm_storeu_pd(row(2 * i + 3), _mm256_extractf128_pd(a[i + 1], 1));
+    }
+  }
+  static SK_INLINE void transpose(Reg (&v)[kLanes]) {
+    __m256d a[4], b[4], c[4], d[4];
+    for (int i = 0; i < 4; ++i) a[i] = v[i].low, b[i] = v[4 + i].low, c[i] = v[i].high, d[i] = v[4 + i].high;
+    transpose(a);
+    transpose(b);
+    transpose(c);
+    transpose(d);
+    for (int i = 0; i < 4; ++i) v[i] = {a[i], b[i]}, v[4 + i] = {c[i], d[i]};
+  }
   static SK_INLINE double reduce_add(Reg v) {
     const __m256d w = _mm256_add_pd(v.low, v.high);
     const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(w), _mm256_extractf128_pd(w, 1));
@@ -201,6 +364,27 @@ struct Simd<double> {
     const __m128i whole = _mm256_cvtpd_epi32(n);
     const __m128i half = _mm_srai_epi32(whole, 1);
     return _mm256_mul_pd(_mm256_mul_pd(v, pow2(half)), pow2(_mm_sub_epi32(whole, half)));
+  }
+  static SK_INLINE __m256d scale(__m256d v, __m256d t, __m256d s) {
+    const __m256i n = _mm256_sub_epi64(_mm256_castpd_si256(t), _mm256_castpd_si256(s));
+    return _mm256_mul_pd(v, _mm256_castsi256_pd(_mm256_slli_epi64(n, 52)));
+  }
+  static SK_INLINE __m256d split(__m256d u, __m256d& k) {
+    const __m256i half_root = _mm256_set1_epi64x(0x3fe6a09e667f3bcd);  // sqrt(1/2)
+    const __m256i above = _mm256_sub_epi64(_mm256_castpd_si256(u), half_root);
+    // AVX2 shifts no 64-bit numbers arithmetically and converts none: k is in the upper halves.
+    const __m256i upper = _mm256_permutevar8x32_epi32(above, _mm256_setr_epi32(1, 3, 5, 7, 1, 3, 5, 7));
+    k = _mm256_cvtepi32_pd(_mm_srai_epi32(_mm256_castsi256_si128(upper), 20));
+    const __m256i mantissa = _mm256_and_si256(above, _mm256_set1_epi64x(0xfffffffffffff));
+    return _mm256_castsi256_pd(_mm256_add_epi64(mantissa, half_root));
+  }
+  static SK_INLINE void transpose(__m256d (&r)[4]) {
+    const __m256d a = _mm256_unpacklo_pd(r[0], r[1]), b = _mm256_unpackhi_pd(r[0], r[1]);
+    const __m256d c = _mm256_unpacklo_pd(r[2], r[3]), d = _mm256_unpackhi_pd(r[2], r[3]);
+    r[0] = _mm256_permute2f128_pd(a, c, 0x20);
+    r[1] = _mm256_permute2f128_pd(b, d, 0x20);
+    r[2] = _mm256_permute2f128_pd(a, c, 0x31);
+    r[3] = _mm256_permute2f128_pd(b, d, 0x31);
   }
 };
 

@@ -9,7 +9,7 @@ namespace {
 
 template <>
 struct Simd<float> {
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = 16, kPiece = 4, kBias = 127;
   using Reg = __m512;
 
   static SK_INLINE Reg broadcast(float a) { return _mm512_set1_ps(a); }
@@ -44,9 +44,17 @@ struct Simd<float> {
   static SK_INLINE void store(Half* p, Reg v, int n) {
     _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, kRound));
   }
+  static SK_INLINE void stream(float* p, Reg v) { _mm512_stream_ps(p, v); }
+  static SK_INLINE void stream(BFloat16* p, Reg v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(v));
+  }
+  static SK_INLINE void stream(Half* p, Reg v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, kRound));
+  }
   static SK_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SK_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static SK_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static SK_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static SK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static SK_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static SK_INLINE Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
@@ -56,7 +64,62 @@ struct Simd<float> {
   static SK_INLINE Reg add_unless_equal(Reg s, Reg v, Reg a, Reg b) {
     return _mm512_mask_add_ps(s, _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), s, v);
   }
+  static SK_INLINE Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x);
+  }
+  static SK_INLINE Reg if_less(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
+  }
+  static SK_INLINE bool all_at_least(Reg a, Reg b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) == 0xffff;
+  }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_ps(v, n); }
+  // The integers stand in the low bits of t and s.
+  static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
+    const __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(s));
+    return _mm512_mul_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(n, 23)));
+  }
+  static SK_INLINE Reg split(Reg u, Reg& k) {
+    const __m512i half_root = _mm512_set1_epi32(0x3f3504f3);  // sqrt(1/2)
+    const __m512i above = _mm512_sub_epi32(_mm512_castps_si512(u), half_root);
+    k = _mm512_cvtepi32_ps(_mm512_srai_epi32(above, 23));
+    const __m512i mantissa = _mm512_and_si512(above, _mm512_set1_epi32(0x7fffff));
+    return _mm512_castsi512_ps(_mm512_add_epi32(mantissa, half_root));
+  }
+  template <class Row>
+  static SK_INLINE void load_columns(Row row, Reg (&v)[kPiece]) {
+    for (int i = 0; i < 4; ++i) {
+      v[i] = _mm512_castps128_ps512(piece(row(i)));
+      v[i] = _mm512_insertf32x4(v[i], piece(row(i + 4)), 1);
+      v[i] = _mm512_insertf32x4(v[i], piece(row(i + 8)), 2);
+      v[i] = _mm512_insertf32x4(v[i], piece(row(i + 12)), 3);
+    }
+    transpose(v);
+  }
+  template <class Row>
+  static SK_INLINE void store_columns(Row row, const Reg (&v)[kPiece]) {
+    Reg r[4] = {v[0], v[1], v[2], v[3]};
+    transpose(r);
+    for (int i = 0; i < 4; ++i) store_piece(row(i), _mm512_castps512_ps128(r[i]));
+    for (int i = 0; i < 4; ++i) store_piece(row(i + 4), _mm512_extractf32x4_ps(r[i], 1));
+    for (int i = 0; i < 4; ++i) store_piece(row(i + 8), _mm512_extractf32x4_ps(r[i], 2));
+    for (int i = 0; i < 4; ++i) store_piece(row(i + 12), _mm512_extractf32x4_ps(r[i], 3));
+  }
+  static SK_INLINE void transpose(Reg (&r)[kLanes]) {
+    Reg b[4][4];  // b[g][j], quarter q: column 4 q + j of the rows 4 g to 4 g + 3
+    for (int i = 0; i < 16; ++i) b[i / 4][i % 4] = r[i];
+    for (int g = 0; g < 4; ++g) transpose(b[g]);
+    for (int j = 0; j < 4; ++j) {
+      const Reg even_low = _mm512_shuffle_f32x4(b[0][j], b[1][j], 0x88);
+      const Reg odd_low = _mm512_shuffle_f32x4(b[0][j], b[1][j], 0xdd);
+      const Reg even_high = _mm512_shuffle_f32x4(b[2][j], b[3][j], 0x88);
+      const Reg odd_high = _mm512_shuffle_f32x4(b[2][j], b[3][j], 0xdd);
+      r[j] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+      r[4 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+      r[8 + j] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+      r[12 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+  }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     const __m128 x = _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
@@ -71,6 +134,29 @@ struct Simd<float> {
   }
 
  private:
+  static SK_INLINE __m128 piece(const float* p) { return _mm_loadu_ps(p); }
+  static SK_INLINE __m128 piece(const BFloat16* p) {
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(four(p)), 16));
+  }
+  static SK_INLINE __m128 piece(const Half* p) { return _mm_cvtph_ps(four(p)); }
+  static SK_INLINE __m128i four(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+  static SK_INLINE void store_piece(float* p, __m128 v) { _mm_storeu_ps(p, v); }
+  static SK_INLINE void store_piece(BFloat16* p, __m128 v) {
+    const __m256i b = to_bfloat16(_mm512_castps128_ps512(v));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(b));
+  }
+  static SK_INLINE void store_piece(Half* p, __m128 v) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  // 4 x 4 in all quarters.
+  static SK_INLINE void transpose(Reg (&r)[4]) {
+    const Reg a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+    const Reg c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+    r[0] = _mm512_shuffle_ps(a, c, 0x44);
+    r[1] = _mm512_shuffle_ps(a, c, 0xee);
+    r[2] = _mm512_shuffle_ps(b, d, 0x44);
+    r[3] = _mm512_shuffle_ps(b, d, 0xee);
+  }
   static constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   static SK_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
   static SK_INLINE Reg from_bfloat16(__m256i bits) {
@@ -88,7 +174,7 @@ struct Simd<float> {
 
 template <>
 struct Simd<double> {
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 8, kPiece = 2, kBias = 1023;
   using Reg = __m512d;
 
   static SK_INLINE Reg broadcast(double a) { return _mm512_set1_pd(a); }
@@ -98,9 +184,11 @@ struct Simd<double> {
   }
   static SK_INLINE void store(double* p, Reg v) { _mm512_storeu_pd(p, v); }
   static SK_INLINE void store(double* p, Reg v, int n) { _mm512_mask_storeu_pd(p, first(n), v); }
+  static SK_INLINE void stream(double* p, Reg v) { _mm512_stream_pd(p, v); }
   static SK_INLINE Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
   static SK_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
   static SK_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }
+  static SK_INLINE Reg div(Reg a, Reg b) { return _mm512_div_pd(a, b); }
   static SK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static SK_INLINE Reg max(Reg a, Reg b) { return _mm512_max_pd(a, b); }
   static SK_INLINE Reg min(Reg a, Reg b) { return _mm512_min_pd(a, b); }
@@ -110,7 +198,65 @@ struct Simd<double> {
   static SK_INLINE Reg add_unless_equal(Reg s, Reg v, Reg a, Reg b) {
     return _mm512_mask_add_pd(s, _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ), s, v);
   }
+  static SK_INLINE Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), x);
+  }
+  static SK_INLINE Reg if_less(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), x);
+  }
+  static SK_INLINE bool all_at_least(Reg a, Reg b) {
+    return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ) == 0xff;
+  }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_pd(v, n); }
+  static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
+    const __m512i n = _mm512_sub_epi64(_mm512_castpd_si512(t), _mm512_castpd_si512(s));
+    return _mm512_mul_pd(v, _mm512_castsi512_pd(_mm512_slli_epi64(n, 52)));
+  }
+  static SK_INLINE Reg split(Reg u, Reg& k) {
+    const __m512i half_root = _mm512_set1_epi64(0x3fe6a09e667f3bcd);  // sqrt(1/2)
+    const __m512i above = _mm512_sub_epi64(_mm512_castpd_si512(u), half_root);
+    k = _mm512_cvtepi64_pd(_mm512_srai_epi64(above, 52));
+    const __m512i mantissa = _mm512_and_si512(above, _mm512_set1_epi64(0xfffffffffffff));
+    return _mm512_castsi512_pd(_mm512_add_epi64(mantissa, half_root));
+  }
+  template <class Row>
+  static SK_INLINE void load_columns(Row row, Reg (&v)[kPiece]) {
+    Reg r[2];
+    for (int i = 0; i < 2; ++i) {
+      r[i] = _mm512_castpd128_pd512(_mm_loadu_pd(row(i)));
+      r[i] = _mm512_insertf64x2(r[i], _mm_loadu_pd(row(i + 2)), 1);
+      r[i] = _mm512_insertf64x2(r[i], _mm_loadu_pd(row(i + 4)), 2);
+      r[i] = _mm512_insertf64x2(r[i], _mm_loadu_pd(row(i + 6)), 3);
+    }
+    v[0] = _mm512_unpacklo_pd(r[0], r[1]);
+    v[1] = _mm512_unpackhi_pd(r[0], r[1]);
+  }
+  template <class Row>
+  static SK_INLINE void store_columns(Row row, const Reg (&v)[kPiece]) {
+    const Reg r[2] = {_mm512_unpacklo_pd(v[0], v[1]), _mm512_unpackhi_pd(v[0], v[1])};
+    for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i), _mm512_castpd512_pd128(r[i]));
+    for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 2), _mm512_extractf64x2_pd(r[i], 1));
+    for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 4), _mm512_extractf64x2_pd(r[i], 2));
+    for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 6), _mm512_extractf64x2_pd(r[i], 3));
+  }
+  static SK_INLINE void transpose(Reg (&r)[8]) {
+    Reg a[8];
+    for (int i = 0; i < 8; i += 2) {
+      a[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
+      a[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
+    }
+    // a[2 g + j], 128-bit part q: column 2 q + j of the rows 2 g and 2 g + 1.
+    for (int j = 0; j < 2; ++j) {
+      const Reg even_low = _mm512_shuffle_f64x2(a[j], a[2 + j], 0x88);
+      const Reg odd_low = _mm512_shuffle_f64x2(a[j], a[2 + j], 0xdd);
+      const Reg even_high = _mm512_shuffle_f64x2(a[4 + j], a[6 + j], 0x88);
+      const Reg odd_high = _mm512_shuffle_f64x2(a[4 + j], a[6 + j], 0xdd);
+      r[j] = _mm512_shuffle_f64x2(even_low, even_high, 0x88);
+      r[2 + j] = _mm512_shuffle_f64x2(odd_low, odd_high, 0x88);
+      r[4 + j] = _mm512_shuffle_f64x2(even_low, even_high, 0xdd);
+      r[6 + j] = _mm512_shuffle_f64x2(odd_low, odd_high, 0xdd);
+    }
+  }
   static SK_INLINE double reduce_add(Reg v) {
     const __m256d w = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));
     const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(w), _mm256_extractf128_pd(w, 1));

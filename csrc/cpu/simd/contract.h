@@ -12,17 +12,27 @@
 //   load(p, n, fill)     elements 0..n-1, 0 < n < kLanes; fill in the other lanes
 //   store(p, v)          rounded to nearest, ties to even; NaN stays NaN
 //   store(p, v, n)       lanes 0..n-1
-//   add, sub, mul        IEEE
+//   stream(p, v)         store past the caches; p is aligned to a whole vector of its element type
+//   add, sub, mul, div   IEEE
 //   fma(a, b, c)         a * b + c, rounded once
 //   max(a, b), min(a, b) b where either is NaN, b where they are equal (what vmaxps does)
 //   add_if_equal(s, v, a, b)      s + v in the lanes where a == b, s elsewhere, also where either is NaN
 //   add_unless_equal(s, v, a, b)  s + v in the other lanes
+//   if_equal(a, b, x, y)          x in the lanes where a == b, y elsewhere, also where either is NaN
+//   if_less(a, b, x, y)           x in the lanes where a < b, y elsewhere
+//   all_at_least(a, b)            whether a >= b in every lane: false if there is a NaN
 //   ldexp(v, n)          v * 2^n, n integral in [-1080, 1030], 0.5 <= |v| < 2; rounded once; NaN kept
+//   scale(v, t, s)       v * 2^(t - s - kBias), for t and s that are integers plus the same power of two with
+//                        a last bit of 1; 0 < t - s <= 2 kBias = 254 (2046 in double); rounded once; NaN kept
+//   split(u, k)          the f of u = 2^k f, sqrt(1/2) <= f < sqrt(2), for a positive normal u
+//   load_columns(row, v) lane l of v[c] is row(l)[c], c < kPiece = 16 / sizeof(A), in the compute type
+//   store_columns(row, v)         the opposite, row(0) first and row(kLanes - 1) last
+//   transpose(v)         lane l of v[c] becomes lane c of v[l], for kLanes vectors
 //   reduce_add(v)        lane l + lane l + k/2 for k = kLanes, kLanes/2, ..., 2
 //   reduce_max(v)        the same tree
 //
 // Nothing behind p + n is touched, whether it is memory or not.
-// load and store take float, BFloat16 and Half in Simd<float>, double in Simd<double>.
+// load, store and stream take float, BFloat16 and Half in Simd<float>, double in Simd<double>.
 #pragma once
 
 #include "../scalar.h"

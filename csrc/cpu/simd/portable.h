@@ -7,7 +7,7 @@
 
 // exp is long where there is no fused multiply-add; inlined at every unrolled step it would take half a
 // minute to compile. A call for 16 numbers costs little beside the work.
-#define SOFTKERN_EXP __attribute__((noinline))
+#define SOFTKERN_EXP SK_CALL
 
 namespace softkern::cpu {
 namespace {
@@ -19,12 +19,14 @@ struct PartOf<float> {
   typedef float Vec __attribute__((vector_size(16)));
   typedef int32_t Int __attribute__((vector_size(16)));
   static constexpr int kMantissaBits = 23, kExponentBias = 127;
+  static constexpr int32_t kHalfRoot = 0x3f3504f3;  // sqrt(1/2)
 };
 template <>
 struct PartOf<double> {
   typedef double Vec __attribute__((vector_size(16)));
   typedef int64_t Int __attribute__((vector_size(16)));
   static constexpr int kMantissaBits = 52, kExponentBias = 1023;
+  static constexpr int64_t kHalfRoot = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
 };
 using Float4 = PartOf<float>::Vec;
 using Double2 = PartOf<double>::Vec;
@@ -49,7 +51,7 @@ SK_INLINE Double2 fused_to_odd(Double2 a, Double2 b, Double2 c) {
   const Bits2 down = even & (((Bits2)lost ^ bits) >> 63);
   return (Double2)(bits + even - down - down);
 }
-__attribute__((noinline)) Float4 fused(Float4 a, Float4 b, Float4 c) {
+SK_CALL Float4 fused(Float4 a, Float4 b, Float4 c) {
   const Double2 low = fused_to_odd(Double2{a[0], a[1]}, Double2{b[0], b[1]}, Double2{c[0], c[1]});
   const Double2 high = fused_to_odd(Double2{a[2], a[3]}, Double2{b[2], b[3]}, Double2{c[2], c[3]});
   return Float4{static_cast<float>(low[0]), static_cast<float>(low[1]), static_cast<float>(high[0]),
@@ -63,8 +65,9 @@ SK_INLINE Double2 fused(Double2 a, Double2 b, Double2 c) {
 
 template <class A>
 struct PortableSimd {
-  static constexpr int kLanes = 64 / sizeof(A);
+  static constexpr int kLanes = 64 / sizeof(A), kPiece = 16 / sizeof(A);
   using P = PartOf<A>;
+  static constexpr int kBias = P::kExponentBias;
   using Vec = typename P::Vec;
   using Int = typename P::Int;
   struct Reg {
@@ -86,7 +89,7 @@ struct PortableSimd {
     return v;
   }
   template <class T>
-  static __attribute__((noinline)) Reg load(const T* p, int n, A fill) {
+  static SK_CALL Reg load(const T* p, int n, A fill) {
     A lanes[kLanes];
     for (int l = 0; l < kLanes; ++l) lanes[l] = l < n ? widen(p[l]) : fill;
     return load(lanes);
@@ -97,10 +100,14 @@ struct PortableSimd {
   }
   static SK_INLINE void store(A* p, const Reg& v) { __builtin_memcpy(p, &v, sizeof(v)); }
   template <class T>
-  static __attribute__((noinline)) void store(T* p, const Reg& v, int n) {
+  static SK_CALL void store(T* p, const Reg& v, int n) {
     A lanes[kLanes];
     store(lanes, v);
     for (int l = 0; l < n; ++l) p[l] = Narrow<T>::from(lanes[l]);
+  }
+  template <class T>
+  static SK_INLINE void stream(T* p, const Reg& v) {
+    store(p, v);
   }
   static SK_INLINE Reg add(const Reg& a, const Reg& b) {
     return map([](Vec x, Vec y) { return x + y; }, a, b);
@@ -110,6 +117,9 @@ struct PortableSimd {
   }
   static SK_INLINE Reg mul(const Reg& a, const Reg& b) {
     return map([](Vec x, Vec y) { return x * y; }, a, b);
+  }
+  static SK_INLINE Reg div(const Reg& a, const Reg& b) {
+    return map([](Vec x, Vec y) { return x / y; }, a, b);
   }
   static SK_INLINE Reg fma(const Reg& a, const Reg& b, const Reg& c) {
     return map([](Vec x, Vec y, Vec z) { return fused(x, y, z); }, a, b, c);
@@ -126,6 +136,20 @@ struct PortableSimd {
   static SK_INLINE Reg add_unless_equal(const Reg& s, const Reg& v, const Reg& a, const Reg& b) {
     return map([](Vec t, Vec w, Vec x, Vec y) { return t + (x == y ? Vec{} : w); }, s, v, a, b);
   }
+  static SK_INLINE Reg if_equal(const Reg& a, const Reg& b, const Reg& x, const Reg& y) {
+    return map([](Vec i, Vec j, Vec v, Vec w) { return i == j ? v : w; }, a, b, x, y);
+  }
+  static SK_INLINE Reg if_less(const Reg& a, const Reg& b, const Reg& x, const Reg& y) {
+    return map([](Vec i, Vec j, Vec v, Vec w) { return i < j ? v : w; }, a, b, x, y);
+  }
+  static SK_INLINE bool all_at_least(const Reg& a, const Reg& b) {
+    A x[kLanes], y[kLanes];
+    store(x, a);
+    store(y, b);
+    bool all = true;
+    for (int l = 0; l < kLanes; ++l) all = all && x[l] >= y[l];
+    return all;
+  }
   static SK_INLINE Reg ldexp(const Reg& v, const Reg& n) {
     return map(
         [](Vec x, Vec k) {
@@ -136,6 +160,39 @@ struct PortableSimd {
         },
         v, n);
   }
+  // The integers stand in the low bits of t and s.
+  static SK_INLINE Reg scale(const Reg& v, const Reg& t, const Reg& s) {
+    return map([](Vec x, Vec i, Vec j) { return x * (Vec)(((Int)i - (Int)j) << P::kMantissaBits); }, v, t, s);
+  }
+  static SK_INLINE Reg split(const Reg& u, Reg& k) {
+    k = map([](Vec x) { return __builtin_convertvector(above(x) >> P::kMantissaBits, Vec); }, u);
+    constexpr auto kMantissa = (decltype(P::kHalfRoot)(1) << P::kMantissaBits) - 1;
+    return map([](Vec x) { return (Vec)((above(x) & kMantissa) + P::kHalfRoot); }, u);
+  }
+  template <class Row>
+  static SK_CALL void load_columns(Row row, Reg (&v)[kPiece]) {
+    for (int c = 0; c < kPiece; ++c) {
+      A lanes[kLanes];
+      for (int l = 0; l < kLanes; ++l) lanes[l] = widen(row(l)[c]);
+      v[c] = load(lanes);
+    }
+  }
+  template <class Row>
+  static SK_CALL void store_columns(Row row, const Reg (&v)[kPiece]) {
+    A lanes[kPiece][kLanes];
+    for (int c = 0; c < kPiece; ++c) store(lanes[c], v[c]);
+    for (int l = 0; l < kLanes; ++l) {
+      for (int c = 0; c < kPiece; ++c) narrow(lanes[c][l], row(l) + c);
+    }
+  }
+  static SK_CALL void transpose(Reg (&v)[kLanes]) {
+    A from[kLanes][kLanes], to[kLanes][kLanes];
+    for (int l = 0; l < kLanes; ++l) store(from[l], v[l]);
+    for (int l = 0; l < kLanes; ++l) {
+      for (int c = 0; c < kLanes; ++c) to[c][l] = from[l][c];
+    }
+    for (int c = 0; c < kLanes; ++c) v[c] = load(to[c]);
+  }
   static SK_INLINE A reduce_add(const Reg& v) {
     return reduce(v, [](A a, A b) { return a + b; });
   }
@@ -144,6 +201,11 @@ struct PortableSimd {
   }
 
  private:
+  template <class T>
+  static SK_INLINE void narrow(A from, T* to) {
+    *to = Narrow<T>::from(from);
+  }
+  static SK_INLINE Int above(Vec u) { return (Int)u - P::kHalfRoot; }
   static SK_INLINE Vec pow2(Int n) { return (Vec)((n + P::kExponentBias) << P::kMantissaBits); }
   template <class F, class... Regs>
   static SK_INLINE Reg map(F f, const Regs&... v) {

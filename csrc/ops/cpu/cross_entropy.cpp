@@ -42,18 +42,6 @@ Tensor scalar_of(double value, const Tensor& like, at::ScalarType type) {
   return result;
 }
 
-/// In double and in a fixed order, whatever the number of threads.
-template <class A>
-double sum_in_order(const A* x, int64_t n) {
-  double part[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    for (int k = 0; k < 8; ++k) part[k] += static_cast<double>(x[i + k]);
-  }
-  for (; i < n; ++i) part[i % 8] += static_cast<double>(x[i]);
-  return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
-}
-
 /// Shape of class-index targets, and of the loss without a reduction.
 at::DimVector target_sizes(const Tensor& logits) {
   at::DimVector sizes(logits.sizes());
@@ -62,29 +50,46 @@ at::DimVector target_sizes(const Tensor& logits) {
 }
 
 struct Targets {
-  bool in_range = true;
-  bool weightless = true;  // no row counts, or none has a weight
-  double mass = 0;         // sum of w_y over the rows that count
+  bool in_range;
+  bool weightless;  // no row counts, or none has a weight
+  double mass;      // sum of w_y over the rows that count
 };
 
-template <class W>
-Targets check_targets(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index,
-                      const W* weight) {
-  Targets result;
-  int64_t counted = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t y = target[r];
-    if (y == ignore_index) continue;
-    if (y < 0 || y >= classes) {
-      result.in_range = false;
-      return result;
-    }
-    ++counted;
-    const double w = weight != nullptr ? static_cast<double>(weight[y]) : 1;
-    result.weightless = result.weightless && w == 0;
-    if (weight != nullptr) result.mass += w;
+Targets check_targets(const KernelTable& kernels, const Tensor& target, int64_t classes, int64_t ignore_index,
+                      const Tensor& weight) {
+  const int64_t* y = target.const_data_ptr<int64_t>();
+  const int64_t rows = target.numel();
+  struct Count {
+    const KernelTable& kernels;
+    const int64_t* y;
+    int64_t classes, ignore_index;
+    std::atomic<int64_t> outside{0}, counted{0};
+  } count{kernels, y, classes, ignore_index};
+  const auto part = [](int64_t begin, int64_t end, void* context) {
+    Count& c = *static_cast<Count*>(context);
+    const TargetCounts found = c.kernels.count_targets(c.y + begin, end - begin, c.classes, c.ignore_index);
+    c.outside += found.outside;
+    c.counted += found.counted;
+  };
+  constexpr int64_t kTargetGrain = 32768;
+  if (rows > kTargetGrain) {
+    torch_parallel_for(0, rows, kTargetGrain, part, &count);
+  } else {
+    part(0, rows, &count);
   }
-  if (weight == nullptr) result.mass = static_cast<double>(counted);
+  Targets result{count.outside == 0, count.counted == 0, static_cast<double>(count.counted)};
+  if (!result.in_range || !weight.defined()) return result;
+  result.weightless = true;
+  result.mass = 0;
+  with_type(weight.scalar_type(), [&](auto zero) {
+    const auto* w = static_cast<const decltype(zero)*>(weight.const_data_ptr());
+    for (int64_t r = 0; r < rows; ++r) {
+      if (y[r] == ignore_index) continue;
+      const double own = static_cast<double>(w[y[r]]);
+      result.weightless = result.weightless && own == 0;
+      result.mass += own;
+    }
+  });
   return result;
 }
 
@@ -119,6 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   const at::ScalarType compute = compute_type(self);
   const Tensor w = weight.has_value() && weight->defined() ? weight->contiguous() : Tensor();
 
+  const KernelTable& kernels = active();
   Tensor keep_logits, keep_target;
   CrossEntropyArgs args{};
   args.shape = layout.shape;
@@ -129,11 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   if (indices) {
     keep_target = target.to(at::kLong).contiguous();
     args.target = keep_target.const_data_ptr<int64_t>();
-    const Targets checked = with_type(self.scalar_type(), [&](auto zero) {
-      using W = decltype(zero);
-      return check_targets(args.target, layout.rows, layout.shape.classes, ignore_index,
-                           static_cast<const W*>(args.weight));
-    });
+    const Targets checked = check_targets(kernels, keep_target, layout.shape.classes, ignore_index, w);
     if (!checked.in_range) {
       // ATen finds the same target and raises its own exception.
       at::cross_entropy_loss(self, keep_target, weight, reduction, ignore_index, label_smoothing);
@@ -152,19 +154,16 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   args.grad_factor = storage;
   const Tensor losses = at::empty({layout.rows}, self.options().dtype(compute));
   args.loss = losses.data_ptr();
-  Tensor grad = need_grad
-                    ? at::empty(self.sizes(), self.options().memory_format(at::MemoryFormat::Contiguous))
-                    : at::empty({0}, self.options());
+  Tensor grad = need_grad ? new_output(self) : at::empty({0}, self.options());
   if (need_grad) args.grad = *as_rows(grad, dim, grad.data_ptr());
-  run(active().by_type[element_type(self)].cross_entropy, args, layout, self.element_size(),
+  run(kernels.by_type[element_type(self)].cross_entropy, args, layout, self.element_size(),
       {&args.logits, &args.probabilities, &args.grad});
 
   Tensor loss;
   if (reduction == kNone) {
     loss = losses.to(self.scalar_type()).view(target_sizes(self));
   } else {
-    const double total = compute == at::kDouble ? sum_in_order(losses.const_data_ptr<double>(), layout.rows)
-                                                : sum_in_order(losses.const_data_ptr<float>(), layout.rows);
+    const double total = kernels.by_type[element_type(self)].sum_losses(args.loss, layout.rows);
     loss = scalar_of(total / divisor, self, self.scalar_type());
   }
   Tensor grad_scale = need_grad ? scalar_of(scaled_later ? 1 / (divisor * storage) : 1, self, compute)
@@ -241,7 +240,7 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
 
 Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
                                   const Tensor& target, int64_t ignore_index) {
-  Tensor out = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));
+  Tensor out = new_output(grad);
   scale_gradient(grad_output, grad.contiguous(), grad_scale, target, ignore_index, out);
   return out;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <optional>
 
 #include "../../cpu/dispatch.h"
+#include "../../cpu/memory.h"
 
 namespace softkern::cpu {
 
@@ -74,6 +76,13 @@ inline Rows readable_rows(const Tensor& x, int64_t dim, Tensor& keep) {
   return *rows();
 }
 
+/// Fresh contiguous memory for a result of the shape and dtype of x.
+inline Tensor new_output(const Tensor& x) {
+  Tensor result = at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
+  advise_huge_pages(result.data_ptr(), result.nbytes());
+  return result;
+}
+
 struct Layout {
   Shape shape;
   int64_t rows;
@@ -91,17 +100,18 @@ inline Layout layout_of(const Tensor& x, int64_t dim) {
 /// including file is compiled without OpenMP, and with the compiler's own OpenMP runtime, beside torch's,
 /// where it is not.
 template <class Args>
-void run(const char* (*kernel)(const Args&, Range), const Args& args, const Layout& layout,
+void run(Ran (*kernel)(const Args&, Range), const Args& args, const Layout& layout,
          size_t element_size, std::initializer_list<const Rows*> operands) {
   int strided = 0;
   for (const Rows* rows : operands) strided += is_packed(*rows);
   struct Call {
-    const char* (*function)(const Args&, Range);
+    Ran (*function)(const Args&, Range);
     const Args& args;
     const Shape& shape;
     size_t element_size;
     int strided;
     std::atomic<const char*> isa{""};
+    std::atomic<const char*> path{""};
     std::atomic<bool> out_of_memory{false};
   } call{kernel, args, layout.shape, element_size, strided};
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, layout.shape.classes));
@@ -114,12 +124,14 @@ void run(const char* (*kernel)(const Args&, Range), const Args& args, const Layo
       c.out_of_memory = true;  // an exception would have to cross a C interface
       return;
     }
-    c.isa.store(c.function(c.args, {begin, end, scratch.get()}), std::memory_order_relaxed);
+    const Ran ran = c.function(c.args, {begin, end, scratch.get()});
+    c.isa.store(ran.isa, std::memory_order_relaxed);
+    c.path.store(ran.path, std::memory_order_relaxed);
   };
   const auto failed = torch_parallel_for(0, layout.rows, grain, on_thread, &call);
   TORCH_CHECK(!failed && !call.out_of_memory, "softkern: not enough memory for packing rows of ",
               layout.shape.classes, " classes");
-  set_last_isa(call.isa.load(std::memory_order_relaxed));
+  set_last({call.isa.load(std::memory_order_relaxed), call.path.load(std::memory_order_relaxed)});
 }
 
 }  // namespace softkern::cpu

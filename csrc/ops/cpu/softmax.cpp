@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // softmax and log_softmax of CPU tensors.
-#include <ATen/ops/empty.h>
 #include <c10/core/WrapDimMinimal.h>
 #include <torch/library.h>
 
@@ -9,9 +8,9 @@
 namespace softkern::cpu {
 namespace {
 
-Tensor forward(const Tensor& self, int64_t dim, const char* (*Kernels::*kernel)(const ForwardArgs&, Range)) {
+Tensor forward(const Tensor& self, int64_t dim, Ran (*Kernels::*kernel)(const ForwardArgs&, Range)) {
   const ElementType type = element_type(self);
-  Tensor output = at::empty(self.sizes(), self.options().memory_format(at::MemoryFormat::Contiguous));
+  Tensor output = new_output(self);
   dim = c10::maybe_wrap_dim(dim, self.dim());
   if (self.numel() == 0) return output;
   Tensor keep;
@@ -24,12 +23,12 @@ Tensor forward(const Tensor& self, int64_t dim, const char* (*Kernels::*kernel)(
 }
 
 Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
-                const char* (*Kernels::*kernel)(const BackwardArgs&, Range)) {
+                Ran (*Kernels::*kernel)(const BackwardArgs&, Range)) {
   const ElementType type = element_type(output);
   TORCH_CHECK(grad_output.sizes() == output.sizes() && grad_output.scalar_type() == output.scalar_type(),
               "softkern: expected grad_output of shape ", output.sizes(), " and dtype ", output.scalar_type(),
               " as the output has, got ", grad_output.sizes(), " and ", grad_output.scalar_type());
-  Tensor grad_input = at::empty(output.sizes(), output.options().memory_format(at::MemoryFormat::Contiguous));
+  Tensor grad_input = new_output(output);
   dim = c10::maybe_wrap_dim(dim, output.dim());
   if (output.numel() == 0) return grad_input;
   Tensor keep_g, keep_y;

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Derive the constants of softkern's exp and log and write csrc/cpu/kernels/{exp,log}_constants.h.
+
+exp(x) = 2^n * p(r),  n = round(x / ln 2),  r = x - n ln 2,  |r| <= ln(2)/2,
+p(r) = 1 + r + c2 r^2 + ... + ck r^k.
+
+log(1 + f) = f - (f^2/2 - s (f^2/2 + R(s^2))),  s = f / (2 + f),  sqrt(1/2) <= 1 + f < sqrt(2),
+R(z) = z (c0 + c1 z + ... + ck z^k),  the rest of log(1 + f) = 2 (s + s^3/3 + s^5/5 + ...).
+
+The c's minimise the largest *relative* error of the result (Lawson's iteration in 60 digits).  They are
+rounded to the working precision one at a time, lowest power first, and the remaining ones are fitted again
+after each rounding, so that a coefficient's rounding error is absorbed by those above it.
+
+    python tools/derive_constants.py           # print the headers
+    python tools/derive_constants.py --write   # write them
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from mpmath import mp, mpf
+
+mp.dps = 60
+KERNELS = Path(__file__).resolve().parent.parent / "csrc/cpu/kernels"
+
+
+def round_to(value: mpf, dtype: str) -> mpf:
+    """Nearest value of the format; float32 goes through float64, which is harmless: 53 > 2 * 24 + 2."""
+    fmt = {"float": "f", "double": "d"}[dtype]
+    return mpf(struct.unpack(fmt, struct.pack(fmt, float(value)))[0])
+
+
+def chebyshev(low: mpf, high: mpf, count: int) -> list[mpf]:
+    middle, half = (low + high) / 2, (high - low) / 2
+    return [middle - half * mp.cos(mp.pi * (2 * i + 1) / (2 * count)) for i in range(count)]
+
+
+def fit(
+    powers: list[int],
+    fixed: dict[int, mpf],
+    grid: list[mpf],
+    function: Callable[[mpf], mpf],
+    weight: Callable[[mpf], mpf],
+) -> tuple[dict[int, mpf], mpf]:
+    """Coefficients of `powers` for the least largest |function(x) - p(x)| weight(x) on the grid.
+
+    Lawson's iteration (weighted least squares, each weight multiplied by the error it left) rather than a
+    Remez exchange: once low coefficients are fixed, the free powers all vanish at 0, are no Haar system
+    there, and the exchange need not converge.
+    """
+    scale = [weight(x) for x in grid]
+    target = [
+        s * (function(x) - sum(c * x**k for k, c in fixed.items())) for x, s in zip(grid, scale, strict=True)
+    ]
+    basis = [[s * x**k for k in powers] for x, s in zip(grid, scale, strict=True)]
+    weights = [mpf(1)] * len(grid)
+    best, level = {}, mp.inf
+    for _ in range(40):
+        normal = mp.matrix(len(powers))
+        rhs = mp.matrix(len(powers), 1)
+        for w, row, t in zip(weights, basis, target, strict=True):
+            for i, u in enumerate(row):
+                rhs[i] += w * u * t
+                for j, v in enumerate(row):
+                    normal[i, j] += w * u * v
+        solution = list(mp.lu_solve(normal, rhs))
+        error = [
+            abs(t - sum(c * u for c, u in zip(solution, row, strict=True)))
+            for t, row in zip(target, basis, strict=True)
+        ]
+        if max(error) < level:
+            best, level = dict(zip(powers, solution, strict=True)), max(error)
+        weights = [w * e for w, e in zip(weights, error, strict=True)]
+        total = sum(weights)
+        weights = [w / total for w in weights]
+    return best, level
+
+
+def minimax(powers: list[int], fixed: dict[int, mpf], half_width: mpf) -> tuple[dict[int, mpf], mpf]:
+    """Coefficients of exp's polynomial on [-half_width, half_width] for the least largest relative error."""
+    grid = chebyshev(-half_width, half_width, 16 * len(powers))
+    return fit(powers, fixed, grid, mp.exp, lambda r: mp.exp(-r))
+
+
+def derive_exp(dtype: str, degree: int) -> tuple[dict[int, mpf], mpf]:
+    half_width = mp.log(2) / 2 * (1 + mpf(2) ** -20)  # n is rounded in floating point: a little slack
+    fixed = {0: mpf(1), 1: mpf(1)}
+    for power in range(2, degree + 1):
+        coefficients, level = minimax(list(range(power, degree + 1)), fixed, half_width)
+        fixed[power] = round_to(coefficients[power], dtype)
+    return fixed, level
+
+
+def derive_log(dtype: str, degree: int) -> tuple[dict[int, mpf], mpf]:
+    root = mp.sqrt(2)
+    end = ((root - 1) / (root + 1)) ** 2 * (1 + mpf(2) ** -20)  # s^2 at both ends of the range of 1 + f
+
+    def rest(z: mpf) -> mpf:  # R(z) / z
+        s = mp.sqrt(z)
+        return (2 * mp.atanh(s) / s - 2) / z
+
+    def weight(z: mpf) -> mpf:  # of an error of R(z) / z in log(1 + f) = 2 atanh(s)
+        s = mp.sqrt(z)
+        return s * z / (2 * mp.atanh(s))
+
+    fixed: dict[int, mpf] = {}
+    for power in range(degree + 1):
+        powers = list(range(power, degree + 1))
+        coefficients, level = fit(powers, fixed, chebyshev(mpf(0), end, 16 * len(powers)), rest, weight)
+        fixed[power] = round_to(coefficients[power], dtype)
+    return fixed, level
+
+
+def literal(value: mpf, dtype: str) -> str:
+    return float(value).hex() + ("f" if dtype == "float" else "")
+
+
+def split_ln2(dtype: str, spare_bits: int) -> tuple[mpf, mpf]:
+    """ln 2 as a sum of two numbers, the first with that many zeros at its end."""
+    bits = {"float": 24, "double": 53}[dtype] - spare_bits
+    high = mp.floor(mp.log(2) * mpf(2) ** bits) / mpf(2) ** bits if spare_bits else mp.log(2)
+    high = round_to(high, dtype)
+    return high, round_to(mp.log(2) - high, dtype)
+
+
+def section(dtype: str, degree: int, function: str = "exp") -> list[str]:
+    exp = function == "exp"
+    fixed, level = (derive_exp if exp else derive_log)(dtype, degree)
+    # k ln2High is exact for the k of sums of up to 2^8 (double 2^20) classes; exp's fma needs no such room.
+    high, low = split_ln2(dtype, 0 if exp else {"float": 4, "double": 6}[dtype])
+    bits = {"float": 24, "double": 53}[dtype]
+    lines = [
+        "template <>",
+        f"struct {function.capitalize()}Constants<{dtype}> {{",
+        f"  // Largest relative error of the polynomial: {mp.nstr(level * mpf(2) ** bits, 3)} ulp.",
+        f"  static constexpr int kDegree = {degree};",
+    ]
+    if exp:
+        lines.append(f"  static constexpr {dtype} kLog2E = {literal(round_to(1 / mp.log(2), dtype), dtype)};")
+    variable = "r" if exp else "z"
+    numbers = [literal(fixed[k], dtype) + "," for k in range(degree + 1)]
+    width = max(len(number) for number in numbers)
+    lines += [
+        f"  static constexpr {dtype} kLn2High = {literal(high, dtype)};",
+        f"  static constexpr {dtype} kLn2Low = {literal(low, dtype)};",
+        f"  static constexpr {dtype} kC[{degree + 1}] = {{",
+        *(f"      {number:<{width}}  // {variable}^{k}" for k, number in enumerate(numbers)),
+        "  };",
+        "};",
+    ]
+    return lines
+
+
+# Degrees of the float and the double polynomial.
+DEGREES = {"exp": (6, 11), "log": (3, 6)}
+
+
+def header(function: str) -> str:
+    in_float, in_double = DEGREES[function]
+    lines = [
+        "// SPDX-License-Identifier: Apache-2.0",
+        "// Generated by tools/derive_constants.py, which says what the numbers are and how they were found.",
+        "#pragma once",
+        "",
+        "namespace softkern::cpu {",
+        "namespace {",
+        "",
+        "template <class A>",
+        f"struct {function.capitalize()}Constants;",
+        "",
+        *section("float", in_float, function),
+        "",
+        *section("double", in_double, function),
+        "",
+        "}  // namespace",
+        "}  // namespace softkern::cpu",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write the headers")
+    write = parser.parse_args().write
+    for function in DEGREES:
+        if write:
+            (KERNELS / f"{function}_constants.h").write_text(header(function))
+        else:
+            print(header(function), end="")
+
+
+if __name__ == "__main__":
+    main()
