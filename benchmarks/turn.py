@@ -113,13 +113,13 @@ class Turn:
             return PLACED_FOR
         return LARGE_PLACED_FOR if self.cell.elements and self.group.regime == "preallocated" else 1
 
-    def _place_anew(self, time: int) -> None:
+    def _place_anew(self, turn: int) -> None:
         """All give their pages back before anybody takes new ones, and somebody else takes first: one that
         gives and takes alone gets the same pages again."""
         for worker in self._there():
             self._ask(worker, {"do": "release"})
         there = self._there()
-        for worker in there[time % len(there) :] + there[: time % len(there)] if there else []:
+        for worker in there[turn % len(there) :] + there[: turn % len(there)] if there else []:
             self._ask(worker, {**self.message, "do": "place_anew"})
 
     def _there(self) -> list[Worker]:

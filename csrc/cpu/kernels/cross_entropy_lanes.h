@@ -12,8 +12,19 @@ namespace {
 template <class A>
 struct LaneTargets {
   typename Simd<A>::Reg index, mass;
+  int32_t place[Simd<A>::kLanes];  // of the target's element among those of a block; of some element if ignored
   bool all_count;
 };
+
+/// The targets' elements of a block.
+template <class A>
+SK_INLINE typename Simd<A>::Reg pick(const typename Simd<A>::Reg* x, const LaneTargets<A>& hot) {
+  A lanes[Simd<A>::kLanes];
+  for (int l = 0; l < Simd<A>::kLanes; ++l) {
+    __builtin_memcpy(lanes + l, reinterpret_cast<const char*>(x) + hot.place[l] * sizeof(A), sizeof(A));
+  }
+  return Simd<A>::load(lanes);
+}
 
 /// Losses of a block with the target masses targets.mass (at the index) and mass (of all classes). kGrad: x
 /// becomes the gradient times factor.
@@ -29,11 +40,8 @@ SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, cons
   const Reg log_d = stats.log_d();
   Reg loss = zero, hot_x = zero, hot_e = zero;
   if constexpr (kHot) {
-    for (int c = 0; c < classes; ++c) {
-      const Reg here = S::broadcast(static_cast<A>(c));
-      hot_x = S::if_equal(hot.index, here, x[c], hot_x);
-      hot_e = S::if_equal(hot.index, here, e[c], hot_e);
-    }
+    hot_x = pick<A>(x, hot);
+    hot_e = pick<A>(e, hot);
     loss = S::mul(hot.mass, S::add(S::sub(stats.m, hot_x), log_d));
   }
   Reg spread = zero;
@@ -63,6 +71,7 @@ SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, cons
     const Reg off = S::if_equal(alone, S::broadcast(1), others, S::sub(p, S::broadcast(1)));
     hot_grad = S::mul(factor, S::fma(hot.mass, off, S::mul(spread, p)));
   }
+  Reg here = zero;
   for (int c = 0; c < classes; ++c) {  // 3 write
     Reg v, own = hot_grad;
     if constexpr (kSpread) {
@@ -72,7 +81,8 @@ SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, cons
     } else {
       v = S::mul(e[c], scale);
     }
-    if constexpr (kHot) v = S::if_equal(hot.index, S::broadcast(static_cast<A>(c)), own, v);
+    if constexpr (kHot) v = S::if_equal(hot.index, here, own, v);
+    here = S::add(here, S::broadcast(1));
     x[c] = ignore ? S::if_less(hot.index, zero, zero, v) : v;
   }
   return loss;
@@ -124,20 +134,37 @@ class CrossEntropyLanes {
       const Reg t = S::fma(mass[c], S::broadcast(keep_), S::broadcast(share_));
       mass[c] = a_.weight == nullptr ? t : S::mul(t, S::broadcast(weight_[c]));
     }
-    return call<false, true>(x, mass, {S::broadcast(-1), S::broadcast(0), true});
+    return call<false, true>(x, mass, {S::broadcast(-1), S::broadcast(0), {}, true});
   }
   SK_INLINE LaneTargets<A> find(const LaneBlock& block) const {
     const int64_t* target = a_.target + block.first;
+    LaneTargets<A> hot;
     A index[L], mass[L];
-    bool all = true;
-    for (int l = 0; l < L; ++l) {
-      const int64_t y = l < block.count ? target[l] : a_.options.ignore_index;
-      const bool counts = y != a_.options.ignore_index;
-      all = all && counts;
-      index[l] = counts ? static_cast<A>(static_cast<int32_t>(y)) : A(-1);
-      mass[l] = counts ? keep_ * weight_[y] : A(0);
+    int64_t ignored = block.count < L;
+    for (int l = 0; l < block.count; ++l) ignored += target[l] == a_.options.ignore_index;
+    hot.all_count = ignored == 0;
+    if (hot.all_count) {
+      for (int l = 0; l < L; ++l) {
+        const int32_t y = static_cast<int32_t>(target[l]);
+        index[l] = static_cast<A>(y);
+        hot.place[l] = y * L + l;
+        mass[l] = keep_;
+      }
+    } else {
+      for (int l = 0; l < L; ++l) {
+        const bool counts = l < block.count && target[l] != a_.options.ignore_index;
+        const int32_t y = counts ? static_cast<int32_t>(target[l]) : 0;
+        index[l] = counts ? static_cast<A>(y) : A(-1);
+        hot.place[l] = y * L + l;
+        mass[l] = counts ? keep_ : A(0);
+      }
     }
-    return {S::load(index), S::load(mass), all};
+    if (a_.weight != nullptr) {
+      for (int l = 0; l < L; ++l) mass[l] *= weight_[hot.place[l] / L];
+    }
+    hot.index = S::load(index);
+    hot.mass = S::load(mass);
+    return hot;
   }
   SK_INLINE void put(const LaneBlock& block, const Reg& loss) const {
     A* losses = static_cast<A*>(a_.loss) + block.first;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of few classes: a row a lane, so that no sum runs across lanes and log is a vector operation too.
-// Vector c of a block holds class c of kLanes rows. Sums over the classes have the four accumulators of long
-// rows (class c goes to accumulator c % 4), and lanes know nothing of each other: a row's bits depend on that
-// row alone.
+// Vector c of a block holds class c of kLanes rows. In sums over the classes, class c goes to accumulator c % 2,
+// and lanes know nothing of each other: a row's bits depend on that row alone.
 #pragma once
 
 #include "row_stats.h"
@@ -31,19 +30,15 @@ SK_INLINE void for_each_block(const Shape& shape, const Range& range, Body body)
   }
 }
 
-/// body(slot, c) for all classes, class c with slot c % 4.
+/// body(slot, c) for all classes, class c with slot c % 2.
 template <class Body>
 SK_INLINE void for_each_class(int classes, Body body) {
   int c = 0;
-  for (; c + 4 <= classes; c += 4) {
+  for (; c + 2 <= classes; c += 2) {
     body(Slot<0>{}, c);
     body(Slot<1>{}, c + 1);
-    body(Slot<2>{}, c + 2);
-    body(Slot<3>{}, c + 3);
   }
-  if (c < classes) body(Slot<0>{}, c++);
-  if (c < classes) body(Slot<1>{}, c++);
-  if (c < classes) body(Slot<2>{}, c);
+  if (c < classes) body(Slot<0>{}, c);
 }
 
 /// The elements of an operand as blocks of lanes.
@@ -224,25 +219,27 @@ struct LaneStats {
   }
 };
 
-template <class A, bool kNormal>
+template <class Terms, class A>
 SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int classes,
-                          const Terms<A>& terms, LaneStats<A>& stats) {
+                          LaneStats<A>& stats) {
   using S = Simd<A>;
   const auto one = S::broadcast(1);
+  const Terms terms(stats.m);
+  stats.top = terms.of(stats.m);
   auto ties = S::broadcast(0);  // exact in any order
   Accumulators<A> rest;
   for_each_class(classes, [&](auto slot, int c) __attribute__((always_inline)) {
-    const auto t = terms.template of<kNormal>(x[c]);
-    ties = S::add_if_equal(ties, one, x[c], stats.m);
-    rest.add_unless_equal(slot, t, x[c], stats.m);
+    const auto v = x[c];
+    const auto t = terms.of(v);
+    ties = S::add_if_equal(ties, one, v, stats.m);
+    rest.add_unless_equal(slot, t, v, stats.m);
     e[c] = t;
   });
-  stats.top = terms.template of<kNormal>(stats.m);
   stats.ties = ties;
   stats.rest = rest.lane_sum();
 }
 
-/// 1 max, 2 sum-exp; e receives the terms.
+/// 1 max, 2 sum-exp; e receives the terms and may be x.
 template <class A>
 SK_CALL LaneStats<A> lane_stats(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int classes) {
   using S = Simd<A>;
@@ -254,11 +251,10 @@ SK_CALL LaneStats<A> lane_stats(const typename Simd<A>::Reg* x, typename Simd<A>
   });
   LaneStats<A> stats;
   stats.m = S::add(most.lane_max(), S::broadcast(0));
-  const Terms<A> terms(stats.m);
-  if (terms.all_normal(least.lane_min())) {
-    lane_terms<A, true>(x, e, classes, terms, stats);
+  if (NormalTerms<A>::fit(stats.m, least.lane_min())) {
+    lane_terms<NormalTerms<A>, A>(x, e, classes, stats);
   } else {
-    lane_terms<A, false>(x, e, classes, terms, stats);
+    lane_terms<WideTerms<A>, A>(x, e, classes, stats);
   }
   return stats;
 }

@@ -16,41 +16,48 @@
 namespace softkern::cpu {
 namespace {
 
+constexpr int kDirect = 1024;
+
 /// The terms e = exp(x) 2^-N of rows with the maxima m, as vectors: one row's in all lanes, or a row a lane.
 template <class A>
-class Terms {
+class WideTerms {
   using S = Simd<A>;
-  using R = ExpRange<A>;
   using Reg = typename S::Reg;
 
  public:
-  explicit SK_INLINE Terms(const Reg& m) {
-    constexpr A kDirect = 1024;
+  explicit SK_INLINE WideTerms(const Reg& m) {
     const Reg zero = S::broadcast(0);
     from_ = S::if_less(S::max(m, S::sub(zero, m)), S::broadcast(kDirect), zero, m);
-    highest_ = S::sub(m, from_);
-    least_ = S::sub(highest_, S::broadcast(R::kSpan));
-    power_ = exp_power<A>(highest_);
-    biased_ = S::sub(power_, S::broadcast(S::kBias));
+    const Reg highest = S::sub(m, from_);
+    least_ = S::sub(highest, S::broadcast(ExpRange<A>::kSpan));
+    power_ = exp_power<A>(highest);
   }
-  /// Whether no logit of rows with these minima is shifted and all terms are normal numbers: by far the most
-  /// frequent case.
-  SK_INLINE bool all_normal(const Reg& least) const {
-    return S::all_at_least(S::broadcast(0), S::max(from_, S::sub(S::broadcast(0), from_))) &&
-           S::all_at_least(least, S::sub(highest_, S::broadcast(R::kNormal)));
-  }
-  template <bool kNormal>
   SK_INLINE Reg of(const Reg& x) const {
-    if constexpr (kNormal) {
-      return exp_shifted_normal<A>(x, biased_);
-    } else {
-      // The logit is max's second operand: a NaN stays.
-      return exp_shifted<A>(S::max(least_, S::sub(x, from_)), power_);
-    }
+    // The logit is max's second operand: a NaN stays.
+    return exp_shifted<A>(S::max(least_, S::sub(x, from_)), power_);
   }
 
  private:
-  Reg from_, highest_, least_, power_, biased_;
+  Reg from_, least_, power_;
+};
+
+/// The same bits for rows whose logits are not shifted and whose terms are normal numbers: nearly all rows.
+template <class A>
+class NormalTerms {
+  using S = Simd<A>;
+  using Reg = typename S::Reg;
+
+ public:
+  static SK_INLINE bool fit(const Reg& m, const Reg& least) {
+    const Reg size = S::max(m, S::sub(S::broadcast(0), m));
+    return S::all_at_least(S::broadcast(kDirect - 1), size) &&
+           S::all_at_least(least, S::sub(m, S::broadcast(ExpRange<A>::kNormal)));
+  }
+  explicit SK_INLINE NormalTerms(const Reg& m) : biased_(S::sub(exp_power<A>(m), S::broadcast(S::kBias))) {}
+  SK_INLINE Reg of(const Reg& x) const { return exp_shifted_normal<A>(x, biased_); }
+
+ private:
+  Reg biased_;
 };
 
 template <class A>
@@ -94,24 +101,33 @@ SK_INLINE RowRange<A> row_range(const T* x, int64_t n) {
 }
 
 /// 2 sum-exp. e, where given, receives the terms; it may be the row itself.
-template <class A, bool kNormal, class T>
-SK_INLINE void sum_exp(const T* x, A* e, int64_t n, const Terms<A>& terms, const T* next,
-                       RowStats<A>& stats) {
+template <class Terms, class A, class T>
+SK_INLINE void sum_exp(const T* x, A* e, int64_t n, const T* next, RowStats<A>& stats) {
   using S = Simd<A>;
   const A lowest = -__builtin_inf();
   const auto m = S::broadcast(stats.m);
   const auto one = S::broadcast(1);
+  const Terms terms(m);
+  const WideTerms<A> tail_terms(m);  // of a vector filled up with -inf
   // Counts are exact in any order: one accumulator, which leaves registers to the others.
   auto ties = S::broadcast(0);
   const auto rest =
       sum_row<A, 1>(n, [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
         const auto v = at.load(x + i, lowest);
-        const auto t = terms.template of<kNormal && decltype(at)::kWhole>(v);
+        typename S::Reg t;
+        if constexpr (decltype(at)::kWhole) {
+          t = terms.of(v);
+        } else {
+          t = tail_terms.of(v);
+        }
         ties = S::add_if_equal(ties, one, v, m);
         part->add_unless_equal(slot, t, v, m);
         if (e != nullptr) at.store(e + i, t);
         if (next != nullptr) __builtin_prefetch(next + i);
       });
+  A top[S::kLanes];
+  S::store(top, tail_terms.of(m));
+  stats.top = top[0];
   stats.ties = S::reduce_add(ties);
   stats.rest = rest.of[0];
 }
@@ -121,15 +137,11 @@ template <class A, class T>
 SK_CALL RowStats<A> row_stats(const T* x, A* e, int64_t n, const T* next) {
   using S = Simd<A>;
   const RowRange<A> range = row_range<A>(x, n);
-  const auto vm = S::broadcast(range.most);
-  const Terms<A> terms(vm);
-  A top[S::kLanes];
-  S::store(top, terms.template of<false>(vm));
-  RowStats<A> stats{range.most, top[0], 0, 0};
-  if (terms.all_normal(S::broadcast(range.least))) {
-    sum_exp<A, true>(x, e, n, terms, next, stats);
+  RowStats<A> stats{range.most, 0, 0, 0};
+  if (NormalTerms<A>::fit(S::broadcast(range.most), S::broadcast(range.least))) {
+    sum_exp<NormalTerms<A>>(x, e, n, next, stats);
   } else {
-    sum_exp<A, false>(x, e, n, terms, next, stats);
+    sum_exp<WideTerms<A>>(x, e, n, next, stats);
   }
   return stats;
 }

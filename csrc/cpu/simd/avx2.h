@@ -3,6 +3,7 @@
 #pragma once
 
 #include "contract.h"
+#include "pair.h"
 
 namespace softkern::cpu {
 namespace {
@@ -10,9 +11,10 @@ namespace {
 template <>
 struct Simd<float> {
   static constexpr int kLanes = 16, kPiece = 4, kBias = 127;
-  struct Reg {
-    __m256 low, high;
+  struct Half256 {
+    using type = __m256;
   };
+  using Reg = Pair<Half256>;
 
   static SK_INLINE Reg broadcast(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
   static SK_INLINE Reg load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -239,9 +241,10 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   static constexpr int kLanes = 8, kPiece = 2, kBias = 1023;
-  struct Reg {
-    __m256d low, high;
+  struct Half256 {
+    using type = __m256d;
   };
+  using Reg = Pair<Half256>;
 
   static SK_INLINE Reg broadcast(double a) { return {_mm256_set1_pd(a), _mm256_set1_pd(a)}; }
   static SK_INLINE Reg load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
