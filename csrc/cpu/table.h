@@ -117,8 +117,8 @@ static inline constexpr bool is_packed(const Rows& rows) {
   return rows.data != nullptr && rows.class_stride != 1;
 }
 
-/// Strided rows are packed in tiles of as many as fit half of a second-level cache, in whole cache lines of the
-/// tensor: that is how far apart the classes of neighbouring rows lie there.
+/// Strided rows are packed in tiles of as many as fit a good part of a second-level cache, in whole cache lines
+/// of the tensor: that is how far apart the classes of neighbouring rows lie there.
 constexpr int64_t kLeastTileRows = 16, kMostTileRows = 64, kTileBytes = 128 << 10;
 static inline constexpr int64_t tile_rows(const Shape& shape, int64_t rows, size_t element_size) {
   int64_t most = kTileBytes / (row_pitch(shape.classes) * static_cast<int64_t>(element_size));
@@ -126,13 +126,17 @@ static inline constexpr int64_t tile_rows(const Shape& shape, int64_t rows, size
   most = most < kLeastTileRows ? kLeastTileRows : most > kMostTileRows ? kMostTileRows : most;
   return rows < most ? rows : most;
 }
+/// Whole vectors of rows are packed.
+static inline constexpr int64_t packed_rows(const Shape& shape, int64_t rows, size_t element_size) {
+  return (tile_rows(shape, rows, element_size) + kLeastTileRows - 1) / kLeastTileRows * kLeastTileRows;
+}
 
 /// Upper bound over all kernels: a tile for each strided operand and one row in the compute type.
 static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, size_t element_size,
                                              int strided_operands) {
   const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
   const size_t tiles =
-      static_cast<size_t>(strided_operands) * static_cast<size_t>(tile_rows(shape, rows, element_size));
+      static_cast<size_t>(strided_operands) * static_cast<size_t>(packed_rows(shape, rows, element_size));
   return pitch * (tiles * element_size + sizeof(double)) + 64 * (static_cast<size_t>(strided_operands) + 2);
 }
 

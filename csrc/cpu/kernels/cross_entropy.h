@@ -75,7 +75,8 @@ SK_INLINE Sums<A, 2> sum_mass(const T* x, A m, const Mass& mass, int64_t n) {
   });
 }
 
-/// Loss of a row; with grad given, its gradient times factor.
+/// Loss of a row; with grad given, its gradient times factor. grad may be x: nothing is read from x once e is
+/// written.
 template <class T, class Mass>
 Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
                              Compute<T>* scratch, int64_t n, const T* next) {
@@ -83,16 +84,16 @@ Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, 
   using S = Simd<A>;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   A* e = grad != nullptr ? compute_row(grad, scratch) : nullptr;
-  const RowStats<A> stats = row_stats<A>(x, e, n, next);  // 1 max, 2 sum-exp
-  const A m = stats.m;
+  const A hot_x = hot.index >= 0 ? widen(x[hot.index]) : A(0);
+  const RowRange<A> range = row_range<A>(x, n);  // 1 max
+  const A m = range.most;
+  Sums<A, 2> sums{};
+  if constexpr (kSpread) sums = sum_mass(x, m, mass, n);
+  const RowStats<A> stats = row_stats<A>(x, e, n, next, range);  // 2 sum-exp
   const A log_d = stats.log_d();
-  A spread = 0;  // mass of the classes but for the hot part
-  A loss = hot.index >= 0 ? hot.mass * ((m - widen(x[hot.index])) + log_d) : A(0);
-  if constexpr (kSpread) {
-    const Sums<A, 2> sums = sum_mass(x, m, mass, n);
-    spread = sums.of[0];
-    loss += sums.of[1] + spread * log_d;
-  }
+  A loss = hot.index >= 0 ? hot.mass * ((m - hot_x) + log_d) : A(0);
+  const A spread = sums.of[0];  // mass of the classes but for the hot part
+  if constexpr (kSpread) loss += sums.of[1] + spread * log_d;
   if (grad == nullptr) return loss;
 
   const A total = hot.mass + spread;
@@ -103,7 +104,7 @@ Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, 
   A hot_grad = 0;
   if (hot.index >= 0) {
     const A p = e[hot.index] / sum;
-    const bool alone = widen(x[hot.index]) == m && stats.ties == 1;
+    const bool alone = hot_x == m && stats.ties == 1;
     hot_grad = factor * (hot.mass * (alone ? -stats.rest / sum : p - 1) + spread * p);
   }
 

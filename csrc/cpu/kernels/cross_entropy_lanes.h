@@ -111,14 +111,18 @@ class CrossEntropyLanes {
   }
 
   void run() {
-    Reg x[kLaneClasses], mass[kLaneClasses];
+    LaneGroup<A> x, t;
+    Reg mass[kLaneClasses];
     for (int c = 0; c < classes_; ++c) mass[c] = S::broadcast(share_ * weight_[c]);
-    for_each_block<A>(a_.shape, range_, [&](const LaneBlock& block) {
-      logits_.load(block, x);
-      put(block, probabilities_.given() ? with_probabilities(block, x, mass)
-                 : share_ == 0          ? call<true, false>(x, mass, find(block))
-                                        : call<true, true>(x, mass, find(block)));
-      if (grad_.given()) grad_.store(block, x);
+    for_each_group<A>(a_.shape, range_, [&](const LaneBlock* blocks, int count) {
+      logits_.load(blocks, count, x);
+      if (probabilities_.given()) probabilities_.load(blocks, count, t);
+      for (int b = 0; b < count; ++b) {
+        put(blocks[b], probabilities_.given() ? with_probabilities(x[b], t[b])
+                       : share_ == 0          ? call<true, false>(x[b], mass, find(blocks[b]))
+                                              : call<true, true>(x[b], mass, find(blocks[b])));
+      }
+      if (grad_.given()) grad_.store(blocks, count, x);
     });
   }
 
@@ -128,13 +132,13 @@ class CrossEntropyLanes {
     return cross_entropy_block<A, kHot, kSpread>(x, mass, hot, classes_, grad_.given(),
                                                  static_cast<A>(a_.grad_factor));
   }
-  SK_INLINE Reg with_probabilities(const LaneBlock& block, Reg* x, Reg* mass) const {
-    probabilities_.load(block, mass);
+  /// t: the probabilities, which become masses.
+  SK_INLINE Reg with_probabilities(Reg* x, Reg* t) const {
     for (int c = 0; c < classes_; ++c) {
-      const Reg t = S::fma(mass[c], S::broadcast(keep_), S::broadcast(share_));
-      mass[c] = a_.weight == nullptr ? t : S::mul(t, S::broadcast(weight_[c]));
+      const Reg kept = S::fma(t[c], S::broadcast(keep_), S::broadcast(share_));
+      t[c] = a_.weight == nullptr ? kept : S::mul(kept, S::broadcast(weight_[c]));
     }
-    return call<false, true>(x, mass, {S::broadcast(-1), S::broadcast(0), {}, true});
+    return call<false, true>(x, t, {S::broadcast(-1), S::broadcast(0), {}, true});
   }
   SK_INLINE LaneTargets<A> find(const LaneBlock& block) const {
     const int64_t* target = a_.target + block.first;

@@ -16,19 +16,32 @@ struct LaneBlock {
   bool one_slice;
 };
 
+/// Blocks that are loaded and stored together. Where vectors run over rows, a block is one cache line of each
+/// class: prefetchers and DRAM pages want more of them at a time.
+constexpr int kGroup = 8;
+
+/// body(blocks, count) for the rows of a range, count <= kGroup.
 template <class A, class Body>
-SK_INLINE void for_each_block(const Shape& shape, const Range& range, Body body) {
+SK_INLINE void for_each_group(const Shape& shape, const Range& range, Body body) {
   constexpr int64_t L = Simd<A>::kLanes;
   // Where a slice has less rows than there are lanes, blocks run across slices.
   const bool slices = shape.inner >= L;
+  LaneBlock blocks[kGroup];
   for (int64_t first = range.begin; first < range.end;) {
     int64_t end = slices ? (first / shape.inner + 1) * shape.inner : range.end;
     if (end > range.end) end = range.end;
-    const int64_t count = end - first < L ? end - first : L;
-    body(LaneBlock{first, static_cast<int>(count), slices || shape.inner == 1});
-    first += count;
+    int count = 0;
+    for (; count < kGroup && first < end; ++count) {
+      const int64_t rows = end - first < L ? end - first : L;
+      blocks[count] = {first, static_cast<int>(rows), slices || shape.inner == 1};
+      first += rows;
+    }
+    body(blocks, count);
   }
 }
+
+template <class A>
+using LaneGroup = typename Simd<A>::Reg[kGroup][kLaneClasses];
 
 /// body(slot, c) for all classes, class c with slot c % 2.
 template <class Body>
@@ -65,33 +78,37 @@ class LaneOperand {
 
   bool given() const { return rows_.data != nullptr; }
 
-  SK_CALL void load(const LaneBlock& block, Reg* x) const {
-    if (block.one_slice && step_ == 1 && rows_.class_stride != 1) {
-      const T* p = at(block.first);
-      if (block.count == L) {
-        for (int c = 0; c < classes_; ++c) x[c] = S::load(p + c * rows_.class_stride);
-      } else {
-        for (int c = 0; c < classes_; ++c) x[c] = S::load(p + c * rows_.class_stride, block.count, 0);
+  SK_CALL void load(const LaneBlock* block, int count, LaneGroup<A>& x) const {
+    if (block->one_slice && step_ == 1 && rows_.class_stride != 1) {
+      for (int c = 0; c < classes_; ++c) {
+        const T* p = at(block->first) + c * rows_.class_stride;
+        for (int b = 0; b < count; ++b, p += L) {
+          x[b][c] = block[b].count == L ? S::load(p) : S::load(p, block[b].count, 0);
+        }
       }
     } else if (rows_.class_stride == 1) {
-      load_rows(block, x);
+      for (int b = 0; b < count; ++b) load_rows(block[b], x[b]);
     } else {
-      load_elements(block, x);
+      for (int b = 0; b < count; ++b) load_elements(block[b], x[b]);
     }
   }
 
-  SK_CALL void store(const LaneBlock& block, const Reg* y) const {
-    if (block.one_slice && step_ == 1 && rows_.class_stride != 1) {
-      T* p = at(block.first);
-      if (block.count == L) {
-        for (int c = 0; c < classes_; ++c) S::store(p + c * rows_.class_stride, y[c]);
-      } else {
-        for (int c = 0; c < classes_; ++c) S::store(p + c * rows_.class_stride, y[c], block.count);
+  SK_CALL void store(const LaneBlock* block, int count, const LaneGroup<A>& y) const {
+    if (block->one_slice && step_ == 1 && rows_.class_stride != 1) {
+      for (int c = 0; c < classes_; ++c) {
+        T* p = at(block->first) + c * rows_.class_stride;
+        for (int b = 0; b < count; ++b, p += L) {
+          if (block[b].count == L) {
+            S::store(p, y[b][c]);
+          } else {
+            S::store(p, y[b][c], block[b].count);
+          }
+        }
       }
     } else if (rows_.class_stride == 1) {
-      store_rows(block, y);
+      for (int b = 0; b < count; ++b) store_rows(block[b], y[b]);
     } else {
-      store_elements(block, y);
+      for (int b = 0; b < count; ++b) store_elements(block[b], y[b]);
     }
   }
 

@@ -13,7 +13,7 @@ template <class T>
 void log_softmax_row(const T* x, T* y, int64_t n, const T* next) {
   using A = Compute<T>;
   using S = Simd<A>;
-  const RowStats<A> stats = row_stats<A>(x, static_cast<A*>(nullptr), n, next);  // 1 max, 2 sum-exp
+  const RowStats<A> stats = row_stats<A>(x, static_cast<A*>(nullptr), n, next, row_range<A>(x, n));  // 1 max, 2 sum-exp
   const auto m = S::broadcast(stats.m);
   const auto log_d = S::broadcast(stats.log_d());
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write

@@ -14,13 +14,10 @@ SK_INLINE bool in_lanes(const Shape& shape) { return shape.classes <= kLaneClass
 constexpr Ran kLanesRan = {SOFTKERN_ISA, "lanes"}, kRowsRan = {SOFTKERN_ISA, "rows"},
               kTilesRan = {SOFTKERN_ISA, "tiles"};
 
-template <class T>
-using Block = typename Simd<Compute<T>>::Reg[kLaneClasses];
-
 template <class T, class Row>
 SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Row row) {
   const Operand<T> input(a.input, a.shape, range, arena);
-  const Operand<T> output(a.output, a.shape, range, arena);
+  const Operand<T> output(a.output, a.shape, range, arena, &input);
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     input.stage(first, count);
     for (int64_t r = first; r < first + count; ++r) {
@@ -34,11 +31,11 @@ SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Row
 template <class T, class Lanes>
 SK_INLINE Ran forward_lanes(const ForwardArgs& a, const Range& range, Lanes lanes) {
   const LaneOperand<T> input(a.input, a.shape, range), output(a.output, a.shape, range);
-  for_each_block<Compute<T>>(a.shape, range, [&](const LaneBlock& block) {
-    Block<T> x;
-    input.load(block, x);
-    lanes(x, block);
-    output.store(block, x);
+  LaneGroup<Compute<T>> x;
+  for_each_group<Compute<T>>(a.shape, range, [&](const LaneBlock* blocks, int count) {
+    input.load(blocks, count, x);
+    for (int b = 0; b < count; ++b) lanes(x[b], blocks[b]);
+    output.store(blocks, count, x);
   });
   return kLanesRan;
 }
@@ -65,7 +62,7 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
   if (in_lanes(a.shape)) {
     return forward_lanes<T>(a, range, [&](auto* x, const LaneBlock&)
                                           __attribute__((always_inline)) {
-                                            Block<T> e;
+                                            typename Simd<A>::Reg e[kLaneClasses];
                                             log_softmax_lanes<A>(x, e, static_cast<int>(classes));
                                           });
   }
@@ -78,19 +75,19 @@ SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
   if (in_lanes(a.shape)) {
     const LaneOperand<T> g(a.grad_output, a.shape, range), y(a.output, a.shape, range);
     const LaneOperand<T> dx(a.grad_input, a.shape, range);
-    for_each_block<Compute<T>>(a.shape, range, [&](const LaneBlock& block) {
-      Block<T> gs, ys;
-      g.load(block, gs);
-      y.load(block, ys);
-      lanes(gs, ys);
-      dx.store(block, gs);
+    LaneGroup<Compute<T>> gs, ys;
+    for_each_group<Compute<T>>(a.shape, range, [&](const LaneBlock* blocks, int count) {
+      g.load(blocks, count, gs);
+      y.load(blocks, count, ys);
+      for (int b = 0; b < count; ++b) lanes(gs[b], ys[b]);
+      dx.store(blocks, count, gs);
     });
     return kLanesRan;
   }
   Arena arena(range.scratch);
   const Operand<T> g(a.grad_output, a.shape, range, arena);
   const Operand<T> y(a.output, a.shape, range, arena);
-  const Operand<T> dx(a.grad_input, a.shape, range, arena);
+  const Operand<T> dx(a.grad_input, a.shape, range, arena, &g);
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     g.stage(first, count);
     y.stage(first, count);
@@ -127,7 +124,7 @@ class CrossEntropy {
         arena_(range.scratch),
         logits_(a.logits, a.shape, range, arena_),
         probabilities_(a.probabilities, a.shape, range, arena_),
-        grad_(a.grad, a.shape, range, arena_),
+        grad_(a.grad, a.shape, range, arena_, &logits_),
         scratch_(grad_.given() ? take_compute_row<T>(arena_, a.shape.classes) : nullptr),
         weight_(static_cast<const T*>(a.weight)),
         keep_(static_cast<A>(1 - a.options.label_smoothing)),
@@ -211,7 +208,7 @@ Ran scale(const ScaleArgs& a, Range range) {
   }
   Arena arena(range.scratch);
   const Operand<T> input(a.input, a.shape, range, arena);
-  const Operand<T> output(a.output, a.shape, range, arena);
+  const Operand<T> output(a.output, a.shape, range, arena, &input);
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     input.stage(first, count);
     for (int64_t r = first; r < first + count; ++r) {

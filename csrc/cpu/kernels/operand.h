@@ -27,13 +27,18 @@ template <class T>
 class Operand {
   using S = Simd<Compute<T>>;
   using Reg = typename S::Reg;
-  static constexpr int L = S::kLanes;
+  static constexpr int L = S::kLanes, P = S::kPiece;
 
  public:
-  Operand(const Rows& rows, const Shape& shape, const Range& range, Arena& arena)
+  /// `same`: rows that this operand's may be packed over, because they are read before these are written.
+  Operand(const Rows& rows, const Shape& shape, const Range& range, Arena& arena,
+          const Operand* same = nullptr)
       : rows_(rows), shape_(shape), pitch_(row_pitch(shape.classes)) {
-    if (is_packed(rows_)) {
-      tile_ = arena.take<T>(tile_rows(shape, range.end - range.begin, sizeof(T)) * pitch_);
+    if (!is_packed(rows_)) return;
+    if (same != nullptr && same->tile_ != nullptr) {
+      tile_ = same->tile_;
+    } else {
+      tile_ = arena.take<T>(packed_rows(shape, range.end - range.begin, sizeof(T)) * pitch_);
     }
   }
 
@@ -57,21 +62,23 @@ class Operand {
       return;
     }
     const T* base = at(first);
-    for (int64_t c = 0; c < shape_.classes; c += L) {
-      const int n = static_cast<int>(shape_.classes - c < L ? shape_.classes - c : L);
+    for (int64_t c = 0; c < shape_.classes; c += P) {
+      const T* p[P];
+      // Behind the last class, it is packed again: a packed row ends with more than a piece of free space.
+      for (int k = 0; k < P; ++k) {
+        p[k] = base + (c + k < shape_.classes ? c + k : shape_.classes - 1) * rows_.class_stride;
+      }
       // No hardware prefetcher follows strides of more than a page.
-      const T* ahead = base + (c + 2 * L < shape_.classes ? c + 2 * L : c) * rows_.class_stride;
+      const int64_t ahead = c + kAhead < shape_.classes ? kAhead * rows_.class_stride : 0;
       for (int64_t w = 0; w < count; w += L) {
+        Reg v[P];
         const int lanes = static_cast<int>(count - w < L ? count - w : L);
-        Reg v[L];
-        for (int k = 0; k < L; ++k) {
-          const T* p = base + (c + (k < n ? k : 0)) * rows_.class_stride + w;
-          v[k] = lanes == L ? S::load(p) : S::load(p, lanes, 0);
-          __builtin_prefetch(ahead + (k < n ? k : 0) * rows_.class_stride + w);
+        for (int k = 0; k < P; ++k) {
+          v[k] = lanes == L ? S::load(p[k] + w) : S::load(p[k] + w, lanes, 0);
+          __builtin_prefetch(p[k] + w + ahead);
         }
-        S::transpose(v);
-        // Whole vectors: a packed row ends with more than one vector of free space.
-        for (int l = 0; l < lanes; ++l) S::store(tile_ + (w + l) * pitch_ + c, v[l]);
+        T* const to = tile_ + w * pitch_ + c;
+        S::store_columns([&](int l) __attribute__((always_inline)) { return to + l * pitch_; }, v);
       }
     }
   }
@@ -88,14 +95,13 @@ class Operand {
       return;
     }
     T* base = at(first);
-    for (int64_t c = 0; c < shape_.classes; c += L) {
-      const int n = static_cast<int>(shape_.classes - c < L ? shape_.classes - c : L);
+    for (int64_t c = 0; c < shape_.classes; c += P) {
       for (int64_t w = 0; w < count; w += L) {
+        const T* const from = tile_ + w * pitch_ + c;
+        Reg v[P];
+        S::load_columns([&](int l) __attribute__((always_inline)) { return from + l * pitch_; }, v);
         const int lanes = static_cast<int>(count - w < L ? count - w : L);
-        Reg v[L];
-        for (int l = 0; l < L; ++l) v[l] = S::load(tile_ + (w + (l < lanes ? l : 0)) * pitch_ + c);
-        S::transpose(v);
-        for (int k = 0; k < n; ++k) {
+        for (int k = 0; k < P && c + k < shape_.classes; ++k) {
           T* p = base + (c + k) * rows_.class_stride + w;
           if (lanes == L) {
             S::store(p, v[k]);
@@ -108,6 +114,8 @@ class Operand {
   }
 
  private:
+  static constexpr int64_t kAhead = 32;  // classes
+
   T* at(int64_t r) const {
     T* base = static_cast<T*>(rows_.data);
     if (shape_.inner == 1) return base + r * rows_.outer_stride;

@@ -83,7 +83,7 @@ struct RowRange {
 
 /// 1 max. NaNs are left out.
 template <class A, class T>
-SK_INLINE RowRange<A> row_range(const T* x, int64_t n) {
+SK_CALL RowRange<A> row_range(const T* x, int64_t n) {
   const A inf = __builtin_inf();
   Accumulators<A> most(-inf), least(inf);
   for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {
@@ -132,11 +132,10 @@ SK_INLINE void sum_exp(const T* x, A* e, int64_t n, const T* next, RowStats<A>& 
   stats.rest = rest.of[0];
 }
 
-/// 1 max, 2 sum-exp. `next` is a row to be fetched into the cache meanwhile, or null.
+/// 2 sum-exp, after the range. `next` is a row to be fetched into the cache meanwhile, or null.
 template <class A, class T>
-SK_CALL RowStats<A> row_stats(const T* x, A* e, int64_t n, const T* next) {
+SK_CALL RowStats<A> row_stats(const T* x, A* e, int64_t n, const T* next, const RowRange<A>& range) {
   using S = Simd<A>;
-  const RowRange<A> range = row_range<A>(x, n);
   RowStats<A> stats{range.most, 0, 0, 0};
   if (NormalTerms<A>::fit(S::broadcast(range.most), S::broadcast(range.least))) {
     sum_exp<NormalTerms<A>>(x, e, n, next, stats);

@@ -23,7 +23,7 @@ void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n, const T* next
   using A = Compute<T>;
   using S = Simd<A>;
   A* e = compute_row(y, scratch);
-  const A sum = row_stats<A>(x, e, n, next).sum();  // 1 max, 2 sum-exp
+  const A sum = row_stats<A>(x, e, n, next, row_range<A>(x, n)).sum();  // 1 max, 2 sum-exp
   const auto d = S::broadcast(sum);
   const auto inverse = S::broadcast(1 / sum);
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write

@@ -137,15 +137,6 @@ struct Simd<float> {
     for (int i = 0; i < 4; ++i) store_piece(row(i + 8), _mm256_castps256_ps128(high[i]));
     for (int i = 0; i < 4; ++i) store_piece(row(i + 12), _mm256_extractf128_ps(high[i], 1));
   }
-  static SK_INLINE void transpose(Reg (&v)[kLanes]) {
-    __m256 a[8], b[8], c[8], d[8];
-    for (int i = 0; i < 8; ++i) a[i] = v[i].low, b[i] = v[8 + i].low, c[i] = v[i].high, d[i] = v[8 + i].high;
-    transpose(a);
-    transpose(b);
-    transpose(c);
-    transpose(d);
-    for (int i = 0; i < 8; ++i) v[i] = {a[i], b[i]}, v[8 + i] = {c[i], d[i]};
-  }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(v.low, v.high);
     const __m128 x = _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
@@ -226,15 +217,6 @@ struct Simd<float> {
     r[1] = _mm256_shuffle_ps(a, c, 0xee);
     r[2] = _mm256_shuffle_ps(b, d, 0x44);
     r[3] = _mm256_shuffle_ps(b, d, 0xee);
-  }
-  static SK_INLINE void transpose(__m256 (&r)[8]) {
-    __m256 a[4] = {r[0], r[1], r[2], r[3]}, b[4] = {r[4], r[5], r[6], r[7]};
-    transpose(a);
-    transpose(b);
-    for (int i = 0; i < 4; ++i) {
-      r[i] = _mm256_permute2f128_ps(a[i], b[i], 0x20);
-      r[i + 4] = _mm256_permute2f128_ps(a[i], b[i], 0x31);
-    }
   }
 };
 
@@ -335,15 +317,6 @@ struct Simd<double> {
       _mm_storeu_pd(row(2 * i + 3), _mm256_extractf128_pd(a[i + 1], 1));
     }
   }
-  static SK_INLINE void transpose(Reg (&v)[kLanes]) {
-    __m256d a[4], b[4], c[4], d[4];
-    for (int i = 0; i < 4; ++i) a[i] = v[i].low, b[i] = v[4 + i].low, c[i] = v[i].high, d[i] = v[4 + i].high;
-    transpose(a);
-    transpose(b);
-    transpose(c);
-    transpose(d);
-    for (int i = 0; i < 4; ++i) v[i] = {a[i], b[i]}, v[4 + i] = {c[i], d[i]};
-  }
   static SK_INLINE double reduce_add(Reg v) {
     const __m256d w = _mm256_add_pd(v.low, v.high);
     const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(w), _mm256_extractf128_pd(w, 1));
@@ -380,14 +353,6 @@ struct Simd<double> {
     k = _mm256_cvtepi32_pd(_mm_srai_epi32(_mm256_castsi256_si128(upper), 20));
     const __m256i mantissa = _mm256_and_si256(above, _mm256_set1_epi64x(0xfffffffffffff));
     return _mm256_castsi256_pd(_mm256_add_epi64(mantissa, half_root));
-  }
-  static SK_INLINE void transpose(__m256d (&r)[4]) {
-    const __m256d a = _mm256_unpacklo_pd(r[0], r[1]), b = _mm256_unpackhi_pd(r[0], r[1]);
-    const __m256d c = _mm256_unpacklo_pd(r[2], r[3]), d = _mm256_unpackhi_pd(r[2], r[3]);
-    r[0] = _mm256_permute2f128_pd(a, c, 0x20);
-    r[1] = _mm256_permute2f128_pd(b, d, 0x20);
-    r[2] = _mm256_permute2f128_pd(a, c, 0x31);
-    r[3] = _mm256_permute2f128_pd(b, d, 0x31);
   }
 };
 

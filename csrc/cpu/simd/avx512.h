@@ -105,21 +105,6 @@ struct Simd<float> {
     for (int i = 0; i < 4; ++i) store_piece(row(i + 8), _mm512_extractf32x4_ps(r[i], 2));
     for (int i = 0; i < 4; ++i) store_piece(row(i + 12), _mm512_extractf32x4_ps(r[i], 3));
   }
-  static SK_INLINE void transpose(Reg (&r)[kLanes]) {
-    Reg b[4][4];  // b[g][j], quarter q: column 4 q + j of the rows 4 g to 4 g + 3
-    for (int i = 0; i < 16; ++i) b[i / 4][i % 4] = r[i];
-    for (int g = 0; g < 4; ++g) transpose(b[g]);
-    for (int j = 0; j < 4; ++j) {
-      const Reg even_low = _mm512_shuffle_f32x4(b[0][j], b[1][j], 0x88);
-      const Reg odd_low = _mm512_shuffle_f32x4(b[0][j], b[1][j], 0xdd);
-      const Reg even_high = _mm512_shuffle_f32x4(b[2][j], b[3][j], 0x88);
-      const Reg odd_high = _mm512_shuffle_f32x4(b[2][j], b[3][j], 0xdd);
-      r[j] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
-      r[4 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
-      r[8 + j] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
-      r[12 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
-    }
-  }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     const __m128 x = _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
@@ -238,24 +223,6 @@ struct Simd<double> {
     for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 2), _mm512_extractf64x2_pd(r[i], 1));
     for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 4), _mm512_extractf64x2_pd(r[i], 2));
     for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 6), _mm512_extractf64x2_pd(r[i], 3));
-  }
-  static SK_INLINE void transpose(Reg (&r)[8]) {
-    Reg a[8];
-    for (int i = 0; i < 8; i += 2) {
-      a[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
-      a[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
-    }
-    // a[2 g + j], 128-bit part q: column 2 q + j of the rows 2 g and 2 g + 1.
-    for (int j = 0; j < 2; ++j) {
-      const Reg even_low = _mm512_shuffle_f64x2(a[j], a[2 + j], 0x88);
-      const Reg odd_low = _mm512_shuffle_f64x2(a[j], a[2 + j], 0xdd);
-      const Reg even_high = _mm512_shuffle_f64x2(a[4 + j], a[6 + j], 0x88);
-      const Reg odd_high = _mm512_shuffle_f64x2(a[4 + j], a[6 + j], 0xdd);
-      r[j] = _mm512_shuffle_f64x2(even_low, even_high, 0x88);
-      r[2 + j] = _mm512_shuffle_f64x2(odd_low, odd_high, 0x88);
-      r[4 + j] = _mm512_shuffle_f64x2(even_low, even_high, 0xdd);
-      r[6 + j] = _mm512_shuffle_f64x2(odd_low, odd_high, 0xdd);
-    }
   }
   static SK_INLINE double reduce_add(Reg v) {
     const __m256d w = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));

@@ -27,7 +27,6 @@
 //   split(u, k)          the f of u = 2^k f, sqrt(1/2) <= f < sqrt(2), for a positive normal u
 //   load_columns(row, v) lane l of v[c] is row(l)[c], c < kPiece = 16 / sizeof(A), in the compute type
 //   store_columns(row, v)         the opposite, row(0) first and row(kLanes - 1) last
-//   transpose(v)         lane l of v[c] becomes lane c of v[l], for kLanes vectors
 //   reduce_add(v)        lane l + lane l + k/2 for k = kLanes, kLanes/2, ..., 2
 //   reduce_max(v)        the same tree
 //

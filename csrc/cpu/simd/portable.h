@@ -185,14 +185,6 @@ struct PortableSimd {
       for (int c = 0; c < kPiece; ++c) narrow(lanes[c][l], row(l) + c);
     }
   }
-  static SK_CALL void transpose(Reg (&v)[kLanes]) {
-    A from[kLanes][kLanes], to[kLanes][kLanes];
-    for (int l = 0; l < kLanes; ++l) store(from[l], v[l]);
-    for (int l = 0; l < kLanes; ++l) {
-      for (int c = 0; c < kLanes; ++c) to[c][l] = from[l][c];
-    }
-    for (int c = 0; c < kLanes; ++c) v[c] = load(to[c]);
-  }
   static SK_INLINE A reduce_add(const Reg& v) {
     return reduce(v, [](A a, A b) { return a + b; });
   }
