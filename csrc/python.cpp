@@ -13,7 +13,10 @@ namespace {
 
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const std::optional<at::Tensor>& weight, int64_t reduction, int64_t ignore_index,
-                         double label_smoothing) {
+                         double label_smoothing, bool inplace_backward) {
+  if (inplace_backward) {
+    return softkern::cross_entropy_(input, target, weight, reduction, ignore_index, label_smoothing);
+  }
   return softkern::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 

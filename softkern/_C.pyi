@@ -9,6 +9,7 @@ def cross_entropy(
     reduction: int,
     ignore_index: int,
     label_smoothing: float,
+    inplace_backward: bool,
     /,
 ) -> Tensor: ...
 def isas() -> list[tuple[str, bool, str]]: ...

@@ -78,6 +78,18 @@ def _cross_entropy_forward(
     return loss, grad, grad_scale
 
 
+@torch.library.register_fake("softkern::cross_entropy_forward_")
+def _cross_entropy_forward_(
+    self: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    return self.new_empty(_loss_shape(self, reduction)), self.new_empty([], dtype=_compute_dtype(self))
+
+
 @torch.library.register_fake("softkern::cross_entropy_backward")
 def _cross_entropy_backward(
     grad_output: Tensor, grad: Tensor, grad_scale: Tensor, target: Tensor, ignore_index: int

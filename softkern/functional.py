@@ -133,6 +133,8 @@ def cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    *,
+    inplace_backward: bool = False,
 ) -> Tensor:
     r"""Cross-entropy of logits and targets, fused: one read for the loss, one write for the gradient.
 
@@ -157,6 +159,9 @@ def cross_entropy(
         ignore_index: rows with this target contribute nothing.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1].
+        inplace_backward: allows the gradient to take the place of the logits, which saves a tensor of their
+            size. Where `input` requires a gradient, its values are lost in the forward; where it does not, and
+            under torch.compile and torch.func's transforms, it stays as it is.
 
     Returns:
         The loss in the dtype of `input`: a scalar, or for "none" the shape of class-index targets.
@@ -166,12 +171,16 @@ def cross_entropy(
         ValueError: `reduction` is unknown, or batch sizes differ.
         RuntimeError: `label_smoothing` is outside [0, 1], `ignore_index` is given with probabilities, or
             shapes, dtypes or devices don't go together. All as F raises them, before anything is written.
+            With `inplace_backward`: `input` is a leaf that requires a gradient or a view of one, or its
+            elements share memory, as for any in-place operation of torch; in backward, if an operation that
+            had saved `input` needs it, if `input` was modified after the loss, or for a double backward.
 
     Error: a row's loss for a class index at most 6 ulp in float32, its gradient at most 8 ulp, for finite
     logits of any range and offset; both below 1 ulp in 16-bit types (``docs/accuracy.md``). The bits of a
     row's loss and gradient depend on the row alone.
 
-    Memory: with a gradient wanted, one tensor of the size of `input`, which becomes the gradient.
+    Memory: with a gradient wanted, one tensor of the size of `input`, which becomes the gradient; with
+    `inplace_backward` none, unless the graph is retained.
 
     Differs from torch: ignored rows get exactly zero gradients whatever their logits (torch: NaN where the
     logits are NaN or all -inf); loss and gradient of confident rows keep their digits (torch: 0); sums over
@@ -192,6 +201,7 @@ def cross_entropy(
             reduce=reduce,
             reduction=reduction,
             label_smoothing=label_smoothing,
+            inplace_backward=inplace_backward,
         )
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
@@ -215,7 +225,7 @@ def cross_entropy(
                 label_smoothing=label_smoothing,
             )
         )
-    return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+    return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing, inplace_backward)
 
 
 def _is_int64(value: object) -> bool:

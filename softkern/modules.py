@@ -3,13 +3,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from softkern import functional
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """`softkern.cross_entropy` as a module; arguments and `state_dict` of `torch.nn.CrossEntropyLoss`."""
+    """`softkern.cross_entropy` as a module; arguments and `state_dict` of `torch.nn.CrossEntropyLoss`.
+
+    Args:
+        inplace_backward: keyword-only, as in `softkern.cross_entropy`.
+    """
+
+    inplace_backward = False  # of modules that were pickled before there was one
+
+    def __init__(self, *args: Any, inplace_backward: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inplace_backward = inplace_backward
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(
@@ -19,6 +31,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            inplace_backward=self.inplace_backward,
         )
 
 

@@ -6,6 +6,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <limits>
@@ -22,6 +23,7 @@ struct CrossEntropyCall {
   int64_t reduction = kMean;
   int64_t ignore_index = -100;
   double label_smoothing = 0;
+  bool in_place = false;  // grad is the memory of the logits
 };
 
 /// The logits' gradient in differentiable ATen ops: g (A p - a), with the names of the kernels.
@@ -100,8 +102,10 @@ struct CrossEntropyNode : Node {
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (is_plain(g) && is_plain(buffer) && !torch::autograd::get_current_graph_task_keep_graph()) {
       grad.reset_data();
-      // Only memory that nobody else can see is overwritten: saved-tensor hooks may have kept it.
-      if (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous()) {
+      // Only memory that nobody else can see is overwritten, or was allowed to be: saved-tensor hooks may have
+      // kept it.
+      if (call.in_place ||
+          (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous())) {
         cross_entropy_backward_(g, buffer, scale, y, call.ignore_index);
         return {buffer};
       }
@@ -117,6 +121,7 @@ struct CrossEntropyNode : Node {
     args.collect(call.reduction);
     args.collect(call.ignore_index);
     args.collect(call.label_smoothing);
+    args.collect(call.in_place);
   }
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
     for (SavedVariable* v : {&grad, &grad_scale, &logits, &target, &weight}) saved.before(*v);
@@ -126,8 +131,8 @@ struct CrossEntropyNode : Node {
   }
 };
 
-Tensor cross_entropy_autograd(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
-                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                    c10::SymInt ignore_index, double label_smoothing, bool in_place) {
   const Tensor w = weight.has_value() ? *weight : Tensor();
   if (wants_composite(self) || wants_composite(target) || wants_composite(w) ||
       !takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing)) {
@@ -139,20 +144,50 @@ Tensor cross_entropy_autograd(const Tensor& self, const Tensor& target, const Op
     const at::AutoDispatchBelowADInplaceOrView guard;
     return cross_entropy(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
   }
-  auto [loss, grad, grad_scale] = [&] {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return cross_entropy_forward(self, target, weight, reduction, ignore_index, label_smoothing, true);
-  }();
   auto node = make_node<CrossEntropyNode>();
   node->set_next_edges(torch::autograd::collect_next_edges(self));
-  node->grad = SavedVariable(grad, false);
-  node->grad_scale = SavedVariable(grad_scale, false);
   node->logits = SavedVariable(self, false);
   node->target = SavedVariable(target, false);
   node->weight = SavedVariable(w, false);
-  node->call = {reduction, ignore_index.guard_int(__FILE__, __LINE__), label_smoothing};
+  node->call = {reduction, ignore_index.guard_int(__FILE__, __LINE__), label_smoothing, in_place};
+  Tensor loss, grad, grad_scale;
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    if (in_place) {
+      std::tie(loss, grad_scale) =
+          cross_entropy_forward_(self, target, weight, reduction, ignore_index, label_smoothing);
+    } else {
+      std::tie(loss, grad, grad_scale) =
+          cross_entropy_forward(self, target, weight, reduction, ignore_index, label_smoothing, true);
+    }
+  }
+  if (in_place) {
+    // Whoever saved the logits, this node's double backward too, finds them modified. The gradient has their
+    // version counter: modified in turn before the backward, they are no gradient any more.
+    torch::autograd::impl::bump_version(self);
+    grad = self.detach();
+  }
+  node->grad = SavedVariable(grad, false);
+  node->grad_scale = SavedVariable(grad_scale, false);
   torch::autograd::set_history(loss, node);
   return loss;
+}
+
+Tensor cross_entropy_autograd(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
+                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  return with_history(self, target, weight, reduction, std::move(ignore_index), label_smoothing, false);
+}
+
+Tensor cross_entropy_autograd_(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                               int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  const bool in_place = torch::autograd::compute_requires_grad(self) && is_plain(self) && !wants_composite(self);
+  if (in_place) {
+    // As torch's own in-place operations: no leaf that requires a gradient, no view of one.
+    torch::autograd::check_inplace(self, /*requires_grad=*/true);
+    at::assert_no_internal_overlap(self);
+  }
+  return with_history(self, target, weight, reduction, std::move(ignore_index), label_smoothing,
+                      in_place && has_simple_strides(self));
 }
 
 Tensor cross_entropy_batched(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
@@ -173,6 +208,11 @@ Tensor cross_entropy_backward_batched(const Tensor& grad_output, const Tensor& g
   return scaled.masked_fill(ignored, 0);
 }
 
+Tensor cross_entropy_batched_(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  return cross_entropy_batched(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
 /// As torch's own rule on both devices: cross_entropy runs in float32.
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor cross_entropy_autocast(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
@@ -183,18 +223,33 @@ Tensor cross_entropy_autocast(const Tensor& self, const Tensor& target, const Op
   return cross_entropy(cast(self), cast(target), w, reduction, std::move(ignore_index), label_smoothing);
 }
 
+/// A copy in float32 may be autocast's own, kept for the next op: only logits that need none are overwritten.
+template <c10::DeviceType kDevice, c10::DispatchKey kKey>
+Tensor cross_entropy_autocast_(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                               int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  if (self.scalar_type() != at::kFloat) {
+    return cross_entropy_autocast<kDevice, kKey>(self, target, weight, reduction, std::move(ignore_index),
+                                                 label_smoothing);
+  }
+  const c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+  return cross_entropy_(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softkern, Autograd, m) {
   m.impl("cross_entropy", &cross_entropy_autograd);
+  m.impl("cross_entropy_", &cross_entropy_autograd_);
   // Differentiating these would be a second derivative, which the op above takes another way.
-  for (const char* name : {"cross_entropy_forward", "cross_entropy_backward", "cross_entropy_backward_"}) {
+  for (const char* name : {"cross_entropy_forward", "cross_entropy_forward_", "cross_entropy_backward",
+                           "cross_entropy_backward_"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
 }
 
 TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
   m.impl("cross_entropy", &cross_entropy_batched);
+  m.impl("cross_entropy_", &cross_entropy_batched_);
   m.impl("cross_entropy_backward", &cross_entropy_backward_batched);
 }
 
@@ -204,10 +259,12 @@ TORCH_LIBRARY_IMPL(softkern, Batched, m) {
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCPU, m) {
   m.impl("cross_entropy", &cross_entropy_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);
+  m.impl("cross_entropy_", &cross_entropy_autocast_<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCUDA, m) {
   m.impl("cross_entropy", &cross_entropy_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>);
+  m.impl("cross_entropy_", &cross_entropy_autocast_<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>);
 }
 
 }  // namespace softkern

@@ -27,6 +27,22 @@ inline int64_t class_dim(const at::Tensor& logits) { return logits.dim() == 1 ? 
 /// As in F.cross_entropy: targets of the logits' own shape are class probabilities.
 inline bool same_shape(const at::Tensor& a, const at::Tensor& b) { return a.sym_sizes() == b.sym_sizes(); }
 
+/// Whether the dims before and behind the classes each walk memory in equal steps: gradients can be written
+/// where the logits are.
+inline bool has_simple_strides(const at::Tensor& logits) {
+  const int64_t skip = class_dim(logits);
+  int64_t next = -1;
+  for (int64_t i = logits.dim() - 1; i >= 0; --i) {
+    if (i == skip) {
+      next = -1;
+    } else if (logits.size(i) != 1) {
+      if (next != -1 && logits.stride(i) != next) return false;
+      next = logits.stride(i) * logits.size(i);
+    }
+  }
+  return true;
+}
+
 inline bool indices_fit(const at::Tensor& logits, const at::Tensor& target) {
   if (!takes_index_dtype(target.scalar_type()) || target.dim() != logits.dim() - 1) return false;
   const int64_t skip = class_dim(logits);

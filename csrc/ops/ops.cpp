@@ -29,6 +29,13 @@ at::Tensor cross_entropy_below_autograd(const at::Tensor& self, const at::Tensor
                                            label_smoothing, /*need_grad=*/false));
 }
 
+// No gradient is wanted here: the logits stay what they are.
+at::Tensor cross_entropy_below_autograd_(at::Tensor self, const at::Tensor& target,
+                                         const OptionalTensor& weight, int64_t reduction,
+                                         c10::SymInt ignore_index, double label_smoothing) {
+  return cross_entropy(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
 }  // namespace
 
 at::Tensor softmax(const at::Tensor& self, int64_t dim) {
@@ -58,6 +65,22 @@ at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const
   static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                                            int64_t, c10::SymInt, double)>("softkern::cross_entropy");
   return op.call(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
+at::Tensor cross_entropy_(at::Tensor self, const at::Tensor& target, const OptionalTensor& weight,
+                          int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  static const auto op = handle<at::Tensor(at::Tensor, const at::Tensor&, const OptionalTensor&, int64_t,
+                                           c10::SymInt, double)>("softkern::cross_entropy_");
+  return op.call(std::move(self), target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
+std::tuple<at::Tensor, at::Tensor> cross_entropy_forward_(at::Tensor self, const at::Tensor& target,
+                                                          const OptionalTensor& weight, int64_t reduction,
+                                                          c10::SymInt ignore_index, double label_smoothing) {
+  static const auto op =
+      handle<std::tuple<at::Tensor, at::Tensor>(at::Tensor, const at::Tensor&, const OptionalTensor&, int64_t,
+                                                c10::SymInt, double)>("softkern::cross_entropy_forward_");
+  return op.call(std::move(self), target, weight, reduction, std::move(ignore_index), label_smoothing);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
@@ -95,6 +118,12 @@ TORCH_LIBRARY(softkern, m) {
       "cross_entropy(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, "
       "SymInt ignore_index=-100, float label_smoothing=0.0) -> Tensor");
   m.def(
+      "cross_entropy_(Tensor(a!) self, Tensor target, Tensor? weight=None, int reduction=1, "
+      "SymInt ignore_index=-100, float label_smoothing=0.0) -> Tensor");
+  m.def(
+      "cross_entropy_forward_(Tensor(a!) self, Tensor target, Tensor? weight, int reduction, "
+      "SymInt ignore_index, float label_smoothing) -> (Tensor loss, Tensor grad_scale)");
+  m.def(
       "cross_entropy_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, "
       "float label_smoothing, bool need_grad) -> (Tensor loss, Tensor grad, Tensor grad_scale)");
   m.def(
@@ -107,6 +136,7 @@ TORCH_LIBRARY(softkern, m) {
 
 TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
   m.impl("cross_entropy", &cross_entropy_below_autograd);
+  m.impl("cross_entropy_", &cross_entropy_below_autograd_);
 }
 
 }  // namespace softkern

@@ -18,6 +18,10 @@ at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor&
 at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight,
                          int64_t reduction, c10::SymInt ignore_index, double label_smoothing);
 
+/// The same; where a gradient is wanted, the logits' memory may be used for it.
+at::Tensor cross_entropy_(at::Tensor self, const at::Tensor& target, const OptionalTensor& weight,
+                          int64_t reduction, c10::SymInt ignore_index, double label_smoothing);
+
 /// (loss, grad, grad_scale). With need_grad, the logits' gradient is
 ///   grad * (grad_output * grad_scale)       (a row of grad per element of grad_output for reduction none),
 /// else grad and grad_scale are empty. grad_scale is 1 except for fp16, where grad is kept at a size that
@@ -25,6 +29,11 @@ at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
     const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight, int64_t reduction,
     c10::SymInt ignore_index, double label_smoothing, bool need_grad);
+
+/// (loss, grad_scale); the gradient is written over self.
+std::tuple<at::Tensor, at::Tensor> cross_entropy_forward_(at::Tensor self, const at::Tensor& target,
+                                                          const OptionalTensor& weight, int64_t reduction,
+                                                          c10::SymInt ignore_index, double label_smoothing);
 
 at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& grad,
                                   const at::Tensor& grad_scale, const at::Tensor& target,

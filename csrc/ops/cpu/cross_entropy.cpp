@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy of CPU tensors.
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eq.h>
@@ -10,6 +11,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "../checks.h"
@@ -111,10 +113,12 @@ double half_storage_scale(const Tensor& weight, const Tensor& target, bool indic
   return std::isfinite(largest) ? std::exp2(15 - std::ceil(std::log2(largest))) : 1;
 }
 
-std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self, const Tensor& target,
-                                                             const OptionalTensor& weight, int64_t reduction,
-                                                             int64_t ignore_index, double label_smoothing,
-                                                             bool need_grad) {
+/// loss and grad_scale; the gradient goes to `grad`, which may be self, if that is defined.
+std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& target,
+                                             const OptionalTensor& weight, int64_t reduction,
+                                             int64_t ignore_index, double label_smoothing,
+                                             const std::function<Tensor()>& make_grad) {
+  const bool need_grad = static_cast<bool>(make_grad);
   TORCH_CHECK(takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing),
               "softkern::cross_entropy_forward: arguments that the CPU kernels don't take; call "
               "softkern.cross_entropy, which checks them and falls back");
@@ -154,8 +158,11 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   args.grad_factor = storage;
   const Tensor losses = at::empty({layout.rows}, self.options().dtype(compute));
   args.loss = losses.data_ptr();
-  Tensor grad = need_grad ? new_output(self) : at::empty({0}, self.options());
-  if (need_grad) args.grad = *as_rows(grad, dim, grad.data_ptr());
+  Tensor grad;
+  if (need_grad) {
+    grad = make_grad();  // after the checks: what is refused is not written to
+    args.grad = *as_rows(grad, dim, grad.data_ptr());
+  }
   run(kernels.by_type[element_type(self)].cross_entropy, args, layout, self.element_size(),
       {&args.logits, &args.probabilities, &args.grad});
 
@@ -168,8 +175,33 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
   }
   Tensor grad_scale = need_grad ? scalar_of(scaled_later ? 1 / (divisor * storage) : 1, self, compute)
                                 : at::empty({0}, self.options().dtype(compute));
+  return {loss, grad_scale};
+}
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self, const Tensor& target,
+                                                             const OptionalTensor& weight, int64_t reduction,
+                                                             int64_t ignore_index, double label_smoothing,
+                                                             bool need_grad) {
+  Tensor grad;
+  const auto fresh = [&] { return grad = new_output(self); };
+  auto [loss, grad_scale] =
+      loss_and_gradient(self, target, weight, reduction, ignore_index, label_smoothing,
+                        need_grad ? std::function<Tensor()>(fresh) : std::function<Tensor()>());
+  if (!need_grad) grad = at::empty({0}, self.options());
   return {loss, grad, grad_scale};
 }
+
+std::tuple<Tensor, Tensor> cross_entropy_forward_cpu_(Tensor self, const Tensor& target,
+                                                      const OptionalTensor& weight, int64_t reduction,
+                                                      int64_t ignore_index, double label_smoothing) {
+  TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) == at::MemOverlap::No,
+              "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
+              "steps that the kernels can walk; got strides ",
+              self.strides());
+  return loss_and_gradient(self, target, weight, reduction, ignore_index, label_smoothing,
+                           [&] { return self; });
+}
+
 
 /// What gradient rows are multiplied by: one factor for all of them, or one each.
 struct Factors {
@@ -223,13 +255,16 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
   const float single_float = static_cast<float>(single);
   if (factors.single.has_value()) {
     args.factor = compute_type(grad) == at::kDouble ? static_cast<const void*>(&single) : &single_float;
+  } else {
+    args.factor = factors.by_row.const_data_ptr();
+    args.factor_step = 1;
+  }
+  if (factors.single.has_value() && grad.is_contiguous() && out.is_contiguous()) {
     // The classes of a sample lie together, whatever their order.
     layout = {{layout.shape.classes * layout.shape.inner, 1}, layout.rows / layout.shape.inner};
     args.input = {grad.data_ptr(), layout.shape.classes, 0, 1};
     args.output = {out.data_ptr(), layout.shape.classes, 0, 1};
   } else {
-    args.factor = factors.by_row.const_data_ptr();
-    args.factor_step = 1;
     args.input = *as_rows(grad, dim, grad.data_ptr());
     args.output = *as_rows(out, dim, out.data_ptr());
   }
@@ -247,7 +282,9 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& grad,
 
 void cross_entropy_backward_cpu_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
                                  const Tensor& target, int64_t ignore_index) {
-  TORCH_CHECK(grad.is_contiguous(), "softkern::cross_entropy_backward_: expected a contiguous grad");
+  TORCH_CHECK(is_walkable(grad, class_dim(grad)),
+              "softkern::cross_entropy_backward_: expected a grad with strides that the kernels can walk, got ",
+              grad.strides());
   scale_gradient(grad_output, grad, grad_scale, target, ignore_index, grad);
 }
 
@@ -255,6 +292,7 @@ void cross_entropy_backward_cpu_(const Tensor& grad_output, Tensor grad, const T
 
 TORCH_LIBRARY_IMPL(softkern, CPU, m) {
   m.impl("cross_entropy_forward", &cross_entropy_forward_cpu);
+  m.impl("cross_entropy_forward_", &cross_entropy_forward_cpu_);
   m.impl("cross_entropy_backward", &cross_entropy_backward_cpu);
   m.impl("cross_entropy_backward_", &cross_entropy_backward_cpu_);
 }

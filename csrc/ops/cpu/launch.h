@@ -66,6 +66,8 @@ inline std::optional<Rows> as_rows(const Tensor& x, int64_t dim, void* data) {
   return rows;
 }
 
+inline bool is_walkable(const Tensor& x, int64_t dim) { return as_rows(x, dim, nullptr).has_value(); }
+
 /// A tensor whose rows the kernels can walk: the tensor itself, or a copy of it that `keep` holds.
 inline Rows readable_rows(const Tensor& x, int64_t dim, Tensor& keep) {
   // const_data_ptr: a lazily cloned input stays one.
