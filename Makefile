@@ -1,12 +1,12 @@
-# make demo | make test | make bench | make lint: each sets up what it needs in .venv.
+# make demo | make test | make bench | make harden | make lint: each sets up what it needs.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench harden lint format clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -17,6 +17,25 @@ test: $(VENV)/.built
 
 bench: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# The kernels alone, no torch and no Python: every tensor between two forbidden pages, all instruction sets of this
+# CPU against each other. HARDEN_SANITIZE=address,undefined adds these; the kernels then compile for minutes.
+harden: build/harden/sweep
+	build/harden/sweep $(HARDEN_ARGS)
+
+HARDEN_SOURCES := $(wildcard csrc/cpu/isa/*.cpp) csrc/cpu/dispatch.cpp tests/native/sweep.cpp
+HARDEN_OBJECTS := $(patsubst %.cpp,build/harden/%.o,$(notdir $(HARDEN_SOURCES)))
+HARDEN_FLAGS := -std=c++17 -O2 -g1 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wno-psabi \
+	$(if $(HARDEN_SANITIZE),-O1 -fsanitize=$(HARDEN_SANITIZE) -fno-sanitize-recover=all)
+
+build/harden/%.o: csrc/cpu/isa/%.cpp $(CXX_FILES)
+	mkdir -p $(@D) && $(CXX) $(HARDEN_FLAGS) -c $< -o $@
+build/harden/dispatch.o: csrc/cpu/dispatch.cpp $(CXX_FILES)
+	mkdir -p $(@D) && $(CXX) $(HARDEN_FLAGS) -c $< -o $@
+build/harden/sweep.o: tests/native/sweep.cpp $(CXX_FILES)
+	mkdir -p $(@D) && $(CXX) $(HARDEN_FLAGS) -c $< -o $@
+build/harden/sweep: $(HARDEN_OBJECTS)
+	$(CXX) $(HARDEN_FLAGS) $^ -o $@
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
 #include "ops/ops.h"
 
 namespace py = pybind11;
@@ -54,6 +55,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose_for_process", &softkern::cpu::choose_for_process);
   m.def("choose_for_thread", &softkern::cpu::choose_for_thread);
   m.def("required", &softkern::cpu::required);
+  m.def("huge_pages_wanted", &softkern::cpu::huge_pages_wanted);
   m.def("thread_choice", &softkern::cpu::thread_choice);
   m.def("build", &build);
 }

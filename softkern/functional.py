@@ -159,9 +159,9 @@ def cross_entropy(
         ignore_index: rows with this target contribute nothing.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1].
-        inplace_backward: allows the gradient to take the place of the logits, which saves a tensor of their
-            size. Where `input` requires a gradient, its values are lost in the forward; where it does not, and
-            under torch.compile and torch.func's transforms, it stays as it is.
+        inplace_backward: allows the gradient to take the place of the logits, which saves a tensor of that
+            size. Where `input` requires a gradient, its values are lost in the forward; where it does not,
+            and under torch.compile and torch.func's transforms, it stays as it is.
 
     Returns:
         The loss in the dtype of `input`: a scalar, or for "none" the shape of class-index targets.

@@ -38,6 +38,7 @@ def environment() -> dict[str, str]:
         "cpu": _first_line("/proc/cpuinfo", "model name"),
         "threads": str(torch.get_num_threads()),
         "huge pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "large results": "ask for huge pages" if _C.huge_pages_wanted() else "SOFTKERN_HUGE_PAGES=0",
         "active on cpu": _C.active_isa()
         + (" (forced)" if _C.required() or os.environ.get("SOFTKERN_CPU_ISA") else ""),
     }

@@ -342,7 +342,7 @@ def test_operands_are_placed_anew(measure, monkeypatch):
 
     asked = []
     place_anew = turn.Turn._place_anew
-    monkeypatch.setattr(turn.Turn, "_place_anew", lambda self, turn: (asked.append(1), place_anew(self, turn)))
+    monkeypatch.setattr(turn.Turn, "_place_anew", lambda self, k: (asked.append(k), place_anew(self, k)))
     _, found = measure("--provider", "numpy,numpy", "--rounds", "1", "21")
     assert len(asked) == 2
     assert [len(row["samples"]) for row in found["rows"]] == [21, 21]

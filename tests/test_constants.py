@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The constants of exp are what the script that derives them gives."""
+"""The constants of exp and log are what the script that derives them gives."""
 
 from __future__ import annotations
 
@@ -16,16 +16,27 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     pytest.importorskip("mpmath", reason="the derivation needs mpmath")
-    spec = importlib.util.spec_from_file_location("derive_exp", ROOT / "tools" / "derive_exp.py")
+    spec = importlib.util.spec_from_file_location("derive_constants", ROOT / "tools" / "derive_constants.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_float_constants_are_derived(tool: ModuleType) -> None:
-    header = (ROOT / "csrc/cpu/kernels/exp_constants.h").read_text()
-    assert "\n".join(tool.section("float", 6)) in header
+@pytest.mark.parametrize("function", ("exp", "log"))
+def test_float_constants_are_derived(tool: ModuleType, function: str) -> None:
+    header = (ROOT / f"csrc/cpu/kernels/{function}_constants.h").read_text()
+    assert "\n".join(tool.section("float", tool.DEGREES[function][0], function)) in header
+
+
+def test_the_parts_of_ln2_add_up(tool: ModuleType) -> None:
+    for dtype, spare in (("float", 4), ("double", 6)):
+        high, low = tool.split_ln2(dtype, spare)
+        # The sum is known to twice the digits of a number, less the spare ones.
+        digits = {"float": 48, "double": 106}[dtype] - spare
+        assert abs(tool.mp.log(2) - (high + low)) < tool.mpf(2) ** -digits
+        for k in (1, 2**spare - 1):
+            assert tool.round_to(k * high, dtype) == k * high
 
 
 def test_a_fit_levels_its_error(tool: ModuleType) -> None:

@@ -102,8 +102,8 @@ struct CrossEntropyNode : Node {
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (is_plain(g) && is_plain(buffer) && !torch::autograd::get_current_graph_task_keep_graph()) {
       grad.reset_data();
-      // Only memory that nobody else can see is overwritten, or was allowed to be: saved-tensor hooks may have
-      // kept it.
+      // Only memory that nobody else can see is overwritten, or was allowed to be: saved-tensor hooks may
+      // have kept it.
       if (call.in_place ||
           (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous())) {
         cross_entropy_backward_(g, buffer, scale, y, call.ignore_index);
@@ -180,7 +180,8 @@ Tensor cross_entropy_autograd(const Tensor& self, const Tensor& target, const Op
 
 Tensor cross_entropy_autograd_(Tensor self, const Tensor& target, const OptionalTensor& weight,
                                int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  const bool in_place = torch::autograd::compute_requires_grad(self) && is_plain(self) && !wants_composite(self);
+  const bool in_place =
+      torch::autograd::compute_requires_grad(self) && is_plain(self) && !wants_composite(self);
   if (in_place) {
     // As torch's own in-place operations: no leaf that requires a gradient, no view of one.
     torch::autograd::check_inplace(self, /*requires_grad=*/true);

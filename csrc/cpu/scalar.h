@@ -10,8 +10,8 @@ namespace softkern::cpu {
 namespace {
 
 #define SK_INLINE inline __attribute__((always_inline))
-// A call a row or a block of rows costs little beside the work; inlined everywhere, these would be most of the
-// compile time.
+// A call a row or a block of rows costs little beside the work; inlined everywhere, these would be most of
+// the compile time.
 #define SK_CALL __attribute__((noinline))
 
 template <class T>

@@ -117,8 +117,8 @@ static inline constexpr bool is_packed(const Rows& rows) {
   return rows.data != nullptr && rows.class_stride != 1;
 }
 
-/// Strided rows are packed in tiles of as many as fit a good part of a second-level cache, in whole cache lines
-/// of the tensor: that is how far apart the classes of neighbouring rows lie there.
+/// Strided rows are packed in tiles of as many as fit a good part of a second-level cache, in whole cache
+/// lines of the tensor: that is how far apart the classes of neighbouring rows lie there.
 constexpr int64_t kLeastTileRows = 16, kMostTileRows = 64, kTileBytes = 128 << 10;
 static inline constexpr int64_t tile_rows(const Shape& shape, int64_t rows, size_t element_size) {
   int64_t most = kTileBytes / (row_pitch(shape.classes) * static_cast<int64_t>(element_size));

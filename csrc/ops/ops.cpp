@@ -69,8 +69,9 @@ at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const
 
 at::Tensor cross_entropy_(at::Tensor self, const at::Tensor& target, const OptionalTensor& weight,
                           int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  static const auto op = handle<at::Tensor(at::Tensor, const at::Tensor&, const OptionalTensor&, int64_t,
-                                           c10::SymInt, double)>("softkern::cross_entropy_");
+  static const auto op =
+      handle<at::Tensor(at::Tensor, const at::Tensor&, const OptionalTensor&, int64_t, c10::SymInt, double)>(
+          "softkern::cross_entropy_");
   return op.call(std::move(self), target, weight, reduction, std::move(ignore_index), label_smoothing);
 }
 

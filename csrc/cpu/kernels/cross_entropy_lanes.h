@@ -12,7 +12,8 @@ namespace {
 template <class A>
 struct LaneTargets {
   typename Simd<A>::Reg index, mass;
-  int32_t place[Simd<A>::kLanes];  // of the target's element among those of a block; of some element if ignored
+  int32_t
+      place[Simd<A>::kLanes];  // of the target's element among those of a block; of some element if ignored
   bool all_count;
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of few classes: a row a lane, so that no sum runs across lanes and log is a vector operation too.
-// Vector c of a block holds class c of kLanes rows. In sums over the classes, class c goes to accumulator c % 2,
-// and lanes know nothing of each other: a row's bits depend on that row alone.
+// Vector c of a block holds class c of kLanes rows. In sums over the classes, class c goes to accumulator c %
+// 2, and lanes know nothing of each other: a row's bits depend on that row alone.
 #pragma once
 
 #include "row_stats.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// log(1 + q) for q >= 0, at most 1 ulp, small q included; NaN kept. With u + c = 1 + q exactly, u = 2^k (1 + f),
-// s = f / (2 + f):  log(1 + q) = k ln 2 + log(1 + f) + c/u,  log(1 + f) = f - (f^2/2 - s (f^2/2 + R(s^2))).
-// Constants and their origin are in log_constants.h.
+// log(1 + q) for q >= 0, at most 1 ulp, small q included; NaN kept. With u + c = 1 + q exactly, u = 2^k (1 +
+// f), s = f / (2 + f):  log(1 + q) = k ln 2 + log(1 + f) + c/u,  log(1 + f) = f - (f^2/2 - s (f^2/2 +
+// R(s^2))). Constants and their origin are in log_constants.h.
 #pragma once
 
 #include "log_constants.h"

@@ -13,7 +13,8 @@ template <class T>
 void log_softmax_row(const T* x, T* y, int64_t n, const T* next) {
   using A = Compute<T>;
   using S = Simd<A>;
-  const RowStats<A> stats = row_stats<A>(x, static_cast<A*>(nullptr), n, next, row_range<A>(x, n));  // 1 max, 2 sum-exp
+  const RowStats<A> stats =
+      row_stats<A>(x, static_cast<A*>(nullptr), n, next, row_range<A>(x, n));  // 1 max, 2 sum-exp
   const auto m = S::broadcast(stats.m);
   const auto log_d = S::broadcast(stats.log_d());
   for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write
@@ -79,7 +80,7 @@ SK_CALL void log_softmax_lanes(typename Simd<A>::Reg* x, typename Simd<A>::Reg* 
 /// g becomes dx.
 template <class A>
 SK_CALL void log_softmax_backward_lanes(typename Simd<A>::Reg* g, const typename Simd<A>::Reg* y,
-                                          int classes) {
+                                        int classes) {
   using S = Simd<A>;
   Accumulators<A> total, least, most;
   for_each_class(classes, [&](auto slot, int c) __attribute__((always_inline)) {

@@ -45,14 +45,14 @@ Ran softmax(const ForwardArgs& a, Range range) {
   using A = Compute<T>;
   const int64_t classes = a.shape.classes;
   if (in_lanes(a.shape)) {
-    return forward_lanes<T>(a, range, [&](auto* x, const LaneBlock&)
-                                          __attribute__((always_inline)) {
-                                            softmax_lanes<A>(x, static_cast<int>(classes));
-                                          });
+    return forward_lanes<T>(a, range, [&](auto* x, const LaneBlock&) __attribute__((always_inline)) {
+      softmax_lanes<A>(x, static_cast<int>(classes));
+    });
   }
   Arena arena(range.scratch);
   A* scratch = take_compute_row<T>(arena, classes);
-  return forward<T>(a, range, arena, [&](const T* x, T* y, const T* next) { softmax_row(x, y, scratch, classes, next); });
+  return forward<T>(a, range, arena,
+                    [&](const T* x, T* y, const T* next) { softmax_row(x, y, scratch, classes, next); });
 }
 
 template <class T>
@@ -60,11 +60,10 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
   using A = Compute<T>;
   const int64_t classes = a.shape.classes;
   if (in_lanes(a.shape)) {
-    return forward_lanes<T>(a, range, [&](auto* x, const LaneBlock&)
-                                          __attribute__((always_inline)) {
-                                            typename Simd<A>::Reg e[kLaneClasses];
-                                            log_softmax_lanes<A>(x, e, static_cast<int>(classes));
-                                          });
+    return forward_lanes<T>(a, range, [&](auto* x, const LaneBlock&) __attribute__((always_inline)) {
+      typename Simd<A>::Reg e[kLaneClasses];
+      log_softmax_lanes<A>(x, e, static_cast<int>(classes));
+    });
   }
   return forward<T>(a, range, Arena(range.scratch),
                     [&](const T* x, T* y, const T* next) { log_softmax_row(x, y, classes, next); });
@@ -226,7 +225,7 @@ Ran scale(const ScaleArgs& a, Range range) {
 
 template <class T>
 constexpr Kernels make_kernels() {
-  return {&softmax<T>,       &log_softmax<T>, &softmax_backward<T>, &log_softmax_backward<T>,
+  return {&softmax<T>,       &log_softmax<T>, &softmax_backward<T>,   &log_softmax_backward<T>,
           &cross_entropy<T>, &scale<T>,       &sum_losses<Compute<T>>};
 }
 

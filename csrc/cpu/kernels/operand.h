@@ -48,7 +48,9 @@ class Operand {
   T* row(int64_t r, int64_t first) const { return is_packed(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
 
   /// The row after r, to be fetched into the cache ahead of its time; null where there is none in place.
-  const T* next(int64_t r, int64_t end) const { return is_packed(rows_) || r + 1 >= end ? nullptr : at(r + 1); }
+  const T* next(int64_t r, int64_t end) const {
+    return is_packed(rows_) || r + 1 >= end ? nullptr : at(r + 1);
+  }
 
   /// Fetch rows first..first+count-1 for reading.
   SK_CALL void stage(int64_t first, int64_t count) const {

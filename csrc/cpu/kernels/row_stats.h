@@ -71,8 +71,7 @@ struct RowStats {
   SK_INLINE A sum() const { return static_cast<A>(static_cast<double>(ties) * top + rest); }
   /// log d
   SK_INLINE A log_d() const {
-    return static_cast<A>(
-        log_one_plus_of((static_cast<double>(ties) - 1) + static_cast<double>(rest) / top));
+    return static_cast<A>(log_one_plus_of((static_cast<double>(ties) - 1) + static_cast<double>(rest) / top));
   }
 };
 

@@ -106,8 +106,8 @@ struct Simd<float> {
             _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
   }
   static SK_INLINE bool all_at_least(Reg a, Reg b) {
-    const __m256 both = _mm256_and_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ),
-                                      _mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ));
+    const __m256 both =
+        _mm256_and_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ));
     return _mm256_movemask_ps(both) == 0xff;
   }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
@@ -287,8 +287,8 @@ struct Simd<double> {
             _mm256_blendv_pd(y.high, x.high, _mm256_cmp_pd(a.high, b.high, _CMP_LT_OQ))};
   }
   static SK_INLINE bool all_at_least(Reg a, Reg b) {
-    const __m256d both = _mm256_and_pd(_mm256_cmp_pd(a.low, b.low, _CMP_GE_OQ),
-                                      _mm256_cmp_pd(a.high, b.high, _CMP_GE_OQ));
+    const __m256d both =
+        _mm256_and_pd(_mm256_cmp_pd(a.low, b.low, _CMP_GE_OQ), _mm256_cmp_pd(a.high, b.high, _CMP_GE_OQ));
     return _mm256_movemask_pd(both) == 0xf;
   }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }

@@ -70,9 +70,7 @@ struct Simd<float> {
   static SK_INLINE Reg if_less(Reg a, Reg b, Reg x, Reg y) {
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
   }
-  static SK_INLINE bool all_at_least(Reg a, Reg b) {
-    return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) == 0xffff;
-  }
+  static SK_INLINE bool all_at_least(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) == 0xffff; }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_ps(v, n); }
   // The integers stand in the low bits of t and s.
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
@@ -189,9 +187,7 @@ struct Simd<double> {
   static SK_INLINE Reg if_less(Reg a, Reg b, Reg x, Reg y) {
     return _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), x);
   }
-  static SK_INLINE bool all_at_least(Reg a, Reg b) {
-    return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ) == 0xff;
-  }
+  static SK_INLINE bool all_at_least(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ) == 0xff; }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_pd(v, n); }
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
     const __m512i n = _mm512_sub_epi64(_mm512_castpd_si512(t), _mm512_castpd_si512(s));

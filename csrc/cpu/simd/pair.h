@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two registers of an ISA that needs two for the lanes. Copied one by one: left to itself, GCC 12 copies a pair
-// as an aggregate, through memory and general registers, which made rows of few classes twice as slow.
+// Two registers of an ISA that needs two for the lanes. Copied one by one: left to itself, GCC 12 copies a
+// pair as an aggregate, through memory and general registers, which made rows of few classes twice as slow.
 #pragma once
 
 namespace softkern::cpu {

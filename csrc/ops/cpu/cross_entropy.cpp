@@ -194,14 +194,13 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
 std::tuple<Tensor, Tensor> cross_entropy_forward_cpu_(Tensor self, const Tensor& target,
                                                       const OptionalTensor& weight, int64_t reduction,
                                                       int64_t ignore_index, double label_smoothing) {
-  TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) == at::MemOverlap::No,
+  TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) != at::MemOverlap::Yes,
               "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
               "steps that the kernels can walk; got strides ",
               self.strides());
   return loss_and_gradient(self, target, weight, reduction, ignore_index, label_smoothing,
                            [&] { return self; });
 }
-
 
 /// What gradient rows are multiplied by: one factor for all of them, or one each.
 struct Factors {
@@ -282,9 +281,10 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& grad,
 
 void cross_entropy_backward_cpu_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
                                  const Tensor& target, int64_t ignore_index) {
-  TORCH_CHECK(is_walkable(grad, class_dim(grad)),
-              "softkern::cross_entropy_backward_: expected a grad with strides that the kernels can walk, got ",
-              grad.strides());
+  TORCH_CHECK(
+      is_walkable(grad, class_dim(grad)),
+      "softkern::cross_entropy_backward_: expected a grad with strides that the kernels can walk, got ",
+      grad.strides());
   scale_gradient(grad_output, grad, grad_scale, target, ignore_index, grad);
 }
 

@@ -102,8 +102,8 @@ inline Layout layout_of(const Tensor& x, int64_t dim) {
 /// including file is compiled without OpenMP, and with the compiler's own OpenMP runtime, beside torch's,
 /// where it is not.
 template <class Args>
-void run(Ran (*kernel)(const Args&, Range), const Args& args, const Layout& layout,
-         size_t element_size, std::initializer_list<const Rows*> operands) {
+void run(Ran (*kernel)(const Args&, Range), const Args& args, const Layout& layout, size_t element_size,
+         std::initializer_list<const Rows*> operands) {
   int strided = 0;
   for (const Rows* rows : operands) strided += is_packed(*rows);
   struct Call {
