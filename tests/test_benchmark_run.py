@@ -194,7 +194,7 @@ def test_results_are_not_written_over(tmp_path, capsys):
         ("dtype", "float32, bfloat16"),
         ("shape", "64x10, 512x1000"),
         ("option", "plain, label_smoothing"),
-        ("provider", "torch, softkern, softkern:avx512"),
+        ("provider", "torch, softkern, softkern:inplace, softkern:avx512"),
         ("regime", "default, hugepages, preallocated"),
         ("threads", "all, 1"),
     ],

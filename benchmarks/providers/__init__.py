@@ -14,6 +14,7 @@ from benchmarks.providers.liger import Liger
 from benchmarks.providers.numpy_ import NumPy
 from benchmarks.providers.onnxruntime_ import OnnxRuntime
 from benchmarks.providers.quack import Quack
+from benchmarks.providers.softkern_inplace import SoftkernInPlace
 from benchmarks.providers.tensorflow_ import TensorFlow
 from benchmarks.providers.torch_family import Softkern, SoftkernIsa, Torch, TorchCompile
 from benchmarks.providers.torch_out import TorchOut
@@ -24,6 +25,7 @@ PROVIDERS: dict[str, Provider] = {
     for provider in (
         Torch(),
         Softkern(),
+        SoftkernInPlace(),
         SoftkernIsa("avx512"),
         SoftkernIsa("avx2"),
         SoftkernIsa("portable"),
