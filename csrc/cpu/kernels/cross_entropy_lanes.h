@@ -27,8 +27,8 @@ SK_INLINE typename Simd<A>::Reg pick(const typename Simd<A>::Reg* x, const LaneT
   return Simd<A>::load(lanes);
 }
 
-/// Losses of a block with the target masses targets.mass (at the index) and mass (of all classes). kGrad: x
-/// becomes the gradient times factor.
+/// Losses of a block with the target masses targets.mass (at the index) and mass (of all classes). With
+/// need_grad, x becomes the gradient times factor.
 template <class A, bool kHot, bool kSpread>
 SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, const typename Simd<A>::Reg* mass,
                                                   const LaneTargets<A>& hot, int classes, bool need_grad,

@@ -56,17 +56,6 @@ struct Simd<float> {
     store(whole, v);
     for (int l = 0; l < n; ++l) p[l] = whole[l];
   }
-  static SK_INLINE void stream(float* p, Reg v) {
-    _mm256_stream_ps(p, v.low);
-    _mm256_stream_ps(p + 8, v.high);
-  }
-  static SK_INLINE void stream(BFloat16* p, Reg v) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), packed(v));
-  }
-  static SK_INLINE void stream(Half* p, Reg v) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));
-  }
   static SK_INLINE Reg add(Reg a, Reg b) {
     return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
   }
@@ -243,10 +232,6 @@ struct Simd<double> {
   static SK_INLINE void store(double* p, Reg v, int n) {
     _mm256_maskstore_pd(p, first(n), v.low);
     _mm256_maskstore_pd(p + 4, first(n - 4), v.high);
-  }
-  static SK_INLINE void stream(double* p, Reg v) {
-    _mm256_stream_pd(p, v.low);
-    _mm256_stream_pd(p + 4, v.high);
   }
   static SK_INLINE Reg add(Reg a, Reg b) {
     return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)};

@@ -44,13 +44,6 @@ struct Simd<float> {
   static SK_INLINE void store(Half* p, Reg v, int n) {
     _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, kRound));
   }
-  static SK_INLINE void stream(float* p, Reg v) { _mm512_stream_ps(p, v); }
-  static SK_INLINE void stream(BFloat16* p, Reg v) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(v));
-  }
-  static SK_INLINE void stream(Half* p, Reg v) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, kRound));
-  }
   static SK_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SK_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static SK_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
@@ -167,7 +160,6 @@ struct Simd<double> {
   }
   static SK_INLINE void store(double* p, Reg v) { _mm512_storeu_pd(p, v); }
   static SK_INLINE void store(double* p, Reg v, int n) { _mm512_mask_storeu_pd(p, first(n), v); }
-  static SK_INLINE void stream(double* p, Reg v) { _mm512_stream_pd(p, v); }
   static SK_INLINE Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
   static SK_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
   static SK_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }

@@ -12,7 +12,6 @@
 //   load(p, n, fill)     elements 0..n-1, 0 < n < kLanes; fill in the other lanes
 //   store(p, v)          rounded to nearest, ties to even; NaN stays NaN
 //   store(p, v, n)       lanes 0..n-1
-//   stream(p, v)         store past the caches; p is aligned to a whole vector of its element type
 //   add, sub, mul, div   IEEE
 //   fma(a, b, c)         a * b + c, rounded once
 //   max(a, b), min(a, b) b where either is NaN, b where they are equal (what vmaxps does)
@@ -31,7 +30,7 @@
 //   reduce_max(v)        the same tree
 //
 // Nothing behind p + n is touched, whether it is memory or not.
-// load, store and stream take float, BFloat16 and Half in Simd<float>, double in Simd<double>.
+// load and store take float, BFloat16 and Half in Simd<float>, double in Simd<double>.
 #pragma once
 
 #include "../scalar.h"

@@ -105,10 +105,6 @@ struct PortableSimd {
     store(lanes, v);
     for (int l = 0; l < n; ++l) p[l] = Narrow<T>::from(lanes[l]);
   }
-  template <class T>
-  static SK_INLINE void stream(T* p, const Reg& v) {
-    store(p, v);
-  }
   static SK_INLINE Reg add(const Reg& a, const Reg& b) {
     return map([](Vec x, Vec y) { return x + y; }, a, b);
   }
