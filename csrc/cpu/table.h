@@ -41,6 +41,16 @@ struct Range {
   void* scratch;
 };
 
+/// The classes [begin, end) of a row that threads share: whole blocks, but for the end of the row. A kernel's
+/// steps are done one after the other, each by all shares of the row; what a step leaves for the next lies in
+/// `shared`, shared_bytes() for the row.
+struct Share {
+  int64_t row;
+  int64_t begin, end;
+  int index, count;
+  void* shared;
+};
+
 struct ForwardArgs {
   Shape shape;
   Rows input;
@@ -82,14 +92,22 @@ struct Ran {
   const char* path;
 };
 
+/// An op on whole rows, and on shares of rows whose classes lie side by side; null where rows aren't shared.
+template <class Args>
+struct Kernel {
+  Ran (*rows)(const Args&, Range);
+  Ran (*share)(const Args&, const Share&, int step) = nullptr;
+  int steps = 0;
+};
+
 /// Kernels of one element type.
 struct Kernels {
-  Ran (*softmax)(const ForwardArgs&, Range);
-  Ran (*log_softmax)(const ForwardArgs&, Range);
-  Ran (*softmax_backward)(const BackwardArgs&, Range);
-  Ran (*log_softmax_backward)(const BackwardArgs&, Range);
-  Ran (*cross_entropy)(const CrossEntropyArgs&, Range);
-  Ran (*scale)(const ScaleArgs&, Range);
+  Kernel<ForwardArgs> softmax;
+  Kernel<ForwardArgs> log_softmax;
+  Kernel<BackwardArgs> softmax_backward;
+  Kernel<BackwardArgs> log_softmax_backward;
+  Kernel<CrossEntropyArgs> cross_entropy;
+  Kernel<ScaleArgs> scale;
   double (*sum_losses)(const void* losses, int64_t n);  // of the compute type
 };
 
@@ -138,6 +156,20 @@ static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, s
   const size_t tiles =
       static_cast<size_t>(strided_operands) * static_cast<size_t>(packed_rows(shape, rows, element_size));
   return pitch * (tiles * element_size + sizeof(double)) + 64 * (static_cast<size_t>(strided_operands) + 2);
+}
+
+/// Sums over a row are sums of blocks of so many bytes of the compute type. A lane adds up 32 numbers, then
+/// its blocks: rounding errors grow with both lengths, not with their product.
+constexpr int64_t kBlockBytes = 32 * 4 * 64;
+/// Whole blocks of every compute type.
+constexpr int64_t kShareClasses = kBlockBytes / static_cast<int64_t>(sizeof(float));
+
+/// Upper bound over all kernels: the sums of a row's blocks, what each share found, a row in the compute
+/// type.
+static inline constexpr size_t shared_bytes(int64_t classes, int shares) {
+  const size_t blocks = static_cast<size_t>(classes) * sizeof(double) / kBlockBytes + 1;
+  return blocks * 3 * 4 * 64 + static_cast<size_t>(shares) * 4 * sizeof(double) +
+         static_cast<size_t>(row_pitch(classes)) * sizeof(float) + 64 * 8;
 }
 
 extern const KernelTable kPortableTable;

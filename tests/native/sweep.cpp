@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of every instruction set that runs here, on a sweep of shapes, layouts, types and options,
 // without torch or Python: every tensor stands between two pages that nobody may touch, once against the
-// first and once against the second, and all instruction sets have to agree in every bit. Prints what was
-// compared; exit code 1 and the case where bits differ.
+// first and once against the second, and all instruction sets have to agree in every bit, long rows in shares
+// too. Prints what was compared; exit code 1 and the case where bits differ.
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -96,13 +97,51 @@ struct Results {
   std::vector<std::string> tensors, computed;
 };
 
-Results run(const KernelTable& table, const Case& c, const std::string& logits, const std::string& others,
-            const std::vector<int64_t>& targets) {
+/// Rows by rows, or each row in shares.
+class Caller {
+ public:
+  Caller(const KernelTable& table, const Case& c, bool shared)
+      : table_(table), case_(c), shares_(shared ? (c.classes + kShareClasses - 1) / kShareClasses : 0) {
+    scratch_.resize(std::max(scratch_bytes({c.classes, c.inner}, c.rows, kSize[c.type], 3),
+                             shares_ > 0 ? shared_bytes(c.classes, static_cast<int>(shares_)) : 0));
+  }
+
+  template <class Args>
+  void operator()(const Kernel<Args>& kernel, const Args& args) {
+    if (shares_ == 0 || kernel.share == nullptr) {
+      check(kernel.rows(args, {0, case_.rows, scratch_.data()}));
+      return;
+    }
+    const int count = static_cast<int>(shares_);
+    for (int64_t r = 0; r < case_.rows; ++r) {
+      for (int step = 0; step < kernel.steps; ++step) {
+        for (int i = count - 1; i >= 0; --i) {
+          const int64_t begin = i * kShareClasses;
+          check(kernel.share(
+              args, {r, begin, std::min(begin + kShareClasses, case_.classes), i, count, scratch_.data()},
+              step));
+        }
+      }
+    }
+  }
+
+ private:
+  void check(const Ran& who) const {
+    if (strcmp(who.isa, table_.isa) != 0) abort();
+  }
+
+  const KernelTable& table_;
+  const Case& case_;
+  int64_t shares_;
+  std::vector<char> scratch_;
+};
+
+Results run(const KernelTable& table, const Case& c, bool shared, const std::string& logits,
+            const std::string& others, const std::vector<int64_t>& targets) {
   const Kernels& kernels = table.by_type[c.type];
   const size_t size = kSize[c.type], bytes = logits.size(), compute = c.type == kDouble ? 8 : 4;
   const Shape shape{c.classes, c.inner};
-  std::vector<char> scratch(scratch_bytes(shape, c.rows, size, 3));
-  const Range range{0, c.rows, scratch.data()};
+  Caller call(table, c, shared);
   const auto rows = [&](char* data) {
     if (c.inner == 1) return Rows{data, c.classes, 0, 1};
     return Rows{data, c.classes * c.inner, 1, c.classes == 1 ? 1 : c.inner};
@@ -118,19 +157,16 @@ Results run(const KernelTable& table, const Case& c, const std::string& logits, 
 
   Results out;
   const auto fresh = [&] { memcpy(x.data, logits.data(), bytes); };
-  const auto ran = [&](const Ran& who) {
-    if (strcmp(who.isa, table.isa) != 0) abort();
-  };
   fresh();
-  ran(kernels.softmax({shape, rows(x.data), rows(y.data)}, range));
+  call(kernels.softmax, ForwardArgs{shape, rows(x.data), rows(y.data)});
   y.copy_to(out.tensors);
-  ran(kernels.softmax_backward({shape, rows(p.data), rows(y.data), rows(d.data)}, range));
+  call(kernels.softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data)});
   d.copy_to(out.tensors);
-  ran(kernels.log_softmax({shape, rows(x.data), rows(y.data)}, range));
+  call(kernels.log_softmax, ForwardArgs{shape, rows(x.data), rows(y.data)});
   y.copy_to(out.tensors);
-  ran(kernels.log_softmax_backward({shape, rows(p.data), rows(y.data), rows(d.data)}, range));
+  call(kernels.log_softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data)});
   d.copy_to(out.tensors);
-  ran(kernels.scale({shape, rows(x.data), rows(d.data), factor.data, 1}, range));
+  call(kernels.scale, ScaleArgs{shape, rows(x.data), rows(d.data), factor.data, 1});
   d.copy_to(out.tensors);
   for (int option = 0; option < 16; ++option) {
     const bool indices = option & 1, smooth = option & 2, weighted = option & 4, over_logits = option & 8;
@@ -148,7 +184,7 @@ Results run(const KernelTable& table, const Case& c, const std::string& logits, 
     a.loss = loss.data;
     a.grad = rows(over_logits ? x.data : d.data);
     a.grad_factor = 0.37;
-    ran(kernels.cross_entropy(a, range));
+    call(kernels.cross_entropy, a);
     loss.copy_to(out.computed);
     (over_logits ? x : d).copy_to(out.tensors);
   }
@@ -207,17 +243,20 @@ int main(int argc, char** argv) {
           for (int64_t& y : targets) {
             y = uniform() < 0.15 ? -100 : static_cast<int64_t>(uniform() * static_cast<double>(classes));
           }
-          const Results expected = run(reference, c, logits, others, targets);
+          const Results expected = run(reference, c, false, logits, others, targets);
           ++cases;
-          for (const KernelTable* table : tables) {
-            const Results found = run(*table, c, logits, others, targets);
+          for (size_t k = 0; k < 2 * tables.size(); ++k) {
+            const KernelTable* table = tables[k / 2];
+            const bool shared = k % 2 == 1;
+            if (shared && (inner != 1 || classes <= kShareClasses)) continue;
+            const Results found = run(*table, c, shared, logits, others, targets);
             size_t which = 0;
             const size_t compute = type == kDouble ? 8 : 4;
             if (!same(expected.tensors, found.tensors, size, type, &which) ||
                 !same(expected.computed, found.computed, compute, type, &which)) {
-              printf("%s and %s differ: type %d, %ld classes, inner %ld, values %d, result %zu\n",
-                     reference.isa, table->isa, type, static_cast<long>(classes), static_cast<long>(inner),
-                     c.values, which);
+              printf("%s and %s%s differ: type %d, %ld classes, inner %ld, values %d, result %zu\n",
+                     reference.isa, table->isa, shared ? " in shares" : "", type, static_cast<long>(classes),
+                     static_cast<long>(inner), c.values, which);
               return 1;
             }
             ++compared;

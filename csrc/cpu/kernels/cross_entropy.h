@@ -9,6 +9,7 @@
 
 #include "operand.h"
 #include "row_stats.h"
+#include "shared_row.h"
 
 namespace softkern::cpu {
 namespace {
@@ -61,18 +62,77 @@ struct Hot {
   A mass;         // (1 - s) w_y
 };
 
-/// of[0] = sum a_c, of[1] = sum a_c (m - x_c)
-template <class A, class T, class Mass>
-SK_INLINE Sums<A, 2> sum_mass(const T* x, A m, const Mass& mass, int64_t n) {
+/// Sums of a_c and of a_c (m - x_c) over the classes [begin, end), their blocks to `take`.
+template <class A, class T, class Mass, class Take>
+SK_INLINE void sum_mass(const T* x, A m, const Mass& mass, int64_t begin, int64_t end, Take take) {
   using S = Simd<A>;
   const auto vm = S::broadcast(m);
-  return sum_row<A, 2>(n, [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-    // s/C is a mass of classes, not of lanes: those behind the end are cleared. There x is filled with m,
-    // so that they don't make 0 * inf.
-    const auto a = at.keep(mass.load(at, i));
-    part[0].add(slot, a);
-    part[1].add_product(slot, a, S::sub(vm, at.load(x + i, m)));
+  sum_blocks<A, 2>(
+      end - begin,
+      [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
+        // s/C is a mass of classes, not of lanes: those behind the end are cleared. There x is filled with m,
+        // so that they don't make 0 * inf.
+        const auto a = at.keep(mass.load(at, begin + i));
+        part[0].add(slot, a);
+        part[1].add_product(slot, a, S::sub(vm, at.load(x + begin + i, m)));
+      },
+      take);
+}
+
+/// What loss and gradient of a row are made of.
+template <class A, bool kSpread>
+struct CrossEntropySums {
+  RowStats<A> stats;
+  Hot<A> hot;
+  A hot_x;
+  Sums<A, 2> mass;  // of the classes but for the hot part, and mass times (m - x)
+
+  A loss() const {
+    const A log_d = stats.log_d();
+    const A own = hot.index >= 0 ? hot.mass * ((stats.m - hot_x) + log_d) : A(0);
+    return kSpread ? own + (mass.of[1] + mass.of[0] * log_d) : own;
+  }
+
+  /// The true class, from numbers of the compute type: p - 1 of a p already rounded to 16 bits is off by up
+  /// to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1, and the other
+  /// classes give it.
+  A hot_gradient(A hot_e, A factor) const {
+    const A sum = stats.sum();
+    const A p = hot_e / sum;
+    const bool alone = hot_x == stats.m && stats.ties == 1;
+    return factor * (hot.mass * (alone ? -stats.rest / sum : p - 1) + mass.of[0] * p);
+  }
+};
+
+/// 3 write, of the classes [begin, end); grad may be e.
+template <class T, class Mass, bool kSpread>
+SK_INLINE void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& row, const Compute<T>* e,
+                                   T* grad, const Mass& mass, Compute<T> factor, int64_t begin, int64_t end) {
+  using A = Compute<T>;
+  using S = Simd<A>;
+  const int64_t y = row.hot.index;
+  const bool holds_hot = y >= begin && y < end;
+  A hot_grad = 0;
+  if (holds_hot) hot_grad = row.hot_gradient(e[y], factor);  // before e is overwritten
+  const auto scale = S::broadcast(factor * (row.hot.mass + row.mass.of[0]) / row.stats.sum());
+  const auto minus_factor = S::broadcast(-factor);
+  for_each_vector<A>(end - begin, [&](auto, auto at, int64_t k) __attribute__((always_inline)) {
+    const int64_t i = begin + k;
+    const auto v = at.load(e + i, 0);
+    if constexpr (kSpread) {
+      at.store(grad + i, S::fma(v, scale, S::mul(minus_factor, mass.load(at, i))));
+    } else {
+      at.store(grad + i, S::mul(v, scale));
+    }
   });
+  if (holds_hot) {
+    if constexpr (kSpread) {
+      A lanes[S::kLanes];
+      S::store(lanes, mass.load(Tail<A>{1}, y));
+      hot_grad -= factor * lanes[0];
+    }
+    grad[y] = Narrow<T>::from(hot_grad);
+  }
 }
 
 /// Loss of a row; with grad given, its gradient times factor. grad may be x: nothing is read from x once e is
@@ -81,53 +141,43 @@ template <class T, class Mass>
 Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
                              Compute<T>* scratch, int64_t n, const T* next) {
   using A = Compute<T>;
-  using S = Simd<A>;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   A* e = grad != nullptr ? compute_row(grad, scratch) : nullptr;
   const A hot_x = hot.index >= 0 ? widen(x[hot.index]) : A(0);
   const RowRange<A> range = row_range<A>(x, n);  // 1 max
-  const A m = range.most;
-  Sums<A, 2> sums{};
-  if constexpr (kSpread) sums = sum_mass(x, m, mass, n);
-  const RowStats<A> stats = row_stats<A>(x, e, n, next, range);  // 2 sum-exp
-  const A log_d = stats.log_d();
-  A loss = hot.index >= 0 ? hot.mass * ((m - hot_x) + log_d) : A(0);
-  const A spread = sums.of[0];  // mass of the classes but for the hot part
-  if constexpr (kSpread) loss += sums.of[1] + spread * log_d;
-  if (grad == nullptr) return loss;
-
-  const A total = hot.mass + spread;
-  const A sum = stats.sum();
-  // The true class, from numbers of the compute type: p - 1 of a p already rounded to 16 bits is off by up
-  // to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1, and the other
-  // classes give it. Read before step 3 overwrites e.
-  A hot_grad = 0;
-  if (hot.index >= 0) {
-    const A p = e[hot.index] / sum;
-    const bool alone = hot_x == m && stats.ties == 1;
-    hot_grad = factor * (hot.mass * (alone ? -stats.rest / sum : p - 1) + spread * p);
+  BlockSums<A, 2> spread;
+  if constexpr (kSpread) {
+    sum_mass<A>(x, range.most, mass, 0, n,
+                [&](const Accumulators<A>* part) __attribute__((always_inline)) { spread.add(part); });
   }
+  const CrossEntropySums<A, kSpread> row{row_stats<A>(x, e, n, next, range), hot, hot_x,  // 2 sum-exp
+                                         kSpread ? spread.sums() : Sums<A, 2>{}};
+  if (grad != nullptr) cross_entropy_write(row, e, grad, mass, factor, 0, n);  // 3 write
+  return row.loss();
+}
 
-  const auto scale = S::broadcast(factor * total / sum);
-  const auto minus_factor = S::broadcast(-factor);
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write
-    const auto v = at.load(e + i, 0);
-    if constexpr (kSpread) {
-      at.store(grad + i, S::fma(v, scale, S::mul(minus_factor, mass.load(at, i))));
-    } else {
-      at.store(grad + i, S::mul(v, scale));
-    }
-  });
-  if (hot.index >= 0) {
-    if constexpr (kSpread) {
-      const int64_t y = hot.index;
-      A lanes[S::kLanes];
-      S::store(lanes, mass.load(Tail<A>{1}, y));
-      hot_grad -= factor * lanes[0];
-    }
-    grad[hot.index] = Narrow<T>::from(hot_grad);
+template <class T, class Mass>
+void cross_entropy_share(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
+                         Compute<T>* loss, const SharedRow<Compute<T>>& shared, int step) {
+  using A = Compute<T>;
+  constexpr bool kSpread = !__is_same(Mass, NoMass);
+  A* e = grad != nullptr ? compute_row(grad, shared.scratch()) : nullptr;
+  if (step == 0) {
+    // Where the gradient is written over the logits, this one is gone when the loss is made.
+    if (shared.first()) shared.hot_x() = hot.index >= 0 ? widen(x[hot.index]) : A(0);
+    shared.find_range(x);
   }
-  return loss;
+  if (step == 1) {
+    if constexpr (kSpread)
+      sum_mass<A>(x, shared.range().most, mass, shared.begin(), shared.end(), shared.store_mass());
+    shared.sum_terms(x, e);
+  }
+  if (step == 2) {
+    const CrossEntropySums<A, kSpread> row{shared.stats(), hot, shared.hot_x(),
+                                           kSpread ? shared.stored_mass() : Sums<A, 2>{}};
+    if (shared.first()) *loss = row.loss();
+    if (grad != nullptr) cross_entropy_write(row, e, grad, mass, factor, shared.begin(), shared.end());
+  }
 }
 
 template <class T>

@@ -4,6 +4,7 @@
 // 2, and lanes know nothing of each other: a row's bits depend on that row alone.
 #pragma once
 
+#include "operand.h"
 #include "row_stats.h"
 
 namespace softkern::cpu {
@@ -113,11 +114,7 @@ class LaneOperand {
   }
 
  private:
-  T* at(int64_t r) const {
-    T* base = static_cast<T*>(rows_.data);
-    if (shape_.inner == 1) return base + r * rows_.outer_stride;
-    return base + r / shape_.inner * rows_.outer_stride + r % shape_.inner * rows_.inner_stride;
-  }
+  T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
   template <class U>
   SK_INLINE void find(const LaneBlock& block, U** row) const {
     if (block.one_slice) {

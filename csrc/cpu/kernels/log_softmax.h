@@ -5,22 +5,36 @@
 #include "lanes.h"
 #include "operand.h"
 #include "row_stats.h"
+#include "shared_row.h"
 
 namespace softkern::cpu {
 namespace {
 
 template <class T>
-void log_softmax_row(const T* x, T* y, int64_t n, const T* next) {
+SK_INLINE void log_softmax_write(const T* x, T* y, const RowStats<Compute<T>>& stats, int64_t n) {
   using A = Compute<T>;
   using S = Simd<A>;
-  const RowStats<A> stats =
-      row_stats<A>(x, static_cast<A*>(nullptr), n, next, row_range<A>(x, n));  // 1 max, 2 sum-exp
   const auto m = S::broadcast(stats.m);
   const auto log_d = S::broadcast(stats.log_d());
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write
+  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
     // Not x - (m + log d): with logits around 1e6 that sum would lose log d.
     at.store(y + i, S::sub(S::sub(at.load(x + i, 0), m), log_d));
   });
+}
+
+template <class T>
+void log_softmax_row(const T* x, T* y, int64_t n, const T* next) {
+  using A = Compute<T>;
+  const RowStats<A> stats =
+      row_stats<A>(x, static_cast<A*>(nullptr), n, next, row_range<A>(x, n));  // 1 max, 2 sum-exp
+  log_softmax_write(x, y, stats, n);                                           // 3 write
+}
+
+template <class T>
+void log_softmax_share(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
+  if (step == 0) row.find_range(x);
+  if (step == 1) row.sum_terms(x, static_cast<Compute<T>*>(nullptr));
+  if (step == 2) log_softmax_write(x + row.begin(), y + row.begin(), row.stats(), row.size());
 }
 
 /// What the backward's rows have in common: sum g, and whether exp(y) is a normal number for all y.
@@ -41,6 +55,23 @@ SK_INLINE bool exp_is_normal(A least, A most) {
   return least >= -ExpRange<A>::kNormal && most <= ExpRange<A>::kNormal;
 }
 
+/// sum_k g_k, its blocks to `take`; returns the range of y.
+template <class T, class Take>
+SK_INLINE RowRange<Compute<T>> log_softmax_sum(const T* g, const T* y, int64_t n, Take take) {
+  using A = Compute<T>;
+  Accumulators<A> least, most;
+  sum_blocks<A, 1>(
+      n,
+      [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
+        part->add(slot, at.load(g + i, 0));
+        const auto v = at.load(y + i, 0);
+        least.take_min(slot, v);
+        most.take_max(slot, v);
+      },
+      take);
+  return {least.min(), most.max()};
+}
+
 template <bool kNormal, class T>
 SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum, int64_t n) {
   using A = Compute<T>;
@@ -51,21 +82,30 @@ SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute
 }
 
 template <class T>
+SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum,
+                                          const RowRange<Compute<T>>& range, int64_t n) {
+  if (exp_is_normal(range.least, range.most)) {
+    log_softmax_write_gradient<true>(g, y, dx, sum, n);
+  } else {
+    log_softmax_write_gradient<false>(g, y, dx, sum, n);
+  }
+}
+
+template <class T>
 void log_softmax_backward_row(const T* g, const T* y, T* dx, int64_t n) {
   using A = Compute<T>;
-  Accumulators<A> least, most;
-  const auto total =
-      sum_row<A, 1>(n, [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-        part->add(slot, at.load(g + i, 0));
-        const auto v = at.load(y + i, 0);
-        least.take_min(slot, v);
-        most.take_max(slot, v);
-      });
-  if (exp_is_normal(least.min(), most.max())) {
-    log_softmax_write_gradient<true>(g, y, dx, total.of[0], n);
-  } else {
-    log_softmax_write_gradient<false>(g, y, dx, total.of[0], n);
-  }
+  BlockSums<A, 1> total;
+  const RowRange<A> range = log_softmax_sum(
+      g, y, n, [&](const Accumulators<A>* part) __attribute__((always_inline)) { total.add(part); });
+  log_softmax_write_gradient(g, y, dx, total.sums().of[0], range, n);
+}
+
+template <class T>
+void log_softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
+  const int64_t at = row.begin();
+  if (step == 0) row.set_range(log_softmax_sum(g + at, y + at, row.size(), row.store_sums()));
+  if (step == 1)
+    log_softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.range(), row.size());
 }
 
 /// A block of rows of few classes: x becomes y; e is scratch.

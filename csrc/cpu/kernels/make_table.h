@@ -12,7 +12,7 @@ namespace {
 
 SK_INLINE bool in_lanes(const Shape& shape) { return shape.classes <= kLaneClasses; }
 constexpr Ran kLanesRan = {SOFTKERN_ISA, "lanes"}, kRowsRan = {SOFTKERN_ISA, "rows"},
-              kTilesRan = {SOFTKERN_ISA, "tiles"};
+              kTilesRan = {SOFTKERN_ISA, "tiles"}, kSharedRan = {SOFTKERN_ISA, "shared"};
 
 template <class T, class Row>
 SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Row row) {
@@ -38,6 +38,24 @@ SK_INLINE Ran forward_lanes(const ForwardArgs& a, const Range& range, Lanes lane
     output.store(blocks, count, x);
   });
   return kLanesRan;
+}
+
+template <class T>
+constexpr bool kHasScratch = sizeof(T) < sizeof(Compute<T>);
+
+template <class T, void (*kShare)(const T*, T*, const SharedRow<Compute<T>>&, int)>
+Ran forward_share(const ForwardArgs& a, const Share& share, int step) {
+  kShare(row_at<T>(a.input, a.shape, share.row), row_at<T>(a.output, a.shape, share.row),
+         SharedRow<Compute<T>>(share, a.shape.classes, kHasScratch<T>), step);
+  return kSharedRan;
+}
+
+template <class T, void (*kShare)(const T*, const T*, T*, const SharedRow<Compute<T>>&, int)>
+Ran backward_share(const BackwardArgs& a, const Share& share, int step) {
+  kShare(row_at<T>(a.grad_output, a.shape, share.row), row_at<T>(a.output, a.shape, share.row),
+         row_at<T>(a.grad_input, a.shape, share.row), SharedRow<Compute<T>>(share, a.shape.classes, false),
+         step);
+  return kSharedRan;
 }
 
 template <class T>
@@ -112,80 +130,107 @@ Ran log_softmax_backward(const BackwardArgs& a, Range range) {
   });
 }
 
+/// What all rows of a call have in common, and the choice of a row's masses.
 template <class T>
-class CrossEntropy {
+class RowMasses {
   using A = Compute<T>;
 
  public:
-  CrossEntropy(const CrossEntropyArgs& a, const Range& range)
-      : a_(a),
-        range_(range),
-        arena_(range.scratch),
-        logits_(a.logits, a.shape, range, arena_),
-        probabilities_(a.probabilities, a.shape, range, arena_),
-        grad_(a.grad, a.shape, range, arena_, &logits_),
-        scratch_(grad_.given() ? take_compute_row<T>(arena_, a.shape.classes) : nullptr),
+  explicit RowMasses(const CrossEntropyArgs& a)
+      : target_(a.target),
+        ignore_index_(a.options.ignore_index),
         weight_(static_cast<const T*>(a.weight)),
         keep_(static_cast<A>(1 - a.options.label_smoothing)),
         share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
 
-  void run() {
-    A* loss = static_cast<A*>(a_.loss);
-    for_each_tile<T>(a_.shape, range_, [&](int64_t first, int64_t count) {
-      logits_.stage(first, count);
-      probabilities_.stage(first, count);
-      for (int64_t r = first; r < first + count; ++r) {
-        next_ = logits_.next(r, range_.end);
-        loss[r] = one(r, logits_.row(r, first), grad_.given() ? grad_.row(r, first) : nullptr, first);
+  bool ignored(int64_t r) const { return target_ != nullptr && target_[r] == ignore_index_; }
+
+  /// body(mass, hot) for row r, which is not ignored, with these probabilities where there are no indices.
+  template <class Body>
+  SK_INLINE void with(int64_t r, const T* probabilities, Body body) const {
+    if (target_ == nullptr) {
+      if (weight_ != nullptr) {
+        body(ProbabilityMass<T, true>{weight_, probabilities, keep_, share_}, Hot<A>{-1, 0});
+      } else {
+        body(ProbabilityMass<T, false>{nullptr, probabilities, keep_, share_}, Hot<A>{-1, 0});
       }
-      grad_.flush(first, count);
-    });
+      return;
+    }
+    const int64_t y = target_[r];
+    const Hot<A> hot{y, keep_ * (weight_ != nullptr ? widen(weight_[y]) : A(1))};
+    if (share_ == 0) {
+      body(NoMass{}, hot);
+    } else if (weight_ != nullptr) {
+      body(WeightMass<T>{weight_, share_}, hot);
+    } else {
+      body(UniformMass<A>{share_}, hot);
+    }
   }
 
  private:
-  A one(int64_t r, const T* x, T* grad, int64_t first) {
-    if (a_.target == nullptr) {
-      const T* t = probabilities_.row(r, first);
-      if (weight_ != nullptr)
-        return row(x, grad, ProbabilityMass<T, true>{weight_, t, keep_, share_}, {-1, 0});
-      return row(x, grad, ProbabilityMass<T, false>{nullptr, t, keep_, share_}, {-1, 0});
-    }
-    const int64_t y = a_.target[r];
-    if (y == a_.options.ignore_index) {
-      // Exact zeros, whatever the logits: 0 * NaN would spread the NaN of a padded row.
-      if (grad != nullptr) zero_row(grad, a_.shape.classes);
-      return 0;
-    }
-    const Hot<A> hot{y, keep_ * (weight_ != nullptr ? widen(weight_[y]) : A(1))};
-    if (share_ == 0) return row(x, grad, NoMass{}, hot);
-    if (weight_ != nullptr) return row(x, grad, WeightMass<T>{weight_, share_}, hot);
-    return row(x, grad, UniformMass<A>{share_}, hot);
-  }
-
-  template <class Mass>
-  A row(const T* x, T* grad, const Mass& mass, Hot<A> hot) {
-    return cross_entropy_row(x, mass, hot, grad, static_cast<A>(a_.grad_factor), scratch_, a_.shape.classes,
-                             next_);
-  }
-
-  const CrossEntropyArgs& a_;
-  const Range range_;
-  Arena arena_;
-  Operand<T> logits_, probabilities_, grad_;
-  A* scratch_;
+  const int64_t* target_;
+  int64_t ignore_index_;
   const T* weight_;
   A keep_, share_;
-  const T* next_ = nullptr;
 };
 
 template <class T>
 Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
+  using A = Compute<T>;
   if (in_lanes(a.shape)) {
     CrossEntropyLanes<T>(a, range).run();
     return kLanesRan;
   }
-  CrossEntropy<T>(a, range).run();
+  Arena arena(range.scratch);
+  const Operand<T> logits(a.logits, a.shape, range, arena);
+  const Operand<T> probabilities(a.probabilities, a.shape, range, arena);
+  const Operand<T> grad(a.grad, a.shape, range, arena, &logits);
+  A* scratch = grad.given() ? take_compute_row<T>(arena, a.shape.classes) : nullptr;
+  A* loss = static_cast<A*>(a.loss);
+  const RowMasses<T> masses(a);
+  for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
+    logits.stage(first, count);
+    probabilities.stage(first, count);
+    for (int64_t r = first; r < first + count; ++r) {
+      T* dx = grad.given() ? grad.row(r, first) : nullptr;
+      if (masses.ignored(r)) {
+        // Exact zeros, whatever the logits: 0 * NaN would spread the NaN of a padded row.
+        if (dx != nullptr) zero_row(dx, a.shape.classes);
+        loss[r] = 0;
+        continue;
+      }
+      const T* t = probabilities.given() ? probabilities.row(r, first) : nullptr;
+      masses.with(r, t, [&](const auto& mass, const Hot<A>& hot) {
+        loss[r] = cross_entropy_row(logits.row(r, first), mass, hot, dx, static_cast<A>(a.grad_factor),
+                                    scratch, a.shape.classes, logits.next(r, range.end));
+      });
+    }
+    grad.flush(first, count);
+  });
   return is_packed(a.logits) || is_packed(a.probabilities) || is_packed(a.grad) ? kTilesRan : kRowsRan;
+}
+
+template <class T>
+Ran cross_entropy_share(const CrossEntropyArgs& a, const Share& share, int step) {
+  using A = Compute<T>;
+  const int64_t r = share.row;
+  T* grad = a.grad.data == nullptr ? nullptr : row_at<T>(a.grad, a.shape, r);
+  A* loss = static_cast<A*>(a.loss) + r;
+  const RowMasses<T> masses(a);
+  if (masses.ignored(r)) {
+    if (step == 0) {
+      if (grad != nullptr) zero_row(grad + share.begin, share.end - share.begin);
+      if (share.index == 0) *loss = 0;
+    }
+    return kSharedRan;
+  }
+  const T* t = a.probabilities.data == nullptr ? nullptr : row_at<T>(a.probabilities, a.shape, r);
+  const SharedRow<A> shared(share, a.shape.classes, kHasScratch<T>);
+  masses.with(r, t, [&](const auto& mass, const Hot<A>& hot) {
+    cross_entropy_share(row_at<T>(a.logits, a.shape, r), mass, hot, grad, static_cast<A>(a.grad_factor), loss,
+                        shared, step);
+  });
+  return kSharedRan;
 }
 
 // Adding +0 changes -0 alone: zeros stay +0 whatever the factor's sign, as they are in a row of its own.
@@ -225,8 +270,13 @@ Ran scale(const ScaleArgs& a, Range range) {
 
 template <class T>
 constexpr Kernels make_kernels() {
-  return {&softmax<T>,       &log_softmax<T>, &softmax_backward<T>,   &log_softmax_backward<T>,
-          &cross_entropy<T>, &scale<T>,       &sum_losses<Compute<T>>};
+  return {{&softmax<T>, &forward_share<T, &softmax_share<T>>, 3},
+          {&log_softmax<T>, &forward_share<T, &log_softmax_share<T>>, 3},
+          {&softmax_backward<T>, &backward_share<T, &softmax_backward_share<T>>, 2},
+          {&log_softmax_backward<T>, &backward_share<T, &log_softmax_backward_share<T>>, 2},
+          {&cross_entropy<T>, &cross_entropy_share<T>, 3},
+          {&scale<T>},
+          &sum_losses<Compute<T>>};
 }
 
 constexpr KernelTable make_table() {

@@ -24,6 +24,13 @@ class Arena {
 };
 
 template <class T>
+SK_INLINE T* row_at(const Rows& rows, const Shape& shape, int64_t r) {
+  T* base = static_cast<T*>(rows.data);
+  if (shape.inner == 1) return base + r * rows.outer_stride;
+  return base + r / shape.inner * rows.outer_stride + r % shape.inner * rows.inner_stride;
+}
+
+template <class T>
 class Operand {
   using S = Simd<Compute<T>>;
   using Reg = typename S::Reg;
@@ -118,11 +125,7 @@ class Operand {
  private:
   static constexpr int64_t kAhead = 32;  // classes
 
-  T* at(int64_t r) const {
-    T* base = static_cast<T*>(rows_.data);
-    if (shape_.inner == 1) return base + r * rows_.outer_stride;
-    return base + r / shape_.inner * rows_.outer_stride + r % shape_.inner * rows_.inner_stride;
-  }
+  T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
   /// Whether the rows of a tile lie side by side, so that vectors run over rows: for_each_tile keeps tiles
   /// within a slice where there are enough of them.
   bool side_by_side() const {

@@ -87,6 +87,10 @@ class Accumulators {
   explicit SK_INLINE Accumulators(A start = 0) {
     for (Reg& v : v_) v = S::broadcast(start);
   }
+  // GCC gives the members that it makes itself no target instruction set: no implicit copies.
+  SK_INLINE void set(const Accumulators& other) {
+    for (int k = 0; k < 4; ++k) v_[k] = other.v_[k];
+  }
   SK_INLINE void add(const Accumulators& block) {
     for (int k = 0; k < 4; ++k) v_[k] = S::add(v_[k], block.v_[k]);
   }
@@ -128,27 +132,46 @@ class Accumulators {
   Reg v_[4];
 };
 
-/// K sums over a row; body(part, slot, access, i) adds a vector's share to part[0], ..., part[K - 1].
-template <class A, int K>
-struct Sums {
-  A of[K];
-};
-template <class A, int K, class Body>
-SK_INLINE Sums<A, K> sum_row(int64_t n, Body body) {
-  // A lane adds up 32 numbers, then its blocks: rounding errors grow with both lengths, not with their
-  // product.
-  constexpr int64_t kBlock = 32 * 4 * Simd<A>::kLanes;
-  Accumulators<A> total[K];
+/// K sums over a row in blocks: body(part, slot, access, i) adds a vector's share to part[0], ..., part[K -
+/// 1], take(part) gets the sums of each block in order.
+template <class A, int K, class Body, class Take>
+SK_INLINE void sum_blocks(int64_t n, Body body, Take take) {
+  constexpr int64_t kBlock = kBlockBytes / sizeof(A);
   for (int64_t start = 0; start < n; start += kBlock) {
     Accumulators<A> part[K];
     for_each_vector<A>(n - start < kBlock ? n - start : kBlock,
                        [&](auto slot, auto at, int64_t i)
                            __attribute__((always_inline)) { body(part, slot, at, start + i); });
-    for (int k = 0; k < K; ++k) total[k].add(part[k]);
+    take(part);
   }
-  Sums<A, K> result;
-  for (int k = 0; k < K; ++k) result.of[k] = total[k].sum();
-  return result;
+}
+
+template <class A, int K>
+struct Sums {
+  A of[K];
+};
+
+/// The sums of blocks, added up one block after the other.
+template <class A, int K>
+struct BlockSums {
+  Accumulators<A> total[K];
+  SK_INLINE BlockSums() {}
+  SK_INLINE void add(const Accumulators<A>* block) {
+    for (int k = 0; k < K; ++k) total[k].add(block[k]);
+  }
+  SK_INLINE Sums<A, K> sums() const {
+    Sums<A, K> result;
+    for (int k = 0; k < K; ++k) result.of[k] = total[k].sum();
+    return result;
+  }
+};
+
+template <class A, int K, class Body>
+SK_INLINE Sums<A, K> sum_row(int64_t n, Body body) {
+  BlockSums<A, K> all;
+  sum_blocks<A, K>(n, body,
+                   [&](const Accumulators<A>* part) __attribute__((always_inline)) { all.add(part); });
+  return all.sums();
 }
 
 }  // namespace

@@ -99,19 +99,21 @@ SK_CALL RowRange<A> row_range(const T* x, int64_t n) {
   return {least.min(), most.max() + A(0)};
 }
 
-/// 2 sum-exp. e, where given, receives the terms; it may be the row itself.
-template <class Terms, class A, class T>
-SK_INLINE void sum_exp(const T* x, A* e, int64_t n, const T* next, RowStats<A>& stats) {
+/// 2 sum-exp of a row or of whole blocks of it, given the row's m: returns the ties, and take gets the sums
+/// of the rest. e, where given, receives the terms; it may be the row itself.
+template <class Terms, class A, class T, class Take>
+SK_INLINE A sum_exp(const T* x, A* e, int64_t n, const T* next, A most, Take take) {
   using S = Simd<A>;
   const A lowest = -__builtin_inf();
-  const auto m = S::broadcast(stats.m);
+  const auto m = S::broadcast(most);
   const auto one = S::broadcast(1);
   const Terms terms(m);
   const WideTerms<A> tail_terms(m);  // of a vector filled up with -inf
   // Counts are exact in any order: one accumulator, which leaves registers to the others.
   auto ties = S::broadcast(0);
-  const auto rest =
-      sum_row<A, 1>(n, [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
+  sum_blocks<A, 1>(
+      n,
+      [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
         const auto v = at.load(x + i, lowest);
         typename S::Reg t;
         if constexpr (decltype(at)::kWhole) {
@@ -123,25 +125,37 @@ SK_INLINE void sum_exp(const T* x, A* e, int64_t n, const T* next, RowStats<A>& 
         part->add_unless_equal(slot, t, v, m);
         if (e != nullptr) at.store(e + i, t);
         if (next != nullptr) __builtin_prefetch(next + i);
-      });
+      },
+      take);
+  return S::reduce_add(ties);
+}
+
+/// The same with the shortest exp that the row's range allows.
+template <class A, class T, class Take>
+SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, const T* next, Take take) {
+  using S = Simd<A>;
+  if (NormalTerms<A>::fit(S::broadcast(range.most), S::broadcast(range.least))) {
+    return sum_exp<NormalTerms<A>>(x, e, n, next, range.most, take);
+  }
+  return sum_exp<WideTerms<A>>(x, e, n, next, range.most, take);
+}
+
+template <class A>
+SK_INLINE RowStats<A> make_stats(A m, A ties, A rest) {
+  using S = Simd<A>;
   A top[S::kLanes];
-  S::store(top, tail_terms.of(m));
-  stats.top = top[0];
-  stats.ties = S::reduce_add(ties);
-  stats.rest = rest.of[0];
+  S::store(top, WideTerms<A>(S::broadcast(m)).of(S::broadcast(m)));
+  return {m, top[0], ties, rest};
 }
 
 /// 2 sum-exp, after the range. `next` is a row to be fetched into the cache meanwhile, or null.
 template <class A, class T>
 SK_CALL RowStats<A> row_stats(const T* x, A* e, int64_t n, const T* next, const RowRange<A>& range) {
-  using S = Simd<A>;
-  RowStats<A> stats{range.most, 0, 0, 0};
-  if (NormalTerms<A>::fit(S::broadcast(range.most), S::broadcast(range.least))) {
-    sum_exp<NormalTerms<A>>(x, e, n, next, stats);
-  } else {
-    sum_exp<WideTerms<A>>(x, e, n, next, stats);
-  }
-  return stats;
+  BlockSums<A, 1> all;
+  const A ties =
+      sum_exp_within<A>(range, x, e, n, next,
+                        [&](const Accumulators<A>* part) __attribute__((always_inline)) { all.add(part); });
+  return make_stats<A>(range.most, ties, all.sums().of[0]);
 }
 
 }  // namespace

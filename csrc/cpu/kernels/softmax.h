@@ -5,6 +5,7 @@
 #include "lanes.h"
 #include "operand.h"
 #include "row_stats.h"
+#include "shared_row.h"
 
 namespace softkern::cpu {
 namespace {
@@ -19,30 +20,66 @@ SK_INLINE typename Simd<A>::Reg quotient(const typename Simd<A>::Reg& e, const t
 }
 
 template <class T>
-void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n, const T* next) {
+SK_INLINE void softmax_write(const Compute<T>* e, T* y, Compute<T> total, int64_t n) {
   using A = Compute<T>;
   using S = Simd<A>;
+  const auto d = S::broadcast(total);
+  const auto inverse = S::broadcast(1 / total);
+  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
+    at.store(y + i, quotient<A>(at.load(e + i, 0), d, inverse));
+  });
+}
+
+template <class T>
+void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n, const T* next) {
+  using A = Compute<T>;
   A* e = compute_row(y, scratch);
   const A sum = row_stats<A>(x, e, n, next, row_range<A>(x, n)).sum();  // 1 max, 2 sum-exp
-  const auto d = S::broadcast(sum);
-  const auto inverse = S::broadcast(1 / sum);
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {  // 3 write
-    at.store(y + i, quotient<A>(at.load(e + i, 0), d, inverse));
+  softmax_write(e, y, sum, n);                                          // 3 write
+}
+
+template <class T>
+void softmax_share(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
+  using A = Compute<T>;
+  A* e = compute_row(y, row.scratch());
+  if (step == 0) row.find_range(x);
+  if (step == 1) row.sum_terms(x, e);
+  if (step == 2) softmax_write(e + row.begin(), y + row.begin(), row.stats().sum(), row.size());
+}
+
+/// sum_k g_k y_k, its blocks to `take`.
+template <class T, class Take>
+SK_INLINE void softmax_dot(const T* g, const T* y, int64_t n, Take take) {
+  sum_blocks<Compute<T>, 1>(
+      n,
+      [&](auto* part, auto slot, auto at, int64_t i)
+          __attribute__((always_inline)) { part->add_product(slot, at.load(g + i, 0), at.load(y + i, 0)); },
+      take);
+}
+
+template <class T>
+SK_INLINE void softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> dot, int64_t n) {
+  using A = Compute<T>;
+  using S = Simd<A>;
+  const auto sum = S::broadcast(dot);
+  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
+    at.store(dx + i, S::mul(at.load(y + i, 0), S::sub(at.load(g + i, 0), sum)));
   });
 }
 
 template <class T>
 void softmax_backward_row(const T* g, const T* y, T* dx, int64_t n) {
   using A = Compute<T>;
-  using S = Simd<A>;
-  const auto dot =
-      sum_row<A, 1>(n, [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-        part->add_product(slot, at.load(g + i, 0), at.load(y + i, 0));
-      });
-  const auto sum = S::broadcast(dot.of[0]);
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
-    at.store(dx + i, S::mul(at.load(y + i, 0), S::sub(at.load(g + i, 0), sum)));
-  });
+  BlockSums<A, 1> dot;
+  softmax_dot(g, y, n, [&](const Accumulators<A>* part) __attribute__((always_inline)) { dot.add(part); });
+  softmax_write_gradient(g, y, dx, dot.sums().of[0], n);
+}
+
+template <class T>
+void softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
+  const int64_t at = row.begin();
+  if (step == 0) softmax_dot(g + at, y + at, row.size(), row.store_sums());
+  if (step == 1) softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.size());
 }
 
 /// A block of rows of few classes: x becomes y.

@@ -97,25 +97,78 @@ inline Layout layout_of(const Tensor& x, int64_t dim) {
   return {{classes, inner}, classes == 0 ? 0 : x.numel() / classes};
 }
 
-/// kernel(args, range) over all rows, in torch's own thread pool. Splitting by rows changes no bits.
-/// torch_parallel_for and not at::parallel_for: that is a template, which runs on one thread where the
-/// including file is compiled without OpenMP, and with the compiler's own OpenMP runtime, beside torch's,
-/// where it is not.
+/// What a call's threads report.
+struct Report {
+  std::atomic<const char*> isa{""};
+  std::atomic<const char*> path{""};
+  std::atomic<bool> out_of_memory{false};
+  void set(const Ran& ran) {
+    isa.store(ran.isa, std::memory_order_relaxed);
+    path.store(ran.path, std::memory_order_relaxed);
+  }
+};
+
+/// How many threads share a row; 1 where there are rows for all of them, or too little in a row.
+inline int shares_of_a_row(const Layout& layout) {
+  const int64_t most = layout.shape.classes / kGrain;
+  uint32_t threads = 1;
+  if (most < 2 || torch_get_num_threads(&threads) != 0 || layout.rows >= static_cast<int64_t>(threads))
+    return 1;
+  return static_cast<int>(std::min<int64_t>(most, threads));
+}
+
+/// One row after the other, each by all threads. The number of shares changes no bits.
 template <class Args>
-void run(Ran (*kernel)(const Args&, Range), const Args& args, const Layout& layout, size_t element_size,
-         std::initializer_list<const Rows*> operands) {
-  int strided = 0;
-  for (const Rows* rows : operands) strided += is_packed(*rows);
+bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layout, int shares,
+                Report& report) {
+  const int64_t classes = layout.shape.classes;
+  const int64_t blocks = (classes + kShareClasses - 1) / kShareClasses;
+  const int64_t length = (blocks + shares - 1) / shares * kShareClasses;
+  const int count = static_cast<int>((classes + length - 1) / length);
+  const std::unique_ptr<char[]> shared(new (std::nothrow) char[shared_bytes(classes, count)]);
+  if (shared == nullptr) {
+    report.out_of_memory = true;
+    return false;
+  }
   struct Call {
-    Ran (*function)(const Args&, Range);
+    const Kernel<Args>& kernel;
+    const Args& args;
+    int64_t classes, length;
+    int count;
+    void* shared;
+    Report& report;
+    int64_t row;
+    int step;
+  } call{kernel, args, classes, length, count, shared.get(), report, 0, 0};
+  const auto on_thread = [](int64_t begin, int64_t end, void* context) {
+    const Call& c = *static_cast<Call*>(context);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t stop = std::min(c.classes, (i + 1) * c.length);
+      const Share share{c.row, i * c.length, stop, static_cast<int>(i), c.count, c.shared};
+      c.report.set(c.kernel.share(c.args, share, c.step));
+    }
+  };
+  bool failed = false;
+  for (call.row = 0; call.row < layout.rows && !failed; ++call.row) {
+    for (call.step = 0; call.step < kernel.steps && !failed; ++call.step) {
+      failed = torch_parallel_for(0, count, 1, on_thread, &call) != 0;
+    }
+  }
+  return !failed;
+}
+
+/// The kernel over ranges of rows. Splitting by rows changes no bits.
+template <class Args>
+bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout, size_t element_size,
+              int strided, Report& report) {
+  struct Call {
+    const Kernel<Args>& kernel;
     const Args& args;
     const Shape& shape;
     size_t element_size;
     int strided;
-    std::atomic<const char*> isa{""};
-    std::atomic<const char*> path{""};
-    std::atomic<bool> out_of_memory{false};
-  } call{kernel, args, layout.shape, element_size, strided};
+    Report& report;
+  } call{kernel, args, layout.shape, element_size, strided, report};
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, layout.shape.classes));
   const auto on_thread = [](int64_t begin, int64_t end, void* context) {
     Call& c = *static_cast<Call*>(context);
@@ -123,17 +176,30 @@ void run(Ran (*kernel)(const Args&, Range), const Args& args, const Layout& layo
     const size_t bytes = needs_scratch ? scratch_bytes(c.shape, end - begin, c.element_size, c.strided) : 0;
     const std::unique_ptr<char[]> scratch(bytes > 0 ? new (std::nothrow) char[bytes] : nullptr);
     if (bytes > 0 && scratch == nullptr) {
-      c.out_of_memory = true;  // an exception would have to cross a C interface
+      c.report.out_of_memory = true;  // an exception would have to cross a C interface
       return;
     }
-    const Ran ran = c.function(c.args, {begin, end, scratch.get()});
-    c.isa.store(ran.isa, std::memory_order_relaxed);
-    c.path.store(ran.path, std::memory_order_relaxed);
+    c.report.set(c.kernel.rows(c.args, {begin, end, scratch.get()}));
   };
-  const auto failed = torch_parallel_for(0, layout.rows, grain, on_thread, &call);
-  TORCH_CHECK(!failed && !call.out_of_memory, "softkern: not enough memory for packing rows of ",
-              layout.shape.classes, " classes");
-  set_last({call.isa.load(std::memory_order_relaxed), call.path.load(std::memory_order_relaxed)});
+  return torch_parallel_for(0, layout.rows, grain, on_thread, &call) == 0;
+}
+
+/// A kernel over all rows, in torch's own thread pool.
+/// torch_parallel_for and not at::parallel_for: that is a template, which runs on one thread where the
+/// including file is compiled without OpenMP, and with the compiler's own OpenMP runtime, beside torch's,
+/// where it is not.
+template <class Args>
+void run(const Kernel<Args>& kernel, const Args& args, const Layout& layout, size_t element_size,
+         std::initializer_list<const Rows*> operands) {
+  int strided = 0;
+  for (const Rows* rows : operands) strided += is_packed(*rows);
+  Report report;
+  const int shares = strided == 0 && kernel.share != nullptr ? shares_of_a_row(layout) : 1;
+  const bool done = shares > 1 ? run_shared(kernel, args, layout, shares, report)
+                               : run_rows(kernel, args, layout, element_size, strided, report);
+  TORCH_CHECK(done && !report.out_of_memory, "softkern: not enough memory for rows of ", layout.shape.classes,
+              " classes");
+  set_last({report.isa.load(std::memory_order_relaxed), report.path.load(std::memory_order_relaxed)});
 }
 
 }  // namespace softkern::cpu

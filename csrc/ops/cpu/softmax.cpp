@@ -8,7 +8,7 @@
 namespace softkern::cpu {
 namespace {
 
-Tensor forward(const Tensor& self, int64_t dim, Ran (*Kernels::*kernel)(const ForwardArgs&, Range)) {
+Tensor forward(const Tensor& self, int64_t dim, Kernel<ForwardArgs> Kernels::* kernel) {
   const ElementType type = element_type(self);
   Tensor output = new_output(self);
   dim = c10::maybe_wrap_dim(dim, self.dim());
@@ -23,7 +23,7 @@ Tensor forward(const Tensor& self, int64_t dim, Ran (*Kernels::*kernel)(const Fo
 }
 
 Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
-                Ran (*Kernels::*kernel)(const BackwardArgs&, Range)) {
+                Kernel<BackwardArgs> Kernels::* kernel) {
   const ElementType type = element_type(output);
   TORCH_CHECK(grad_output.sizes() == output.sizes() && grad_output.scalar_type() == output.scalar_type(),
               "softkern: expected grad_output of shape ", output.sizes(), " and dtype ", output.scalar_type(),

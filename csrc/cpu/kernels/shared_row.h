@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// A row that threads share, because there are fewer rows than threads: each computes whole blocks, and the
+// blocks' sums, kept apart until all are there, are added up in the order of a row of one thread.
+#pragma once
+
+#include "operand.h"
+#include "row_stats.h"
+
+namespace softkern::cpu {
+namespace {
+
+template <class A>
+class SharedRow {
+  static constexpr int64_t kBlock = kBlockBytes / sizeof(A);
+  template <int K>
+  struct Store {
+    Accumulators<A>* to;
+    SK_INLINE void operator()(const Accumulators<A>* block) {
+      for (int k = 0; k < K; ++k) to++->set(block[k]);
+    }
+  };
+
+ public:
+  SharedRow(const Share& share, int64_t classes, bool has_scratch)
+      : share_(share), blocks_((classes + kBlock - 1) / kBlock) {
+    Arena arena(share.shared);
+    sums_ = arena.take<Accumulators<A>>(blocks_);
+    mass_ = arena.take<Accumulators<A>>(2 * blocks_);
+    ranges_ = arena.take<RowRange<A>>(share.count);
+    ties_ = arena.take<A>(share.count);
+    hot_x_ = arena.take<A>(1);
+    if (has_scratch) scratch_ = arena.take<A>(row_pitch(classes));
+  }
+
+  int64_t begin() const { return share_.begin; }
+  int64_t end() const { return share_.end; }
+  int64_t size() const { return share_.end - share_.begin; }
+  bool first() const { return share_.index == 0; }
+  bool holds(int64_t c) const { return c >= share_.begin && c < share_.end; }
+  /// Of the whole row.
+  A* scratch() const { return scratch_; }
+  A& hot_x() const { return *hot_x_; }
+
+  // What this share leaves for the others.
+  void set_range(const RowRange<A>& range) const { ranges_[share_.index] = range; }
+  template <class T>
+  void find_range(const T* x) const {
+    set_range(row_range<A>(x + begin(), size()));
+  }
+  template <class T>
+  void sum_terms(const T* x, A* e) const {
+    ties_[share_.index] = sum_exp_within<A>(range(), x + begin(), e == nullptr ? e : e + begin(), size(),
+                                            static_cast<const T*>(nullptr), store_sums());
+  }
+  /// Take the sums of this share's blocks.
+  Store<1> store_sums() const { return {sums_ + share_.begin / kBlock}; }
+  Store<2> store_mass() const { return {mass_ + 2 * (share_.begin / kBlock)}; }
+
+  // What all shares found.
+  RowRange<A> range() const {
+    RowRange<A> all = ranges_[0];
+    for (int i = 1; i < share_.count; ++i) {
+      if (ranges_[i].least < all.least) all.least = ranges_[i].least;
+      if (ranges_[i].most > all.most) all.most = ranges_[i].most;
+    }
+    return all;
+  }
+  A stored_sum() const { return stored<1>(sums_).of[0]; }
+  Sums<A, 2> stored_mass() const { return stored<2>(mass_); }
+  RowStats<A> stats() const {
+    double ties = 0;
+    for (int i = 0; i < share_.count; ++i) ties += static_cast<double>(ties_[i]);
+    return make_stats<A>(range().most, static_cast<A>(ties), stored_sum());
+  }
+
+ private:
+  template <int K>
+  Sums<A, K> stored(const Accumulators<A>* block) const {
+    BlockSums<A, K> all;
+    for (int64_t b = 0; b < blocks_; ++b, block += K) all.add(block);
+    return all.sums();
+  }
+
+  const Share& share_;
+  int64_t blocks_;
+  Accumulators<A>*sums_, *mass_;
+  RowRange<A>* ranges_;
+  A *ties_, *hot_x_, *scratch_ = nullptr;
+};
+
+}  // namespace
+}  // namespace softkern::cpu
