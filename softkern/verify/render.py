@@ -14,8 +14,8 @@ from softkern.verify.report import Report, Row
 
 SHOWN = 20  # failures that are printed; --json has all
 LEGEND = (
-    'worst errors: "3.53 of 6" is in ulp of the answer, of the bound that docs/accuracy.md states; '
-    '"19 %" is the share of the bound in docs/verify.md, where none is stated in ulp'
+    '"a of b": ulp of the answer, and the bound that softkern states; torch: in ulp too, on the same inputs\n'
+    '"%": where none is stated, share of the bound that the terms and the error of torch itself give'
 )
 
 

@@ -40,6 +40,8 @@ def run(device: str = "cpu", backends: Sequence[str] | None = None, *, quick: bo
     report = Report(info.environment(), device, quick, names)
     unusable = [b for b in softkern.backends() if b.device == device and not b.usable]
     report.not_checked.update({f"backend {b.name}": b.reason for b in unusable})
+    if len(names) == 1:
+        report.not_checked["bits of the backends against each other"] = "there is one backend only"
     if device == "cuda":
         report.not_checked["targets out of range"] = "a wrong target stops the device, as torch's kernels do"
     threads = torch.get_num_threads()
