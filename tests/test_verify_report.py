@@ -222,3 +222,18 @@ def test_the_oracles_agree_where_float64_loses_nothing():
     plain = reference.cross_entropy(x, target, reduction="none")
     torch.testing.assert_close(exact["cross_entropy"], plain, rtol=1e-13, atol=0)
     torch.testing.assert_close(exact["softmax"], reference.softmax(x, 1), rtol=1e-13, atol=0)
+
+
+@pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="no docs beside these tests")
+def test_the_page_states_groups_and_bounds_as_they_are():
+    page = (ROOT / "docs" / "verify.md").read_text()
+    for group in {case.group for case in cases.matrix(quick=False)}:
+        assert f"\n| {group} |" in page
+    for name, dtype in cases.NAMES.items():
+        t = bounds.TABLE[dtype]
+        computed = str(t.compute).removeprefix("torch.")
+        assert f"\n| {name} | {computed} | {t.roundings} | {t.arithmetic} | {t.k} |" in page
+    counts = (*cases.FEW, *cases.MANY)
+    assert re.findall(r"\d+", page.split("| class counts | ")[1].split("\n")[0]) == [str(c) for c in counts]
+    for option in ("--device", "--backend", "--quick", "--json"):
+        assert f"\n| `{option}" in page
