@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy
@@ -13,39 +18,145 @@ import torch
 
 from softkern import _C, __version__, backends
 
-
-def _first_line(path: str, key: str = "") -> str:
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return "unknown"
-    return next(
-        (line.partition(":")[2].strip() or line for line in lines if line.startswith(key)),
-        "unknown",
-    )
+UNKNOWN = "unknown"
+# What the kernels are compiled for, and what torch's own choose by.
+CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
+# Variables that change what runs, on how many threads, and where memory comes from.
+VARIABLES = re.compile(
+    r"(SOFTKERN|OMP|KMP|GOMP|MKL|MALLOC|TRITON|CUDA)_\w+|THP_MEM_ALLOC_ENABLE|ATEN_CPU_CAPABILITY|GLIBC_TUNABLES|LD_PRELOAD"
+)
+# Two OpenMP runtimes in one process compete for the cores; another allocator has other page faults.
+LIBRARIES = re.compile(r"/(lib(?:gomp|iomp|omp|jemalloc|tcmalloc|mimalloc)[^/\s]*)$", re.MULTILINE)
+PAGES = "/sys/kernel/mm/transparent_hugepage"
 
 
 def environment() -> dict[str, str]:
-    """Names and values, in the order in which they are printed."""
-    build = _C.build()
-    rows = {
-        "softkern": __version__,
-        "compiled with": f"{build['compiler']}, C++ {build['cxx_standard']}, torch {build['torch']}",
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cpu": _first_line("/proc/cpuinfo", "model name"),
-        "threads": str(torch.get_num_threads()),
-        "huge pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "large results": "ask for huge pages" if _C.huge_pages_wanted() else "SOFTKERN_HUGE_PAGES=0",
-        "active on cpu": _C.active_isa()
-        + (" (forced)" if _C.required() or os.environ.get("SOFTKERN_CPU_ISA") else ""),
-    }
+    """Names and values, in the order in which they are printed; "unknown" where the system does not say."""
+    rows = {"softkern": __version__, "compiled with": _compiled_with()}
+    rows.update(_torch_rows())
+    rows.update(_cuda_rows())
+    rows.update(_system_rows())
+    rows["active on cpu"] = _C.active_isa() + (
+        " (forced)" if _C.required() or os.environ.get("SOFTKERN_CPU_ISA") else ""
+    )
     for backend in backends():
         state = "usable" if backend.usable else f"not usable: {backend.reason}"
         rows[f"backend {backend.name}"] = state if backend.compiled else f"not compiled: {backend.reason}"
     return rows
+
+
+def _compiled_with() -> str:
+    build = _C.build()
+    return f"{build['compiler']}, C++ {build['cxx_standard']}, torch {build['torch']}"
+
+
+def _torch_rows() -> Iterator[tuple[str, str]]:
+    built, parallel = torch.__config__.show(), torch.__config__.parallel_info()
+    compiler = _match(r"- ((?:GCC|clang|MSVC|C\+\+ Compiler)[^\n]*)", built)
+    yield "torch", str(torch.__version__)
+    yield "torch built with", f"{compiler}, commit {(torch.version.git_version or UNKNOWN)[:12]}"
+    yield "torch's kernels", torch.backends.cpu.get_cpu_capability()
+    counts = re.findall(r"(\w+)\(\) : (\d+)", parallel)
+    backend = _match(r"ATen parallel backend: ([^\n]+)", parallel)
+    yield "parallel", ", ".join([backend, *(f"{name} {count}" for name, count in counts)])
+    yield "OpenMP", _match(r"^(OpenMP [^\n]+)", parallel)
+    libraries = re.findall(r"^(Intel\(R\) (?:oneAPI Math|MKL-DNN|Math)[^\n]+)", parallel, re.MULTILINE)
+    yield "math libraries", "; ".join(libraries) or "neither MKL nor oneDNN"
+    yield "numpy", numpy.__version__
+    yield "triton", _triton()
+
+
+def _triton() -> str:
+    if find_spec("triton") is None:
+        return "not installed"
+    try:
+        return str(import_module("triton").__version__)
+    except Exception as error:  # whatever it is, it is why there are no Triton kernels
+        return f"not importable: {type(error).__name__}: {error}"
+
+
+def _cuda_rows() -> Iterator[tuple[str, str]]:
+    yield "cuda", f"torch built for {torch.version.cuda}" if torch.version.cuda else "torch built without"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")  # a driver that is too old is told in a warning
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    yield "cuda driver", _match(r"Module\s+([\d.]+)", _read("/proc/driver/nvidia/version"), "none")
+    if not count:
+        yield "cuda devices", "; ".join(["none", *(str(warning.message).split("\n")[0] for warning in said)])
+    for i in range(count):
+        device = torch.cuda.get_device_properties(i)
+        yield (
+            f"cuda device {i}",
+            f"{device.name}, capability {device.major}.{device.minor}, {device.total_memory >> 20} MiB",
+        )
+
+
+def _system_rows() -> Iterator[tuple[str, str]]:
+    cpuinfo, meminfo = _read("/proc/cpuinfo"), _read("/proc/meminfo")
+    yield "python", sys.version.split()[0]
+    yield "platform", platform.platform()
+    yield "libc", _libc()
+    yield "cpu", _match(r"^model name\s*:\s*(.+)$", cpuinfo)
+    yield "cpu flags", _flags(cpuinfo)
+    yield "cores", _cores()
+    yield "threads", str(torch.get_num_threads())
+    total, available = (_match(rf"^{name}:\s+(\d+) kB", meminfo) for name in ("MemTotal", "MemAvailable"))
+    yield (
+        "memory",
+        ", ".join(
+            f"{int(size) >> 10} MiB{what}"
+            for size, what in ((total, ""), (available, " available"))
+            if size.isdigit()
+        )
+        or UNKNOWN,
+    )
+    yield "huge pages", _read(f"{PAGES}/enabled") or UNKNOWN
+    yield "huge pages, defrag", _read(f"{PAGES}/defrag") or UNKNOWN
+    yield "large results", "ask for huge pages" if _C.huge_pages_wanted() else "SOFTKERN_HUGE_PAGES=0"
+    asked = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
+    yield "torch's large tensors", "ask for huge pages" if asked else "no THP_MEM_ALLOC_ENABLE=1"
+    maps = _read("/proc/self/maps")
+    loaded = sorted(set(LIBRARIES.findall(maps)))
+    yield "runtimes, allocators", ", ".join(loaded) or ("none loaded" if maps else UNKNOWN)
+    named = (f"{name}={value}" for name, value in sorted(os.environ.items()) if VARIABLES.fullmatch(name))
+    yield "variables", " ".join(named) or "none set"
+
+
+def _libc() -> str:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or UNKNOWN
+    except (AttributeError, ValueError, OSError):  # Windows, macOS, musl
+        return " ".join(filter(None, platform.libc_ver())) or UNKNOWN
+
+
+def _flags(cpuinfo: str) -> str:
+    line = _match(r"^flags\s*:\s*(.+)$", cpuinfo, "")
+    if not line:
+        return UNKNOWN
+    have = set(line.split())
+    missing = " ".join(flag for flag in CPU_FLAGS if flag not in have)
+    return " ".join(flag for flag in CPU_FLAGS if flag in have) + (f"; without {missing}" if missing else "")
+
+
+def _cores() -> str:
+    """Those the system has, those this process may run on, and a container's limit."""
+    count = os.cpu_count() or UNKNOWN
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
+    quota = re.fullmatch(r"(\d+) (\d+)", _read("/sys/fs/cgroup/cpu.max"))
+    limit = f", quota of {int(quota[1]) / int(quota[2]):g}" if quota else ""
+    return f"{usable} usable of {count}{limit}"
+
+
+def _match(pattern: str, text: str, otherwise: str = UNKNOWN) -> str:
+    found = re.search(pattern, text, re.MULTILINE)
+    return found[1].strip() if found else otherwise
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def main() -> None:

@@ -188,14 +188,6 @@ def test_importing_says_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_info_names_what_a_bug_report_needs():
-    command = [sys.executable, "-m", "softkern.info"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for word in (active(), torch.__version__, softkern.__version__):
-        assert word in done.stdout
-
-
 def test_every_isa_computes(isa):
     """Right, and not only named: one value of each op that is known in closed form."""
     x = torch.tensor([[0.0, 0.0, 0.0, 0.0]])
