@@ -74,6 +74,7 @@ class Collector:
     def __init__(self) -> None:
         self.found: dict[tuple[str, str], set[str]] = {}
         self.failed = False
+        self.outcome = ""
 
     def pytest_runtest_logreport(self, report):
         self.failed |= report.failed
@@ -84,12 +85,18 @@ class Collector:
                     self.found.setdefault((feature, op), set()).add(way)
 
     def pytest_sessionfinish(self, session):
-        if self.failed:
-            raise pytest.UsageError("tests failed: docs/compatibility.md is not written")
-        if several := {cell: ways for cell, ways in self.found.items() if len(ways) > 1}:
-            raise pytest.UsageError(f"tests of one cell went different ways: {several}")
+        several = {cell: ways for cell, ways in self.found.items() if len(ways) > 1}
+        if self.failed or several:
+            why = f"one cell's tests went different ways: {several}" if several else "tests failed"
+            self.outcome = f"{PAGE.name} is not written: {why}"
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            return
         cells = committed() | {cell: ways.pop() for cell, ways in self.found.items()}
         PAGE.write_text(render(cells), encoding="utf-8")
+        self.outcome = f"{PAGE.name}: {len(self.found)} of {len(cells)} cells found by this run"
+
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.write_line(self.outcome)
 
 
 def pytest_configure(config):
