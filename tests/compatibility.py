@@ -52,6 +52,30 @@ FEATURES: dict[str, dict[str, str]] = {
         "detect_anomaly": "",
         "deterministic algorithms": "",
     },
+    "Tensors and modes": {
+        "any strides": "",
+        "nn.Parameter and nn.Buffer": "",
+        "views with the negative bit": "",
+        "zero tensors as upstream gradients": "",
+        "subclasses with __torch_function__": "",
+        "subclasses with __torch_dispatch__": "they know torch's ops alone, so they get these",
+        "TorchFunctionMode": "",
+        "TorchDispatchMode": "",
+        "meta tensors, their backward too": "",
+        "fake tensors, their backward too": "",
+        "CPU autocast to bfloat16 and float16": "F's dtypes",
+        "autocast disabled within autocast": "",
+        "autocast around a layer, gradients of its parameters": "",
+    },
+    "Modules and the rest": {
+        "modules: copy.deepcopy": "",
+        "modules: pickle": "",
+        "modules: torch.save and torch.load": "",
+        "modules: state_dict loaded with weights_only": "",
+        "modules: hooks, to(), half(), train and eval": "",
+        "results: torch.save and copy.deepcopy": "",
+        "no warnings but torch's": "",
+    },
 }
 
 HEAD = """# Compatibility with torch's features
