@@ -2,8 +2,8 @@
 """`torch.nn.functional`-shaped functions: argument normalisation, and the way to the ops.
 
 What the kernels don't take (other devices and dtypes, sparse or nested tensors, tensor subclasses with a
-`__torch_dispatch__` of their own) is computed by `torch.nn.functional` itself, and what it refuses raises
-its exceptions.
+`__torch_dispatch__` of their own, DTensors with sharded classes) is computed by `torch.nn.functional` itself,
+and what it refuses raises its exceptions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from softkern import _C
+from softkern import _C, _dtensor
 
-# A subclass with its own __torch_dispatch__ (DTensor, say) knows torch's ops, not softkern's.
+# A subclass with its own __torch_dispatch__ knows torch's ops, not softkern's. DTensors are taken apart.
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
 
 _ops = torch.ops.softkern
@@ -113,13 +113,16 @@ def _softmax(
     if dim is None:
         # One frame more than F has between the caller and the warning.
         dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)
+    plain_numbers = _is_int64(dim) and (dtype is None or isinstance(dtype, torch.dtype))
+    if type(input) not in _PLAIN:
+        if plain_numbers and _dtensor.is_dtensor(input):
+            result = _dtensor.softmax(op, input if dtype is None else input.to(dtype), dim)
+            if result is not None:
+                return result
+        return _by_torch(fallback(input, dim, dtype=dtype))
     if torch.compiler.is_dynamo_compiling():
         return op(input if dtype is None else input.to(dtype), dim)
-    if (
-        type(input) not in _PLAIN
-        or not _is_int64(dim)
-        or not (dtype is None or isinstance(dtype, torch.dtype))
-    ):
+    if not plain_numbers:
         return _by_torch(fallback(input, dim, dtype=dtype))
     return entry(input if dtype is None else input.to(dtype), dim)
 
@@ -161,7 +164,7 @@ def cross_entropy(
         label_smoothing: in [0, 1].
         inplace_backward: allows the gradient to take the place of the logits, which saves a tensor of that
             size. Where `input` requires a gradient, its values are lost in the forward; where it does not,
-            and under torch.compile and torch.func's transforms, it stays as it is.
+            of a DTensor, and under torch.compile and torch.func's transforms, it stays as it is.
 
     Returns:
         The loss in the dtype of `input`: a scalar, or for "none" the shape of class-index targets.
@@ -185,7 +188,9 @@ def cross_entropy(
     Differs from torch: ignored rows get exactly zero gradients whatever their logits (torch: NaN where the
     logits are NaN or all -inf); loss and gradient of confident rows keep their digits (torch: 0); sums over
     float16 and bfloat16 are kept in float32; int32 targets are taken. 16-bit gradients that are
-    scaled in backward (upstream gradient not 1, float16 mean) are rounded a second time.
+    scaled in backward (upstream gradient not 1, float16 mean) are rounded a second time. The mean of a
+    DTensor with sharded rows is the mean of all rows, pending a sum (torch: the average of the shards' means,
+    which is another number if they differ in ignored rows or weights, and refused if they differ in size).
 
     Source: pytorch/pytorch issues 11752 (why m and d stay apart) and 11551 (ignored rows).
     """
@@ -206,15 +211,15 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
-    if torch.compiler.is_dynamo_compiling():
+    plain_numbers = _is_int64(ignore_index) and type(label_smoothing) in (float, int)
+    plain = type(input) in _PLAIN and type(target) in _PLAIN and (weight is None or type(weight) in _PLAIN)
+    if plain_numbers and not plain and _dtensor.is_dtensor(input):
+        loss = _dtensor.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+        if loss is not None:
+            return loss
+    if plain and torch.compiler.is_dynamo_compiling():
         return _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
-    if (
-        type(input) not in _PLAIN
-        or type(target) not in _PLAIN
-        or (weight is not None and type(weight) not in _PLAIN)
-        or not _is_int64(ignore_index)
-        or type(label_smoothing) not in (float, int)
-    ):
+    if not (plain and plain_numbers):
         return _by_torch(
             F.cross_entropy(
                 input,
@@ -235,7 +240,7 @@ def _is_int64(value: object) -> bool:
 
 def _by_torch(result: Tensor) -> Tensor:
     """A backend that was named must not be replaced silently; bad arguments have raised by now."""
-    if named := _C.required():
+    if not torch.compiler.is_dynamo_compiling() and (named := _C.required()):
         raise RuntimeError(
             f"backend {named!r} was asked for and does not compute these arguments (tensor subclasses, "
             "numbers that are not plain ints and floats); where the choice is softkern's, torch does"

@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 
 import softkern
 
+pytest_plugins = ["compatibility_plugin"]
+
 FORCED_ISA = os.environ.get("SOFTKERN_CPU_ISA", "")
 
 # `ci` finds the same examples on every run, so that a red run means a change and not bad luck;

@@ -65,28 +65,34 @@ def _cpu_runs(isa: str) -> bool:
 
 @over_dtypes
 @over_kinds
-@pytest.mark.parametrize("shape", ((4099, 40), (1500, 10, 13), (7, 30011)), ids=name)
-def test_the_number_of_threads_changes_no_bit(shape, kind, dtype, threads):
-    """160,000 logits and more: two threads really share the work."""
+@pytest.mark.parametrize(
+    ("shape", "way"),
+    (((4099, 40), "rows"), ((400, 10, 40), "lanes"), ((7, 30011), "rows"), ((60, 40, 70), "tiles")),
+    ids=name,
+)
+def test_the_number_of_threads_changes_no_bit(shape, way, kind, dtype, threads):
+    """160,000 logits and more: the threads really share the work, whichever way it goes."""
     x, target, kwargs = problem(shape, dtype, **kind)
 
     def everything():
         leaf = x.clone().requires_grad_()
         for reduction in ("none", "mean", "sum"):
             loss = softkern.cross_entropy(leaf, target, reduction=reduction, **kwargs)
+            assert softkern._C.last_path() == way
             grad = upstream(loss, "random")
             yield loss, torch.autograd.grad(loss, leaf, grad)[0]
         for op in (softkern.softmax, softkern.log_softmax):
             y = op(leaf, 1)
+            assert softkern._C.last_path() == way
             yield y, torch.autograd.grad(y, leaf, upstream(y, "random"))[0]
 
-    runs = []
-    for n in (1, 2):
+    threads(1)
+    alone = list(everything())
+    for n in (2, 3, 5, 8):
         threads(n)
-        runs.append(list(everything()))
-    for one, two in zip(*runs, strict=True):
-        assert_same_bits(two[0], one[0], "value")
-        assert_same_bits(two[1], one[1], "gradient")
+        for some, one in zip(everything(), alone, strict=True):
+            assert_same_bits(some[0], one[0], f"value, {n} threads")
+            assert_same_bits(some[1], one[1], f"gradient, {n} threads")
 
 
 def test_a_run_repeated_changes_no_bit(threads):

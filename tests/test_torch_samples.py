@@ -1,113 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's own test material, put to softkern: sample inputs, module inputs and error inputs."""
+"""torch's own test material, put to softkern: every sample in every dtype, and every error."""
 
 from __future__ import annotations
 
-import warnings
+import json
 
 import pytest
 import torch
-import torch.nn.functional as F
-from tolerances import DTYPES
+import torch_material as material
+from cases import name
+from torch_material import MODULES, OPS, differentiable, dtypes, everywhere
+from torch_material_checks import check
 
-import softkern
-
-with warnings.catch_warnings():  # what torch's test modules do while they are imported
-    warnings.simplefilter("ignore")
-    opinfo = pytest.importorskip(
-        "torch.testing._internal.common_methods_invocations",
-        reason="torch's test material is internal and may move",
-    )
-    modules = pytest.importorskip(
-        "torch.testing._internal.common_modules",
-        reason="torch's test material is internal and may move",
-    )
-
-OURS = {
-    "softmax": softkern.softmax,
-    "log_softmax": softkern.log_softmax,
-    "nn.functional.cross_entropy": softkern.cross_entropy,
-}
-THEIRS = {
-    "softmax": F.softmax,
-    "log_softmax": F.log_softmax,
-    "nn.functional.cross_entropy": F.cross_entropy,
-}
-OPS = [op for op in opinfo.op_db if op.name in OURS]
-MODULES = [m for m in modules.module_db if m.name in ("nn.CrossEntropyLoss", "nn.Softmax", "nn.LogSoftmax")]
+OVER_OPS = [pytest.param(op, t, id=f"{op.formatted_name}-{name(t)}") for op in OPS for t in dtypes(op)]
+OVER_MODULES = [pytest.param(m, t, id=f"{m.name}-{name(t)}") for m in MODULES for t in dtypes(m)]
+COUNTS = json.loads(material.COUNTS.read_text()) if material.COUNTS.is_file() else None
 
 
-def close(actual, expected):
-    # Two roundings to 16 bits apart at most; in float32 and float64 torch's own error.
-    eps = torch.finfo(actual.dtype).eps
-    tight = {"rtol": 16 * eps, "atol": 16 * eps}
-    torch.testing.assert_close(actual, expected, equal_nan=True, **tight)
+def only_the_first(call):
+    """A gradient wanted in the logits alone: what the kernels compute."""
+    first, *rest = call.args
+    return call._replace(args=(first, *everywhere(torch.Tensor.detach, rest)))
 
 
-def wide(value):
-    """Of float64, all the way down."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().double() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {k: wide(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(wide(v) for v in value)
-    return torch.float64 if isinstance(value, torch.dtype) else value
+def check_every_way(functions, call, dtype, relative):
+    """Contiguous and not; without gradients, with that of the logits, with all."""
+    for given in (call, material.noncontiguous(call)):
+        assert check(*functions, given, relative=relative).error is None
+        if differentiable(dtype):
+            check(*functions, only_the_first(given), gradients=True, relative=relative)
+            check(*functions, given, gradients=True, relative=relative)
 
 
-def value_and_gradient(f, x, args, kwargs):
-    x = x.detach().requires_grad_()
-    y = f(x, *args, **kwargs)
-    g = torch.full_like(y, 0.5).cumsum(-1) if y.dim() else torch.full_like(y, 0.5)
-    return y.detach(), torch.autograd.grad(y, x, g)[0]
+def as_counted(kind, info, dtype, found):
+    if COUNTS is None:
+        pytest.skip("no docs beside these tests to compare the number of samples with")
+    table = COUNTS[kind][getattr(info, "formatted_name", info.name)]
+    assert found >= table.get(name(dtype), 0), "torch has fewer samples than docs/opinfo-counts.json says"
 
 
-def test_the_material_is_there():
-    assert len(OPS) >= 5 and len(MODULES) == 3
+@pytest.mark.parametrize(("op", "dtype"), OVER_OPS)
+def test_op_samples(op, dtype):
+    found = 0
+    for call in material.op_samples(op, dtype):
+        check_every_way(material.FUNCTIONS[op.name], call, dtype, op.name == "softmax")
+        found += 1
+    assert found
+    as_counted("op_samples", op, dtype, found)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("info", "dtype"), OVER_MODULES)
+def test_module_samples(info, dtype):
+    found = 0
+    for call in material.module_samples(info, dtype):
+        check_every_way(material.module_functions(info), call, dtype, info.name == "nn.Softmax")
+        found += 1
+    assert found
+    as_counted("module_samples", info, dtype, found)
+
+
+@pytest.mark.parametrize(("info", "dtype"), OVER_MODULES)
+def test_module_errors(info, dtype):
+    found = 0
+    for call, error_type, regex in material.module_errors(info, dtype):
+        for given in (call, material.noncontiguous(call)):
+            error = check(*material.module_functions(info), given).error
+            assert isinstance(error, error_type), "torch itself does not raise what its material says"
+            with pytest.raises(error_type, match=regex):
+                raise error
+        found += 1
+    as_counted("module_errors", info, dtype, found)
+
+
+# Making complex32 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+EVERY_DTYPE = {t for t in vars(torch).values() if isinstance(t, torch.dtype)}
+
+
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
-def test_sample_inputs(op, dtype):
-    """In every dtype against torch in float64, contiguous and not."""
-    count = 0
-    for given in op.sample_inputs("cpu", dtype, requires_grad=False):
-        for sample in (given, given.noncontiguous()):
-            x, args, kwargs = sample.input, sample.args, sample.kwargs
-            got = value_and_gradient(OURS[op.name], x, args, kwargs)
-            want = value_and_gradient(THEIRS[op.name], wide(x), wide(args), wide(kwargs))
-            for a, b in zip(got, want, strict=True):
-                close(a, b.to(a.dtype))
-            count += 1
-    assert count >= 4
+def test_dtypes_that_torch_does_not_support(op):
+    """The samples in all other dtypes: torch's exception, or its value where it computes them after all."""
+    others, tried = sorted(EVERY_DTYPE - set(op.dtypes), key=str), 0
+    for dtype in others:
+        for call in list(material.op_samples(op, torch.float32))[:3]:
+            try:
+                x = call.args[0].detach().to(dtype)
+            except (NotImplementedError, RuntimeError, TypeError):
+                continue  # torch can't make such a tensor
+            check(*material.FUNCTIONS[op.name], call._replace(args=(x, *call.args[1:])))
+            tried += 1
+    assert tried >= 3
 
 
-def call_module(info, inputs):
-    """(softkern's, torch's) output for one ModuleInput."""
-    results = []
-    for namespace in (softkern, torch.nn):
-        c, f = inputs.constructor_input, inputs.forward_input
-        module = getattr(namespace, info.name.removeprefix("nn."))(*c.args, **c.kwargs)
-        results.append(module(*f.args, **f.kwargs))
-    return results
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
-@pytest.mark.parametrize("info", MODULES, ids=lambda m: m.name)
-@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
-def test_module_inputs(info, dtype):
-    samples = info.module_inputs_func(info, "cpu", dtype, requires_grad=False, training=True)
-    assert samples
-    for inputs in samples:
-        close(*call_module(info, inputs))
-
-
-def test_module_error_inputs():
-    (info,) = (m for m in MODULES if m.name == "nn.CrossEntropyLoss")
-    samples = info.module_error_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True)
-    assert len(samples) >= 5
-    for error in samples:
-        inputs = error.module_error_input
-        with pytest.raises(error.error_type, match=error.error_regex):
-            c, f = inputs.constructor_input, inputs.forward_input
-            softkern.CrossEntropyLoss(*c.args, **c.kwargs)(*f.args, **f.kwargs)
+@pytest.mark.skipif(COUNTS is None, reason="no docs beside these tests")
+def test_the_committed_counts_are_those_of_this_torch():
+    """Of the version they were counted with; of a later one they are the least there must be."""
+    if torch.__version__.split("+")[0] != COUNTS["torch"]:
+        pytest.skip(f"counted with torch {COUNTS['torch']}: each test compares its own number")
+    assert material.count() == COUNTS, "python tests/torch_material.py docs/opinfo-counts.json"
+    assert not any(COUNTS["op_errors"].values()), "torch now has error inputs for these ops: put them to use"

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DTensors whose classes are whole on every rank: each rank's rows go through the kernels.
+
+Rows may be sharded along any dimension, over any number of mesh dimensions, or be replicated. Anything else
+(sharded classes, pending sums, ranks outside the mesh, arguments that don't go together) is torch's: the
+functions here return None for it.
+
+Only DTensor's public conversions are used, and `torch.distributed` is imported by whoever made the DTensor.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction as _Reduction
+
+_ops = torch.ops.softkern
+
+
+def is_dtensor(x: object) -> bool:
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(x, tensor.DTensor)
+
+
+def softmax(op: Callable[[Tensor, int], Tensor], input: Tensor, dim: int) -> Tensor | None:
+    """`op` on this rank's share: a DTensor placed as `input`, or None."""
+    if not -input.dim() <= dim < input.dim() or not _whole_along(input, dim % input.dim()):
+        return None
+    return _placed(op(input.to_local(), dim), input, input.placements, input.shape)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    mode: int,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor | None:
+    """The loss: for "none" placed as the rows are, else pending its sum over the ranks; or None.
+
+    The mean divides by what the targets of all ranks weigh, so shards may be uneven and ignored rows where
+    they like. The sum of a rank's rows is what the kernels compute for it; float16, which it may overflow,
+    is converted first.
+    """
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    if not _go_together(input, target, weight):
+        return None
+    class_dim = 0 if input.dim() == 1 else 1
+    indices = target.shape != input.shape
+    row_placements = [
+        Shard(p.dim - (p.dim > class_dim)) if p.is_shard() else Replicate() for p in input.placements
+    ]
+    x = input.to_local()
+    y = target.redistribute(placements=row_placements if indices else input.placements).to_local()
+    w = None if weight is None else weight.redistribute(placements=[Replicate()] * len(row_placements))
+    w = None if w is None else w.to_local()
+    if mode == _Reduction.get_enum("none"):
+        rows = [n for i, n in enumerate(input.shape) if i != class_dim]
+        loss = _ops.cross_entropy(x, y, w, mode, ignore_index, label_smoothing)
+        return _placed(loss, input, row_placements, rows)
+    if all(p.is_replicate() for p in row_placements):
+        loss = _ops.cross_entropy(x, y, w, mode, ignore_index, label_smoothing)
+        return _placed(loss, input, row_placements, ())
+    pending = [Partial() if p.is_shard() else p for p in row_placements]
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if x.dtype == torch.float16:
+        x, y = x.to(compute), y if indices else y.to(compute)
+        w = None if w is None else w.to(compute)
+    loss = _ops.cross_entropy(x, y, w, _Reduction.get_enum("sum"), ignore_index, label_smoothing)
+    if mode == _Reduction.get_enum("mean"):
+        if indices:
+            mass = _placed(_mass(y, w, ignore_index, compute), input, pending, ()).full_tensor()
+            loss = loss * mass.reciprocal()
+        else:
+            loss = loss / (input.numel() // input.shape[class_dim])
+    return _placed(loss.to(input.dtype), input, pending, ())
+
+
+def _go_together(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
+    class_dim = 0 if input.dim() == 1 else 1
+    if input.dim() == 0 or input.shape[class_dim] == 0 or not _whole_along(input, class_dim):
+        return False
+    tensors = [target] if weight is None else [target, weight]
+    if not all(is_dtensor(t) and t.device_mesh == input.device_mesh for t in tensors):
+        return False
+    # The gradient of a replicated weight would be pending a sum; torch has the rules for it.
+    if weight is not None and (
+        weight.requires_grad or weight.shape != input.shape[class_dim : class_dim + 1]
+    ):
+        return False
+    rows = (*input.shape[:class_dim], *input.shape[class_dim + 1 :])
+    return target.shape in (rows, input.shape)
+
+
+def _whole_along(x: Tensor, dim: int) -> bool:
+    """Whether this rank has rows of `x`, and all of each."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    return x.device_mesh.get_coordinate() is not None and all(
+        type(p) is Replicate or (type(p) is Shard and p.dim != dim) for p in x.placements
+    )
+
+
+def _mass(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """What the targets that are not ignored weigh."""
+    kept = target != ignore_index
+    if weight is None:
+        return kept.sum(dtype=dtype)
+    return weight.to(dtype)[torch.where(kept, target, 0).long()].mul(kept).sum()
+
+
+def _placed(local: Tensor, like: Tensor, placements: Sequence[object], shape: Sequence[int]) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    stride = [1] * len(shape)
+    for i in range(len(shape) - 1, 0, -1):
+        stride[i - 1] = stride[i] * max(shape[i], 1)
+    return DTensor.from_local(
+        local,
+        like.device_mesh,
+        placements,
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=tuple(stride),
+    )

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DTensor, DistributedDataParallel and fully_shard on two gloo processes.
+
+The checks are functions of distributed_*_checks.py: both processes run all of them, once, and each is a test
+here by its name.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    pytest.skip("this torch was built without torch.distributed's gloo", allow_module_level=True)
+
+import distributed_processes
+import distributed_tensor_checks  # noqa: F401
+import distributed_training_checks  # noqa: F401
+
+NAMES = tuple(distributed_processes.CHECKS)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each rank found: {check: "" or its traceback}."""
+    folder = tmp_path_factory.mktemp("ranks")
+    path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return distributed_processes.run(folder, NAMES, seconds=240)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "planted"])
+def test_on_two_ranks(name, ranks):
+    for rank, results in enumerate(ranks):
+        assert name in results, f"rank {rank} did not come to it"
+        assert not results[name], f"rank {rank}:\n{results[name]}"
+
+
+def test_a_check_that_fails_is_seen_on_every_rank(ranks):
+    for results in ranks:
+        assert "AssertionError" in results["planted"] and "bits differ" in results["planted"]
+
+
+def test_importing_softkern_imports_nothing_distributed():
+    """Beyond what torch does by itself."""
+    code = "import sys, torch; had = set(sys.modules); import softkern; print(*(set(sys.modules) - had))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    new = result.stdout.split()
+    assert "softkern" in new
+    assert [m for m in new if m.startswith("torch.distributed")] == []

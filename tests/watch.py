@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who computed: softkern's kernels or torch's, by the kernels' own record and the dispatcher's."""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+import softkern
+
+FUSED, TORCH, BOTH, SHAPES = "fused", "through torch", "fused + torch", "shapes"
+
+# What computes a softmax or differentiates one, in torch.
+_TORCHS = {
+    "aten::_softmax",
+    "aten::_log_softmax",
+    "aten::_softmax_backward_data",
+    "aten::_log_softmax_backward_data",
+    "aten::nll_loss_forward",
+    "aten::nll_loss2d_forward",
+}
+
+
+class Watch:
+    """`with watch:` around softkern's calls, and around nothing of torch.nn.functional.
+
+    The problems must have at most 32 classes, so that the kernels put a row in a lane.
+    """
+
+    def __init__(self) -> None:
+        self.ops: set[str] = set()  # softkern's, as the dispatcher saw them
+        self._kernels = self._torchs = False
+        self._shapes = False
+
+    def __enter__(self) -> Watch:
+        # A way that the watched kernels don't go: whatever is recorded afterwards is theirs.
+        softkern._C.softmax(torch.zeros(1, 40), 1)
+        assert softkern._C.last_path() == "rows"
+        self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._profile.__exit__(*exception)
+        names = {event.name for event in self._profile.events()}
+        self.ops |= {name for name in names if name.startswith("softkern::")}
+        self._torchs |= bool(names & _TORCHS)
+        self._kernels |= softkern._C.last_path() != "rows"
+
+    def only_shapes(self, *results: torch.Tensor) -> None:
+        """The watched calls gave tensors without values."""
+        assert not self._kernels and all(r.is_meta or isinstance(r, FakeTensor) for r in results)
+        self._shapes = True
+
+    @property
+    def way(self) -> str:
+        if self._shapes:
+            return SHAPES
+        assert self._kernels or self._torchs, f"nothing was computed; ops seen: {sorted(self.ops)}"
+        return {(True, False): FUSED, (False, True): TORCH}.get((self._kernels, self._torchs), BOTH)
