@@ -67,6 +67,7 @@ FEATURES: dict[str, dict[str, str]] = {
         "make_fx of torch.func.grad": "",
         "torch.fx.symbolic_trace": "",
         "torch.jit.trace, saved and loaded": "",
+        "torch.jit.script": "deprecated by torch; torch.jit.trace works",
     },
     "Tensors and modes": {
         "any strides": "",
@@ -101,11 +102,12 @@ cell are tests that compare values with `torch.nn.functional`'s: `git grep 'feat
 
 - **fused**: softkern's kernels computed the results and their gradients, and no softmax of torch's ran.
 - **through torch**: softkern hands the call to torch's own function. The results are right, at torch's speed.
-- **fused + torch**: kernels for the results and first derivatives, torch's formulas for what is asked beyond.
+- **fused + torch**: kernels for the results, torch's formulas for derivatives of higher order.
 - **shapes**: there are no values to compute.
+- **not supported**: raises, where torch's function would not.
 - **-**: not a feature of this op.
 
-"kernels" are those of the CPU; tensors elsewhere go through torch.
+Kernels are those of the CPU; tensors elsewhere go through torch.
 """
 
 

@@ -20,6 +20,16 @@ over_options = pytest.mark.parametrize("options", OPTIONS, ids=name)
 over_softmaxes = pytest.mark.parametrize("op", ("softmax", "log_softmax"))
 f64 = torch.float64
 SHAPES = ((3, 4), (2, 3, 2))
+FUNCTORCH = (
+    "torch.func.grad",
+    "torch.func.vjp",
+    "torch.func.jvp",
+    "jacrev",
+    "jacfwd",
+    "hessian",
+    "vmap",
+    "vmap(grad)",
+)
 
 
 def close(actual, expected):
@@ -37,6 +47,7 @@ def both(shape, options, reduction):
     return ours, theirs, x
 
 
+@pytest.mark.feature("double backward")
 @over_softmaxes
 @pytest.mark.parametrize("dim", (0, 1))
 def test_softmax_numerically(op, dim):
@@ -66,6 +77,7 @@ def second_derivatives(f, x):
     return dx, *torch.autograd.grad((dx * direction).sum(), (x, upstream))
 
 
+@pytest.mark.feature("double backward", "cross_entropy")
 @over_options
 @over_reductions
 def test_double_backward_as_torch(options, reduction):
@@ -73,6 +85,7 @@ def test_double_backward_as_torch(options, reduction):
     close(second_derivatives(ours, x), second_derivatives(theirs, x))
 
 
+@pytest.mark.feature("double backward")
 @over_softmaxes
 def test_softmax_double_backward_as_torch(op):
     x = logits(4, 5, 3, dtype=f64)
@@ -93,6 +106,12 @@ def test_third_derivatives_as_torch():
     close(third(ours), third(theirs))
 
 
+def features(*names, ops):
+    """Rows of docs/compatibility.md that a test speaks for."""
+    return lambda test: [pytest.mark.feature(name, *ops)(test) for name in names][-1]
+
+
+@features(*FUNCTORCH, ops=("cross_entropy",))
 @over_options
 @over_reductions
 def test_functorch_as_torch(options, reduction):
@@ -112,6 +131,7 @@ def test_functorch_as_torch(options, reduction):
         close(transform(ours), transform(theirs))
 
 
+@features("torch.func.jvp", "vmap", "vmap(grad)", "hessian", ops=("softmax", "log_softmax"))
 @over_softmaxes
 def test_softmax_functorch_as_torch(op):
     x, tangent = logits(3, 4, dtype=f64), logits(3, 4, dtype=f64, seed=6)
@@ -126,12 +146,14 @@ def test_softmax_functorch_as_torch(op):
         close(transform(ours), transform(theirs))
 
 
+@pytest.mark.feature("vmap over targets and weights", "cross_entropy")
 def test_vmap_over_targets_and_weights():
     x, target, w = logits(3, 4, 5), indices((12, 5)).reshape(3, 4), class_weights(15).reshape(3, 5)
     ours, theirs = (torch.func.vmap(n.cross_entropy)(x, target, w) for n in (softkern, F))
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.feature("forward-mode dual numbers", "cross_entropy")
 @over_options
 def test_forward_mode_tangents_are_not_dropped(options):
     """A tangent that silently vanishes is a wrong derivative of zero."""
@@ -145,6 +167,7 @@ def test_forward_mode_tangents_are_not_dropped(options):
     close(tangents[0], tangents[1])
 
 
+@pytest.mark.feature("gradients in probabilities and weights", "cross_entropy")
 @over_reductions
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
 @pytest.mark.parametrize("also", ((), ("x",), ("weight",), ("x", "weight")), ids=name)

@@ -39,6 +39,7 @@ def compiled(f, **kwargs):
     return torch.compile(f, fullgraph=True, **{"backend": "aot_eager", **kwargs})
 
 
+@pytest.mark.feature("torch.compile(fullgraph), static shapes", "cross_entropy")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("options", (OPTIONS[0], OPTIONS[7], OPTIONS[-1]), ids=name)
 def test_cross_entropy_in_one_graph(options, reduction):
@@ -52,6 +53,7 @@ def test_cross_entropy_in_one_graph(options, reduction):
     torch.testing.assert_close(got, loss_and_gradient(f, x, target, weight))
 
 
+@pytest.mark.feature("torch.compile(fullgraph), static shapes")
 @over_softmaxes
 @pytest.mark.parametrize("dim", (0, -1))
 def test_softmax_in_one_graph(op, dim):
@@ -62,6 +64,7 @@ def test_softmax_in_one_graph(op, dim):
     torch.testing.assert_close(loss_and_gradient(compiled(f), x), loss_and_gradient(f, x))
 
 
+@pytest.mark.feature("torch.compile(fullgraph), dynamic shapes", "softmax", "cross_entropy")
 def test_one_dynamic_graph_for_every_size():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 

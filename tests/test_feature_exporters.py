@@ -135,3 +135,21 @@ def test_jit_trace(op, watch):
     with watch:
         got = [value_and_gradient(f, x, y) for f in (traced, torch.jit.load(file))]
     close(got, [value_and_gradient(Model(op, F), x, y)] * 2)
+
+
+MODULES = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "cross_entropy": "CrossEntropyLoss"}
+
+
+@pytest.mark.feature("torch.jit.script")
+@over_ops
+def test_jit_script_is_refused_when_it_compiles(op, watch):
+    """Before a call could give anything else than torch's."""
+    torch.jit.script(getattr(torch.nn, MODULES[op])())
+    with (
+        watch,
+        pytest.raises(
+            (RuntimeError, torch.jit.frontend.NotSupportedError), match=r"Unknown type|keyword-only arguments"
+        ),
+    ):
+        torch.jit.script(getattr(softkern, MODULES[op])())
+    watch.refused()

@@ -59,6 +59,7 @@ def test_ignore_index_does_not_wrap_in_narrow_targets(dtype: torch.dtype, ignore
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.feature("is_grads_batched", "cross_entropy")
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_batched_gradients(reduction: str) -> None:
     # The gradient was scaled in place, which the batched upstream gradient can't be written into.

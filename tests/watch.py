@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 import softkern
 
 FUSED, TORCH, BOTH, SHAPES = "fused", "through torch", "fused + torch", "shapes"
+REFUSED = "not supported"
 
 # What computes a softmax or differentiates one, in torch.
 _TORCHS = {
@@ -30,7 +31,7 @@ class Watch:
     def __init__(self) -> None:
         self.ops: set[str] = set()  # softkern's, as the dispatcher saw them
         self._kernels = self._torchs = False
-        self._shapes = False
+        self._shapes = self._refused = False
 
     def __enter__(self) -> Watch:
         # A way that the watched kernels don't go: whatever is recorded afterwards is theirs.
@@ -52,9 +53,14 @@ class Watch:
         assert not self._kernels and all(r.is_meta or isinstance(r, FakeTensor) for r in results)
         self._shapes = True
 
+    def refused(self) -> None:
+        """The watched calls raised, after nothing was computed."""
+        assert not self._kernels and not self._torchs
+        self._refused = True
+
     @property
     def way(self) -> str:
-        if self._shapes:
-            return SHAPES
+        if self._shapes or self._refused:
+            return SHAPES if self._shapes else REFUSED
         assert self._kernels or self._torchs, f"nothing was computed; ops seen: {sorted(self.ops)}"
         return {(True, False): FUSED, (False, True): TORCH}.get((self._kernels, self._torchs), BOTH)
