@@ -219,15 +219,16 @@ def _softmax_in_c(op: str) -> Callable[[Function], Function]:
     return make
 
 
-def _common_call(args: tuple, kwargs: dict) -> tuple[Tensor, int, torch.dtype | None] | None:
-    """Input, dim and dtype of a call that gives no more than these; None for others, wrong ones included."""
+def _common_call(args: tuple, kwargs: dict) -> tuple[object, int, torch.dtype | None] | None:
+    """Input, dim and dtype of a call that gives these and no more; None for others, wrong ones included."""
     call = dict(zip(("input", "dim", "dtype"), args, strict=False))
     if len(args) > 3 or call.keys() & kwargs.keys():
         return None
     call.update(kwargs)
-    if call.keys() - {"input", "dim", "dtype"} or call.get("input") is None or call.get("dim") is None:
+    dim, dtype = call.get("dim"), call.get("dtype")
+    if call.keys() - {"input", "dim", "dtype"} or "input" not in call or not functional._is_int64(dim):
         return None
-    return call["input"], call["dim"], call.get("dtype")
+    return (call["input"], dim, dtype) if dtype is None or isinstance(dtype, torch.dtype) else None
 
 
 def _cross_entropy(original: Function) -> Function:
