@@ -3,7 +3,7 @@
 
 `softkern.softmax`, `softkern.log_softmax` and `softkern.cross_entropy` have the signatures and the meaning
 of their namesakes in `torch.nn.functional`; `softkern.Softmax`, `softkern.LogSoftmax` and
-`softkern.CrossEntropyLoss` those of `torch.nn`.
+`softkern.CrossEntropyLoss` those of `torch.nn`. `softkern.install` puts them behind torch's own names.
 """
 
 import torch  # noqa: F401  (loads the libraries that _C is linked against)
@@ -13,6 +13,7 @@ from softkern._version import __version__
 from softkern.backends import Backend, backends, use_backend
 from softkern.functional import cross_entropy, log_softmax, softmax
 from softkern.modules import CrossEntropyLoss, LogSoftmax, Softmax
+from softkern.patching import install, installed, uninstall
 
 __all__ = [
     "Backend",
@@ -22,7 +23,10 @@ __all__ = [
     "__version__",
     "backends",
     "cross_entropy",
+    "install",
+    "installed",
     "log_softmax",
     "softmax",
+    "uninstall",
     "use_backend",
 ]

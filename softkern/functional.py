@@ -29,6 +29,11 @@ _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTen
 
 _ops = torch.ops.softkern
 
+# What torch computes instead. Held, not looked up: softkern.install puts softkern behind these names.
+_torch_softmax = F.softmax
+_torch_log_softmax = F.log_softmax
+_torch_cross_entropy = F.cross_entropy
+
 
 def softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
@@ -60,7 +65,7 @@ def softmax(
     Source: Milakov and Gimelshein, arXiv 1805.02867 (m and d); ``csrc/cpu/kernels/row_stats.h`` (how they
     keep their digits).
     """
-    return _softmax(softmax, F.softmax, _C.softmax, _ops.softmax, input, dim, _stacklevel, dtype)
+    return _softmax(softmax, _torch_softmax, _C.softmax, _ops.softmax, input, dim, _stacklevel, dtype)
 
 
 def log_softmax(
@@ -94,7 +99,7 @@ def log_softmax(
     Source: pytorch/pytorch issue 11752 (why the maximum is subtracted before the logarithm).
     """
     return _softmax(
-        log_softmax, F.log_softmax, _C.log_softmax, _ops.log_softmax, input, dim, _stacklevel, dtype
+        log_softmax, _torch_log_softmax, _C.log_softmax, _ops.log_softmax, input, dim, _stacklevel, dtype
     )
 
 
@@ -111,6 +116,8 @@ def _softmax(
     if has_torch_function_unary(input):
         return handle_torch_function(public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype)
     if dim is None:
+        if torch.compiler.is_dynamo_compiling():  # which can't trace the warning, but knows F's function
+            return fallback(input, dtype=dtype)
         # One frame more than F has between the caller and the warning.
         dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)
     plain_numbers = _is_int64(dim) and (dtype is None or isinstance(dtype, torch.dtype))
@@ -208,6 +215,33 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             inplace_backward=inplace_backward,
         )
+    return _cross_entropy(
+        _torch_cross_entropy,
+        input,
+        target,
+        weight,
+        size_average,
+        ignore_index,
+        reduce,
+        reduction,
+        label_smoothing,
+        inplace_backward,
+    )
+
+
+def _cross_entropy(
+    fallback: Callable[..., Tensor],
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    size_average: bool | None,
+    ignore_index: int,
+    reduce: bool | None,
+    reduction: str,
+    label_smoothing: float,
+    inplace_backward: bool = False,
+) -> Tensor:
+    """cross_entropy of arguments that don't override `__torch_function__`."""
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
@@ -221,7 +255,7 @@ def cross_entropy(
         return _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
     if not (plain and plain_numbers):
         return _by_torch(
-            F.cross_entropy(
+            fallback(
                 input,
                 target,
                 weight,

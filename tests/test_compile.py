@@ -64,6 +64,16 @@ def test_softmax_in_one_graph(op, dim):
     torch.testing.assert_close(loss_and_gradient(compiled(f), x), loss_and_gradient(f, x))
 
 
+@over_softmaxes
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+def test_an_implicit_dimension_in_one_graph(op):
+    def f(x):
+        return getattr(softkern, op)(x + 1)
+
+    x = logits(4, 5)
+    torch.testing.assert_close(loss_and_gradient(compiled(f), x), loss_and_gradient(f, x))
+
+
 @pytest.mark.feature("torch.compile(fullgraph), dynamic shapes", "softmax", "cross_entropy")
 def test_one_dynamic_graph_for_every_size():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

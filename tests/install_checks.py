@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of softkern.install share: the names, and which ops a call ran."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SOFTMAXES = ("softmax", "log_softmax")
+OWNERS = (
+    ("torch.nn.functional", (*SOFTMAXES, "cross_entropy")),
+    ("torch", SOFTMAXES),
+    ("torch.Tensor", SOFTMAXES),
+    ("torch.special", SOFTMAXES),
+)
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down the names of the ops that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def ops_run(call, *args) -> tuple[torch.Tensor, list[str]]:
+    """What the call returns, and the ops it ran."""
+    with Recorder() as recorder:
+        result = call(*args)
+    return result, recorder.ops

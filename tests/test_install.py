@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""softkern behind torch's names: what is replaced, what is computed, and that everything is put back."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import pickle
+import threading
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_same_bits
+from cross_entropy_cases import problem
+from install_checks import OWNERS, ops_run
+
+import softkern
+
+NAMES = tuple(f"{owner}.{name}" for owner, names in OWNERS for name in names)
+X, Y, _ = problem((6, 10))
+
+
+def current(name):
+    owner, _, attribute = name.rpartition(".")
+    return getattr(eval(owner, {"torch": torch}), attribute)
+
+
+TORCHS = {name: current(name) for name in NAMES}
+
+CALLS = {
+    "F.softmax": lambda x: F.softmax(x, 1),
+    "F.softmax, dim by name": lambda x: F.softmax(x, dim=1),
+    "F.softmax, dtype": lambda x: F.softmax(x, 1, dtype=torch.float64),
+    "F.log_softmax": lambda x: F.log_softmax(x, -1, 3, None),
+    "F.cross_entropy": lambda x: F.cross_entropy(x, Y),
+    "F.cross_entropy, options": lambda x: F.cross_entropy(x, Y, None, reduction="sum", label_smoothing=0.1),
+    "torch.softmax": lambda x: torch.softmax(x, 1),
+    "torch.softmax, all by name": lambda x: torch.softmax(input=x, dim=1, dtype=None),
+    "torch.log_softmax": lambda x: torch.log_softmax(x, dim=0, dtype=torch.float64),
+    "Tensor.softmax": lambda x: x.softmax(-1),
+    "Tensor.softmax, unbound": lambda x: torch.Tensor.softmax(x, 1, torch.float64),
+    "Tensor.log_softmax": lambda x: x.log_softmax(dim=1),
+    "special.softmax": lambda x: torch.special.softmax(x, 1),
+    "special.log_softmax": lambda x: torch.special.log_softmax(x, 1, dtype=torch.float64),
+    "nn.Softmax": torch.nn.Softmax(1),
+    "nn.LogSoftmax": torch.nn.LogSoftmax(1),
+    "nn.Softmax2d": lambda x: torch.nn.Softmax2d()(x.view(1, 2, 3, 10)),
+    "nn.CrossEntropyLoss": lambda x: torch.nn.CrossEntropyLoss(torch.ones(10), label_smoothing=0.1)(x, Y),
+}
+over_calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@over_calls
+def test_softkern_computes_it_and_then_torch_does_again(call):
+    before, ops = ops_run(call, X)
+    assert not any("softkern" in op for op in ops)
+    with softkern.installed():
+        ours, ops = ops_run(call, X)
+        assert [op for op in ops if "softmax" in op or "entropy" in op or "nll" in op] == [
+            op for op in ops if "softkern" in op
+        ]
+        assert sum("softkern" in op for op in ops) == 1
+    after, _ = ops_run(call, X)
+    assert_same_bits(after, before)
+    torch.testing.assert_close(ours, before)
+
+
+class Plain(torch.Tensor):
+    """A subclass that overrides nothing."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+# What torch accepts and softkern does not: torch's answer, bit for bit.
+INT = torch.arange(6).view(2, 3)
+LEFT_TO_TORCH = {
+    "out": lambda: torch.softmax(X, 1, out=torch.empty(6, 10)),
+    "out and dtype": lambda: torch.softmax(X, 1, dtype=torch.float64, out=torch.empty(6, 10).double()),
+    "out=None": lambda: torch.softmax(X, 1, out=None),
+    "numpy's names": lambda: torch.log_softmax(x=X, axis=1),
+    "a tensor for dim": lambda: torch.softmax(X, torch.tensor(1)),
+    "a Python type": lambda: torch.softmax(X, 1, dtype=float),
+    "sparse": lambda: torch.sparse.softmax(X.to_sparse(), 1).to_dense(),
+    "sparse, by the method": lambda: X.to_sparse().softmax(1).to_dense(),
+    "complex": lambda: torch.softmax(X, 1, dtype=torch.complex64),
+    "int and dtype": lambda: F.softmax(INT, 1, dtype=torch.float32),
+    "a probability in another dtype": lambda: F.cross_entropy(X, X.double().softmax(1)),
+}
+
+
+def outcome(call):
+    """The result, or the exception's type and text."""
+    try:
+        return call()
+    except Exception as e:
+        return type(e), str(e)
+
+
+@pytest.mark.parametrize("call", LEFT_TO_TORCH.values(), ids=LEFT_TO_TORCH)
+def test_what_softkern_does_not_take_is_as_before(call):
+    before = outcome(call)
+    with softkern.installed():
+        now = outcome(call)
+    if isinstance(before, tuple):
+        assert now == before
+    else:
+        torch.testing.assert_close(now, before)
+
+
+def test_out_is_filled_and_returned():
+    out = torch.empty(6, 10)
+    with softkern.installed():
+        y = torch.softmax(X, 1, out=out)
+    assert y is out
+    assert_same_bits(out, torch.softmax(X, 1))
+
+
+WRONG = {
+    "no dim": lambda: torch.softmax(X),
+    "no dim of the method": lambda: X.softmax(),
+    "dim=None": lambda: torch.softmax(X, None),
+    "a float": lambda: torch.softmax(X, 1.0),
+    "a bool": lambda: F.softmax(X, True),
+    "out of range": lambda: X.softmax(5),
+    "a name": lambda: torch.special.softmax(X, "rows"),
+    "a list": lambda: torch.softmax([1.0], 0),
+    "a list, F": lambda: F.softmax([1.0], 0),
+    "twice": lambda: torch.softmax(X, 1, dim=1),
+    "twice, the method": lambda: X.softmax(1, input=X),
+    "too many": lambda: torch.softmax(X, 1, None, None),
+    "unknown": lambda: torch.softmax(X, 1, keepdim=True),
+    "integers": lambda: torch.softmax(INT, 1),
+    "not a dtype": lambda: X.softmax(1, "float32"),
+    "a class too many": lambda: F.cross_entropy(X, Y + 10),
+    "a reduction": lambda: F.cross_entropy(X, Y, reduction="max"),
+    "shapes": lambda: F.cross_entropy(X, Y[:2]),
+}
+
+
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
+def test_errors_are_torchs(call):
+    before = outcome(call)
+    assert isinstance(before, tuple), "torch accepts it"
+    with softkern.installed():
+        assert outcome(call) == before
+
+
+def test_install_says_what_it_replaced_and_uninstall_puts_the_objects_back(restored):
+    own = {owner: set(vars(eval(owner, {"torch": torch}))) for owner, _ in OWNERS}
+    assert softkern.install() == NAMES
+    for name in NAMES:
+        assert current(name) is not TORCHS[name]
+        assert inspect.unwrap(current(name)) is TORCHS[name]
+    softkern.uninstall()
+    for name in NAMES:
+        assert current(name) is TORCHS[name]
+    assert {owner: set(vars(eval(owner, {"torch": torch}))) for owner, _ in OWNERS} == own
+
+
+def test_calls_count(restored):
+    with softkern.installed() as names:
+        assert names == NAMES
+        ours = current(NAMES[0])
+        assert softkern.install() == NAMES
+        with softkern.installed():
+            assert current(NAMES[0]) is ours
+        softkern.uninstall()
+        assert current(NAMES[0]) is ours
+    assert current(NAMES[0]) is TORCHS[NAMES[0]]
+    with pytest.raises(RuntimeError, match="softkern is not installed"):
+        softkern.uninstall()
+    with softkern.installed():
+        assert current(NAMES[0]) is ours, "another function: torch.compile would compile again"
+
+
+def test_an_exception_in_the_block_uninstalls():
+    with pytest.raises(ZeroDivisionError), softkern.installed():
+        raise ZeroDivisionError
+    assert all(current(name) is TORCHS[name] for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_somebody_elses_patch_is_not_thrown_away(name, restored, monkeypatch):
+    owner, _, attribute = name.rpartition(".")
+    owner = eval(owner, {"torch": torch})
+
+    def theirs(*args, **kwargs):
+        return TORCHS[name](*args, **kwargs)
+
+    softkern.install()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, attribute, theirs)
+        with pytest.raises(RuntimeError) as error:
+            softkern.uninstall()
+        assert f"{name} (now {theirs!r})" in str(error.value)
+        assert str(error.value).count("now") == 1, "names that nobody touched"
+        assert current(name) is theirs
+        assert all(current(other) is not TORCHS[other] for other in NAMES), "half uninstalled"
+        with softkern.installed():  # not the last one: nothing to restore
+            pass
+    softkern.uninstall()
+    assert all(current(n) is TORCHS[n] for n in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_somebody_had_put_there_before_is_put_back(name, restored, monkeypatch):
+    owner, _, attribute = name.rpartition(".")
+    calls = []
+
+    def theirs(*args, **kwargs):
+        calls.append(args)
+        return TORCHS[name](*args, **kwargs)
+
+    monkeypatch.setattr(eval(owner, {"torch": torch}), attribute, theirs)
+    with softkern.installed():
+        assert current(name) is not theirs
+        current(name)(X, Y if name.endswith("cross_entropy") else 1)
+        assert not calls
+        tagged = X.as_subclass(Plain)  # which softkern leaves to what was there
+        current(name)(tagged, Y if name.endswith("cross_entropy") else 1)
+        assert calls
+    assert current(name) is theirs
+
+
+def test_threads_count_together(restored):
+    """Each thread finds softkern installed for as long as it has it, whatever the others do."""
+    barrier, wrong = threading.Barrier(8), []
+
+    def work():
+        barrier.wait()
+        for _ in range(50):
+            with softkern.installed():
+                wrong.extend(n for n in NAMES if current(n) is TORCHS[n])
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+    assert all(current(name) is TORCHS[name] for name in NAMES)
+
+
+def test_modules_stay_torchs():
+    loss = torch.nn.CrossEntropyLoss(ignore_index=3)
+    data = pickle.dumps(loss)
+    with softkern.installed():
+        made = torch.nn.CrossEntropyLoss(ignore_index=3)
+        assert type(made) is type(loss) is type(pickle.loads(data)) is type(copy.deepcopy(loss))
+        assert pickle.dumps(made) == pickle.dumps(loss) and b"softkern" not in pickle.dumps(made)
+        assert isinstance(softkern.CrossEntropyLoss(), torch.nn.CrossEntropyLoss)
+        assert_same_bits(made(X, Y), softkern.cross_entropy(X, Y, ignore_index=3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_pickle_by_torchs_name(name):
+    with softkern.installed():
+        data = pickle.dumps(current(name))
+        assert pickle.loads(data) is current(name)
+    assert b"softkern" not in data
+    assert pickle.loads(data) is TORCHS[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_say_what_torchs_say(name):
+    with softkern.installed():
+        ours = current(name)
+    assert ours.__doc__ == TORCHS[name].__doc__
+    assert ours.__name__ == name.rpartition(".")[2]
+    if inspect.isfunction(TORCHS[name]):
+        assert inspect.signature(ours) == inspect.signature(TORCHS[name])
+        own = inspect.signature(ours, follow_wrapped=False).parameters.values()
+        theirs = inspect.signature(TORCHS[name]).parameters.values()
+        assert [(p.name, p.kind, p.default) for p in own] == [(p.name, p.kind, p.default) for p in theirs]
+
+
+@pytest.mark.parametrize("call", (lambda: F.softmax(X), lambda: torch.nn.LogSoftmax()(X)), ids=("F", "nn"))
+def test_the_warning_points_where_torchs_does(call):
+    where = []
+    for state in (contextlib.nullcontext, softkern.installed):
+        with state(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        where.append([(str(w.message), w.filename, w.lineno) for w in caught])
+    assert len(where[0]) == 1
+    assert where[0] == where[1]
