@@ -112,7 +112,7 @@ def _softmax(
         return handle_torch_function(public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype)
     if dim is None:
         # One frame more than F has between the caller and the warning.
-        dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)
+        dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
     if torch.compiler.is_dynamo_compiling():
         return op(input if dtype is None else input.to(dtype), dim)
     if (
@@ -207,7 +207,8 @@ def cross_entropy(
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
     if torch.compiler.is_dynamo_compiling():
-        return _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+        loss: Tensor = _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+        return loss
     if (
         type(input) not in _PLAIN
         or type(target) not in _PLAIN
