@@ -47,10 +47,11 @@ def sdist_problems(names: list[str]) -> list[str]:
 def wheel_problems(names: list[str]) -> list[str]:
     """The same for a wheel."""
     problems = [f"wheel: {name} is missing" for name in sorted(modules() - set(names))]
-    for what in ("softkern/_C.*.so", "softkern-*.dist-info/METADATA", "softkern-*.dist-info/licenses/LICENSE"):
+    info = "softkern-*.dist-info/"
+    for what in ("softkern/_C.*.so", f"{info}METADATA", f"{info}licenses/LICENSE"):
         if len(found := _like(names, what)) != 1:
             problems.append(f"wheel: expected one {what}, found {sorted(found)}")
-    allowed = modules() | _like(names, "softkern/_C.*.so", "softkern-*.dist-info/*")
+    allowed = modules() | _like(names, "softkern/_C.*.so", f"{info}*")
     return problems + [f"wheel: {name} should not be in it" for name in sorted(set(names) - allowed)]
 
 
@@ -88,15 +89,15 @@ def use(wheel: Path, scratch: Path) -> None:
     python = venv / "bin" / "python"
     torch = version("torch").partition("+")[0]  # pip finds the local build of it as well
     run(python, "-m", "pip", "install", "--quiet", f"torch=={torch}", wheel.resolve())
-    installed_here = "import softkern, sys; assert softkern.__file__.startswith(sys.prefix), softkern.__file__"
-    run(python, "-c", installed_here, cwd=empty)
+    from_here = "import softkern, sys; assert softkern.__file__.startswith(sys.prefix), softkern.__file__"
+    run(python, "-c", from_here, cwd=empty)
     run(python, "-m", "softkern.info", cwd=empty)
     run(python, "-m", "softkern.verify", "--quick", cwd=empty)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder of the archives; one for the time being if not given")
+    parser.add_argument("--out", type=Path, help="folder of the archives; a temporary one if not given")
     parser.add_argument("--built", action="store_true", help="they are in --out already")
     args = parser.parse_args()
     if args.built and not args.out:
