@@ -28,9 +28,10 @@ def _first_line(path: str, key: str = "") -> str:
 def environment() -> dict[str, str]:
     """Names and values, in the order in which they are printed."""
     build = _C.build()
+    compiler = str(build["compiler"]).strip()  # clang's own text ends in a space
     rows = {
         "softkern": __version__,
-        "compiled with": f"{build['compiler']}, C++ {build['cxx_standard']}, torch {build['torch']}",
+        "compiled with": f"{compiler}, C++ {build['cxx_standard']}, torch {build['torch']}",
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "python": sys.version.split()[0],

@@ -61,7 +61,8 @@ def _like(names: list[str], *patterns: str) -> set[str]:
 
 def contents(archive: Path) -> list[str]:
     if archive.suffix == ".whl":
-        return zipfile.ZipFile(archive).namelist()
+        with zipfile.ZipFile(archive) as wheel:
+            return wheel.namelist()
     with tarfile.open(archive) as tar:
         return [member.name.partition("/")[2] for member in tar if member.isfile()]
 
