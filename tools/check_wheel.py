@@ -62,7 +62,7 @@ def _like(names: list[str], *patterns: str) -> set[str]:
 def contents(archive: Path) -> list[str]:
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
-            return wheel.namelist()
+            return [name for name in wheel.namelist() if not name.endswith("/")]
     with tarfile.open(archive) as tar:
         return [member.name.partition("/")[2] for member in tar if member.isfile()]
 
