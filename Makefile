@@ -1,12 +1,13 @@
-# make demo | make test | make bench | make harden | make lint: each sets up what it needs.
+# make demo | make test | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
 
 PYTHON ?= python3
+TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench harden lint format clean
+.PHONY: demo test bench harden lint format wheel-test clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -41,11 +42,18 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/python -m mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# sdist, wheel out of the sdist, and the wheel in an environment of its own.
+wheel-test: $(VENV)/.torch
+	$(BIN)/python -m pip install $$(sed -n 's/^wheel = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	$(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info softkern/_C.*.so $(VENV)
@@ -54,8 +62,8 @@ clean:
 # several hundred megabytes.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install 'torch==2.13.0'
-	$(BIN)/python -m pip install 'setuptools>=64,<82' wheel ninja
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'
+	$(BIN)/python -m pip install numpy 'setuptools>=77,<82' wheel ninja
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
@@ -68,8 +76,7 @@ $(VENV)/.peers: $(VENV)/.built
 		$(BIN)/python -m pip install $$peer || echo "$$peer: not to be had"; done
 	touch $@
 
-# Read from pyproject.toml, the only place that pins them.
-$(VENV)/.lint: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Read from pyproject.toml, the only place that pins them. mypy looks into torch.
+$(VENV)/.lint: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	touch $@

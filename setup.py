@@ -35,6 +35,11 @@ TORCH_RELEASE = tuple(int(part) for part in re.findall(r"\d+", torch.__version__
 if TORCH_RELEASE < (2, 11):
     raise SystemExit(f"softkern needs torch 2.11 or newer; this environment has {torch.__version__}.")
 
+# A wheel that is handed on says in its version and its requirements which torch it was compiled against:
+# torch's C++ interface holds within a minor release only.
+PIN_TORCH = os.environ.get("SOFTKERN_PIN_TORCH") == "1"
+MINOR = "{}.{}".format(*TORCH_RELEASE)
+
 FLAGS = [
     "-O0" if os.environ.get("DEBUG") == "1" else "-O3",
     "-g" if os.environ.get("DEBUG") == "1" else "-g0",  # some Pythons add -g, which triples the size
@@ -54,6 +59,8 @@ def sources(pattern: str) -> list[str]:
 
 
 setup(
+    install_requires=[f"torch=={MINOR}.*" if PIN_TORCH else "torch>=2.11", "numpy"],
+    options={"egg_info": {"tag_build": f"+torch{MINOR}"}} if PIN_TORCH else {},
     ext_modules=[
         CppExtension(
             "softkern._C",

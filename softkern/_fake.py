@@ -59,7 +59,9 @@ def _cross_entropy(
     # ATen's own op checks the arguments.
     if target.dtype in (torch.int32, torch.uint8):
         target = target.long()
-    return torch.ops.aten.cross_entropy_loss(self, target, weight, reduction, ignore_index, label_smoothing)
+    aten = torch.ops.aten.cross_entropy_loss
+    loss: Tensor = aten(self, target, weight, reduction, ignore_index, label_smoothing)
+    return loss
 
 
 @torch.library.register_fake("softkern::cross_entropy_forward")

@@ -119,7 +119,7 @@ def _softmax(
         if torch.compiler.is_dynamo_compiling():  # which can't trace the warning, but knows F's function
             return fallback(input, dtype=dtype)
         # One frame more than F has between the caller and the warning.
-        dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)
+        dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
     plain_numbers = _is_int64(dim) and (dtype is None or isinstance(dtype, torch.dtype))
     if type(input) not in _PLAIN:
         if plain_numbers and _dtensor.is_dtensor(input):

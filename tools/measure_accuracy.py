@@ -99,16 +99,20 @@ def _short(value: object) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:.1e}"
 
 
+def measured_with(where: dict[str, str]) -> str:
+    """The caption of every table of these errors."""
+    return (
+        f"Worst errors; {where['cpu']}, torch {where['torch']}, softkern {where['softkern']} "
+        f"({where['active on cpu']}); `python tools/measure_accuracy.py --write`."
+    )
+
+
 def render(measured: dict[str, object], page: str) -> str:
     """The page with everything between the markers made anew."""
     rows, where = measured["rows"], measured["environment"]
     assert isinstance(rows, list) and isinstance(where, dict)
-    caption = (
-        f"Worst errors; {where['cpu']}, torch {where['torch']}, softkern {where['softkern']} "
-        f"({where['active on cpu']}); `python tools/measure_accuracy.py --write`."
-    )
     head, tail = page.split(BEGIN)[0], page.split(END)[1]
-    return f"{head}{BEGIN}\n{caption}\n\n{table(rows)}\n{END}{tail}"
+    return f"{head}{BEGIN}\n{measured_with(where)}\n\n{table(rows)}\n{END}{tail}"
 
 
 def main() -> None:

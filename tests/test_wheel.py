@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tools/check_wheel.py, of `make wheel-test`, makes of the files of an sdist and of a wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+import tarfile
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+INFO = "softkern-1.0+torch2.13.dist-info"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / "tools" / "check_wheel.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def sdist(tool: ModuleType) -> list[str]:
+    csrc = tool.tree("csrc", "*.cpp", "*.h")
+    return [*tool.modules(), *csrc, "LICENSE", "README.md", "pyproject.toml", "setup.py", "PKG-INFO"]
+
+
+@pytest.fixture
+def wheel(tool: ModuleType) -> list[str]:
+    binary = "softkern/_C.cpython-311-x86_64-linux-gnu.so"
+    return [*tool.modules(), binary, f"{INFO}/METADATA", f"{INFO}/RECORD", f"{INFO}/licenses/LICENSE"]
+
+
+def test_complete_archives_pass(tool: ModuleType, sdist: list[str], wheel: list[str]) -> None:
+    assert tool.sdist_problems(sdist) == []
+    assert tool.wheel_problems(wheel) == []
+
+
+@pytest.mark.parametrize("name", ["softkern/py.typed", "softkern/_C.pyi", "softkern/functional.py"])
+def test_a_missing_module_is_noticed(tool: ModuleType, sdist: list[str], wheel: list[str], name: str) -> None:
+    sdist.remove(name)
+    wheel.remove(name)
+    assert tool.sdist_problems(sdist) == [f"sdist: {name} is missing"]
+    assert tool.wheel_problems(wheel) == [f"wheel: {name} is missing"]
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "setup.py", "csrc/cpu/dispatch.h"])
+def test_what_the_sdist_is_built_from_is_missed(tool: ModuleType, sdist: list[str], name: str) -> None:
+    sdist.remove(name)
+    assert tool.sdist_problems(sdist) == [f"sdist: {name} is missing"]
+
+
+@pytest.mark.parametrize("name", ["softkern/_C.cpython-311-x86_64-linux-gnu.so", "a/b.pyc", "build/x.o"])
+def test_nothing_compiled_goes_into_the_sdist(tool: ModuleType, sdist: list[str], name: str) -> None:
+    assert tool.sdist_problems([*sdist, name]) == [f"sdist: {name} was compiled here"]
+
+
+@pytest.mark.parametrize("name", ["tests/test_wheel.py", "csrc/python.cpp", "softkern/notes.txt"])
+def test_nothing_else_goes_into_the_wheel(tool: ModuleType, wheel: list[str], name: str) -> None:
+    assert tool.wheel_problems([*wheel, name]) == [f"wheel: {name} should not be in it"]
+
+
+def test_a_wheel_has_its_binary_and_its_licence_once(tool: ModuleType, wheel: list[str]) -> None:
+    without = [name for name in wheel if not name.endswith((".so", "LICENSE"))]
+    assert [p.partition(",")[0] for p in tool.wheel_problems(without)] == [
+        "wheel: expected one softkern/_C.*.so",
+        "wheel: expected one softkern-*.dist-info/licenses/LICENSE",
+    ]
+    assert len(tool.wheel_problems([*wheel, "softkern/_C.cpython-312-x86_64-linux-gnu.so"])) == 1
+
+
+def test_names_of_an_archive(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with tarfile.open(tmp_path / "a-1.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "file", "a-1/b/file")
+    with zipfile.ZipFile(tmp_path / "a-1.whl", "w") as archive:
+        archive.write(tmp_path / "file", "b/file")
+    assert tool.contents(tmp_path / "a-1.tar.gz") == tool.contents(tmp_path / "a-1.whl") == ["b/file"]
+
+
+def test_a_failing_command_ends_the_check(tool: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="exit code 1: false"):
+        tool.run("false")

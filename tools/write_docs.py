@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write what docs/<op>.md takes from elsewhere: docstrings, docs/accuracy.json, what calls do.
+
+    python tools/write_docs.py            # write the pages
+    python tools/write_docs.py --check    # only say which of them are out of date
+
+It lies between markers, <!-- NAME: begin --> and <!-- NAME: end -->; the rest of a page is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from measure_accuracy import measured_with
+from torch import Tensor
+
+import softkern
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+OPS: dict[str, Callable[..., Tensor]] = {
+    "softmax": softkern.softmax,
+    "log_softmax": softkern.log_softmax,
+    "cross_entropy": softkern.cross_entropy,
+}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
+
+_OF_SOFTMAX = (
+    "softkern.{op}(torch.zeros(2, 3), dim=2)",
+    "softkern.{op}(torch.zeros(2, 3), dim='batch')",
+    "softkern.{op}(torch.zeros(2, 3, dtype=torch.int64), dim=1)",
+    "softkern.{op}([0.0, 1.0], dim=0)",
+)
+# Calls that raise; `logits` is (2, 3), as a page says.
+GUARDS = {
+    "softmax": tuple(call.format(op="softmax") for call in _OF_SOFTMAX),
+    "log_softmax": tuple(call.format(op="log_softmax") for call in _OF_SOFTMAX),
+    "cross_entropy": (
+        "softkern.cross_entropy(logits, torch.tensor([0, 9]))",
+        "softkern.cross_entropy(logits, torch.tensor([0, -1]))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1, 2]))",
+        "softkern.cross_entropy(logits, torch.tensor([0.0, 1.0]))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), torch.ones(2))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), torch.ones(3, dtype=torch.float64))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), reduction='average')",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), label_smoothing=1.5)",
+        "softkern.cross_entropy(logits, logits.softmax(1), ignore_index=0)",
+        "softkern.cross_entropy(logits.requires_grad_(), torch.tensor([0, 1]), inplace_backward=True)",
+    ),
+}
+
+
+def markdown(text: str) -> str:
+    """A docstring's inline markup as GitHub reads it."""
+    text = re.sub(r":math:`([^`]+)`", r"$`\1`$", text)
+    text = re.sub(r"``([^`]+)``", r"`\1`", text)
+    return re.sub(r"`docs/(\w+\.md)`", r"[\1](\1)", text)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def entries(block: str) -> list[tuple[str, str]]:
+    """name: text, the lines after the first indented."""
+    found = re.findall(r"^(\S[^:]*): (.*(?:\n[ ]+.*)*)", textwrap.dedent(block), re.MULTILINE)
+    if not found:
+        raise ValueError(f"no `name: text` in {block!r}")
+    return [(name, markdown(one_line(text))) for name, text in found]
+
+
+def section(paragraph: str) -> str:
+    """One paragraph of a docstring, which a blank line ends."""
+    head, _, body = paragraph.partition("\n")
+    if head.startswith(".. math::"):
+        formula = textwrap.dedent(paragraph.removeprefix(".. math::").replace("\n", "\n ")).strip()
+        return f"```math\n{one_line(formula)}\n```"
+    if head == "Args:":
+        rows = [f"| `{names.replace(', ', '`, `')}` | {text} |" for names, text in entries(body)]
+        return "\n".join(["| argument | |", "|---|---|", *rows])
+    if head == "Raises:":
+        rows = [f"| `{name}` | {text} |" for name, text in entries(body)]
+        return "\n".join(["| raises | when |", "|---|---|", *rows])
+    if head == "Returns:":
+        return f"**Returns:** {markdown(one_line(body))}"
+    if label := re.match(r"(Error|Memory|Differs from torch|Source): ", head):
+        return f"**{label[1]}:** {markdown(one_line(paragraph[label.end() :]))}"
+    return markdown(one_line(paragraph))
+
+
+def signature(function: Callable[..., Tensor]) -> str:
+    """As it is written in the source."""
+    source = inspect.getsource(function)
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    return (
+        "".join(source.splitlines(keepends=True)[: definition.body[0].lineno - 1]).rstrip().removesuffix(":")
+    )
+
+
+def docstring_block(op: str) -> str:
+    doc = inspect.getdoc(OPS[op])
+    assert doc, f"softkern.{op} has no docstring"
+    parts = [section(p) for p in re.split(r"\n\s*\n", doc)]
+    return "\n\n".join([f"```python\n{signature(OPS[op])}\n```", *parts])
+
+
+def error_block(op: str) -> str:
+    measured = json.loads((DOCS / "accuracy.json").read_text())
+    lines = ["| result | dtype | softkern, ulp | torch, ulp |", "|---|---|---:|---:|"]
+    of_op = [row for row in measured["rows"] if row["op"] in (op, f"{op} gradient")]
+    for name, dtype in dict.fromkeys((row["op"], row["dtype"]) for row in of_op):
+        rows = [row for row in of_op if (row["op"], row["dtype"]) == (name, dtype)]
+        worst = (max(row[of] for row in rows) for of in ("softkern", "torch"))
+        lines.append(f"| {name} | {dtype} | {' | '.join(f'{value:,.2f}' for value in worst)} |")
+    return f"{measured_with(measured['environment'])}\n\n" + "\n".join(lines)
+
+
+def call(op: str, dtype: torch.dtype) -> Tensor:
+    x = torch.ones(2, 3).to(dtype)
+    return OPS[op](x, torch.tensor([0, 1])) if op == "cross_entropy" else OPS[op](x, dim=1)
+
+
+def dtype_block(op: str) -> str:
+    lines = ["| `input` | computed by | in | result |", "|---|---|---|---|"]
+    for dtype in DTYPES:
+        try:
+            result = call(op, dtype)
+        except Exception as error:
+            lines.append(f"| {_short(dtype)} | nobody: {type(error).__name__}, as of F | | |")
+            continue
+        within = dtype if dtype == torch.float64 else torch.float32
+        by = f"softkern | {_short(within)}" if has_kernel(op, dtype) else f"torch | {_short(dtype)}"
+        lines.append(f"| {_short(dtype)} | {by} | {_short(result.dtype)} |")
+    return "\n".join(lines)
+
+
+def has_kernel(op: str, dtype: torch.dtype) -> bool:
+    """A backend that is named computes or raises."""
+    with softkern.use_backend("portable"):
+        try:
+            call(op, dtype)
+        except RuntimeError:
+            return False
+    return True
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def guard_block(op: str) -> str:
+    lines = [f"Texts as of torch {torch_minor()}.", "", "| call | raises |", "|---|---|"]
+    for guarded in GUARDS[op]:
+        try:
+            eval(guarded, {"torch": torch, "softkern": softkern, "logits": torch.zeros(2, 3)})
+        except Exception as error:
+            text = str(error).splitlines()[0].replace("|", "\\|")
+            lines.append(f"| `{guarded}` | {type(error).__name__}: {text} |")
+        else:
+            raise AssertionError(f"{guarded} raised nothing")
+    return "\n".join(lines)
+
+
+def torch_minor() -> str:
+    return ".".join(torch.__version__.split(".")[:2])
+
+
+BLOCKS = {
+    "docstring": docstring_block,
+    "dtypes": dtype_block,
+    "guards": guard_block,
+    "errors": error_block,
+}
+
+
+def between(block: str) -> tuple[str, str]:
+    return f"<!-- {block}: begin -->\n", f"<!-- {block}: end -->"
+
+
+def written(page: str, op: str, blocks: list[str]) -> str:
+    """The page with these blocks made anew."""
+    for block in blocks:
+        begin, end = between(block)
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise ValueError(f"docs/{op}.md: expected the markers of {block!r} once")
+        head, tail = page.split(begin)[0], page.split(end)[1]
+        page = f"{head}{begin}{BLOCKS[block](op)}\n{end}{tail}"
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if it would change")
+    check = parser.parse_args().check
+    stale = False
+    for op in OPS:
+        path = DOCS / f"{op}.md"
+        old = path.read_text()
+        new = written(old, op, list(BLOCKS))
+        stale = stale or new != old
+        if not check:
+            path.write_text(new)
+        for line in difflib.unified_diff(old.splitlines(), new.splitlines(), path.name, "new", lineterm=""):
+            print(line)
+    raise SystemExit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
