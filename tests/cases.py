@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of the tests: sizes, values chosen to hurt, memory layouts."""
+"""The inputs of the tests: sizes here, values and layouts where softkern.verify has them too."""
 
 from __future__ import annotations
 
 import inspect
-import math
 
 import torch
-from torch import Tensor
+
+from softkern.verify.inputs import HURTING, LAYOUTS, UPSTREAM, logits, special_rows, upstream
+from softkern.verify.oracle import oracle_z
+
+__all__ = [
+    "CLASSES",
+    "HALVES",
+    "HURTING",
+    "LAYOUTS",
+    "UPSTREAM",
+    "logits",
+    "name",
+    "oracle_z",
+    "special_rows",
+    "upstream",
+]
 
 # Around every power of two a vector or an unrolled block could end at, and some far from all.
 CLASSES = (1, 2, 3, 7, 10, 15, 16, 17, 31, 33, 63, 64, 65, 100, 1000, 1025, 4097)
@@ -24,162 +38,3 @@ def name(value) -> str | None:
     if isinstance(value, dict):
         return "-".join(f"{k}={v}" for k, v in value.items()) or "plain"
     return value.__name__ if inspect.isfunction(value) else None
-
-
-def logits(*shape: int, dtype=torch.float32, seed: int = 0) -> Tensor:
-    """Normal logits of a useful spread: probabilities from 1e-7 to nearly 1."""
-    g = torch.Generator().manual_seed(seed + 1000003 * len(shape) + sum(shape))
-    return (torch.randn(shape, generator=g, dtype=torch.float64) * 3).to(dtype)
-
-
-def upstream(like: Tensor, kind: str) -> Tensor:
-    """The gradient that arrives from above, in each of the ways autograd delivers it."""
-    if kind == "ones":
-        return torch.ones_like(like)
-    if kind == "expanded":  # what sum().backward() sends: stride 0 everywhere
-        return torch.tensor(0.75, dtype=like.dtype).expand_as(like)
-    return logits(*like.shape, dtype=like.dtype, seed=7)
-
-
-UPSTREAM = ("ones", "expanded", "random")
-
-
-def _hurt(fill) -> object:
-    def values(rows: int, classes: int, dtype=torch.float32) -> Tensor:
-        x = logits(rows, classes, dtype=torch.float64, seed=3)
-        return fill(x).to(dtype)
-
-    values.__name__ = fill.__name__.removeprefix("_")
-    return values
-
-
-def _offset_1e4(x):  # exp overflows unless the maximum is taken off; lse - x_y loses 4 digits
-    return x.round(decimals=1) + 1e4
-
-
-def _offset_1e6(x):  # the same, and the spacing of float32 is 1/16
-    return (x * 16).round() / 16 + 1e6
-
-
-def _offset_minus_1e6(x):  # exp underflows to a sum of 0 unless the maximum is taken off
-    return (x * 16).round() / 16 - 1e6
-
-
-def _near_overflow(x):  # exp(88.7) is the last finite one in float32
-    return 90 + 10 * x.sigmoid()
-
-
-def _wide(x):  # results down through the subnormal numbers to exact zero
-    return torch.linspace(-120, 0, x.numel(), dtype=x.dtype).reshape(x.shape).flip(-1)
-
-
-def _confident(x):  # p = 1 - 1e-4: the true class's gradient is a difference of nearly equal terms
-    x = x.clone()
-    x[:, 0] = 12 + math.log(x.shape[1])
-    return x
-
-
-def _equal(x):  # log C exactly
-    return torch.full_like(x, 0.7)
-
-
-def _signed_zeros(x):
-    return torch.where(torch.arange(x.numel()).reshape(x.shape) % 2 == 0, -0.0, 0.0).to(x.dtype)
-
-
-HURTING = tuple(
-    map(
-        _hurt,
-        (
-            _offset_1e4,
-            _offset_1e6,
-            _offset_minus_1e6,
-            _near_overflow,
-            _wide,
-            _confident,
-            _equal,
-            _signed_zeros,
-        ),
-    )
-)
-
-
-def special_rows(classes: int, dtype=torch.float32) -> Tensor:
-    """One row for each way of being not finite, the odd value at both ends and in the middle."""
-    inf, nan = math.inf, math.nan
-    base = logits(1, classes, dtype=dtype, seed=5)[0]
-    rows = [base]
-    for position in sorted({0, classes // 2, classes - 1}):
-        for value in (-inf, inf, nan):
-            row = base.clone()
-            row[position] = value
-            rows.append(row)
-    rows += [torch.full_like(base, v) for v in (-inf, inf, nan)]
-    masked = torch.full_like(base, -inf)  # one class left: its probability is exactly 1
-    masked[-1] = 3.0
-    nan_and_inf = base.clone()
-    nan_and_inf[0], nan_and_inf[-1] = nan, inf
-    return torch.stack([*rows, masked, nan_and_inf])
-
-
-def _noise(*shape: int, dtype) -> Tensor:
-    """What lies between the elements of a layout: whoever reads it shows."""
-    return torch.full(shape, math.nan if dtype.is_floating_point else 99, dtype=dtype)
-
-
-def _offset(x):  # one element behind an aligned address
-    flat = _noise(x.numel() + 1, dtype=x.dtype)
-    return flat[1:].view(x.shape).copy_(x)
-
-
-def _padded(x):  # rows that do not follow each other
-    wide = _noise(*x.shape[:-1], x.shape[-1] + 3, dtype=x.dtype)
-    return wide[..., : x.shape[-1]].copy_(x)
-
-
-def _transposed(x):
-    return x.transpose(0, -1).contiguous().transpose(0, -1)
-
-
-def _every_other(x):
-    wide = _noise(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
-    return wide[..., ::2].copy_(x)
-
-
-def _expanded(x):  # all rows are the first one: stride 0
-    return x[:1].clone().expand_as(x)
-
-
-def _expanded_classes(x):  # all classes are the first one
-    return x[..., :1].clone().expand_as(x)
-
-
-def _channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.clone()
-
-
-def _permuted(x):  # no dimension where it usually is
-    order = [*range(1, x.dim()), 0]
-    return x.permute(order).contiguous().permute([x.dim() - 1, *range(x.dim() - 1)])
-
-
-LAYOUTS = {
-    f.__name__.removeprefix("_"): f
-    for f in (
-        torch.clone,
-        _offset,
-        _padded,
-        _transposed,
-        _every_other,
-        _expanded,
-        _expanded_classes,
-        _channels_last,
-        _permuted,
-    )
-}
-
-
-def oracle_z(x: Tensor, dim: int = -1) -> Tensor:
-    """1 + |x - max x|: by how much the rounding of x - m is magnified in exp(x - m)."""
-    z = 1 + (x - x.amax(dim, keepdim=True)).abs() if x.numel() else x
-    return z.nan_to_num(0, 0, 0)

@@ -6,18 +6,17 @@ from __future__ import annotations
 import math
 
 import torch
-from tolerances import TABLE, WIDEST
 from torch import Tensor
+
+from softkern.verify.bounds import allowed, same_bits, ulp
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
     """Same dtype, shape and bits. -0.0 is not 0.0; a NaN equals any NaN, its payload is noise."""
     _assert_like(actual, expected.dtype, expected.shape, what)
-    a, b = actual.detach().contiguous(), expected.detach().contiguous()
-    word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    same = (a.view(word) == b.view(word)) | (a.isnan() & b.isnan())
+    same = same_bits(actual, expected)
     if not bool(same.all()):
-        _fail(what, "bits differ", ~same, a, b)
+        _fail(what, "bits differ", ~same, actual, expected)
 
 
 def assert_close(
@@ -40,7 +39,7 @@ def assert_close(
     _assert_like(actual, dtype, expected.shape, what)
     got = actual.detach().double()
     _assert_same_special(got, expected, dtype, actual, what)
-    bound = sum(_bounds(expected, dtype, scale, torch_result, roundings))
+    bound = sum(allowed(expected, dtype, scale, torch_result, roundings))
     finite = expected.isfinite() & got.isfinite()
     err = (got - expected).abs()
     # Written so that a NaN that got this far is an error and not a pass.
@@ -64,11 +63,11 @@ def assert_gradient(actual: Tensor, expected: Tensor, dtype: torch.dtype, **opti
         return
     got = actual.detach().double()
     finite = expected.isfinite() & got.isfinite()
-    rounding, terms = (torch.where(finite, b, 0) for b in _bounds(expected, dtype, **options))
+    rounding, terms = (torch.where(finite, b, 0) for b in allowed(expected, dtype, **options))
     total, best = (torch.where(finite, a - expected, 0).sum() for a in (got, expected.to(dtype).double()))
-    allowed = best.abs() + 4 * (terms.sum(dim).square().sum() + rounding.square().sum()).sqrt()
-    if not bool(total.abs() <= allowed):
-        raise AssertionError(f"biased: the errors add up to {total:.3e}, at most {allowed:.3e}")
+    limit = best.abs() + 4 * (terms.sum(dim).square().sum() + rounding.square().sum()).sqrt()
+    if not bool(total.abs() <= limit):
+        raise AssertionError(f"biased: the errors add up to {total:.3e}, at most {limit:.3e}")
 
 
 def _assert_like(actual: Tensor, dtype: torch.dtype, shape: torch.Size, what: str) -> None:
@@ -90,23 +89,6 @@ def _assert_same_special(got: Tensor, expected: Tensor, dtype, actual, what: str
         _fail(what, "infinities in other places or signs", differ, actual, expected)
 
 
-def _bounds(expected, dtype, scale=None, torch_result=None, roundings=None):
-    """The two parts of the bound: of rounding the result, and of computing its terms."""
-    t, info = TABLE[dtype], torch.finfo(dtype)
-    compute = torch.finfo(t.compute)
-    scale = (expected.abs() if scale is None else scale.expand_as(expected)).nan_to_num(0, 0, 0)
-    scale = scale.clamp_min(compute.tiny)  # below the smallest normal number an ulp is constant
-    n = (t.roundings if roundings is None else roundings) if t.roundings else 0
-    rounding = n * info.eps / 2 * expected.abs().clamp_min(info.tiny)
-    share = t.arithmetic * compute.eps
-    if torch_result is not None and t.k:
-        lost = ((torch_result.detach().double() - expected).abs() / scale)[expected.isfinite()]
-        share += t.k * float(lost.nan_to_num(0, 0, 0).max()) if lost.numel() else 0
-    if not share <= WIDEST:
-        raise AssertionError(f"a bound of {share:.1e} of the scale would hide a wrong formula")
-    return rounding, share * scale
-
-
 def _fail(what, why, bad, actual, expected, badness=None, bound=None):
     """Raises with the worst element: where, what was there, what should be, how many ulp apart."""
     worst = int((bad.double() if badness is None else badness).argmax())
@@ -115,9 +97,8 @@ def _fail(what, why, bad, actual, expected, badness=None, bound=None):
     text = f"{what}: {why}; {int(bad.sum())} of {bad.numel()} elements, worst at {where}: "
     text += f"got {a!r}, expected {e!r}"
     if math.isfinite(a) and math.isfinite(e):
-        info = torch.finfo(actual.dtype)
-        ulp = 2.0 ** math.floor(math.log2(max(abs(e), info.tiny))) * info.eps
-        text += f", {abs(a - e) / ulp:.2f} ulp apart"
+        unit = float(ulp(torch.tensor(e, dtype=torch.float64), actual.dtype))
+        text += f", {abs(a - e) / unit:.2f} ulp apart"
     if bound is not None:
         text += f", allowed {bound.reshape(-1)[worst].item():.3e}"
     raise AssertionError(text)

@@ -12,6 +12,9 @@ from types import ModuleType
 import pytest
 import torch
 
+import softkern
+from softkern.verify import bounds
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 OPS = {
     "`softmax`": "softmax",
@@ -37,7 +40,17 @@ def stated_bounds() -> dict[str, float]:
 
 
 def test_every_op_has_a_stated_bound() -> None:
+    """Those that softkern.verify holds the kernels to."""
+    assert stated_bounds() == bounds.STATED
     assert set(stated_bounds()) == set(OPS.values())
+
+
+def test_docstrings_state_the_same_bounds() -> None:
+    for op in ("softmax", "log_softmax"):
+        assert f"at most {bounds.STATED[op]:g} ulp in float32" in (getattr(softkern, op).__doc__ or "")
+    text = softkern.cross_entropy.__doc__ or ""
+    for quantity, words in (("cross_entropy", "class index"), ("cross_entropy gradient", "its gradient")):
+        assert f"{words} at most {bounds.STATED[quantity]:g} ulp" in text
 
 
 def test_float32_errors_are_within_the_stated_bounds(tool: ModuleType) -> None:

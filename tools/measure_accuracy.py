@@ -21,6 +21,8 @@ from torch import Tensor
 
 import softkern
 from softkern import info
+from softkern.verify.bounds import ulp_error
+from softkern.verify.oracle import answers
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -45,22 +47,6 @@ def inputs(scale: float) -> dict[str, Tensor]:
     }
 
 
-def answers(x: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """In float64; log d and p - 1 from the classes below the maximum, so that they keep their digits."""
-    m, top = x.max(1, keepdim=True)  # (N, 1)
-    e = torch.exp(x - m)  # (N, C)
-    rest = e.scatter(1, top, 0).sum(1, keepdim=True)  # (N, 1)
-    p = e / (1 + rest)  # (N, C)
-    log_p = (x - m) - torch.log1p(rest)  # (N, C)
-    minus_one = torch.where(top == target[:, None], -rest / (1 + rest), p.gather(1, target[:, None]) - 1)
-    return {
-        "softmax": p,
-        "log_softmax": log_p,
-        "cross_entropy": -log_p.gather(1, target[:, None])[:, 0],
-        "cross_entropy gradient": p.scatter(1, target[:, None], minus_one),
-    }
-
-
 def results(functions: object, x: Tensor, target: Tensor) -> dict[str, Tensor]:
     logits = x.clone().requires_grad_()
     loss = functions.cross_entropy(logits, target, reduction="none")  # type: ignore[attr-defined]
@@ -72,13 +58,6 @@ def results(functions: object, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         "cross_entropy": loss.detach(),
         "cross_entropy gradient": logits.grad,
     }
-
-
-def ulp_error(result: Tensor, answer: Tensor) -> float:
-    limits = torch.finfo(result.dtype)
-    floor = answer.abs().clamp_min(limits.tiny)
-    ulp = torch.exp2(torch.floor(torch.log2(floor))) * limits.eps
-    return float(((result.double() - answer).abs() / ulp).max())
 
 
 def measure(scale: float = 1.0, dtypes: dict[str, torch.dtype] | None = None) -> list[dict[str, object]]:

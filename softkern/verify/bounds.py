@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a result may be from the float64 answer: one table, every number argued.
+
+Two bounds, and a result has to keep both where both apply:
+
+    stated = STATED ulp of the answer, for the plain calls that the documentation speaks of
+    bound = roundings * u * |expected| + (arithmetic * eps + k * torch) * scale
+
+`u` is half a unit in the last place of the result's dtype and `eps` one of the dtype computed in.
+`scale` is the magnitude of the terms the result was formed from, which the caller knows: for a
+gradient A p - a it is A p + a, so that a small difference of large terms is not held to the ulp of
+the difference, and a large cancellation in the wrong precision still shows. `torch` is what torch
+itself lost on the same input, in the same unit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tolerance(NamedTuple):
+    compute: torch.dtype  # what the kernel computes in
+    roundings: int  # of the result to its own dtype, each half an ulp
+    arithmetic: float  # eps of `compute`, relative to the scale of the terms
+    k: float  # how much of torch's own error is granted on top
+
+
+TABLE = {
+    # exp (1 ulp), a division or product (1/2 each), a sum over 64 partial sums (1 to 2 for a few
+    # thousand terms of one sign) and a log: 4. The term |x - m| / 2 ulp that the rounded
+    # difference x - m costs any exp is in the scale. k: long rows cost everyone more, torch too.
+    torch.float32: Tolerance(torch.float32, 0, 4, 2),
+    # As above, twice: the oracle is float64 itself and rounds as often as its subject.
+    torch.float64: Tolerance(torch.float64, 0, 8, 2),
+    # Computed in float32 and rounded once, so the dtype's half ulp is granted relative to the
+    # result, not to its terms. k = 0: torch rounds to 16 bits in between and its error there (an
+    # overflowed fp16 sum is infinite) would be a licence for any formula.
+    torch.bfloat16: Tolerance(torch.float32, 1, 4, 0),
+    torch.float16: Tolerance(torch.float32, 1, 4, 0),
+}
+
+# No bound may exceed this share of the scale: 1e-4 is 800 float32 ulp, less than any wrong formula
+# or forgotten term costs. A case that needs more is a case with the wrong scale.
+WIDEST = 1e-4
+
+DTYPES = tuple(TABLE)
+
+# What docs/accuracy.md promises for finite logits, in ulp of a float32 answer: values of the softmaxes; loss
+# and gradient of one row for a class index, with nothing to scale them. No ulp is promised of other results.
+STATED = {"softmax": 6.0, "log_softmax": 6.0, "cross_entropy": 6.0, "cross_entropy gradient": 8.0}
+STATED_16_BIT = 1.0
+
+
+def stated(quantity: str, dtype: torch.dtype) -> float | None:
+    """The promised bound in ulp of the answer; nothing is promised of float64."""
+    if quantity not in STATED or dtype == torch.float64:
+        return None
+    return STATED[quantity] if dtype == torch.float32 else STATED_16_BIT
+
+
+def ulp(answer: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between neighbouring numbers of `dtype` at a finite float64 answer.
+
+    Answers below the smallest normal number count as that number.
+    """
+    limits = torch.finfo(dtype)
+    return torch.exp2(torch.floor(torch.log2(answer.abs().clamp_min(limits.tiny)))) * limits.eps
+
+
+def ulp_error(result: Tensor, answer: Tensor) -> float:
+    """The largest error of a finite result, in ulp of its dtype at the float64 answer."""
+    return float(((result.double() - answer).abs() / ulp(answer, result.dtype)).max())
+
+
+def allowed(
+    expected: Tensor,
+    dtype: torch.dtype,
+    scale: Tensor | None = None,
+    torch_result: Tensor | None = None,
+    roundings: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The two parts of the second bound: for rounding the result, and for computing its terms.
+
+    Args:
+        expected: the float64 answer.
+        dtype: of the result.
+        scale: magnitude of the terms, by default of the answer.
+        torch_result: what torch computed in `dtype`; without it nothing is granted for torch's error.
+        roundings: how often the result was rounded to its dtype if not as often as the table says.
+
+    Raises:
+        AssertionError: the bound is wider than `WIDEST`.
+    """
+    t, info = TABLE[dtype], torch.finfo(dtype)
+    compute = torch.finfo(t.compute)
+    scale = (expected.abs() if scale is None else scale.expand_as(expected)).nan_to_num(0, 0, 0)
+    scale = scale.clamp_min(compute.tiny)  # below the smallest normal number an ulp is constant
+    n = (t.roundings if roundings is None else roundings) if t.roundings else 0
+    rounding = n * info.eps / 2 * expected.abs().clamp_min(info.tiny)
+    share = t.arithmetic * compute.eps
+    if torch_result is not None and t.k:
+        lost = ((torch_result.detach().double() - expected).abs() / scale)[expected.isfinite()]
+        share += t.k * float(lost.nan_to_num(0, 0, 0).max()) if lost.numel() else 0
+    if not share <= WIDEST:
+        raise AssertionError(f"a bound of {share:.1e} of the scale would hide a wrong formula")
+    return rounding, share * scale
+
+
+def same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors of one dtype and shape agree.
+
+    -0.0 is not 0.0; a NaN equals any NaN, its payload is noise.
+    """
+    return (as_words(a) == as_words(b)) | (a.detach().isnan() & b.detach().isnan())
+
+
+def as_words(a: Tensor) -> Tensor:
+    """The bits of each element as an integer."""
+    word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return a.detach().contiguous().view(word)

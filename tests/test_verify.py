@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""softkern.verify finds what is wrong: each fault below is planted, and has to be seen and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import softkern
+from softkern import verify
+from softkern.verify import __main__ as cli
+from softkern.verify import edges as edges_module
+from softkern.verify import runner
+
+SOFTMAX, CROSS_ENTROPY = softkern.softmax, softkern.cross_entropy
+EDGES = {"targets out of range": "_out_of_range", "empty and 0-d": "_empty", "a row alone": "_rows"}
+EDGES["threads"] = "_threads"
+ISAS = [b.name for b in softkern.backends() if b.usable]
+
+
+@pytest.fixture
+def only(monkeypatch) -> Callable[..., None]:
+    """Leaves these groups of the matrix, where all of it would take too long for every fault."""
+
+    def leave(*groups: str) -> None:
+        whole = runner.matrix
+        monkeypatch.setattr(runner, "matrix", lambda quick: (c for c in whole(quick) if c.group in groups))
+        for group, function in EDGES.items():
+            if group not in groups:
+                monkeypatch.setattr(edges_module, function, lambda *args: iter(()))
+
+    return leave
+
+
+@pytest.fixture
+def verdict(capsys, tmp_path) -> Callable[..., tuple[int, str, dict]]:
+    """Exit code, text and JSON of a quick run."""
+
+    def run(*arguments: str) -> tuple[int, str, dict]:
+        file = tmp_path / "report.json"
+        code = cli.main(["--quick", "--json", str(file), *arguments])
+        return code, capsys.readouterr().out, json.loads(file.read_text())
+
+    return run
+
+
+def nudged(y: Tensor, ulps: int = 1, row: int = -1) -> Tensor:
+    """The last number of a row, some ulp up; differentiable."""
+    if y.dim() < 2 or y.numel() == 0:
+        return y
+    up = y.detach().clone()
+    for _ in range(ulps):
+        up[row, -1] = torch.nextafter(up[row, -1], torch.full_like(up[row, -1], 1e4))
+    return y + (up - y.detach())
+
+
+def gradient_of_one_class(x: Tensor, *args, **kwargs) -> Tensor:
+    """0.1 % too much for class 2."""
+    if x.dim() < 2 or x.shape[1] < 3 or not x.requires_grad:
+        return CROSS_ENTROPY(x, *args, **kwargs)
+    factor = torch.ones(x.shape[1], dtype=torch.float64)
+    factor[2] = 1.001
+    z = x.clone()
+    shape = [-1] + [1] * (x.dim() - 2)
+    z.register_hook(lambda g: (g * factor.reshape(shape)).to(g.dtype))
+    return CROSS_ENTROPY(z.view_as(z), *args, **kwargs)
+
+
+def without_nan(x: Tensor, dim: int) -> Tensor:
+    return SOFTMAX(x, dim).nan_to_num(0.0)
+
+
+def other_bits_on_one_isa(x: Tensor, dim: int) -> Tensor:
+    """float32 alone: in 16 bits one ulp is outside the bounds."""
+    y = SOFTMAX(x, dim)
+    return nudged(y) if x.dtype == torch.float32 and softkern._C.active_isa() == "portable" else y
+
+
+def other_bits_with_threads(x: Tensor, dim: int) -> Tensor:
+    y = SOFTMAX(x, dim)
+    return nudged(y) if torch.get_num_threads() > 1 else y
+
+
+def other_bits_in_a_batch(x: Tensor, dim: int) -> Tensor:
+    y = SOFTMAX(x, dim)
+    return nudged(y) if len(x) > 1 else y
+
+
+def reads_past_the_row(x: Tensor, dim: int) -> Tensor:
+    """As if every layout were contiguous."""
+    if x.is_contiguous() or x.dim() == 0:
+        return SOFTMAX(x, dim)
+    return SOFTMAX(torch.as_strided(x, x.shape, torch.empty(x.shape).stride()), dim)
+
+
+def without_smoothing(*args, label_smoothing: float = 0.0, **kwargs) -> Tensor:
+    return CROSS_ENTROPY(*args, **kwargs)
+
+
+def without_ignoring(*args, **kwargs) -> Tensor:
+    """torch's own: NaN gradients in ignored rows that are not finite."""
+    return F.cross_entropy(*args, **{k: v for k, v in kwargs.items() if k != "inplace_backward"})
+
+
+def sum_in_16_bits(x: Tensor, target: Tensor, **kwargs) -> Tensor:
+    if kwargs.get("reduction") != "mean":
+        return CROSS_ENTROPY(x, target, **kwargs)
+    rows = CROSS_ENTROPY(x, target, **{**kwargs, "reduction": "none"})
+    return rows.sum(dtype=x.dtype) / len(rows)
+
+
+def halved_in_place(*args, inplace_backward: bool = False, **kwargs) -> Tensor:
+    loss = CROSS_ENTROPY(*args, inplace_backward=inplace_backward, **kwargs)
+    return loss / 2 if inplace_backward else loss
+
+
+def target_clamped(x: Tensor, target: Tensor, **kwargs) -> Tensor:
+    if not target.is_floating_point() and x.numel() and x.dim():
+        target = target.clamp(0, x.shape[min(1, x.dim() - 1)] - 1)
+    return CROSS_ENTROPY(x, target, **kwargs)
+
+
+def written_before_the_error(x: Tensor, target: Tensor, **kwargs) -> Tensor:
+    try:
+        return CROSS_ENTROPY(x, target, **kwargs)
+    except IndexError:
+        x.data.view(-1)[0] = 0.0
+        raise
+
+
+def other_words(x: Tensor, target: Tensor, **kwargs) -> Tensor:
+    try:
+        return CROSS_ENTROPY(x, target, **kwargs)
+    except IndexError:
+        raise IndexError("no such class") from None
+
+
+def nothing_empty(x: Tensor, dim: int) -> Tensor:
+    if x.numel() == 0:
+        raise RuntimeError("expected logits")
+    return SOFTMAX(x, dim)
+
+
+# fault: (function, by what it is replaced, group that sees it, quantity, words of the line that says why)
+FAULTS = {
+    "16 ulp off": (
+        "softmax",
+        lambda x, dim: nudged(SOFTMAX(x, dim), 16),
+        "class counts",
+        "softmax",
+        "ulp apart",
+    ),
+    "two classes of a few": (
+        "softmax",
+        lambda x, dim: nudged(SOFTMAX(x, dim), 16) if x.shape[-1] == 3 else SOFTMAX(x, dim),
+        "class counts",
+        "softmax",
+        "shape=(133, 3)",
+    ),
+    "another dtype": (
+        "softmax",
+        lambda x, dim: SOFTMAX(x, dim).double(),
+        "class counts",
+        "softmax",
+        "float64",
+    ),
+    "gradient of one class": (
+        "cross_entropy",
+        gradient_of_one_class,
+        "class counts",
+        "cross_entropy gradient",
+        ", 2): expected",
+    ),
+    "NaN made 0": ("softmax", without_nan, "NaN and infinities", "softmax", "NaN in other places"),
+    "strides taken for granted": ("softmax", reads_past_the_row, "layouts", "softmax", "layout='padded'"),
+    "an option forgotten": ("cross_entropy", without_smoothing, "options", "cross_entropy", "smoothing=0."),
+    "ignored rows": (
+        "cross_entropy",
+        without_ignoring,
+        "NaN and infinities",
+        "cross_entropy gradient",
+        "expected 0.0, got nan",
+    ),
+    "sums in 16 bits": ("cross_entropy", sum_in_16_bits, "16-bit sums", "cross_entropy", "got inf"),
+    "the gradient in place": (
+        "cross_entropy",
+        halved_in_place,
+        "inplace_backward",
+        "cross_entropy gradient",
+        "inplace=True",
+    ),
+    "a wrong target taken": (
+        "cross_entropy",
+        target_clamped,
+        "targets out of range",
+        "cross_entropy",
+        "got a loss",
+    ),
+    "a wrong target, too late": (
+        "cross_entropy",
+        written_before_the_error,
+        "targets out of range",
+        "cross_entropy",
+        "written to before",
+    ),
+    "other words": ("cross_entropy", other_words, "targets out of range", "cross_entropy", "no such class"),
+    "nothing refused": ("softmax", nothing_empty, "empty and 0-d", "softmax", "raised RuntimeError"),
+    "threads": (
+        "softmax",
+        other_bits_with_threads,
+        "threads",
+        "softmax",
+        "bits other than those of one thread",
+    ),
+    "place in the batch": ("softmax", other_bits_in_a_batch, "a row alone", "softmax", "of row"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_named(fault, only, verdict, monkeypatch):
+    name, wrong, group, quantity, words = FAULTS[fault]
+    only(group)
+    monkeypatch.setattr(softkern, name, wrong)
+    code, out, written = verdict("--backend", ISAS[0])
+    assert code == 1 and "FAILED" in out.splitlines()[-1]
+    assert f"FAILED {group}, {quantity}, backend {ISAS[0]}" in out
+    assert written["ok"] is False and {f["group"] for f in written["failures"]} == {group}
+    named = [f for f in written["failures"] if f["quantity"] == quantity]
+    assert any(words in f["subject"] + f["why"] for f in named), named[:3]
+    row = next(r for r in written["rows"] if (r["group"], r["quantity"]) == (group, quantity) and r["failed"])
+    assert row["failed"] <= row["checks"]
+
+
+@pytest.mark.parametrize("group", sorted({fault[2] for fault in FAULTS.values()}))
+def test_each_group_passes_without_a_fault(group, only, verdict):
+    only(group)
+    code, out, written = verdict("--backend", ISAS[0])
+    assert (code, written["failures"]) == (0, []), out
+    assert {r["group"] for r in written["rows"]} == {group}
+
+
+@pytest.mark.skipif(len(ISAS) < 2, reason="one instruction set only: no bits to compare")
+def test_bits_of_one_instruction_set_that_differ_are_found(only, verdict, monkeypatch):
+    """One ulp, and so within every bound: only the comparison of the bits sees it."""
+    only("class counts")
+    monkeypatch.setattr(softkern, "softmax", other_bits_on_one_isa)
+    code, out, written = verdict("--backend", ISAS[0], "portable")
+    assert code == 1
+    # A gradient starts from the output that it is given, and passes.
+    assert {(f["group"], f["backend"]) for f in written["failures"]} == {
+        (f"same bits as {ISAS[0]}", "portable")
+    }
+    assert "expected" in out and "softmax: bits other than those of" in out
+
+
+def test_a_failure_names_a_case_that_can_be_made_again(only, monkeypatch):
+    only("values")
+    monkeypatch.setattr(softkern, "log_softmax", lambda x, dim: F.log_softmax(x, dim))
+    report = verify.run(backends=ISAS[:1], quick=True)
+    failure = next(f for f in report.failures if "ulp apart" in f.why)
+    case = eval(failure.subject, {"Case": verify.Case})
+    problem = verify.build(case)
+    assert torch.equal(problem.x, verify.build(case).x) and problem.x.dtype == getattr(torch, case.dtype)
+    where = eval(failure.why.split("at ")[1].split(": expected")[0])
+    got = float(failure.why.split("got ")[1].split(",")[0])
+    assert F.log_softmax(problem.x, case.dim)[where].item() == got
+
+
+def test_another_backend_than_the_named_one_is_found(only, monkeypatch):
+    only("class counts")
+    monkeypatch.setattr(runner._C, "last_isa", lambda: "mmx")
+    report = verify.run(backends=ISAS[:1], quick=True)
+    assert len(report.failures) == report.checks > 0
+    assert f"'mmx' computed in the place of '{ISAS[0]}'" in report.failures[0].why
+
+
+def test_torch_that_raises_is_no_crash(only, monkeypatch):
+    only("class counts")
+
+    def raises(*args, **kwargs):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(F, "softmax", raises)
+    report = verify.run(backends=ISAS[:1], quick=True)
+    assert {(f.backend, f.quantity) for f in report.failures} == {("torch", "softmax")}
