@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from setuptools import find_packages
 
 import softkern
 from softkern import info, reference, verify
@@ -210,9 +211,11 @@ def test_verify_needs_torch_and_softkern_only():
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="no pyproject.toml beside these tests")
 def test_every_package_is_in_the_wheel():
     folders = [p.parent for p in (ROOT / "softkern").rglob("__init__.py")]
-    listed = re.search(r"^packages = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert listed is not None
-    assert set(re.findall(r'"(.+?)"', listed[1])) == {".".join(f.relative_to(ROOT).parts) for f in folders}
+    pattern = re.search(r'^include = \["(.+)"\]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert pattern is not None
+    assert set(find_packages(ROOT, include=[pattern[1]])) == {
+        ".".join(f.relative_to(ROOT).parts) for f in folders
+    }
 
 
 def test_the_oracles_agree_where_float64_loses_nothing():

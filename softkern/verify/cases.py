@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -94,8 +94,9 @@ def build(case: Case, device: str = "cpu") -> Problem:
     shape = tuple(x.shape)
     if case.op in SOFTMAXES:
         return Problem(place(x.to(device)), case.dim)
-    options = {"weight": case.weight, "ignore": case.ignore, "smoothing": case.smoothing, "probs": case.probs}
-    _, target, kwargs = inputs.problem(shape, dtype, **options)
+    _, target, kwargs = inputs.problem(
+        shape, dtype, weight=case.weight, ignore=case.ignore, smoothing=case.smoothing, probs=case.probs
+    )
     kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
     dim = min(1, len(shape) - 1)
     if case.probs:
@@ -111,7 +112,8 @@ def _logits(case: Case, dtype: torch.dtype) -> Tensor:
         return inputs.logits(*case.shape, dtype=dtype, seed=case.seed)
     if case.values == "special":
         return inputs.special_rows(case.shape[1], dtype)
-    return next(f for f in inputs.HURTING if f.__name__ == case.values)(*case.shape, dtype)
+    rows, classes = case.shape
+    return next(f for f in inputs.HURTING if f.__name__ == case.values)(rows, classes, dtype)
 
 
 def rows_of(classes: int) -> int:
@@ -191,12 +193,12 @@ def _inplace(quick: bool) -> Iterator[Case]:
 
 def _special(quick: bool) -> Iterator[Case]:
     for op, dtype, c in product(OPS, NAMES, (10, 33) if quick else (2, 10, 33, 1000)):
-        case = {"group": "NaN and infinities", "op": op, "dtype": dtype, "shape": (0, c), "values": "special"}
-        yield Case(**case)
+        case = Case("NaN and infinities", op, dtype, (0, c), values="special")
+        yield case
         if op == "cross_entropy":
-            yield Case(**case, ignore=1)  # ignored rows among them
-            yield Case(**case, smoothing=0.1, ignore=-100, weight=True)
-            yield Case(**case, reduction="mean")
+            yield replace(case, ignore=1)  # ignored rows among them
+            yield replace(case, smoothing=0.1, ignore=-100, weight=True)
+            yield replace(case, reduction="mean")
 
 
 def _sums(quick: bool) -> Iterator[Case]:

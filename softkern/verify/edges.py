@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,13 +54,19 @@ def _out_of_range(device: str) -> Iterator[Outcome]:
         (torch.int32, -7),
         (torch.uint8, 200),
     )
-    shapes = ((10,), (4, 10), (2, 10, 3, 4))
+    shapes: tuple[tuple[int, ...], ...] = ((10,), (4, 10), (2, 10, 3, 4))
+    every_options: tuple[dict[str, Any], ...] = ({}, {"label_smoothing": 0.1, "ignore_index": 3})
     for name, shape, (kind, wrong), inplace in product(NAMES, shapes, targets, (False, True)):
-        for options in ({}, {"label_smoothing": 0.1, "ignore_index": 3}):
+        for options in every_options:
             call = f"cross_entropy(logits{shape}, target with {wrong}, {kind}, {inplace=}, {options})"
 
             def check(
-                name=name, shape=shape, kind=kind, wrong=wrong, inplace=inplace, options=options
+                name: str = name,
+                shape: tuple[int, ...] = shape,
+                kind: torch.dtype = kind,
+                wrong: int = wrong,
+                inplace: bool = inplace,
+                options: dict[str, Any] = options,
             ) -> str:
                 leaf = logits(*shape, dtype=NAMES[name]).to(device).requires_grad_()
                 x = leaf.clone()
@@ -70,7 +77,7 @@ def _out_of_range(device: str) -> Iterator[Outcome]:
             yield _try("targets out of range", "cross_entropy", name, call, check)
 
 
-def _raises_before_writing(x: Tensor, target: Tensor, kwargs: dict) -> str:
+def _raises_before_writing(x: Tensor, target: Tensor, kwargs: dict[str, Any]) -> str:
     before, version = x.detach().clone(), x._version
     their_kwargs = {k: v for k, v in kwargs.items() if k != "inplace_backward"}
     try:
@@ -97,12 +104,12 @@ def _empty(device: str) -> Iterator[Outcome]:
     """Against torch itself, values and gradients: next to nothing is computed, so all of it is equal."""
     for name, op, shape in product(NAMES, SOFTMAXES, ((), (0,), (0, 3), (3, 0), (2, 0, 4))):
         case = Case("empty and 0-d", op, name, shape, dim=-1)
-        yield _try(case.group, op, name, case, lambda case=case: _as_torch(case, device))
-    kinds = ({}, {"smoothing": 0.1}, {"probs": True})
+        yield _try(case.group, op, name, case, partial(_as_torch, case, device))
+    kinds: tuple[dict[str, Any], ...] = ({}, {"smoothing": 0.1}, {"probs": True})
     for name, shape, kind in product(NAMES, ((0, 3), (2, 3, 0), (0, 40, 2)), kinds):
         for reduction in ("none", "mean", "sum"):
             case = Case("empty and 0-d", "cross_entropy", name, shape, reduction=reduction, **kind)
-            yield _try(case.group, case.op, name, case, lambda case=case: _as_torch(case, device))
+            yield _try(case.group, case.op, name, case, partial(_as_torch, case, device))
 
 
 def _as_torch(case: Case, device: str) -> str:
@@ -131,11 +138,11 @@ def difference(ours: dict[str, Tensor], others: dict[str, Tensor], whose: str) -
 
 def _rows(device: str, quick: bool) -> Iterator[Outcome]:
     """A row's bits are the same alone and in any place of a batch, and on every run."""
-    kinds = ({}, {"weight": True, "smoothing": 0.3}, OPTIONS[-1])
+    kinds: tuple[dict[str, Any], ...] = ({}, {"weight": True, "smoothing": 0.3}, OPTIONS[-1])
     for name, op, c in product(NAMES, OPS, (10, 33) if quick else (3, 10, 33, 1000)):
         for kind in kinds if op == "cross_entropy" else kinds[:1]:
             case = Case("a row alone", op, name, (rows_of(c), c), upstream="random", **kind)
-            yield _try(case.group, op, name, case, lambda case=case: _row_alone(case, device))
+            yield _try(case.group, op, name, case, partial(_row_alone, case, device))
 
 
 def _row_alone(case: Case, device: str) -> str:
@@ -159,10 +166,10 @@ def _threads(quick: bool, threads: int) -> Iterator[Outcome]:
     shapes = ((4099, 40),) if quick else ((4099, 40), (1500, 10, 13), (7, 30011))
     for name, op, shape in product(NAMES, OPS, shapes):
         case = Case("threads", op, name, shape, upstream="random")
-        yield _try(case.group, op, name, case, lambda case=case: _one_and_more(case, threads))
+        yield _try(case.group, op, name, case, partial(_one_and_more, case, threads))
         if op == "cross_entropy":
             mean = replace(case, reduction="mean", weight=True, smoothing=0.1)
-            yield _try(case.group, op, name, mean, lambda mean=mean: _one_and_more(mean, threads))
+            yield _try(case.group, op, name, mean, partial(_one_and_more, mean, threads))
 
 
 def _one_and_more(case: Case, threads: int) -> str:

@@ -7,12 +7,14 @@ The tests of the repository use the same ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
-def logits(*shape: int, dtype=torch.float32, seed: int = 0) -> Tensor:
+def logits(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Normal logits of a useful spread: probabilities from 1e-7 to nearly 1."""
     g = torch.Generator().manual_seed(seed + 1000003 * len(shape) + sum(shape))
     return (torch.randn(shape, generator=g, dtype=torch.float64) * 3).to(dtype)
@@ -30,8 +32,16 @@ def upstream(like: Tensor, kind: str) -> Tensor:
 UPSTREAM = ("ones", "expanded", "random")
 
 
-def _hurt(fill) -> object:
-    def values(rows: int, classes: int, dtype=torch.float32) -> Tensor:
+class Values(Protocol):
+    """Logits that hurt; known by their name."""
+
+    __name__: str
+
+    def __call__(self, rows: int, classes: int, dtype: torch.dtype = torch.float32) -> Tensor: ...
+
+
+def _hurt(fill: Callable[[Tensor], Tensor]) -> Values:
+    def values(rows: int, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
         x = logits(rows, classes, dtype=torch.float64, seed=3)
         return fill(x).to(dtype)
 
@@ -39,41 +49,45 @@ def _hurt(fill) -> object:
     return values
 
 
-def _offset_1e4(x):  # exp overflows unless the maximum is taken off; lse - x_y loses 4 digits
+def _offset_1e4(
+    x: Tensor,
+) -> Tensor:  # exp overflows without a shift; lse - x_y loses 4 digits
     return x.round(decimals=1) + 1e4
 
 
-def _offset_1e6(x):  # the same, and the spacing of float32 is 1/16
+def _offset_1e6(x: Tensor) -> Tensor:  # the same, and the spacing of float32 is 1/16
     return (x * 16).round() / 16 + 1e6
 
 
-def _offset_minus_1e6(x):  # exp underflows to a sum of 0 unless the maximum is taken off
+def _offset_minus_1e6(x: Tensor) -> Tensor:  # exp underflows to a sum of 0 unless the maximum is taken off
     return (x * 16).round() / 16 - 1e6
 
 
-def _near_overflow(x):  # exp(88.7) is the last finite one in float32
+def _near_overflow(x: Tensor) -> Tensor:  # exp(88.7) is the last finite one in float32
     return 90 + 10 * x.sigmoid()
 
 
-def _wide(x):  # results down through the subnormal numbers to exact zero
+def _wide(x: Tensor) -> Tensor:  # results down through the subnormal numbers to exact zero
     return torch.linspace(-120, 0, x.numel(), dtype=x.dtype).reshape(x.shape).flip(-1)
 
 
-def _broad(x):  # one class has nearly all in most rows: log(1 + r) and p - 1 with a tiny r
+def _broad(x: Tensor) -> Tensor:  # one class has nearly all in most rows: log(1 + r) and p - 1 with a tiny r
     return x * 4
 
 
-def _confident(x):  # p = 1 - 1e-4: the true class's gradient is a difference of nearly equal terms
+def _confident(
+    x: Tensor,
+) -> Tensor:  # p = 1 - 1e-4: the true class's gradient cancels
     x = x.clone()
     x[:, 0] = 12 + math.log(x.shape[1])
     return x
 
 
-def _equal(x):  # log C exactly
+def _equal(x: Tensor) -> Tensor:  # log C exactly
     return torch.full_like(x, 0.7)
 
 
-def _signed_zeros(x):
+def _signed_zeros(x: Tensor) -> Tensor:
     return torch.where(torch.arange(x.numel()).reshape(x.shape) % 2 == 0, -0.0, 0.0).to(x.dtype)
 
 
@@ -95,7 +109,7 @@ HURTING = tuple(
 )
 
 
-def special_rows(classes: int, dtype=torch.float32) -> Tensor:
+def special_rows(classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """One row for each way of being not finite, the odd value at both ends and in the middle."""
     inf, nan = math.inf, math.nan
     base = logits(1, classes, dtype=dtype, seed=5)[0]
@@ -119,43 +133,43 @@ def _noise(*shape: int, like: Tensor) -> Tensor:
     return torch.full(shape, fill, dtype=like.dtype, device=like.device)
 
 
-def _offset(x):  # one element behind an aligned address
+def _offset(x: Tensor) -> Tensor:  # one element behind an aligned address
     flat = _noise(x.numel() + 1, like=x)
     return flat[1:].view(x.shape).copy_(x)
 
 
-def _padded(x):  # rows that do not follow each other
+def _padded(x: Tensor) -> Tensor:  # rows that do not follow each other
     wide = _noise(*x.shape[:-1], x.shape[-1] + 3, like=x)
     return wide[..., : x.shape[-1]].copy_(x)
 
 
-def _transposed(x):
+def _transposed(x: Tensor) -> Tensor:
     return x.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-def _every_other(x):
+def _every_other(x: Tensor) -> Tensor:
     wide = _noise(*x.shape[:-1], 2 * x.shape[-1], like=x)
     return wide[..., ::2].copy_(x)
 
 
-def _expanded(x):  # all rows are the first one: stride 0
+def _expanded(x: Tensor) -> Tensor:  # all rows are the first one: stride 0
     return x[:1].clone().expand_as(x)
 
 
-def _expanded_classes(x):  # all classes are the first one
+def _expanded_classes(x: Tensor) -> Tensor:  # all classes are the first one
     return x[..., :1].clone().expand_as(x)
 
 
-def _channels_last(x):
+def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.clone()
 
 
-def _permuted(x):  # no dimension where it usually is
+def _permuted(x: Tensor) -> Tensor:  # no dimension where it usually is
     order = [*range(1, x.dim()), 0]
     return x.permute(order).contiguous().permute([x.dim() - 1, *range(x.dim() - 1)])
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     f.__name__.removeprefix("_"): f
     for f in (
         torch.clone,
@@ -174,7 +188,7 @@ LAYOUTS = {
 REDUCTIONS = ("none", "mean", "sum")
 
 # Every option alone and with each other. probs: class probabilities instead of class indices.
-OPTIONS = (
+OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"weight": True},
     {"ignore": 2},
@@ -190,7 +204,7 @@ OPTIONS = (
 )
 
 
-def class_weights(classes: int, dtype=torch.float32) -> Tensor:
+def class_weights(classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """From 0.25 to 2.25, exact in 16 bits, none of them 1."""
     return (0.25 + (torch.arange(classes) * 5 % 9).double() / 4).to(dtype)
 
@@ -206,7 +220,7 @@ def indices(shape: tuple[int, ...], ignore: int | None = None) -> Tensor:
     return t.reshape(rows)
 
 
-def probabilities(shape: tuple[int, ...], dtype=torch.float32) -> Tensor:
+def probabilities(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Rows that sum to 1 with an exact 0 in each (0 * -inf is a case of its own)."""
     p = logits(*shape, dtype=torch.float64, seed=11).softmax(min(1, len(shape) - 1))
     return torch.where(p < p.mean() / 50, 0, p).to(dtype)
@@ -214,16 +228,16 @@ def probabilities(shape: tuple[int, ...], dtype=torch.float32) -> Tensor:
 
 def problem(
     shape: tuple[int, ...],
-    dtype=torch.float32,
+    dtype: torch.dtype = torch.float32,
     *,
     weight: bool = False,
     ignore: int | None = None,
     smoothing: float = 0.0,
     probs: bool = False,
-) -> tuple[Tensor, Tensor, dict]:
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits, target and the keyword arguments of F.cross_entropy."""
     x = logits(*shape, dtype=dtype)
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
     if weight:
         kwargs["weight"] = class_weights(shape[min(1, len(shape) - 1)], dtype)
     if ignore is not None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -108,9 +109,9 @@ def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[
     gradient = reference.cross_entropy_backward(g, *args, reduction=case.reduction, **kwargs)
     if case.plain:
         rows = x.movedim(dim, -1)
-        exact = oracle.answers(rows.reshape(-1, x.shape[dim]), args[1].reshape(-1))
-        loss = exact["cross_entropy"].reshape(loss.shape)
-        gradient = exact["cross_entropy gradient"].reshape(rows.shape).movedim(-1, dim)
+        by_name = oracle.answers(rows.reshape(-1, x.shape[dim]), args[1].reshape(-1))
+        loss = by_name["cross_entropy"].reshape(loss.shape)
+        gradient = by_name["cross_entropy gradient"].reshape(rows.shape).movedim(-1, dim)
     return {
         case.op: Expected(loss, oracle.loss_scale(*args, kwargs, case.reduction)),
         # 16 bits: the gradient formed in forward is rounded, and so is its product with the one from above.
@@ -121,7 +122,7 @@ def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[
 
 
 def measure(
-    case: Case, quantity: str, got: Tensor, expected: Expected, torch_result: Tensor | None
+    case: Case, quantity: str, got: object, expected: Expected, torch_result: Tensor | None
 ) -> Measure:
     """The error of one result, and whether it keeps its bounds."""
     dtype, answer = NAMES[case.dtype], expected.answer
@@ -133,7 +134,8 @@ def measure(
         if bool(bad.any()):
             return Measure(quantity, math.inf, why=why, detail=_detail(bad.double(), got, answer))
     finite = wide.isfinite() & answer.isfinite()
-    allowed = sum(bounds.allowed(answer, dtype, expected.scale, torch_result, expected.roundings))
+    rounding, terms = bounds.allowed(answer, dtype, expected.scale, torch_result, expected.roundings)
+    allowed = rounding + terms
     stated = bounds.stated(quantity, dtype) if case.plain else None
     unit = bounds.ulp(answer.nan_to_num(0, 0, 0), dtype)
     if stated is not None:
@@ -149,7 +151,9 @@ def measure(
     return Measure(quantity, share, worst, stated, theirs, why, _detail(shares, got, answer) if why else "")
 
 
-def _wrong_in_kind(case, got, answer, dtype, torch_result):
+def _wrong_in_kind(
+    case: Case, got: Tensor, answer: Tensor, dtype: torch.dtype, torch_result: Tensor | None
+) -> Iterator[tuple[str, Tensor]]:
     """Places of NaN and infinities; what overflows the dtype is infinite after rounding."""
     rounded = answer.to(dtype).double()
     yield "NaN in other places than in the answer", got.isnan() != answer.isnan()

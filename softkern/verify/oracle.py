@@ -7,6 +7,8 @@ maximum apart, because float64 too loses the digits of log(1 + r) and p - 1 wher
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,7 @@ def log_softmax_gradient_scale(g: Tensor, y: Tensor, dim: int) -> Tensor:
     return g.abs() + y.exp() * g.abs().sum(dim, keepdim=True)
 
 
-def _terms(x: Tensor, target: Tensor, kwargs: dict) -> tuple[Tensor, Tensor, Tensor]:
+def _terms(x: Tensor, target: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """The logits and their mass as (..., C), and what a mean divides by; all of float64."""
     rows = x.movedim(min(1, x.dim() - 1), -1)
     weight = kwargs.get("weight")
@@ -65,7 +67,7 @@ def _terms(x: Tensor, target: Tensor, kwargs: dict) -> tuple[Tensor, Tensor, Ten
     return rows, torch.where(valid.unsqueeze(-1), a, 0), total
 
 
-def loss_scale(x: Tensor, target: Tensor, kwargs: dict, reduction: str) -> Tensor:
+def loss_scale(x: Tensor, target: Tensor, kwargs: dict[str, Any], reduction: str) -> Tensor:
     """sum_c |a_c| (1 + |log p_c|): 1 is what a relative error of d becomes in log d."""
     rows, a, total = _terms(x, target, kwargs)
     logp = reference.log_softmax(rows, -1).abs().nan_to_num(0, 0, 0)
@@ -73,7 +75,9 @@ def loss_scale(x: Tensor, target: Tensor, kwargs: dict, reduction: str) -> Tenso
     return scale if reduction == "none" else scale.sum() / (total if reduction == "mean" else 1)
 
 
-def loss_gradient_scale(x: Tensor, target: Tensor, kwargs: dict, reduction: str, g: Tensor) -> Tensor:
+def loss_gradient_scale(
+    x: Tensor, target: Tensor, kwargs: dict[str, Any], reduction: str, g: Tensor
+) -> Tensor:
     """(A p + a) |g|, with the magnified rounding of x - m in p."""
     rows, a, total = _terms(x, target, kwargs)
     p = reference.softmax(rows, -1).nan_to_num(0, 0, 0) * oracle_z(rows)
@@ -83,7 +87,9 @@ def loss_gradient_scale(x: Tensor, target: Tensor, kwargs: dict, reduction: str,
     return scale.movedim(-1, min(1, x.dim() - 1))
 
 
-def in_float64(x: Tensor, target: Tensor, kwargs: dict) -> tuple[tuple[Tensor, Tensor], dict]:
+def in_float64(
+    x: Tensor, target: Tensor, kwargs: dict[str, Any]
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
     """The same problem of cross-entropy, for `softkern.reference` and the scales."""
     t = target.double() if target.is_floating_point() else target.long()
     kwargs = {k: v.double() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
