@@ -12,28 +12,35 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Placement
+
 _ops = torch.ops.softkern
 
 
-def is_dtensor(x: object) -> bool:
+def is_dtensor(x: object) -> TypeGuard[DTensor]:
     tensor = sys.modules.get("torch.distributed.tensor")
     return tensor is not None and isinstance(x, tensor.DTensor)
 
 
-def softmax(op: Callable[[Tensor, int], Tensor], input: Tensor, dim: int) -> Tensor | None:
-    """`op` on this rank's share: a DTensor placed as `input`, or None."""
+def softmax(
+    op: Callable[[Tensor, int], Tensor], input: DTensor, dim: int, dtype: torch.dtype | None
+) -> Tensor | None:
+    """`op` on this rank's share, converted first: a DTensor placed as `input`, or None."""
     if not -input.dim() <= dim < input.dim() or not _whole_along(input, dim % input.dim()):
         return None
-    return _placed(op(input.to_local(), dim), input, input.placements, input.shape)
+    local = input.to_local()
+    return _placed(op(local if dtype is None else local.to(dtype), dim), input, input.placements, input.shape)
 
 
 def cross_entropy(
-    input: Tensor,
+    input: DTensor,
     target: Tensor,
     weight: Tensor | None,
     mode: int,
@@ -48,17 +55,20 @@ def cross_entropy(
     """
     from torch.distributed.tensor import Partial, Replicate, Shard
 
+    if not is_dtensor(target) or not (weight is None or is_dtensor(weight)):
+        return None
     if not _go_together(input, target, weight):
         return None
     class_dim = 0 if input.dim() == 1 else 1
     indices = target.shape != input.shape
     row_placements = [
-        Shard(p.dim - (p.dim > class_dim)) if p.is_shard() else Replicate() for p in input.placements
+        Shard(p.dim - (p.dim > class_dim)) if isinstance(p, Shard) else Replicate() for p in input.placements
     ]
     x = input.to_local()
     y = target.redistribute(placements=row_placements if indices else input.placements).to_local()
-    w = None if weight is None else weight.redistribute(placements=[Replicate()] * len(row_placements))
-    w = None if w is None else w.to_local()
+    w = None
+    if weight is not None:
+        w = weight.redistribute(placements=[Replicate()] * len(row_placements)).to_local()
     if mode == _Reduction.get_enum("none"):
         rows = [n for i, n in enumerate(input.shape) if i != class_dim]
         loss = _ops.cross_entropy(x, y, w, mode, ignore_index, label_smoothing)
@@ -81,12 +91,12 @@ def cross_entropy(
     return _placed(loss.to(input.dtype), input, pending, ())
 
 
-def _go_together(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
+def _go_together(input: DTensor, target: DTensor, weight: DTensor | None) -> bool:
     class_dim = 0 if input.dim() == 1 else 1
     if input.dim() == 0 or input.shape[class_dim] == 0 or not _whole_along(input, class_dim):
         return False
     tensors = [target] if weight is None else [target, weight]
-    if not all(is_dtensor(t) and t.device_mesh == input.device_mesh for t in tensors):
+    if any(t.device_mesh != input.device_mesh for t in tensors):
         return False
     # The gradient of a replicated weight would be pending a sum; torch has the rules for it.
     if weight is not None and (
@@ -97,7 +107,7 @@ def _go_together(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
     return target.shape in (rows, input.shape)
 
 
-def _whole_along(x: Tensor, dim: int) -> bool:
+def _whole_along(x: DTensor, dim: int) -> bool:
     """Whether this rank has rows of `x`, and all of each."""
     from torch.distributed.tensor import Replicate, Shard
 
@@ -114,7 +124,7 @@ def _mass(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch
     return weight.to(dtype)[torch.where(kept, target, 0).long()].mul(kept).sum()
 
 
-def _placed(local: Tensor, like: Tensor, placements: Sequence[object], shape: Sequence[int]) -> Tensor:
+def _placed(local: Tensor, like: DTensor, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:
     from torch.distributed.tensor import DTensor
 
     stride = [1] * len(shape)

@@ -9,6 +9,7 @@ and what it refuses raises its exceptions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ def _softmax(
     plain_numbers = _is_int64(dim) and (dtype is None or isinstance(dtype, torch.dtype))
     if type(input) not in _PLAIN:
         if plain_numbers and _dtensor.is_dtensor(input):
-            result = _dtensor.softmax(op, input if dtype is None else input.to(dtype), dim)
+            result = _dtensor.softmax(op, input, dim, dtype)
             if result is not None:
                 return result
         return _by_torch(fallback(input, dim, dtype=dtype))
@@ -252,7 +253,8 @@ def _cross_entropy(
         if loss is not None:
             return loss
     if plain and torch.compiler.is_dynamo_compiling():
-        return _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+        traced: Tensor = _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
+        return traced
     if not (plain and plain_numbers):
         return _by_torch(
             fallback(
@@ -267,7 +269,7 @@ def _cross_entropy(
     return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing, inplace_backward)
 
 
-def _is_int64(value: object) -> bool:
+def _is_int64(value: object) -> TypeGuard[int]:
     """What pybind11 converts as F does; anything else is F's to convert or to refuse in its own words."""
     return type(value) is int and -(2**63) <= value < 2**63
 

@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
 
 def _compiled_with() -> str:
     build = _C.build()
-    return f"{build['compiler']}, C++ {build['cxx_standard']}, torch {build['torch']}"
+    return f"{str(build['compiler']).strip()}, C++ {build['cxx_standard']}, torch {build['torch']}"
 
 
 def _torch_rows() -> Iterator[tuple[str, str]]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, update_wrapper
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.overrides import (
+from torch.overrides import (  # type: ignore[attr-defined]
     _is_torch_function_mode_enabled,
     handle_torch_function,
     has_torch_function,
@@ -150,8 +151,8 @@ def _stand_in(place: _Place, original: Function) -> Function:
     function.__name__ = place.attribute
     # torch.jit.script compiles torch's own function.
     if inspect.isfunction(original):
-        function.__prepare_scriptable__ = lambda: original
-    elif builtin := torch.jit._builtins._find_builtin(original):
+        function.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
+    elif builtin := torch.jit._builtins._find_builtin(original):  # type: ignore[no-untyped-call]
         torch.jit._builtins._register_builtin(function, builtin)
     return function
 
@@ -204,7 +205,7 @@ def _softmax_in_c(op: str) -> Callable[[Function], Function]:
     entry, overload = getattr(_C, op), getattr(torch.ops.softkern, op)
 
     def make(original: Function) -> Function:
-        def stand_in(*args, **kwargs) -> Tensor:
+        def stand_in(*args: Any, **kwargs: Any) -> Tensor:
             given = (*args, *kwargs.values())
             if has_torch_function(given):
                 return handle_torch_function(_public(stand_in, original), given, *args, **kwargs)
@@ -219,13 +220,14 @@ def _softmax_in_c(op: str) -> Callable[[Function], Function]:
     return make
 
 
-def _common_call(args: tuple, kwargs: dict) -> tuple[object, int, torch.dtype | None] | None:
+def _common_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int, torch.dtype | None] | None:
     """Input, dim and dtype of a call that gives these and no more; None for others, wrong ones included."""
     call = dict(zip(("input", "dim", "dtype"), args, strict=False))
     if len(args) > 3 or call.keys() & kwargs.keys():
         return None
     call.update(kwargs)
-    dim, dtype = call.get("dim"), call.get("dtype")
+    dim: object = call.get("dim")
+    dtype: object = call.get("dtype")
     if call.keys() - {"input", "dim", "dtype"} or "input" not in call or not functional._is_int64(dim):
         return None
     return (call["input"], dim, dtype) if dtype is None or isinstance(dtype, torch.dtype) else None
