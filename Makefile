@@ -1,4 +1,4 @@
-# make demo | make test | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
+# make demo | make test | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench harden lint format wheel-test clean
+.PHONY: demo test verify bench harden lint format wheel-test clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -15,6 +15,9 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+verify: $(VENV)/.built
+	$(BIN)/python -m softkern.verify $(VERIFY_ARGS)
 
 bench: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
