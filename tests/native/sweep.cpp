@@ -213,7 +213,7 @@ bool same(const std::vector<std::string>& a, const std::vector<std::string>& b, 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int64_t longest = argc > 1 ? atoll(argv[1]) : 2200;
+  const int64_t longest = argc > 1 ? atoll(argv[1]) : 5000;
   std::vector<const KernelTable*> tables;
   for (const Isa& isa : isas()) {
     if (isa.reason.empty()) tables.push_back(isa.table);
