@@ -84,6 +84,14 @@ FEATURES: dict[str, dict[str, str]] = {
         "autocast disabled within autocast": "",
         "autocast around a layer, gradients of its parameters": "",
     },
+    "Many at once": {
+        "DTensor, rows sharded or replicated": "a mean is that of all rows",
+        "DTensor, classes sharded": "",
+        "DistributedDataParallel": "",
+        "FSDP2 (fully_shard)": "",
+        "DataParallel": "",
+        "several Python threads": "in forked and spawned processes too",
+    },
     "Modules and the rest": {
         "modules: copy.deepcopy": "",
         "modules: pickle": "",

@@ -13,6 +13,7 @@ import torch
 WORLD = 2
 SECONDS = 30  # for one collective: a rank that waits for a lost one gives up
 CHECKS: dict[str, Callable] = {}
+WAYS: dict[tuple[str, str], tuple[bool, bool]] = {}  # (feature, op): what this rank's watch saw
 
 
 def check(f: Callable) -> Callable:
@@ -23,7 +24,7 @@ def check(f: Callable) -> Callable:
 
 
 def run_rank(rank: int, folder: str, names: tuple[str, ...]) -> None:
-    """Runs the checks and saves {name: "" or the traceback}."""
+    """Runs the checks and saves {name: "" or the traceback} and WAYS."""
     # Registers the checks in this process, which was spawned.
     import distributed_tensor_checks  # noqa: F401
     import distributed_training_checks  # noqa: F401
@@ -45,11 +46,11 @@ def run_rank(rank: int, folder: str, names: tuple[str, ...]) -> None:
             results[name] = ""
         except Exception:
             results[name] = traceback.format_exc()
-        torch.save(results, Path(folder, f"rank{rank}"))
+        torch.save((results, WAYS), Path(folder, f"rank{rank}"))
     torch.distributed.destroy_process_group()
 
 
-def run(folder: Path, names: tuple[str, ...], seconds: float) -> list[dict[str, str]]:
+def run(folder: Path, names: tuple[str, ...], seconds: float) -> list[tuple[dict, dict]]:
     """The results of all ranks. Processes that take too long are ended, and what they had is returned."""
     context = torch.multiprocessing.spawn(run_rank, (str(folder), names), nprocs=WORLD, join=False)
     try:
@@ -60,4 +61,4 @@ def run(folder: Path, names: tuple[str, ...], seconds: float) -> list[dict[str, 
             process.kill()
             process.join()
     files = [folder / f"rank{rank}" for rank in range(WORLD)]
-    return [torch.load(f) if f.exists() else {} for f in files]
+    return [torch.load(f) if f.exists() else ({}, {}) for f in files]

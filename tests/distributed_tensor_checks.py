@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from cases import logits, upstream
 from compare import assert_same_bits
 from cross_entropy_cases import KINDS, problem
-from distributed_processes import check
+from distributed_processes import WAYS, check
 from tolerances import DTYPES
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.utils._python_dispatch import TorchDispatchMode
+from watch import Watch
 
 import softkern
 
@@ -283,6 +284,26 @@ def compiled_without_a_break(mesh):
             assert_same_bits(a.full_tensor(), b.full_tensor())
         da, db = (gradient(ys, leaf, [torch.ones_like(y) for y in ys]) for ys in (got, want))
         assert_same_bits(da.full_tensor(), db.full_tensor())
+
+
+@check
+def who_computes(mesh):
+    x, target, _ = problem((6, 8))
+    calls = {
+        "softmax": lambda leaf: softkern.softmax(leaf, 1).square().sum(),
+        "log_softmax": lambda leaf: softkern.log_softmax(leaf, 1).square().sum(),
+        "cross_entropy": lambda leaf: softkern.cross_entropy(leaf, spread(mesh, target, [Replicate()])),
+    }
+    for op, call in calls.items():
+        for kind, placements in (("rows", ([Shard(0)], [Replicate()])), ("classes", ([Shard(1)],))):
+            seen = []
+            for placement in placements:
+                leaf = spread(mesh, x, placement).requires_grad_()
+                with Watch() as watch:
+                    gradient(call(leaf), leaf)
+                seen.append(watch.kernels_and_torchs)
+            assert len(set(seen)) == 1, "rows that are sharded and rows that are not go different ways"
+            WAYS[kind, op] = seen[0]
 
 
 @check

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from distributed_processes import WORLD, check
+from distributed_processes import WAYS, WORLD, check
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from watch import Watch
 
 import softkern
 
@@ -58,8 +59,10 @@ def furthest(a: list[Tensor], b: list[Tensor]) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
-def _check(wrap, share: slice) -> list[Tensor]:
-    start, ours = train(softkern, wrap, share)
+def _check(name: str, wrap, share: slice) -> list[Tensor]:
+    with Watch() as watch:
+        start, ours = train(softkern, wrap, share)
+    WAYS[name, "both"] = watch.kernels_and_torchs
     _, theirs = train(F, wrap, share)
     assert furthest(ours, theirs) <= BOUND, f"{furthest(ours, theirs)} apart"
     assert furthest(ours, start) > 1e4 * BOUND, "nothing was learnt: equal parameters say nothing"
@@ -78,7 +81,7 @@ def _share(mesh) -> slice:
 
 @check
 def ddp_trains_as_with_torch(mesh):
-    ours = _check(DistributedDataParallel, _share(mesh))
+    ours = _check("DistributedDataParallel", DistributedDataParallel, _share(mesh))
     # The bound would see a loss that is not the same one.
     _, other = train(F, DistributedDataParallel, slice(0, BATCH // 2))
     assert furthest(ours, other) > 1e3 * BOUND
@@ -91,7 +94,7 @@ def fsdp2_trains_as_with_torch(mesh):
             fully_shard(part, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    _check(wrap, _share(mesh))
+    _check("fully_shard", wrap, _share(mesh))
 
 
 @check
@@ -117,8 +120,14 @@ def fsdp2_of_a_module_with_class_weights(mesh):
 @check
 def data_parallel_and_torchs_own_loss_are_what_they_were(mesh):
     x, target = data()
-    ours, theirs = (DataParallel(m)(x, target) for m in (Classifier(softkern), Classifier(F)))
-    assert ours.shape == theirs.shape == () and ours.grad_fn is not None
+    torch.manual_seed(5)
+    theirs = DataParallel(Classifier(F))(x, target)
+    torch.manual_seed(5)
+    with Watch() as watch:
+        ours = DataParallel(Classifier(softkern))(x, target)
+        ours.backward()
+    WAYS["DataParallel", "both"] = watch.kernels_and_torchs
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
     # F beside softkern in one process: DDP over F has the parameters it has without it.
     _, one = train(F, DistributedDataParallel, _share(mesh))
     train(softkern, DistributedDataParallel, _share(mesh))

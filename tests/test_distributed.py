@@ -21,13 +21,14 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 import distributed_processes
 import distributed_tensor_checks  # noqa: F401
 import distributed_training_checks  # noqa: F401
+from compatibility import OPS
 
 NAMES = tuple(distributed_processes.CHECKS)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each rank found: {check: "" or its traceback}."""
+    """What each rank found: {check: "" or its traceback}, {(feature, op): who computed}."""
     folder = tmp_path_factory.mktemp("ranks")
     path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
     with pytest.MonkeyPatch.context() as patch:
@@ -38,14 +39,47 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "planted"])
 def test_on_two_ranks(name, ranks):
-    for rank, results in enumerate(ranks):
+    for rank, (results, _) in enumerate(ranks):
         assert name in results, f"rank {rank} did not come to it"
         assert not results[name], f"rank {rank}:\n{results[name]}"
 
 
 def test_a_check_that_fails_is_seen_on_every_rank(ranks):
-    for results in ranks:
+    for results, _ in ranks:
         assert "AssertionError" in results["planted"] and "bits differ" in results["planted"]
+
+
+def _way(ranks, watch, feature, op):
+    one, two = (ways[feature, op] for _, ways in ranks)
+    assert one == two, "the ranks went different ways"
+    watch.seen_elsewhere(one)
+
+
+@pytest.mark.feature("DTensor, rows sharded or replicated")
+@pytest.mark.parametrize("op", OPS)
+def test_who_computes_whole_rows_of_dtensors(op, ranks, watch):
+    _way(ranks, watch, "rows", op)
+
+
+@pytest.mark.feature("DTensor, classes sharded")
+@pytest.mark.parametrize("op", OPS)
+def test_who_computes_sharded_classes_of_dtensors(op, ranks, watch):
+    _way(ranks, watch, "classes", op)
+
+
+@pytest.mark.feature("DistributedDataParallel", "softmax", "cross_entropy")
+def test_who_computes_in_ddp(ranks, watch):
+    _way(ranks, watch, "DistributedDataParallel", "both")
+
+
+@pytest.mark.feature("FSDP2 (fully_shard)", "softmax", "cross_entropy")
+def test_who_computes_in_fsdp2(ranks, watch):
+    _way(ranks, watch, "fully_shard", "both")
+
+
+@pytest.mark.feature("DataParallel", "softmax", "cross_entropy")
+def test_who_computes_in_data_parallel(ranks, watch):
+    _way(ranks, watch, "DataParallel", "both")
 
 
 def test_importing_softkern_imports_nothing_distributed():

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from cases import logits, name, upstream
 from compare import assert_same_bits
+from compatibility import OPS
 from conftest import cpu_isas
 from cross_entropy_cases import KINDS, problem
 from tolerances import DTYPES
+from watch import Watch
 
 import softkern
 
@@ -53,6 +55,23 @@ def at_once(f, arguments) -> list:
 
     with ThreadPoolExecutor(len(arguments)) as pool:
         return [future.result(timeout=60) for future in [pool.submit(start, a) for a in arguments]]
+
+
+@pytest.mark.feature("several Python threads")
+@pytest.mark.parametrize("op", OPS)
+def test_who_computes_in_another_thread(op, watch):
+    x, target, _ = problem((20, 7))
+
+    def call(seen):
+        leaf = x.clone().requires_grad_()
+        with seen:
+            y = getattr(softkern, op)(leaf, target if op == "cross_entropy" else 1)
+            return torch.autograd.grad(y, leaf, upstream(y, "random"))[0]
+
+    want = call(Watch())
+    seen = Watch()
+    assert_same_bits(at_once(call, [seen])[0], want)
+    watch.seen_elsewhere(seen)
 
 
 @over_dtypes

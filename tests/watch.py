@@ -58,6 +58,14 @@ class Watch:
         assert not self._kernels and not self._torchs
         self._refused = True
 
+    def seen_elsewhere(self, other: Watch | tuple[bool, bool]) -> None:
+        """Takes over what was seen in another process or thread: a watch, or its `kernels_and_torchs`."""
+        self._kernels, self._torchs = other.kernels_and_torchs if isinstance(other, Watch) else other
+
+    @property
+    def kernels_and_torchs(self) -> tuple[bool, bool]:
+        return self._kernels, self._torchs
+
     @property
     def way(self) -> str:
         if self._shapes or self._refused:
