@@ -30,20 +30,21 @@ SHAPES = ((6, 10), (3, 5, 4), (500, 400))  # the last is shared among threads wh
 SECONDS = 60  # no case takes that long, unless it hangs
 
 
-def compute() -> list[Tensor]:
-    """Values and gradients of every op."""
-    results = []
-    for shape in SHAPES:
-        x, target, kwargs = problem(shape, weight=True, smoothing=0.1)
-        x.requires_grad_()
-        for y in (
-            softkern.softmax(x, 1),
-            softkern.log_softmax(x, 1),
-            softkern.cross_entropy(x, target, **kwargs),
-            softkern.cross_entropy(x, target, reduction="none", **kwargs),
-        ):
-            results += [y.detach(), torch.autograd.grad(y, x, upstream(y, "random"))[0]]
+def of_every_op(x: Tensor, target: Tensor, kwargs: dict) -> list[Tensor]:
+    """Values and gradients."""
+    x, results = x.detach().requires_grad_(), []
+    for y in (
+        softkern.softmax(x, 1),
+        softkern.log_softmax(x, 1),
+        softkern.cross_entropy(x, target, **kwargs),
+        softkern.cross_entropy(x, target, reduction="none", **kwargs),
+    ):
+        results += [y.detach(), torch.autograd.grad(y, x, upstream(y, "random"))[0]]
     return results
+
+
+def compute() -> list[Tensor]:
+    return [t for shape in SHAPES for t in of_every_op(*problem(shape, weight=True, smoothing=0.1))]
 
 
 class Computed(Dataset):

@@ -34,14 +34,7 @@ def work(seed: int, dtype: torch.dtype) -> list[torch.Tensor]:
     results = []
     for shape, kind in (((5 + seed, 7), KINDS[1]), ((40 + seed, 10, 3), KINDS[2]), ((90 + seed, 900), {})):
         x, target, kwargs = problem(shape, dtype, **kind)
-        x = (x + seed / 8).requires_grad_()
-        for y in (
-            softkern.softmax(x, 1),
-            softkern.log_softmax(x, 1),
-            softkern.cross_entropy(x, target, **kwargs),
-            softkern.cross_entropy(x, target, reduction="none", **kwargs),
-        ):
-            results += [y.detach(), torch.autograd.grad(y, x, upstream(y, "random"))[0]]
+        results += process_cases.of_every_op(x + seed / 8, target, kwargs)
     return results
 
 
