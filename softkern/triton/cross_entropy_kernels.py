@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With a_c the target mass of class c, A = sum_c a_c, m = max_c x_c, d = sum_c exp(x_c - m):
+
+loss  = sum_c a_c ((m - x_c) + log d)
+dx_c  = g (A exp(x_c - m) / d - a_c)
+
+Class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c        (s label_smoothing, w weight, 1 without)
+Class probabilities:  a_c = w_c ((1 - s) t_c + s/C)
+
+The part of the mass that every class may have is `spread`, the class index's own part `hot`. m and d stay apart:
+m + log d, rounded, would lose the loss of logits that share a large offset.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from softkern.triton.elementary import argument, divide, narrow, number, widen
+from softkern.triton.rows import (
+    MERGED,
+    PARTS,
+    block_statistics,
+    class_offsets,
+    end_class,
+    finite,
+    first_class,
+    load_classes,
+    log_d,
+    merge,
+    no_statistics,
+    part_at,
+    place,
+    row_pointers,
+    store_classes,
+    terms,
+    total,
+)
+
+
+@triton.jit
+def load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like, PROBABILITIES: tl.constexpr,
+              WEIGHTED: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+    """The spread mass (R or 1, C) of a block of classes, 0 behind the end."""
+    if PROBABILITIES:
+        t = load_classes(t_rows, first, end, t_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)
+        mass = tl.fma(t, keep, share)
+    else:
+        mass = tl.zeros([1, BLOCK_C], like.dtype) + share
+    classes = first + tl.arange(0, BLOCK_C)[None, :]
+    if WEIGHTED:
+        mass = mass * widen(tl.load(weight_ptr + classes, mask=classes < end, other=0))
+    return tl.where(classes < end, mass, 0.0)
+
+
+@triton.jit
+def spread_sums(x, mass, m, first, end, BLOCK_C: tl.constexpr):
+    """Sums of a_c and of a_c (m - x_c) over a block; 0 in the place of an infinite m."""
+    classes = first + tl.arange(0, BLOCK_C)[None, :]
+    # Behind the end x is -inf, and 0 * inf is no 0.
+    below = tl.where(classes < end, finite(m) - x, 0.0)
+    masses = tl.sum(mass + tl.zeros_like(x), 1, keep_dims=True)
+    return masses, tl.sum(mass * below, 1, keep_dims=True)
+
+
+@triton.jit
+def merge_spread(masses_1, below_1, m_1, masses_2, below_2, m_2):
+    """The sums of two parts together, relative to the larger maximum."""
+    m = finite(tl.maximum(m_1, m_2))
+    below_1 = tl.fma(masses_1, m - finite(m_1), below_1)
+    below_2 = tl.fma(masses_2, m - finite(m_2), below_2)
+    return masses_1 + masses_2, below_1 + below_2
+
+
+@triton.jit
+def row_loss(m, ties, rest, masses, below, hot_mass, hot_x, is_hot, SPREAD: tl.constexpr):
+    log_of_d = log_d(m, ties, rest)
+    loss = tl.where(is_hot, hot_mass * ((m - hot_x) + log_of_d), 0.0)
+    if SPREAD:
+        loss += tl.fma(masses, log_of_d, below)
+    return loss
+
+
+@triton.jit
+def row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor):
+    """What terms are multiplied by, and the hot class's own gradient but for its spread mass.
+
+    The latter from numbers of the dtype computed in: p - 1 of a p already rounded to 16 bits is off by up to 100 %
+    for confident rows. Where p is close to 1 even that dtype loses p - 1, and the other classes give it.
+    """
+    sum_of_terms = total(m, ties, rest)
+    inverse = divide(number(1.0, m.dtype), sum_of_terms)
+    p = terms(hot_x, m) * inverse
+    alone = (hot_x == m) & (ties == 1)
+    less_one = tl.where(alone, -rest * inverse, p - 1)
+    scale = factor * (hot_mass + masses) * inverse
+    return scale, factor * tl.fma(hot_mass, less_one, masses * p)
+
+
+@triton.jit
+def store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, first, end, grad_class, exists,
+                   SPREAD: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
+                   BLOCK_C: tl.constexpr):  # fmt: skip
+    """3 write. state: 0 of an ignored row, 1 of one that counts, 2 of one without a hot class; NaN of one whose
+    target is out of range."""
+    classes = first + tl.arange(0, BLOCK_C)[None, :]
+    dx = terms(x, m) * scale
+    dx = tl.where((classes == hot) & (state == 1), hot_gradient, dx)
+    if SPREAD:
+        dx = tl.fma(mass, -factor, dx)
+    dx = tl.where(state == 0, 0.0, tl.where(state == state, dx, state))
+    store_classes(grad_rows, dx, first, end, grad_class, exists, ALIGN_R, WIDE, BLOCK_C)
+
+
+@triton.jit
+def hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes, ignore_index, keep, like,
+              ALIGN_R: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+    """Class index, its mass and its logit, and the row's state (see store_gradient). Nothing is read for a target
+    that is out of range: the assertion stops the device, as torch's does, and where assertions are not compiled
+    the row's loss and gradient are NaN."""
+    y = tl.load(target_ptr + row, mask=exists, other=ignore_index).to(tl.int64)
+    counts = y != ignore_index
+    inside = (y >= 0) & (y < classes)
+    tl.device_assert(inside | ~counts, "softkern.cross_entropy: Target is out of bounds.")
+    is_hot = counts & inside & exists
+    hot = tl.where(is_hot, y, 0)
+    hot_x = widen(tl.load(x_rows + class_offsets(hot, x_class, ALIGN_R, WIDE), mask=is_hot, other=0))
+    hot_mass = tl.zeros_like(like) + keep
+    if weight_ptr is not None:
+        hot_mass = keep * widen(tl.load(weight_ptr + hot, mask=is_hot, other=0))
+    state = tl.where(is_hot, 1.0, tl.where(counts, float("nan"), 0.0)).to(like.dtype)
+    return hot, hot_mass, hot_x, state
+
+
+@triton.jit(do_not_specialize=("inner_units", "rows", "parts", "ignore_index"), debug=True)
+def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, factor_ptr, parts_ptr,
+                         class_count_units, inner_units, rows, parts, x_plane, x_row, x_class, t_plane, t_row,
+                         t_class, grad_plane, grad_row, grad_class, ignore_index, keep: "fp64", share: "fp64",
+                         constant_factor: "fp64", DTYPE: tl.constexpr, PROBABILITIES: tl.constexpr,
+                         SPREAD: tl.constexpr, FLAT: tl.constexpr, ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr,
+                         WIDE: tl.constexpr, SINGLE: tl.constexpr, STAGE: tl.constexpr, BLOCK_R: tl.constexpr,
+                         BLOCK_C: tl.constexpr):  # fmt: skip
+    """Losses of rows; with grad_ptr given, their gradients times constant_factor and, where given, the number at
+    factor_ptr. grad may be x."""
+    classes = class_count_units * ALIGN_C
+    keep = argument(keep, DTYPE)
+    share = argument(share, DTYPE)
+    plane, position, row, exists = place(rows, inner_units * ALIGN_R, FLAT, BLOCK_R)
+    x_rows = row_pointers(x_ptr, plane, position, x_plane, x_row, ALIGN_C, ALIGN_R)
+    like = tl.zeros([BLOCK_R, 1], DTYPE)
+    lowest: tl.constexpr = float("-inf")
+
+    if PROBABILITIES:
+        t_rows = row_pointers(target_ptr, plane, position, t_plane, t_row, ALIGN_C, ALIGN_R)
+        hot, hot_mass, hot_x, state = like.to(tl.int64) - 1, like, like, like + 2
+    else:
+        t_rows = x_rows
+        hot, hot_mass, hot_x, state = hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes,
+                                                ignore_index, keep, like, ALIGN_R, WIDE)  # fmt: skip
+    is_hot = state == 1
+    WEIGHTED: tl.constexpr = weight_ptr is not None
+    if SINGLE:
+        x = load_classes(x_rows, 0, classes, x_class, exists, ALIGN_R, WIDE, BLOCK_C, lowest)
+        m, ties, rest = block_statistics(x)  # 1 max, 2 sum-exp
+        masses, below = like, like
+        mass = like
+        if SPREAD:
+            mass = load_mass(t_rows, weight_ptr, 0, classes, t_class, exists, keep, share, like, PROBABILITIES,
+                             WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
+            masses, below = spread_sums(x, mass, m, 0, classes, BLOCK_C)
+    else:
+        m, ties, rest = no_statistics(like)
+        masses, below = like, like
+        if STAGE == MERGED:
+            for part in range(parts):
+                m_part = tl.load(part_at(parts_ptr, 0, part, parts, row, rows), mask=exists, other=0)
+                ties_part = tl.load(part_at(parts_ptr, 1, part, parts, row, rows), mask=exists, other=0)
+                rest_part = tl.load(part_at(parts_ptr, 2, part, parts, row, rows), mask=exists, other=0)
+                if SPREAD:
+                    masses_part = tl.load(part_at(parts_ptr, 3, part, parts, row, rows), mask=exists, other=0)
+                    below_part = tl.load(part_at(parts_ptr, 4, part, parts, row, rows), mask=exists, other=0)
+                    masses, below = merge_spread(masses, below, m, masses_part, below_part, m_part)
+                m, ties, rest = merge(m, ties, rest, m_part, ties_part, rest_part)
+            # Other programs may have written the gradient over the logit.
+            hot_x = tl.load(part_at(parts_ptr, 5, 0, parts, row, rows), mask=exists, other=0)
+        else:
+            end = end_class(classes, BLOCK_C, STAGE)
+            for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
+                x = load_classes(x_rows, first, end, x_class, exists, ALIGN_R, WIDE, BLOCK_C, lowest)
+                m_block, ties_block, rest_block = block_statistics(x)
+                if SPREAD:
+                    mass = load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like,
+                                     PROBABILITIES, WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
+                    masses_block, below_block = spread_sums(x, mass, m_block, first, end, BLOCK_C)
+                    masses, below = merge_spread(masses, below, m, masses_block, below_block, m_block)
+                m, ties, rest = merge(m, ties, rest, m_block, ties_block, rest_block)
+            if STAGE == PARTS:
+                part = tl.program_id(1)
+                tl.store(part_at(parts_ptr, 0, part, parts, row, rows), m, mask=exists)
+                tl.store(part_at(parts_ptr, 1, part, parts, row, rows), ties, mask=exists)
+                tl.store(part_at(parts_ptr, 2, part, parts, row, rows), rest, mask=exists)
+                if SPREAD:
+                    tl.store(part_at(parts_ptr, 3, part, parts, row, rows), masses, mask=exists)
+                    tl.store(part_at(parts_ptr, 4, part, parts, row, rows), below, mask=exists)
+                if part == 0:
+                    tl.store(part_at(parts_ptr, 5, 0, parts, row, rows), hot_x, mask=exists)
+
+    if SINGLE or STAGE != PARTS:
+        loss = row_loss(m, ties, rest, masses, below, hot_mass, hot_x, is_hot, SPREAD)
+        loss = tl.where(state == 0, 0.0, tl.where(state == state, loss, state))
+        if tl.program_id(1) == 0:
+            tl.store(loss_ptr + row, narrow(loss, loss_ptr.dtype.element_ty), mask=exists)
+    if grad_ptr is not None:
+        factor = argument(constant_factor, DTYPE)
+        if factor_ptr is not None:
+            factor *= tl.load(factor_ptr)
+        grad_rows = row_pointers(grad_ptr, plane, position, grad_plane, grad_row, ALIGN_C, ALIGN_R)
+        if SINGLE:
+            scale, hot_gradient = row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor)
+            store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, 0, classes, grad_class,
+                           exists, SPREAD, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
+        elif STAGE != PARTS:
+            scale, hot_gradient = row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor)
+            end = end_class(classes, BLOCK_C, STAGE)
+            for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
+                x = load_classes(x_rows, first, end, x_class, exists, ALIGN_R, WIDE, BLOCK_C, lowest)
+                mass = like
+                if SPREAD:
+                    mass = load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like,
+                                     PROBABILITIES, WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
+                store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, first, end,
+                               grad_class, exists, SPREAD, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=("inner_units", "rows", "ignore_index"))
+def scale_kernel(grad_ptr, out_ptr, upstream_ptr, grad_scale_ptr, target_ptr, class_count_units, inner_units, rows,
+                 grad_plane, grad_row, grad_class, out_plane, out_row, out_class, ignore_index,
+                 BY_ROW: tl.constexpr, IN_PLACE: tl.constexpr, FLAT: tl.constexpr, ALIGN_C: tl.constexpr,
+                 ALIGN_R: tl.constexpr, WIDE: tl.constexpr, SINGLE: tl.constexpr, BLOCK_R: tl.constexpr,
+                 BLOCK_C: tl.constexpr):  # fmt: skip
+    """out = grad (upstream grad_scale), upstream one number or one for each row; out may be grad."""
+    classes = class_count_units * ALIGN_C
+    plane, position, row, exists = place(rows, inner_units * ALIGN_R, FLAT, BLOCK_R)
+    grad_rows = row_pointers(grad_ptr, plane, position, grad_plane, grad_row, ALIGN_C, ALIGN_R)
+    out_rows = row_pointers(out_ptr, plane, position, out_plane, out_row, ALIGN_C, ALIGN_R)
+    grad_scale = tl.load(grad_scale_ptr)
+    upstream = tl.load(upstream_ptr + row * BY_ROW, mask=exists, other=1)
+    factor = upstream.to(grad_scale.dtype) * grad_scale
+    if target_ptr is not None:
+        # Rows stored as zeros stay zeros: 0 * inf must not make them NaN.
+        y = tl.load(target_ptr + row, mask=exists, other=0).to(tl.int64)
+        factor = tl.where(y == ignore_index, 0.0, factor)
+    # What is multiplied by 1 in place need not be read.
+    one = IN_PLACE and tl.sum((factor != 1).to(tl.int32)) == 0
+    if not one:
+        for first in range(0, classes, BLOCK_C):
+            g = load_classes(grad_rows, first, classes, grad_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)
+            store_classes(out_rows, g * factor, first, classes, out_class, exists, ALIGN_R, WIDE, BLOCK_C)

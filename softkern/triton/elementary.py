@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""exp and log as the kernels need them: at most 1 ulp, in float32 and float64, gradual underflow included.
+
+The same methods and polynomials as the CPU's (csrc/cpu/kernels/{exp,log}.h). Triton's own exp and log of
+float32 are the hardware's approximations: of exp(x) they lose |x| / 2 ulp, of log(x) near 1 all digits.
+
+Multiplications and additions are fused where tl.fma says so and nowhere else, so that the bits of a row do not
+depend on what surrounds the expression in a kernel. Nothing here needs the fusion to be right: Triton's
+interpreter rounds in between.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from softkern.triton import constants
+from softkern.triton.settings import INTERPRETED
+
+# Where Triton's interpreter computes, bfloat16 is rounded by hand: it cuts the digits off.
+_ROUND_BY_HAND: tl.constexpr = tl.constexpr(INTERPRETED)
+
+_EXP_32: tl.constexpr = tl.constexpr(constants.EXP_32)
+_EXP_64: tl.constexpr = tl.constexpr(constants.EXP_64)
+_LOG_32: tl.constexpr = tl.constexpr(constants.LOG_32)
+_LOG_64: tl.constexpr = tl.constexpr(constants.LOG_64)
+_LOG2E: tl.constexpr = tl.constexpr(constants.LOG2E)
+_EXP_LN2_32: tl.constexpr = tl.constexpr(constants.EXP_LN2_32)
+_EXP_LN2_64: tl.constexpr = tl.constexpr(constants.EXP_LN2_64)
+_LOG_LN2_32: tl.constexpr = tl.constexpr(constants.LOG_LN2_32)
+_LOG_LN2_64: tl.constexpr = tl.constexpr(constants.LOG_LN2_64)
+
+# Below these, exp underflows to 0: arguments are held there.
+_SPAN_32: tl.constexpr = tl.constexpr(105.0)
+_SPAN_64: tl.constexpr = tl.constexpr(746.0)
+
+
+@triton.jit
+def number(value: tl.constexpr, dtype: tl.constexpr):
+    """A constant in full precision: a bare one next to float64 may have been rounded to float32."""
+    return tl.full([], value, dtype)
+
+
+@triton.jit
+def argument(value, dtype: tl.constexpr):
+    """A kernel's float argument, in Triton's interpreter a plain float, in the dtype of the computation."""
+    return tl.full([], value, dtype)
+
+
+@triton.jit
+def span(dtype: tl.constexpr):
+    """How far below the maximum a logit's term is 0."""
+    if dtype == tl.float64:
+        result = number(_SPAN_64, dtype)
+    else:
+        result = number(_SPAN_32, dtype)
+    return result
+
+
+@triton.jit
+def power_of_e(x):
+    """round(x / ln 2) for |x| < 2^20, a whole number in the dtype of x; NaN for NaN."""
+    if x.dtype == tl.float64:
+        # Adding and subtracting 1.5 * 2^(bits - 1) rounds to an integer.
+        rounder = number(6755399441055744.0, tl.float64)
+    else:
+        rounder = number(12582912.0, tl.float32)
+    return x * number(_LOG2E, x.dtype) + rounder - rounder
+
+
+@triton.jit
+def scale_by_power(p, n):
+    """p 2^n for p near 1 and whole numbers n > -2100 (float32: > -250); rounded once if the result is subnormal."""
+    if p.dtype == tl.float64:
+        whole = n.to(tl.int32)
+        half = whole >> 1
+        first = ((half + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
+        second = ((whole - half + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
+    else:
+        whole = n.to(tl.int32)
+        half = whole >> 1
+        first = ((half + 127) << 23).to(tl.float32, bitcast=True)
+        second = ((whole - half + 127) << 23).to(tl.float32, bitcast=True)
+    return p * first * second
+
+
+@triton.jit
+def exp_times_power(x, power):
+    """exp(x) 2^-power for -1500 < x < 1500 and whole numbers `power`, result at most about 1; NaN for NaN.
+
+    exp(x) = 2^n p(r), n = round(x / ln 2), r = x - n ln 2.
+    """
+    n = power_of_e(x)
+    # The first part of ln 2 has so few digits that its products are exact, without fusion too.
+    if x.dtype == tl.float64:
+        r = tl.fma(n, number(-_EXP_LN2_64[0], tl.float64), x)
+        r = tl.fma(n, number(-_EXP_LN2_64[1], tl.float64), r)
+        p = number(_EXP_64[11], tl.float64)
+        for k in tl.static_range(11):
+            p = tl.fma(p, r, number(_EXP_64[10 - k], tl.float64))
+        lowest = number(-1200.0, tl.float64)
+    else:
+        r = tl.fma(n, number(-_EXP_LN2_32[0], tl.float32), x)
+        r = tl.fma(n, number(-_EXP_LN2_32[1], tl.float32), r)
+        p = number(_EXP_32[6], tl.float32)
+        for k in tl.static_range(6):
+            p = tl.fma(p, r, number(_EXP_32[5 - k], tl.float32))
+        lowest = number(-200.0, tl.float32)
+    n -= power
+    return scale_by_power(p, tl.where(n < lowest, lowest, n))
+
+
+@triton.jit
+def exp(x):
+    """exp(x) for x <= 0, -inf included; NaN for NaN."""
+    least = -span(x.dtype)
+    return exp_times_power(tl.where(x < least, least, x), number(0.0, x.dtype))
+
+
+@triton.jit
+def divide(a, b):
+    """a / b, correctly rounded."""
+    if a.dtype == tl.float64:
+        result = a / b
+    else:
+        result = tl.div_rn(a, b)
+    return result
+
+
+@triton.jit
+def log_one_plus(q):
+    """log(1 + q) for finite q >= 0, small q included; NaN for NaN.
+
+    With u + c = 1 + q exactly, u = 2^k (1 + f), s = f / (2 + f): k ln 2 + f - (f^2/2 - s (f^2/2 + R(s^2))) + c/u.
+    """
+    one = number(1.0, q.dtype)
+    half = number(0.5, q.dtype)
+    u = one + q
+    of_q = u - one
+    c = (one - (u - of_q)) + (q - of_q)  # what of 1 + q is not in u (Knuth's two-sum)
+    # sqrt(1/2) <= 1 + f < sqrt(2)
+    if q.dtype == tl.float64:
+        bits = u.to(tl.int64, bitcast=True)
+        k = ((bits + 0x0009_5F61_9980_C433) >> 52) - 1023
+        f = (bits - (k << 52)).to(tl.float64, bitcast=True) - one
+    else:
+        bits = u.to(tl.int32, bitcast=True)
+        k = ((bits + 0x004A_FB0D) >> 23) - 127
+        f = (bits - (k << 23)).to(tl.float32, bitcast=True) - one
+    k = k.to(q.dtype)
+    s = divide(f, f + 2.0)
+    z = s * s
+    if q.dtype == tl.float64:
+        r = number(_LOG_64[6], tl.float64)
+        for i in tl.static_range(6):
+            r = tl.fma(r, z, number(_LOG_64[5 - i], tl.float64))
+        high = number(_LOG_LN2_64[0], tl.float64)
+        low = number(_LOG_LN2_64[1], tl.float64)
+    else:
+        r = number(_LOG_32[3], tl.float32)
+        for i in tl.static_range(3):
+            r = tl.fma(r, z, number(_LOG_32[2 - i], tl.float32))
+        high = number(_LOG_LN2_32[0], tl.float32)
+        low = number(_LOG_LN2_32[1], tl.float32)
+    correction = divide(c, u)
+    square = half * f * f
+    rest = square - tl.fma(s, tl.fma(z, r, square), tl.fma(k, low, correction))
+    return tl.where(q != q, q, tl.fma(k, high, f - rest))
+
+
+@triton.jit
+def widen(x):
+    """To the dtype that is computed in."""
+    if x.dtype != tl.float64:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """Rounded to nearest even."""
+    if _ROUND_BY_HAND and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where(x != x, 0x7FC0, rounded)
+        result = rounded.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        result = x.to(dtype)
+    return result

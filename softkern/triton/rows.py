@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels of all ops share: where a program's rows are, and the statistics of a row.
+
+m = max_c x_c and d = sum_c exp(x_c - m), in the form that keeps their digits (csrc/cpu/kernels/row_stats.h):
+
+1. x - m would be rounded, and exp turns its absolute error into a relative one. The terms are
+   e_c = exp(x_c) 2^-N with N = round(m / ln 2); blocks of a row with different N are merged by powers of two.
+   Where |m| >= 1024, x - m is exact for every term that counts: `origin` is m, else 0.
+2. d = 1 + small, and log d of a confident row would vanish. The terms of the maximum are counted, not added:
+   d = ties + rest / top.
+
+Rows are numbered as in a contiguous tensor of the shape without the class dimension. The dimensions before the
+classes are one stride apart (planes), those behind them another (positions); a program has BLOCK_R positions of
+one plane, or with FLAT (few positions in a plane) BLOCK_R rows of any planes. Row vectors have shape (R, 1).
+
+ALIGN_C and ALIGN_R are what the compiler is told of divisibility: strides and sizes come divided by it. One of
+them is above 1 where every row, or every plane's run of positions, begins 16 bytes aligned if the tensor does.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from softkern.triton.elementary import (
+    divide,
+    exp_times_power,
+    log_one_plus,
+    narrow,
+    number,
+    power_of_e,
+    span,
+    widen,
+)
+
+# Stages of a kernel: the whole row by one program; or, where rows are few and long, one block of it by each of
+# several programs, twice: the statistics, then what is made of them.
+WHOLE: tl.constexpr = tl.constexpr(0)
+PARTS: tl.constexpr = tl.constexpr(1)
+MERGED: tl.constexpr = tl.constexpr(2)
+
+
+@triton.jit
+def place(rows, inner, FLAT: tl.constexpr, BLOCK_R: tl.constexpr):
+    """This program's rows: their plane, position in it, number, and whether they exist."""
+    program = tl.program_id(0).to(tl.int64)
+    local = tl.arange(0, BLOCK_R)[:, None]
+    if FLAT:
+        row = program * BLOCK_R + local
+        exists = row < rows
+        plane = row // inner
+        position = row % inner
+    else:
+        tiles = tl.cdiv(inner, BLOCK_R)
+        plane = program // tiles
+        position = (program % tiles) * BLOCK_R + local
+        row = plane * inner + position
+        exists = position < inner
+    return plane, position, row, exists
+
+
+@triton.jit
+def row_pointers(
+    pointer, plane, position, plane_units, row_units, ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr
+):
+    return pointer + plane * (plane_units * (ALIGN_C * ALIGN_R)) + position * (row_units * ALIGN_C)
+
+
+@triton.jit
+def class_offsets(classes, class_units, ALIGN_R: tl.constexpr, WIDE: tl.constexpr):
+    if WIDE:
+        classes = classes.to(tl.int64)
+    return classes * (class_units * ALIGN_R)
+
+
+@triton.jit
+def first_class(BLOCK_C: tl.constexpr, STAGE: tl.constexpr):
+    return 0 if STAGE == WHOLE else tl.program_id(1) * BLOCK_C
+
+
+@triton.jit
+def end_class(classes, BLOCK_C: tl.constexpr, STAGE: tl.constexpr):
+    return classes if STAGE == WHOLE else tl.minimum(tl.program_id(1) * BLOCK_C + BLOCK_C, classes)
+
+
+@triton.jit
+def is_finite(m):
+    return tl.abs(m) < float("inf")
+
+
+@triton.jit
+def finite(m):
+    """m, or 0 where a row of such a maximum has no finite answer: its terms need to be defined, not right."""
+    return tl.where(is_finite(m), m, 0.0)
+
+
+@triton.jit
+def origin_and_power(m):
+    held = finite(m)
+    origin = tl.where(tl.abs(held) < 1024, 0.0, held)
+    return origin, power_of_e(held - origin)
+
+
+@triton.jit
+def terms(x, m):
+    """e_c of logits (R, C), for maxima (R, 1)."""
+    origin, power = origin_and_power(m)
+    least = finite(m) - origin - span(x.dtype)
+    shifted = x - origin
+    return exp_times_power(tl.where(shifted < least, least, shifted), power)
+
+
+@triton.jit
+def top_term(m):
+    """e of the maximum; NaN if that is infinite: inf - inf makes the whole row NaN, as in torch."""
+    return tl.where(is_finite(m), terms(finite(m), m), float("nan"))
+
+
+@triton.jit
+def block_statistics(x):
+    """m, ties, rest of a block (R, C), filled up with -inf."""
+    # Whether the maximum of zeros is -0 or +0 would depend on their order.
+    m = tl.max(x, 1, keep_dims=True) + 0.0
+    e = terms(x, m)
+    at_top = x == m
+    ties = tl.sum(at_top.to(x.dtype), 1, keep_dims=True)
+    rest = tl.sum(tl.where(at_top, 0.0, e), 1, keep_dims=True)
+    return m, ties, rest
+
+
+@triton.jit
+def unit_ratio(m_from, m_to):
+    """What terms of the maximum m_from are multiplied by to be terms of m_to >= m_from."""
+    origin_from, power_from = origin_and_power(m_from)
+    origin_to, power_to = origin_and_power(m_to)
+    apart = tl.maximum(origin_from - origin_to, number(-1400.0, m_to.dtype))
+    ratio = exp_times_power(apart, power_to - power_from)
+    return tl.where(m_from == m_to, 1.0, tl.where(is_finite(m_from), ratio, 0.0))
+
+
+@triton.jit
+def share_of(m_part, ties_part, rest_part, m):
+    """Ties and rest of a part in terms of the maximum m of more than the part."""
+    is_top = m_part == m
+    below = tl.where(
+        is_finite(m_part), tl.fma(ties_part, terms(finite(m_part), m_part), rest_part), rest_part
+    )
+    return (
+        tl.where(is_top, ties_part, 0.0),
+        unit_ratio(m_part, m) * tl.where(is_top, rest_part, below),
+    )
+
+
+@triton.jit
+def merge(m_1, ties_1, rest_1, m_2, ties_2, rest_2):
+    """Statistics of two parts together. A fixed order of the parts gives fixed bits."""
+    m = tl.maximum(m_1, m_2)
+    own_1, others_1 = share_of(m_1, ties_1, rest_1, m)
+    own_2, others_2 = share_of(m_2, ties_2, rest_2, m)
+    return m, own_1 + own_2, others_1 + others_2
+
+
+@triton.jit
+def no_statistics(like):
+    """Of an empty part, for rows `like` (R, 1)."""
+    nothing = tl.zeros_like(like)
+    return nothing - float("inf"), nothing, nothing
+
+
+@triton.jit
+def total(m, ties, rest):
+    """sum of e; e_c / total = exp(x_c - m) / d."""
+    return tl.fma(ties, top_term(m), rest)
+
+
+@triton.jit
+def log_d(m, ties, rest):
+    return log_one_plus((ties - 1) + divide(rest, top_term(m)))
+
+
+@triton.jit
+def load_classes(rows_at, first, end, class_units, exists, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
+                 BLOCK_C: tl.constexpr, other: tl.constexpr):  # fmt: skip
+    """Classes [first, first + BLOCK_C) of the rows in the dtype of the computation, `other` behind `end`."""
+    classes = first + tl.arange(0, BLOCK_C)[None, :]
+    at = rows_at + class_offsets(classes, class_units, ALIGN_R, WIDE)
+    return widen(tl.load(at, mask=exists & (classes < end), other=other))
+
+
+@triton.jit
+def store_classes(rows_at, values, first, end, class_units, exists, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
+                  BLOCK_C: tl.constexpr):  # fmt: skip
+    classes = first + tl.arange(0, BLOCK_C)[None, :]
+    at = rows_at + class_offsets(classes, class_units, ALIGN_R, WIDE)
+    tl.store(at, narrow(values, rows_at.dtype.element_ty), mask=exists & (classes < end))
+
+
+@triton.jit
+def part_at(parts_ptr, field, part, parts, row, rows):
+    """Where a number of a part of a row is kept: (field, part, row)."""
+    return parts_ptr + (field * parts + part).to(tl.int64) * rows + row
+
+
+@triton.jit
+def row_statistics(rows_at, like, classes, class_units, row, rows, exists, parts_ptr, parts, ALIGN_R: tl.constexpr,
+                   WIDE: tl.constexpr, BLOCK_C: tl.constexpr, STAGE: tl.constexpr):  # fmt: skip
+    """Steps 1 max and 2 sum-exp in one read. PARTS keeps what it finds, MERGED finds what was kept."""
+    m, ties, rest = no_statistics(like)
+    if STAGE == MERGED:
+        for part in range(parts):
+            m_part = tl.load(part_at(parts_ptr, 0, part, parts, row, rows), mask=exists, other=0)
+            ties_part = tl.load(part_at(parts_ptr, 1, part, parts, row, rows), mask=exists, other=0)
+            rest_part = tl.load(part_at(parts_ptr, 2, part, parts, row, rows), mask=exists, other=0)
+            m, ties, rest = merge(m, ties, rest, m_part, ties_part, rest_part)
+    else:
+        end = end_class(classes, BLOCK_C, STAGE)
+        for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
+            x = load_classes(rows_at, first, end, class_units, exists, ALIGN_R, WIDE, BLOCK_C, float("-inf"))
+            m_block, ties_block, rest_block = block_statistics(x)
+            m, ties, rest = merge(m, ties, rest, m_block, ties_block, rest_block)
+        if STAGE == PARTS:
+            part = tl.program_id(1)
+            tl.store(part_at(parts_ptr, 0, part, parts, row, rows), m, mask=exists)
+            tl.store(part_at(parts_ptr, 1, part, parts, row, rows), ties, mask=exists)
+            tl.store(part_at(parts_ptr, 2, part, parts, row, rows), rest, mask=exists)
+    return m, ties, rest
