@@ -11,12 +11,13 @@ from torch import Tensor
 
 from softkern.triton.cross_entropy_kernels import cross_entropy_kernel, scale_kernel
 from softkern.triton.launch import on_device_of, options, programs, ran, scratch, stages, triton_dtype, units
-from softkern.triton.plan import Walk, compute_dtype, layout_of, make_plan, walk_of, walkable
-from softkern.triton.rows import MERGED
+from softkern.triton.plan import Walk, compute_dtype, layout_of, make_plan, power_of_two, walk_of, walkable
 from softkern.triton.reduce_kernels import loss_kernel, mass_kernel, merge_loss_kernel, merge_mass_kernel
+from softkern.triton.rows import MERGED
 
 NONE, MEAN, SUM = 0, 1, 2  # as torch.nn._reduction.get_enum
-# Rows that one program adds up, a few microseconds' work; beyond them as many programs as needed, at most so many.
+# Rows that one program adds up, a few microseconds' work; beyond them as many programs as needed, at most so
+# many.
 ROWS_ALONE, MOST_PROGRAMS = 16384, 1024
 
 
@@ -45,7 +46,7 @@ def _share_rows(rows: int, fields: int, device: torch.device) -> Sums:
     parts = max(1, min(MOST_PROGRAMS, -(-rows // ROWS_ALONE)))
     size = fields * parts if parts > 1 else 0
     sums = torch.empty(size, dtype=torch.float64, device=device)
-    return Sums(parts, sums, 1 << max(0, parts - 1).bit_length())
+    return Sums(parts, sums, power_of_two(parts))
 
 
 def _mass(
@@ -101,8 +102,8 @@ def _reduced(
 
 
 def _half_storage(weight: Tensor | None, target: Tensor, indices: bool, dim: int) -> Tensor | float:
-    """Power of two that puts fp16 gradients where the format has most digits: |A p - a| is at most the largest mass
-    of a row, and 2^15 is the format's largest power."""
+    """Power of two that puts fp16 gradients where the format has most digits: |A p - a| is at most the
+    largest mass of a row, and 2^15 is the format's largest power."""
     if weight is None and indices:
         return 2.0**15
     largest = torch.ones((), dtype=torch.float32, device=target.device)
@@ -130,6 +131,7 @@ def _loss_and_gradient(
     dim = class_dim(x)
     layout = layout_of(x, dim)
     indices = _is_index(x, target)
+    spread = not indices or label_smoothing > 0
     compute = compute_dtype(x.dtype)
     weight = None if weight is None else weight.contiguous()
     (logits, x_walk) = walkable(x, dim)
@@ -143,7 +145,7 @@ def _loss_and_gradient(
     if grad is not None:
         grad_walk = walk_of(grad, dim)
         walks.append(grad_walk)
-    plan = make_plan(layout, walks, x.element_size())
+    plan = make_plan(layout, walks, x.element_size(), others=spread and (weight is not None or not indices))
     with on_device_of(x):
         mass: Tensor | float = float(layout.rows) if reduction == MEAN else 1.0
         storage: Tensor | float = 0.0  # gradients are stored as they are
@@ -162,10 +164,10 @@ def _loss_and_gradient(
                 if stage == MERGED.value and grad is None:
                     width = 1
                 cross_entropy_kernel[(programs(layout, plan), width)](
-                    logits, target, weight, losses, grad, factor_on_device, kept, *sizes, layout.rows, parts, *strides,
-                    ignore_index, 1 - label_smoothing, label_smoothing / layout.classes,
+                    logits, target, weight, losses, grad, factor_on_device, kept, *sizes, layout.rows, parts,
+                    *strides, ignore_index, 1 - label_smoothing, label_smoothing / layout.classes,
                     1.0 if factor_on_device is not None else factor,
-                    DTYPE=triton_dtype(x.dtype), PROBABILITIES=not indices, SPREAD=not indices or label_smoothing > 0,
+                    DTYPE=triton_dtype(x.dtype), PROBABILITIES=not indices, SPREAD=spread,
                     STAGE=stage, **plan.constants(), **options(plan),
                 )  # fmt: skip
             ran(plan, launches)
@@ -207,8 +209,8 @@ def cross_entropy_forward_(
 ) -> tuple[Tensor, Tensor]:
     if walk_of(self, class_dim(self)) is None or torch._debug_has_internal_overlap(self) == 1:
         raise RuntimeError(
-            "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in steps that "
-            f"the kernels can walk; got strides {self.stride()}"
+            "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
+            f"steps that the kernels can walk; got strides {self.stride()}"
         )
     return _loss_and_gradient(self, target, weight, reduction, ignore_index, label_smoothing, self)
 
@@ -223,8 +225,8 @@ def _scale_gradient(
     layout = layout_of(grad, dim)
     if grad_output.numel() not in (1, layout.rows) or not grad_output.is_floating_point():
         raise RuntimeError(
-            "softkern::cross_entropy_backward: expected a floating-point grad_output with one element or one for each "
-            f"of {layout.rows} rows, got {grad_output.numel()} of {grad_output.dtype}"
+            "softkern::cross_entropy_backward: expected a floating-point grad_output with one element or one "
+            f"for each of {layout.rows} rows, got {grad_output.numel()} of {grad_output.dtype}"
         )
     # Expanded gradients, as loss.sum() gives them, are one factor.
     single = all(
@@ -237,8 +239,8 @@ def _scale_gradient(
     sizes, strides = units(layout, plan, walks)
     with on_device_of(grad):
         scale_kernel[(programs(layout, plan),)](
-            grad, out, upstream, grad_scale, index, *sizes, layout.rows, *strides, ignore_index, BY_ROW=not single,
-            IN_PLACE=out is grad, **plan.constants(), **options(plan),
+            grad, out, upstream, grad_scale, index, *sizes, layout.rows, *strides, ignore_index,
+            BY_ROW=not single, IN_PLACE=out is grad, **plan.constants(), **options(plan),
         )  # fmt: skip
     ran(plan, [(0, 1)])
 

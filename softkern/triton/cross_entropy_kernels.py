@@ -7,16 +7,15 @@ dx_c  = g (A exp(x_c - m) / d - a_c)
 Class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c        (s label_smoothing, w weight, 1 without)
 Class probabilities:  a_c = w_c ((1 - s) t_c + s/C)
 
-The part of the mass that every class may have is `spread`, the class index's own part `hot`. m and d stay apart:
-m + log d, rounded, would lose the loss of logits that share a large offset.
-"""
+The part of the mass that every class may have is `spread`, the class index's own part `hot`. m and d stay
+apart: m + log d, rounded, would lose the loss of logits that share a large offset."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from softkern.triton.elementary import argument, divide, narrow, number, widen
+from softkern.triton.elementary import argument, inverse_of, narrow, widen
 from softkern.triton.rows import (
     MERGED,
     PARTS,
@@ -40,7 +39,8 @@ from softkern.triton.rows import (
 
 @triton.jit
 def load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like, PROBABILITIES: tl.constexpr,
-              WEIGHTED: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+              WEIGHTED: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
+              BLOCK_C: tl.constexpr):  # fmt: skip
     """The spread mass (R or 1, C) of a block of classes, 0 behind the end."""
     if PROBABILITIES:
         t = load_classes(t_rows, first, end, t_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)
@@ -85,11 +85,10 @@ def row_loss(m, ties, rest, masses, below, hot_mass, hot_x, is_hot, SPREAD: tl.c
 def row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor):
     """What terms are multiplied by, and the hot class's own gradient but for its spread mass.
 
-    The latter from numbers of the dtype computed in: p - 1 of a p already rounded to 16 bits is off by up to 100 %
-    for confident rows. Where p is close to 1 even that dtype loses p - 1, and the other classes give it.
-    """
-    sum_of_terms = total(m, ties, rest)
-    inverse = divide(number(1.0, m.dtype), sum_of_terms)
+    The latter from numbers of the dtype computed in: p - 1 of a p already rounded to 16 bits is off by up to
+    100 % for confident rows. Where p is close to 1 even that dtype loses p - 1, and the other classes give
+    it."""
+    inverse = inverse_of(total(m, ties, rest))
     p = terms(hot_x, m) * inverse
     alone = (hot_x == m) & (ties == 1)
     less_one = tl.where(alone, -rest * inverse, p - 1)
@@ -98,11 +97,11 @@ def row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor):
 
 
 @triton.jit
-def store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, first, end, grad_class, exists,
-                   SPREAD: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
+def store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, first, end, grad_class,
+                   exists, SPREAD: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
                    BLOCK_C: tl.constexpr):  # fmt: skip
-    """3 write. state: 0 of an ignored row, 1 of one that counts, 2 of one without a hot class; NaN of one whose
-    target is out of range."""
+    """3 write. state: 0 of an ignored row, 1 of one that counts, 2 of one without a hot class; NaN of one
+    whose target is out of range."""
     classes = first + tl.arange(0, BLOCK_C)[None, :]
     dx = terms(x, m) * scale
     dx = tl.where((classes == hot) & (state == 1), hot_gradient, dx)
@@ -115,9 +114,9 @@ def store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, facto
 @triton.jit
 def hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes, ignore_index, keep, like,
               ALIGN_R: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
-    """Class index, its mass and its logit, and the row's state (see store_gradient). Nothing is read for a target
-    that is out of range: the assertion stops the device, as torch's does, and where assertions are not compiled
-    the row's loss and gradient are NaN."""
+    """Class index, its mass and its logit, and the row's state (see store_gradient). Nothing is read for a
+    target that is out of range: the assertion stops the device, as torch's does, and where assertions are not
+    compiled the row's loss and gradient are NaN."""
     y = tl.load(target_ptr + row, mask=exists, other=ignore_index).to(tl.int64)
     counts = y != ignore_index
     inside = (y >= 0) & (y < classes)
@@ -137,15 +136,16 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                          class_count_units, inner_units, rows, parts, x_plane, x_row, x_class, t_plane, t_row,
                          t_class, grad_plane, grad_row, grad_class, ignore_index, keep: "fp64", share: "fp64",
                          constant_factor: "fp64", DTYPE: tl.constexpr, PROBABILITIES: tl.constexpr,
-                         SPREAD: tl.constexpr, FLAT: tl.constexpr, ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr,
-                         WIDE: tl.constexpr, SINGLE: tl.constexpr, STAGE: tl.constexpr, BLOCK_R: tl.constexpr,
+                         SPREAD: tl.constexpr, BEHIND: tl.constexpr, FLAT: tl.constexpr,
+                         ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
+                         SINGLE: tl.constexpr, STAGE: tl.constexpr, BLOCK_R: tl.constexpr,
                          BLOCK_C: tl.constexpr):  # fmt: skip
-    """Losses of rows; with grad_ptr given, their gradients times constant_factor and, where given, the number at
-    factor_ptr. grad may be x."""
+    """Losses of rows; with grad_ptr given, their gradients times constant_factor and, where given, the number
+    at factor_ptr. grad may be x."""
     classes = class_count_units * ALIGN_C
     keep = argument(keep, DTYPE)
     share = argument(share, DTYPE)
-    plane, position, row, exists = place(rows, inner_units * ALIGN_R, FLAT, BLOCK_R)
+    plane, position, row, exists = place(rows, inner_units * ALIGN_R, BEHIND, FLAT, BLOCK_R)
     x_rows = row_pointers(x_ptr, plane, position, x_plane, x_row, ALIGN_C, ALIGN_R)
     like = tl.zeros([BLOCK_R, 1], DTYPE)
     lowest: tl.constexpr = float("-inf")
@@ -165,8 +165,8 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
         masses, below = like, like
         mass = like
         if SPREAD:
-            mass = load_mass(t_rows, weight_ptr, 0, classes, t_class, exists, keep, share, like, PROBABILITIES,
-                             WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
+            mass = load_mass(t_rows, weight_ptr, 0, classes, t_class, exists, keep, share, like,
+                             PROBABILITIES, WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
             masses, below = spread_sums(x, mass, m, 0, classes, BLOCK_C)
     else:
         m, ties, rest = no_statistics(like)
@@ -217,8 +217,8 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
         grad_rows = row_pointers(grad_ptr, plane, position, grad_plane, grad_row, ALIGN_C, ALIGN_R)
         if SINGLE:
             scale, hot_gradient = row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor)
-            store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, 0, classes, grad_class,
-                           exists, SPREAD, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
+            store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, 0, classes,
+                           grad_class, exists, SPREAD, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
         elif STAGE != PARTS:
             scale, hot_gradient = row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor)
             end = end_class(classes, BLOCK_C, STAGE)
@@ -233,14 +233,14 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
 
 
 @triton.jit(do_not_specialize=("inner_units", "rows", "ignore_index"))
-def scale_kernel(grad_ptr, out_ptr, upstream_ptr, grad_scale_ptr, target_ptr, class_count_units, inner_units, rows,
-                 grad_plane, grad_row, grad_class, out_plane, out_row, out_class, ignore_index,
-                 BY_ROW: tl.constexpr, IN_PLACE: tl.constexpr, FLAT: tl.constexpr, ALIGN_C: tl.constexpr,
-                 ALIGN_R: tl.constexpr, WIDE: tl.constexpr, SINGLE: tl.constexpr, BLOCK_R: tl.constexpr,
-                 BLOCK_C: tl.constexpr):  # fmt: skip
+def scale_kernel(grad_ptr, out_ptr, upstream_ptr, grad_scale_ptr, target_ptr, class_count_units, inner_units,
+                 rows, grad_plane, grad_row, grad_class, out_plane, out_row, out_class, ignore_index,
+                 BY_ROW: tl.constexpr, IN_PLACE: tl.constexpr, BEHIND: tl.constexpr, FLAT: tl.constexpr,
+                 ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr, SINGLE: tl.constexpr,
+                 BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
     """out = grad (upstream grad_scale), upstream one number or one for each row; out may be grad."""
     classes = class_count_units * ALIGN_C
-    plane, position, row, exists = place(rows, inner_units * ALIGN_R, FLAT, BLOCK_R)
+    plane, position, row, exists = place(rows, inner_units * ALIGN_R, BEHIND, FLAT, BLOCK_R)
     grad_rows = row_pointers(grad_ptr, plane, position, grad_plane, grad_row, ALIGN_C, ALIGN_R)
     out_rows = row_pointers(out_ptr, plane, position, out_plane, out_row, ALIGN_C, ALIGN_R)
     grad_scale = tl.load(grad_scale_ptr)

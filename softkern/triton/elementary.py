@@ -4,10 +4,9 @@
 The same methods and polynomials as the CPU's (csrc/cpu/kernels/{exp,log}.h). Triton's own exp and log of
 float32 are the hardware's approximations: of exp(x) they lose |x| / 2 ulp, of log(x) near 1 all digits.
 
-Multiplications and additions are fused where tl.fma says so and nowhere else, so that the bits of a row do not
-depend on what surrounds the expression in a kernel. Nothing here needs the fusion to be right: Triton's
-interpreter rounds in between.
-"""
+Multiplications and additions are fused where tl.fma says so and nowhere else, so that the bits of a row do
+not depend on what surrounds the expression in a kernel. Nothing here needs the fusion to be right: Triton's
+interpreter rounds in between."""
 
 from __future__ import annotations
 
@@ -70,7 +69,8 @@ def power_of_e(x):
 
 @triton.jit
 def scale_by_power(p, n):
-    """p 2^n for p near 1 and whole numbers n > -2100 (float32: > -250); rounded once if the result is subnormal."""
+    """p 2^n for p near 1 and whole numbers n > -2100 (float32: > -250); rounded once if the result is
+    subnormal."""
     if p.dtype == tl.float64:
         whole = n.to(tl.int32)
         half = whole >> 1
@@ -118,21 +118,33 @@ def exp(x):
 
 
 @triton.jit
-def divide(a, b):
-    """a / b, correctly rounded."""
-    if a.dtype == tl.float64:
-        result = a / b
+def inverse_of(b):
+    """1 / b for b between 2^-100 and 2^100, within an ulp; NaN for NaN.
+
+    A division that is rounded correctly calls a function for numbers out of this range, which costs
+    registers."""
+    if b.dtype == tl.float64:
+        inverse = (1.0 / b.to(tl.float32)).to(tl.float64)
+        inverse = tl.fma(tl.fma(-b, inverse, number(1.0, tl.float64)), inverse, inverse)
     else:
-        result = tl.div_rn(a, b)
-    return result
+        inverse = 1.0 / b
+    return tl.fma(tl.fma(-b, inverse, number(1.0, b.dtype)), inverse, inverse)
+
+
+@triton.jit
+def divide(a, b):
+    """a / b for such b, within an ulp."""
+    inverse = inverse_of(b)
+    q = a * inverse
+    return tl.fma(tl.fma(-q, b, a), inverse, q)
 
 
 @triton.jit
 def log_one_plus(q):
     """log(1 + q) for finite q >= 0, small q included; NaN for NaN.
 
-    With u + c = 1 + q exactly, u = 2^k (1 + f), s = f / (2 + f): k ln 2 + f - (f^2/2 - s (f^2/2 + R(s^2))) + c/u.
-    """
+    With u + c = 1 + q exactly, u = 2^k (1 + f), s = f / (2 + f): k ln 2 + f - (f^2/2 - s (f^2/2 + R(s^2))) +
+    c/u."""
     one = number(1.0, q.dtype)
     half = number(0.5, q.dtype)
     u = one + q

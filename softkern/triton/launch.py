@@ -32,9 +32,9 @@ MOST_PARTS = 65535
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, whose tensors these need not be."""
-    if x.device.type == "cpu":
-        return nullcontext()
-    return torch.accelerator.device_index(x.device.index)
+    if x.device.type in ("cuda", "xpu"):
+        return torch.accelerator.device_index(x.device.index)
+    return nullcontext()
 
 
 @cache
@@ -52,7 +52,7 @@ def triton_dtype(dtype: torch.dtype) -> Any:
 
 
 def programs(layout: Layout, plan: Plan) -> int:
-    if plan.flat:
+    if plan.flat or not plan.behind:
         return -(-layout.rows // plan.block_r)
     return layout.planes * -(-layout.inner // plan.block_r)
 
@@ -132,7 +132,7 @@ def run_backward(
     dim %= y.dim()
     layout = layout_of(y, dim)
     (g, g_walk), (y, y_walk), (dx, dx_walk) = (walkable(t, dim) for t in (g, y, dx))
-    plan = make_plan(layout, [g_walk, y_walk, dx_walk], y.element_size(), held=2)
+    plan = make_plan(layout, [g_walk, y_walk, dx_walk], y.element_size(), others=True)
     parts, launches = stages(y, layout, plan)
     sizes, strides = units(layout, plan, [g_walk, y_walk, dx_walk])
     with on_device_of(y):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which program computes what: layouts, block sizes, warps. Knows no kernel, launches nothing.
 
-A plan depends on the number of classes, the dtype and the strides, never on the number of rows: the bits of a
-row must not. The one thing that the number of rows decides is whether the blocks of a long row are computed by
-one program or by one each, and both add them up in the same order.
-"""
+A plan depends on the number of classes, the dtype, the sizes behind the classes and the strides, never on the
+sizes before the classes: the bits of a row must not depend on the batch. The one thing that the number of
+rows decides is whether the blocks of a long row are computed by one program or by one each, and both add them
+up in the same order."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Largest block of one program that holds a row in registers, for each number of tensors it holds, in elements of
-# 4 bytes; beyond it registers are spilled to memory (docs/triton.md, which is made of the compiler's own reports).
-IN_REGISTERS = 16384
-# Block of a row that is longer: 16 elements a thread, which leaves room for two programs on a multiprocessor.
+# Elements of float32 or 16-bit types; float64 has half as many, where nothing else is said.
+#
+# Largest row that a program holds in registers: with one tensor of its size, with more (class probabilities,
+# the gradient's two factors), and of float64. Beyond them the compiler spills registers to memory
+# (docs/triton.md).
+HELD, HELD_WITH_OTHERS, HELD_DOUBLE = 16384, 8192, 4096
+# Block of a longer row: 16 elements for each of 512 threads leave registers for two programs on a
+# multiprocessor.
 LONG_BLOCK = 8192
-# Rows of fewer elements share a program until it has so many: 16 for each of 128 threads.
-SHARED_PROGRAM = 2048
-# Positions (rows one element apart) read together where classes are not: 256 bytes of float32, and classes for
-# them until the block has so many elements.
-POSITIONS, STRIDED_BLOCK = 64, 4096
-# Planes of fewer positions leave most of such a block empty.
-FEW_POSITIONS = 16
-# Elements of a thread; a warp has 32 threads. Between 4 warps, enough to hide a load's latency, and the 32 that a
-# program may have.
-PER_THREAD = 16
-MOST_WARPS = 32
+# Short rows share a program until it has so many elements. What is computed once a row costs every thread of
+# the row the same: rows of few threads are kept to few in a thread.
+SHORT, SHORT_PROGRAM, SHARED_PROGRAM = 64, 512, 2048
+# Where positions are one element apart and classes are not: positions that are read together (256 bytes of
+# float32), and the classes for them. Planes of fewer positions would leave most of a block empty.
+POSITIONS, POSITIONS_BLOCK = 64, 4096
+# Elements of a thread, of which a warp has 32; and the warps that a program has at least, to hide the latency
+# of its loads, and at most.
+PER_THREAD, LEAST_WARPS, MOST_WARPS = 16, 4, 32
 
 
 class Walk(NamedTuple):
@@ -46,6 +48,7 @@ class Layout(NamedTuple):
     planes: int
     inner: int  # rows of a plane
     classes: int
+    behind: bool  # whether there are sizes above 1 behind the classes; else all rows are of one plane
 
     @property
     def rows(self) -> int:
@@ -57,6 +60,7 @@ class Plan:
     """What is constant in a kernel, and how it is launched."""
 
     path: str
+    behind: bool
     flat: bool
     align_c: int
     align_r: int
@@ -68,6 +72,7 @@ class Plan:
 
     def constants(self) -> dict[str, int | bool]:
         return {
+            "BEHIND": self.behind,
             "FLAT": self.flat,
             "ALIGN_C": self.align_c,
             "ALIGN_R": self.align_r,
@@ -79,12 +84,10 @@ class Plan:
 
 
 def layout_of(x: Tensor, dim: int) -> Layout:
-    planes, inner = 1, 1
-    for i, size in enumerate(x.shape):
-        planes *= size if i < dim else 1
-        inner *= size if i > dim else 1
-    # Rows of whole planes are one run of positions, as they are without dimensions behind the classes.
-    return Layout(1, planes, x.shape[dim]) if inner == 1 else Layout(planes, inner, x.shape[dim])
+    before, behind = x.shape[:dim].numel(), x.shape[dim + 1 :].numel()
+    return (
+        Layout(1, before, x.shape[dim], False) if behind == 1 else Layout(before, behind, x.shape[dim], True)
+    )
 
 
 def _step(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
@@ -107,68 +110,70 @@ def walk_of(x: Tensor, dim: int) -> Walk | None:
     behind = _step(x.shape[dim + 1 :], x.stride()[dim + 1 :])
     if before is None or behind is None:
         return None
-    cls = x.stride(dim)
-    if layout_of(x, dim).planes == 1 and x.shape[dim + 1 :].numel() == 1:
-        return Walk(0, before, cls)
-    return Walk(before, behind, cls)
+    return Walk(before, behind, x.stride(dim)) if layout_of(x, dim).behind else Walk(0, before, x.stride(dim))
 
 
 def walkable(x: Tensor, dim: int) -> tuple[Tensor, Walk]:
     """The tensor, or a contiguous copy of one whose rows can't be walked."""
     walk = walk_of(x, dim)
-    if walk is not None:
-        return x, walk
-    x = x.contiguous()
-    walk = walk_of(x, dim)
-    assert walk is not None
+    if walk is None:
+        x = x.contiguous()
+        walk = walk_of(x, dim)
+        assert walk is not None
     return x, walk
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The next one that is not below n."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def _aligned(numbers: list[int], unit: int) -> int:
-    return unit if unit > 1 and all(n % unit == 0 for n in numbers) else 1
+    return unit if all(n % unit == 0 for n in numbers) else 1
 
 
-def make_plan(layout: Layout, walks: list[Walk], itemsize: int, held: int = 1) -> Plan:
+def make_plan(layout: Layout, walks: list[Walk], itemsize: int, others: bool = False) -> Plan:
     """The plan for tensors of one layout.
 
     Args:
         layout: of all tensors.
         walks: of each tensor.
         itemsize: bytes of an element.
-        held: how many tensors of the block's size a program holds at once.
+        others: whether a program holds more than one tensor of its block's size.
     """
     unit = 16 // itemsize
-    strided = any(w.cls != 1 for w in walks) and any(w.row == 1 for w in walks) and layout.inner > 1
-    flat = layout.planes > 1 and layout.inner < FEW_POSITIONS
+    strided = any(w.cls != 1 and w.row == 1 for w in walks)
+    flat = layout.behind and (not strided or layout.inner < POSITIONS)
     align_c = align_r = 1
     if not flat and all(w.cls == 1 for w in walks):
         align_c = _aligned([layout.classes, *(n for w in walks for n in (w.plane, w.row))], unit)
     elif not flat and all(w.row == 1 for w in walks):
         align_r = _aligned([layout.inner, *(n for w in walks for n in (w.plane, w.cls))], unit)
     wide = any((layout.classes - 1) * abs(w.cls) >= 2**31 for w in walks)
-    whole_row = _power_of_two(layout.classes)
-    heavy = 2 if itemsize == 8 else 1
-    if strided and not flat:
-        block_r = (
-            min(POSITIONS, max(FEW_POSITIONS, _power_of_two(layout.inner)))
-            if layout.planes > 1
-            else POSITIONS
-        )
-        block_c = min(whole_row, STRIDED_BLOCK // heavy // block_r)
+    weight = 2 if itemsize == 8 else 1
+    whole_row = power_of_two(layout.classes)
+    if strided:
+        block_r = POSITIONS
+        block_c = min(whole_row, POSITIONS_BLOCK // weight // block_r)
     else:
-        limit = IN_REGISTERS // heavy
-        block_c = whole_row if whole_row <= limit else LONG_BLOCK // heavy
-        block_r = max(1, SHARED_PROGRAM // heavy // block_c)
+        held = HELD_DOUBLE if itemsize == 8 else HELD_WITH_OTHERS if others else HELD
+        block_c = whole_row if whole_row <= held else LONG_BLOCK // weight
+        block_r = max(1, (SHORT_PROGRAM if block_c <= SHORT else SHARED_PROGRAM // weight) // block_c)
     single = block_c >= layout.classes
-    warps = max(4, min(MOST_WARPS, heavy * block_r * block_c // (32 * PER_THREAD)))
-    shape = "strided" if strided else "flat" if flat else "rows"
-    path = f"{shape}, {'held' if single else 'in blocks'}"
-    return Plan(path, flat, align_c, align_r, wide, single, block_r, block_c, warps)
+    warps = weight * block_r * block_c // (32 * PER_THREAD)
+    path = f"{'flat' if flat else 'positions' if strided else 'rows'}, {'held' if single else 'in blocks'}"
+    return Plan(
+        path,
+        layout.behind,
+        flat,
+        align_c,
+        align_r,
+        wide,
+        single,
+        block_r,
+        block_c,
+        max(LEAST_WARPS, min(MOST_WARPS, warps)),
+    )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

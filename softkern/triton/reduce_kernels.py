@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over the rows: of the targets' weights, before the losses, and of the losses. In float64 and in an order
-that depends on the number of rows alone; no atomics."""
+"""Sums over the rows: of the targets' weights, before the losses, and of the losses. In float64 and in an
+order that depends on the number of rows alone; no atomics."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def store_mass(mass, weighty, mass_ptr, factor_ptr):
 @triton.jit(do_not_specialize=("rows", "classes", "ignore_index", "parts"))
 def mass_kernel(target_ptr, weight_ptr, mass_ptr, factor_ptr, sums_ptr, rows, classes, ignore_index, parts,
                 ALONE: tl.constexpr):  # fmt: skip
-    """The weight of the targets that count, and how many have one: of all rows and its reciprocal where one program
-    is enough, else of a part of the rows."""
+    """The weight of the targets that count, and how many have one: of all rows and its reciprocal where one
+    program is enough, else of a part of the rows."""
     first, end = part_of(rows, parts)
     masses = tl.zeros([BLOCK], tl.float64)
     weighty = tl.zeros([BLOCK], tl.float64)
@@ -75,8 +75,8 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def store_loss(total, mass_ptr, storage_ptr, loss_ptr, grad_scale_ptr, mass, storage):
-    """The reduced loss, and what stored gradients are to be multiplied by: 1 where they are not stored in another
-    size, which storage 0 says."""
+    """The reduced loss, and what stored gradients are to be multiplied by: 1 where they are not stored in
+    another size, which storage 0 says."""
     mass = argument(mass, tl.float64)
     storage = argument(storage, tl.float64)
     if mass_ptr is not None:
@@ -90,8 +90,8 @@ def store_loss(total, mass_ptr, storage_ptr, loss_ptr, grad_scale_ptr, mass, sto
 
 
 @triton.jit(do_not_specialize=("rows", "parts"))
-def loss_kernel(losses_ptr, mass_ptr, storage_ptr, loss_ptr, grad_scale_ptr, sums_ptr, rows, parts, mass: "fp64",
-                storage: "fp64", ALONE: tl.constexpr):  # fmt: skip
+def loss_kernel(losses_ptr, mass_ptr, storage_ptr, loss_ptr, grad_scale_ptr, sums_ptr, rows, parts,
+                mass: "fp64", storage: "fp64", ALONE: tl.constexpr):  # fmt: skip
     first, end = part_of(rows, parts)
     losses = tl.zeros([BLOCK], tl.float64)
     for start in range(first, end, BLOCK):

@@ -9,13 +9,14 @@ m = max_c x_c and d = sum_c exp(x_c - m), in the form that keeps their digits (c
 2. d = 1 + small, and log d of a confident row would vanish. The terms of the maximum are counted, not added:
    d = ties + rest / top.
 
-Rows are numbered as in a contiguous tensor of the shape without the class dimension. The dimensions before the
-classes are one stride apart (planes), those behind them another (positions); a program has BLOCK_R positions of
-one plane, or with FLAT (few positions in a plane) BLOCK_R rows of any planes. Row vectors have shape (R, 1).
+Rows are numbered as in a contiguous tensor of the shape without the class dimension. The dimensions before
+the classes are one stride apart (planes), those behind them another (positions); a program has BLOCK_R
+positions of one plane, or with FLAT (few positions in a plane) BLOCK_R rows of any planes. Without dimensions
+BEHIND the classes, all rows are positions of one plane. Row vectors have shape (R, 1).
 
-ALIGN_C and ALIGN_R are what the compiler is told of divisibility: strides and sizes come divided by it. One of
-them is above 1 where every row, or every plane's run of positions, begins 16 bytes aligned if the tensor does.
-"""
+ALIGN_C and ALIGN_R are what the compiler is told of divisibility: strides and sizes come divided by it. One
+of them is above 1 where every row, or every plane's run of positions, begins 16 bytes aligned if the tensor
+does."""
 
 from __future__ import annotations
 
@@ -33,19 +34,24 @@ from softkern.triton.elementary import (
     widen,
 )
 
-# Stages of a kernel: the whole row by one program; or, where rows are few and long, one block of it by each of
-# several programs, twice: the statistics, then what is made of them.
+# Stages of a kernel: the whole row by one program; or, where rows are few and long, one block of it by each
+# of several programs, twice: the statistics, then what is made of them.
 WHOLE: tl.constexpr = tl.constexpr(0)
 PARTS: tl.constexpr = tl.constexpr(1)
 MERGED: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
-def place(rows, inner, FLAT: tl.constexpr, BLOCK_R: tl.constexpr):
+def place(rows, inner, BEHIND: tl.constexpr, FLAT: tl.constexpr, BLOCK_R: tl.constexpr):
     """This program's rows: their plane, position in it, number, and whether they exist."""
     program = tl.program_id(0).to(tl.int64)
     local = tl.arange(0, BLOCK_R)[:, None]
-    if FLAT:
+    if not BEHIND:
+        row = program * BLOCK_R + local
+        exists = row < rows
+        plane = tl.zeros_like(row)
+        position = row
+    elif FLAT:
         row = program * BLOCK_R + local
         exists = row < rows
         plane = row // inner
@@ -202,8 +208,9 @@ def part_at(parts_ptr, field, part, parts, row, rows):
 
 
 @triton.jit
-def row_statistics(rows_at, like, classes, class_units, row, rows, exists, parts_ptr, parts, ALIGN_R: tl.constexpr,
-                   WIDE: tl.constexpr, BLOCK_C: tl.constexpr, STAGE: tl.constexpr):  # fmt: skip
+def row_statistics(rows_at, like, classes, class_units, row, rows, exists, parts_ptr, parts,
+                   ALIGN_R: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr,
+                   STAGE: tl.constexpr):  # fmt: skip
     """Steps 1 max and 2 sum-exp in one read. PARTS keeps what it finds, MERGED finds what was kept."""
     m, ties, rest = no_statistics(like)
     if STAGE == MERGED:

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401  (Triton's interpreter wants to see it beside every kernel)
 from torch import Tensor
 
-from softkern.triton.elementary import divide, number
+from softkern.triton.elementary import inverse_of
 from softkern.triton.launch import run_backward, run_forward
 from softkern.triton.rows import terms, total
 
 
 @triton.jit
 def row_number(m, ties, rest):
-    return divide(number(1.0, m.dtype), total(m, ties, rest))
+    return inverse_of(total(m, ties, rest))
 
 
 @triton.jit

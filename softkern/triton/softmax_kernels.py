@@ -25,13 +25,13 @@ NOT_OF_ROWS = ("inner_units", "rows", "parts")
 
 
 @triton.jit(do_not_specialize=NOT_OF_ROWS)
-def forward_kernel(x_ptr, y_ptr, parts_ptr, class_count_units, inner_units, rows, parts, x_plane, x_row, x_class,
-                   y_plane, y_row, y_class, ROW_NUMBER: tl.constexpr, VALUE: tl.constexpr, DTYPE: tl.constexpr,
-                   FLAT: tl.constexpr, ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
-                   SINGLE: tl.constexpr, STAGE: tl.constexpr, BLOCK_R: tl.constexpr,
-                   BLOCK_C: tl.constexpr):  # fmt: skip
+def forward_kernel(x_ptr, y_ptr, parts_ptr, class_count_units, inner_units, rows, parts, x_plane, x_row,
+                   x_class, y_plane, y_row, y_class, ROW_NUMBER: tl.constexpr, VALUE: tl.constexpr,
+                   DTYPE: tl.constexpr, BEHIND: tl.constexpr, FLAT: tl.constexpr, ALIGN_C: tl.constexpr,
+                   ALIGN_R: tl.constexpr, WIDE: tl.constexpr, SINGLE: tl.constexpr, STAGE: tl.constexpr,
+                   BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
     classes = class_count_units * ALIGN_C
-    plane, position, row, exists = place(rows, inner_units * ALIGN_R, FLAT, BLOCK_R)
+    plane, position, row, exists = place(rows, inner_units * ALIGN_R, BEHIND, FLAT, BLOCK_R)
     x_rows = row_pointers(x_ptr, plane, position, x_plane, x_row, ALIGN_C, ALIGN_R)
     y_rows = row_pointers(y_ptr, plane, position, y_plane, y_row, ALIGN_C, ALIGN_R)
     lowest: tl.constexpr = float("-inf")
@@ -54,13 +54,14 @@ def forward_kernel(x_ptr, y_ptr, parts_ptr, class_count_units, inner_units, rows
 
 
 @triton.jit(do_not_specialize=NOT_OF_ROWS)
-def backward_kernel(g_ptr, y_ptr, dx_ptr, parts_ptr, class_count_units, inner_units, rows, parts, g_plane, g_row,
-                    g_class, y_plane, y_row, y_class, dx_plane, dx_row, dx_class, SUMMAND: tl.constexpr,
-                    GRADIENT: tl.constexpr, DTYPE: tl.constexpr, FLAT: tl.constexpr, ALIGN_C: tl.constexpr,
-                    ALIGN_R: tl.constexpr, WIDE: tl.constexpr, SINGLE: tl.constexpr, STAGE: tl.constexpr,
-                    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+def backward_kernel(g_ptr, y_ptr, dx_ptr, parts_ptr, class_count_units, inner_units, rows, parts, g_plane,
+                    g_row, g_class, y_plane, y_row, y_class, dx_plane, dx_row, dx_class,
+                    SUMMAND: tl.constexpr, GRADIENT: tl.constexpr, DTYPE: tl.constexpr, BEHIND: tl.constexpr,
+                    FLAT: tl.constexpr, ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
+                    SINGLE: tl.constexpr, STAGE: tl.constexpr, BLOCK_R: tl.constexpr,
+                    BLOCK_C: tl.constexpr):  # fmt: skip
     classes = class_count_units * ALIGN_C
-    plane, position, row, exists = place(rows, inner_units * ALIGN_R, FLAT, BLOCK_R)
+    plane, position, row, exists = place(rows, inner_units * ALIGN_R, BEHIND, FLAT, BLOCK_R)
     g_rows = row_pointers(g_ptr, plane, position, g_plane, g_row, ALIGN_C, ALIGN_R)
     y_rows = row_pointers(y_ptr, plane, position, y_plane, y_row, ALIGN_C, ALIGN_R)
     dx_rows = row_pointers(dx_ptr, plane, position, dx_plane, dx_row, ALIGN_C, ALIGN_R)

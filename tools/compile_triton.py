@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile the Triton kernels for GPUs that need not be there, and say what the compiler made of them.
+
+The launches are softkern's own: its functions are called with tensors of the meta device, which have shapes
+and dtypes and no memory, and what they would launch is compiled. A call that had to wait for a number from
+the device would raise here.
+
+    python tools/compile_triton.py            # print the table of docs/triton.md
+    python tools/compile_triton.py --write    # compile, write docs/triton.json and the table
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from softkern.triton import (
+    cross_entropy,
+    cross_entropy_kernels,
+    launch,
+    log_softmax,
+    softmax,
+    softmax_kernels,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = (80, 90, 100)
+KERNELS = (
+    softmax_kernels.forward_kernel,
+    softmax_kernels.backward_kernel,
+    cross_entropy_kernels.cross_entropy_kernel,
+    cross_entropy_kernels.scale_kernel,
+)
+TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel: what it is compiled from."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    warps: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the compiler reports of it."""
+
+    registers: int
+    stack: int  # bytes of a thread's memory; registers that were spilled are there
+    local: int
+    shared: int  # bytes of a program
+    loads: list[str]  # widths of the global loads, ld.global.* without the prefix
+    stores: list[str]
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Launches are noted and not made."""
+    launches: list[Launch] = []
+
+    def instead_of(kernel: Any) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> None:
+            warps = kwargs.pop("num_warps", 4)
+            kwargs.pop("enable_fp_fusion", None)
+            launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, warps))
+
+        return run
+
+    class Stand:
+        def __init__(self, kernel: Any) -> None:
+            self.run = instead_of(kernel)
+
+        def __getitem__(self, grid: Any) -> Callable[..., Any]:
+            return self.run
+
+    with ExitStack() as stack:
+        for module in (launch, cross_entropy):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
+                    stack.enter_context(mock.patch.object(module, name, Stand(value)))
+        stack.enter_context(mock.patch.object(launch, "ran", lambda *_: None))
+        stack.enter_context(mock.patch.object(cross_entropy, "ran", lambda *_: None))
+        yield launches
+
+
+def source_of(made: Launch) -> ASTSource:
+    """As Triton's own launcher would specialise the arguments of aligned tensors."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for i, parameter in enumerate(made.kernel.params):
+        value = made.arguments[parameter.name]
+        annotated = inspect.signature(made.kernel.fn).parameters[parameter.name].annotation
+        specialised = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = "*" + TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = annotated.strip("'\"")
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if specialised and value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(made.kernel, signature, constants, attributes)
+
+
+def compile_for(made: Launch, architecture: int) -> Made:
+    binary = triton.compile(
+        source_of(made),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": made.warps, "enable_fp_fusion": False},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        command = [tool, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", said)
+    assert numbers is not None, said
+    registers, stack, shared, local = map(int, numbers.groups())
+    text = binary.asm["ptx"]
+    loads, stores = (sorted(set(re.findall(rf"{verb}\.global\.(\S+)", text))) for verb in ("ld", "st"))
+    return Made(registers, stack, local, shared, loads, stores)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call whose launches are compiled."""
+
+    op: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return " ".join([self.op, *self.options, dtype, "x".join(map(str, self.shape))])
+
+
+def launches_of(case: Case) -> list[Launch]:
+    """Those of the op's own kernel; the sums over rows are left out, which no tensor's size decides."""
+    x = torch.empty(case.shape, dtype=case.dtype, device="meta")
+    with recorded() as launches:
+        if case.op == "softmax":
+            softmax.softmax(x, 1)
+        elif case.op == "log_softmax":
+            log_softmax.log_softmax(x, 1)
+        elif case.op == "softmax_backward":
+            softmax.softmax_backward(x, x, 1)
+        elif case.op == "log_softmax_backward":
+            log_softmax.log_softmax_backward(x, x, 1)
+        else:
+            _cross_entropy(case, x)
+    return [made for made in launches if made.kernel in KERNELS]
+
+
+def _cross_entropy(case: Case, x: Tensor) -> None:
+    rows = [size for i, size in enumerate(case.shape) if i != 1]
+    target = x if "probabilities" in case.options else torch.empty(rows, dtype=torch.int64, device="meta")
+    if case.op == "cross_entropy_backward":
+        one = torch.empty((), dtype=torch.float32, device="meta")
+        cross_entropy.cross_entropy_backward(one.to(x.dtype), x, one, target, -100)
+        return
+    weight = x.new_empty(case.shape[1]) if "weight" in case.options else None
+    smoothing = 0.1 if "smoothing" in case.options else 0.0
+    gradient = "gradient" in case.options
+    cross_entropy.cross_entropy_forward(x, target, weight, 1, -100, smoothing, gradient)
+
+
+OPTIONS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("gradient",),
+    ("gradient", "smoothing"),
+    ("gradient", "smoothing", "weight"),
+    ("gradient", "smoothing", "weight", "probabilities"),
+)
+SOFTMAXES = ("softmax", "log_softmax", "softmax_backward", "log_softmax_backward")
+
+
+def cases(dtypes: tuple[torch.dtype, ...], shapes: tuple[tuple[int, ...], ...]) -> list[Case]:
+    found = [Case(op, dtype, shape) for op in SOFTMAXES for dtype in dtypes for shape in shapes]
+    for dtype in dtypes:
+        for shape in shapes:
+            found += [Case("cross_entropy", dtype, shape, options) for options in OPTIONS]
+            found.append(Case("cross_entropy_backward", dtype, shape))
+    return found
+
+
+# Rows of each kind of program (docs/triton.md), aligned to 16 bytes and not; few rows, whose parts are computed
+# apart; classes that are not next to each other.
+SHAPES = (
+    (65536, 10),
+    (65536, 64),
+    (4096, 1000),
+    (4096, 1025),
+    (4096, 4096),
+    (4096, 8192),
+    (4096, 16384),
+    (4096, 50257),
+    (4096, 131072),
+    (1, 131072),
+    (64, 100, 196),
+    (64, 1000, 4096),
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def report_of(case: Case) -> list[dict[str, Any]]:
+    rows = []
+    for made in launches_of(case):
+        stage = ("", "parts", "merged")[made.arguments.get("STAGE", 0)]
+        for architecture in ARCHITECTURES:
+            what = {
+                "op": case.op,
+                "options": list(case.options),
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "shape": list(case.shape),
+                "stage": stage,
+                "sm": architecture,
+                "block": [made.arguments["BLOCK_R"], made.arguments["BLOCK_C"]],
+                "warps": made.warps,
+            }
+            rows.append(what | asdict(compile_for(made, architecture)))
+    return rows
+
+
+def report() -> dict[str, Any]:
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        rows = [row for found in pool.map(report_of, cases(DTYPES, SHAPES)) for row in found]
+    return {"triton": triton.__version__, "rows": rows}
+
+
+def wide(row: dict[str, Any]) -> bool:
+    """Whether it has 16-byte loads."""
+    return any(load in ("v4.b32", "v2.b64") for load in row["loads"])
+
+
+def table(found: dict[str, Any]) -> str:
+    """A line for each op and shape: the most registers over options and dtypes, for each architecture."""
+    lines = [
+        "| op | shape | block | warps | registers sm_80 / sm_90 / sm_100 | spilled bytes | 16-byte loads |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        kind = "float64" if row["dtype"] == "float64" else "others"
+        name = row["op"] + (" with gradient" if "gradient" in row["options"] else "")
+        groups.setdefault((name, tuple(row["shape"]), kind), []).append(row)
+    for (name, shape, kind), rows in groups.items():
+        registers = " / ".join(
+            str(max(r["registers"] for r in rows if r["sm"] == sm)) for sm in ARCHITECTURES
+        )
+        blocks = sorted({"x".join(map(str, r["block"])) for r in rows})
+        warps = sorted({r["warps"] for r in rows})
+        cells = (
+            name + (", float64" if kind == "float64" else ""),
+            "x".join(map(str, shape)),
+            ", ".join(blocks),
+            ", ".join(map(str, warps)),
+            registers,
+            str(max(row["stack"] + row["local"] for row in rows)),
+            "yes" if all(map(wide, rows)) else "some" if any(map(wide, rows)) else "no",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+BEGIN, END = "<!-- made by tools/compile_triton.py: begin -->\n", "<!-- end -->\n"
+
+
+def with_table(page: str, found: dict[str, Any]) -> str:
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + f"Triton {found['triton']}.\n\n" + table(found) + END + rest.split(END)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="compile and write docs/triton.json and .md")
+    numbers, page = ROOT / "docs/triton.json", ROOT / "docs/triton.md"
+    if parser.parse_args().write:
+        numbers.write_text(json.dumps(report()).replace('{"op"', '\n{"op"') + "\n")
+        page.write_text(with_table(page.read_text(), json.loads(numbers.read_text())))
+    else:
+        print(table(json.loads(numbers.read_text())), end="")
+
+
+if __name__ == "__main__":
+    main()
