@@ -218,8 +218,8 @@ def cases(dtypes: tuple[torch.dtype, ...], shapes: tuple[tuple[int, ...], ...]) 
     return found
 
 
-# Rows of each kind of program (docs/triton.md), aligned to 16 bytes and not; few rows, whose parts are computed
-# apart; classes that are not next to each other.
+# Rows of each kind of program (docs/triton.md), aligned to 16 bytes and not; few rows, whose parts are
+# computed apart; classes that are not next to each other.
 SHAPES = (
     (65536, 10),
     (65536, 64),

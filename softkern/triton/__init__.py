@@ -1,36 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels for GPUs in Triton, which compiles them where they run: no compiler is needed to install softkern.
+"""The kernels for GPUs in Triton, which compiles them where they run: no compiler is needed to install
+softkern.
 
-Imported where a tensor on a GPU needs it, not by ``import softkern``. The shape of a program is in ``plan``, the
-maths in ``elementary``, ``rows`` and the ``*_kernels`` modules, the ops on tensors in those of their names.
-"""
+Imported where a tensor on a GPU needs it, not by ``import softkern``. The shape of a program is in ``plan``,
+the maths in ``elementary``, ``rows`` and the ``*_kernels`` modules, the ops on tensors in those of their
+names."""
 
 from __future__ import annotations
 
 import torch
 
-from softkern.triton.cross_entropy import (
-    cross_entropy_backward,
-    cross_entropy_backward_,
-    cross_entropy_forward,
-    cross_entropy_forward_,
-)
-from softkern.triton.log_softmax import log_softmax, log_softmax_backward
+from softkern.triton import cross_entropy, log_softmax, softmax
 from softkern.triton.settings import INTERPRETED
-from softkern.triton.softmax import softmax, softmax_backward
 
 OPS = (
-    softmax,
-    softmax_backward,
-    log_softmax,
-    log_softmax_backward,
-    cross_entropy_forward,
-    cross_entropy_forward_,
-    cross_entropy_backward,
-    cross_entropy_backward_,
+    softmax.softmax,
+    softmax.softmax_backward,
+    log_softmax.log_softmax,
+    log_softmax.log_softmax_backward,
+    cross_entropy.cross_entropy_forward,
+    cross_entropy.cross_entropy_forward_,
+    cross_entropy.cross_entropy_backward,
+    cross_entropy.cross_entropy_backward_,
 )
-# GPUs for which Triton has a compiler, AMD's among them, which torch calls CUDA; its interpreter takes tensors of
-# the CPU.
+# GPUs for which Triton has a compiler, AMD's among them, which torch calls CUDA; its interpreter takes
+# tensors of the CPU.
 KEYS = ("CUDA", "XPU", *(("CPU",) if INTERPRETED else ()))
 
 _registered: torch.library.Library | None = None
@@ -41,8 +35,8 @@ def register() -> None:
     global _registered
     if _registered is not None:
         return
-    library = torch.library.Library("softkern_triton", "IMPL")
+    library = torch.library.Library("softkern_triton", "IMPL")  # type: ignore[no-untyped-call]
     for op in OPS:
         for key in KEYS:
-            library.impl(op.__name__, op, key)
+            library.impl(op.__name__, op, key)  # type: ignore[no-untyped-call]
     _registered = library

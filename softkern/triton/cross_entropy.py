@@ -29,6 +29,13 @@ def _is_index(logits: Tensor, target: Tensor) -> bool:
     return target.shape != logits.shape
 
 
+def _own_walk(x: Tensor, dim: int) -> Walk:
+    """Of a tensor that is written to: the callers have made it, or refused what can't be walked."""
+    walk = walk_of(x, dim)
+    assert walk is not None
+    return walk
+
+
 @dataclass(frozen=True)
 class Sums:
     """How sums over the rows are shared out."""
@@ -143,7 +150,7 @@ def _loss_and_gradient(
         walks.append(t_walk)
     grad_walk = Walk(0, 0, 0)
     if grad is not None:
-        grad_walk = walk_of(grad, dim)
+        grad_walk = _own_walk(grad, dim)
         walks.append(grad_walk)
     plan = make_plan(layout, walks, x.element_size(), others=spread and (weight is not None or not indices))
     with on_device_of(x):
@@ -234,7 +241,7 @@ def _scale_gradient(
     )
     upstream = grad_output if single else grad_output.contiguous()
     index = target.contiguous() if _is_index(grad, target) else None
-    walks = [walk_of(grad, dim), walk_of(out, dim)]
+    walks = [_own_walk(grad, dim), _own_walk(out, dim)]
     plan = make_plan(layout, walks, grad.element_size())
     sizes, strides = units(layout, plan, walks)
     with on_device_of(grad):
