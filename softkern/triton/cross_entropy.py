@@ -64,20 +64,13 @@ def _mass(
     factor = torch.empty((), dtype=dtype, device=target.device)
     rows = target.numel()
     shared = _share_rows(rows, 2, target.device)
+    fixed = options(target.device)
     mass_kernel[(shared.parts,)](
-        target,
-        weight,
-        mass,
-        factor,
-        shared.sums,
-        rows,
-        classes,
-        ignore_index,
-        shared.parts,
-        ALONE=shared.alone,
-    )
+        target, weight, mass, factor, shared.sums, rows, classes, ignore_index, shared.parts,
+        ALONE=shared.alone, **fixed,
+    )  # fmt: skip
     if not shared.alone:
-        merge_mass_kernel[(1,)](shared.sums, mass, factor, shared.parts, BLOCK_P=shared.block)
+        merge_mass_kernel[(1,)](shared.sums, mass, factor, shared.parts, BLOCK_P=shared.block, **fixed)
     return mass, factor
 
 
@@ -90,21 +83,15 @@ def _reduced(
     shared = _share_rows(losses.numel(), 1, losses.device)
     on_device = tuple(v if isinstance(v, Tensor) else None for v in (mass, storage))
     constant = tuple(1.0 if isinstance(v, Tensor) else float(v) for v in (mass, storage))
+    fixed = options(losses.device)
     loss_kernel[(shared.parts,)](
-        losses,
-        *on_device,
-        loss,
-        grad_scale,
-        shared.sums,
-        losses.numel(),
-        shared.parts,
-        *constant,
-        ALONE=shared.alone,
-    )
+        losses, *on_device, loss, grad_scale, shared.sums, losses.numel(), shared.parts, *constant,
+        ALONE=shared.alone, **fixed,
+    )  # fmt: skip
     if not shared.alone:
         merge_loss_kernel[(1,)](
-            *on_device, loss, grad_scale, shared.sums, shared.parts, *constant, BLOCK_P=shared.block
-        )
+            *on_device, loss, grad_scale, shared.sums, shared.parts, *constant, BLOCK_P=shared.block, **fixed,
+        )  # fmt: skip
     return loss, losses.new_empty(0) if grad_scale is None else grad_scale
 
 
@@ -175,7 +162,7 @@ def _loss_and_gradient(
                     *strides, ignore_index, 1 - label_smoothing, label_smoothing / layout.classes,
                     1.0 if factor_on_device is not None else factor,
                     DTYPE=triton_dtype(x.dtype), PROBABILITIES=not indices, SPREAD=spread,
-                    STAGE=stage, **plan.constants(), **options(plan),
+                    STAGE=stage, **plan.constants(), **options(x.device, plan.warps),
                 )  # fmt: skip
             ran(plan, launches)
         if reduction == NONE:
@@ -247,7 +234,7 @@ def _scale_gradient(
     with on_device_of(grad):
         scale_kernel[(programs(layout, plan),)](
             grad, out, upstream, grad_scale, index, *sizes, layout.rows, *strides, ignore_index,
-            BY_ROW=not single, IN_PLACE=out is grad, **plan.constants(), **options(plan),
+            BY_ROW=not single, IN_PLACE=out is grad, **plan.constants(), **options(grad.device, plan.warps),
         )  # fmt: skip
     ran(plan, [(0, 1)])
 

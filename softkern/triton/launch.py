@@ -85,9 +85,19 @@ def ran(plan: Plan, launches: list[tuple[int, int]]) -> None:
     _C.set_last("triton", path)
 
 
-def options(plan: Plan) -> dict[str, Any]:
-    """Fused are the operations that the kernels fuse themselves: the same in every kernel."""
-    return {} if INTERPRETED else {"num_warps": plan.warps, "enable_fp_fusion": False}
+@cache
+def _threads_of_a_warp(device: torch.device) -> int:
+    if device.type == "cuda" and torch.version.hip:
+        return int(torch.cuda.get_device_properties(device).warp_size)
+    return 32
+
+
+def options(device: torch.device, warps: int = 4) -> dict[str, Any]:
+    """Of a launch with so many warps of 32 threads. Fused are the operations that the kernels fuse
+    themselves: the same in every kernel."""
+    if INTERPRETED:
+        return {}
+    return {"num_warps": warps * 32 // _threads_of_a_warp(device), "enable_fp_fusion": False}
 
 
 def _classes_in_a_dimension(x: Tensor) -> Tensor:
@@ -111,7 +121,7 @@ def run_forward(self: Tensor, dim: int, row_number: Callable[..., Any], value: C
             forward_kernel[(programs(layout, plan), width)](
                 x, y, kept, *sizes, layout.rows, parts, *strides,
                 ROW_NUMBER=row_number, VALUE=value, DTYPE=triton_dtype(x.dtype), STAGE=stage,
-                **plan.constants(), **options(plan),
+                **plan.constants(), **options(output.device, plan.warps),
             )  # fmt: skip
     ran(plan, launches)
     return output
@@ -141,7 +151,7 @@ def run_backward(
             backward_kernel[(programs(layout, plan), width)](
                 g, y, dx, kept, *sizes, layout.rows, parts, *strides,
                 SUMMAND=summand, GRADIENT=gradient, DTYPE=triton_dtype(y.dtype), STAGE=stage,
-                **plan.constants(), **options(plan),
+                **plan.constants(), **options(output.device, plan.warps),
             )  # fmt: skip
     ran(plan, launches)
     return grad_input
