@@ -23,7 +23,7 @@ from softkern.verify.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(verify.__file__).parent
-USABLE = [b.name for b in softkern.backends() if b.usable and b.device == "cpu"]
+USABLE = [name for name, _, reason in softkern._C.isas() if not reason]
 NAMES = [b.name for b in softkern.backends()]
 
 
