@@ -129,6 +129,14 @@ def test_cuda_that_is_not_there_says_why(capsys, monkeypatch):
         assert words in capsys.readouterr().err
 
 
+def test_xpu_that_is_not_there_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--device", "xpu"])
+    assert stopped.value.code == 2
+    assert "device 'xpu' can't be used here: torch sees none" in capsys.readouterr().err
+
+
 def test_backends_of_another_device_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="'portable' computes on 'cpu', not on 'cuda'"):
