@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // What Python calls directly: the ops (a dispatcher call without torch.ops' Python layer), the choice of the
-// ISA, and what this build is.
+// backend, and what this build is.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <mutex>
+#include <string>
+#include <unordered_set>
+
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
+#include "ops/backend.h"
 #include "ops/ops.h"
 
 namespace py = pybind11;
@@ -27,6 +32,23 @@ py::list isas() {
     result.append(py::make_tuple(isa.name, isa.table != nullptr, isa.reason));
   }
   return result;
+}
+
+/// Kernels name themselves by literals; names that come from Python are kept as long.
+const char* kept(const std::string& name) {
+  static std::mutex mutex;
+  static auto& names = *new std::unordered_set<std::string>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  return names.insert(name).first->c_str();
+}
+
+void set_triton_probe(py::function probe) {
+  // Never let go: the process may end in a thread that has no interpreter any more.
+  const py::handle held = probe.release();
+  softkern::set_triton_probe([held](const std::string& device_type) {
+    const py::gil_scoped_acquire gil;
+    return held(device_type).cast<bool>();
+  });
 }
 
 py::dict build() {
@@ -52,10 +74,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("active_isa", [] { return softkern::cpu::active().isa; });
   m.def("last_isa", [] { return softkern::cpu::last().isa; });
   m.def("last_path", [] { return softkern::cpu::last().path; });
-  m.def("choose_for_process", &softkern::cpu::choose_for_process);
-  m.def("choose_for_thread", &softkern::cpu::choose_for_thread);
-  m.def("required", &softkern::cpu::required);
+  m.def("set_last", [](const std::string& isa, const std::string& path) {
+    softkern::cpu::set_last({kept(isa), kept(path)});
+  });
+  m.def("set_triton_probe", &set_triton_probe);
+  m.def("choose_for_process", &softkern::choose_for_process);
+  m.def("choose_for_thread", &softkern::choose_for_thread);
+  m.def("required", &softkern::required);
   m.def("huge_pages_wanted", &softkern::cpu::huge_pages_wanted);
-  m.def("thread_choice", &softkern::cpu::thread_choice);
+  m.def("thread_choice", &softkern::thread_choice);
   m.def("build", &build);
 }

@@ -10,7 +10,7 @@ import torch  # noqa: F401  (loads the libraries that _C is linked against)
 
 from softkern import _fake  # noqa: F401  (shapes of the ops for torch.compile and torch.export)
 from softkern._version import __version__
-from softkern.backends import Backend, backends, use_backend
+from softkern.backends import Backend, backends, choose_from_environment, use_backend
 from softkern.functional import cross_entropy, log_softmax, softmax
 from softkern.modules import CrossEntropyLoss, LogSoftmax, Softmax
 from softkern.patching import install, installed, uninstall
@@ -30,3 +30,7 @@ __all__ = [
     "uninstall",
     "use_backend",
 ]
+
+# Last: a backend that is named is loaded, and may import from here.
+choose_from_environment()
+del choose_from_environment

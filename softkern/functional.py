@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`torch.nn.functional`-shaped functions: argument normalisation, and the way to the ops.
 
-What the kernels don't take (other devices and dtypes, sparse or nested tensors, tensor subclasses with a
-`__torch_dispatch__` of their own, DTensors with sharded classes) is computed by `torch.nn.functional` itself,
-and what it refuses raises its exceptions.
+What the kernels don't take (other dtypes, devices without a backend, sparse or nested tensors, tensor
+subclasses with a `__torch_dispatch__` of their own, DTensors with sharded classes) is computed by
+`torch.nn.functional` itself, and what it refuses raises its exceptions.
 """
 
 from __future__ import annotations

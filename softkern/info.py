@@ -36,10 +36,12 @@ def environment() -> dict[str, str]:
     rows.update(_torch_rows())
     rows.update(_cuda_rows())
     rows.update(_system_rows())
-    rows["active on cpu"] = _C.active_isa() + (
-        " (forced)" if _C.required() or os.environ.get("SOFTKERN_CPU_ISA") else ""
-    )
-    for backend in backends():
+    every = backends()
+    active = {"cpu": "none", **{b.device: b.name for b in every if b.active}}
+    for device, name in active.items():
+        isa_forced = device == "cpu" and os.environ.get("SOFTKERN_CPU_ISA")
+        rows[f"active on {device}"] = name + (" (forced)" if _C.required() or isa_forced else "")
+    for backend in every:
         state = "usable" if backend.usable else f"not usable: {backend.reason}"
         rows[f"backend {backend.name}"] = state if backend.compiled else f"not compiled: {backend.reason}"
     return rows

@@ -28,7 +28,7 @@ CALLS = {
 
 
 def active() -> str:
-    (backend,) = (b for b in softkern.backends() if b.active)
+    (backend,) = (b for b in softkern.backends() if b.active and b.device == "cpu")
     return backend.name
 
 
@@ -51,7 +51,8 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess:
 REPORT = """
 import torch, softkern
 softkern.softmax(torch.zeros(3, 4), 1)
-print([b.name for b in softkern.backends() if b.active], softkern._C.last_isa())
+active = [b.name for b in softkern.backends() if b.active and b.device == "cpu"]
+print(active, softkern._C.last_isa())
 """
 
 

@@ -33,12 +33,18 @@ def offenders(files: list[Path], pattern: str) -> list[str]:
 
 
 INCLUDES_TORCH = r'#\s*include\s*[<"](torch|ATen|c10|caffe2|pybind11|Python\.h)'
+INCLUDES_PYTHON = r'#\s*include\s*[<"](pybind11|Python\.h|torch/csrc/(utils|python_headers|Exceptions))'
 INTRINSIC = r"\b_mm\d*_|\b__m(128|256|512)|immintrin\.h"
 
 
 def test_cpu_kernels_know_nothing_of_torch():
     """So they compile in a second and run under sanitizers without Python."""
     assert not offenders(sources(CSRC / "cpu"), INCLUDES_TORCH)
+
+
+def test_ops_know_nothing_of_python():
+    """What they ask of it, they ask through a std::function."""
+    assert not offenders(sources(CSRC / "ops"), INCLUDES_PYTHON)
 
 
 def test_intrinsics_stay_in_their_instruction_sets_file():
@@ -84,9 +90,11 @@ def test_the_rules_can_be_broken(tmp_path, monkeypatch):
     """Each pattern finds what it forbids."""
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     bad = tmp_path / "bad.h"
-    bad.write_text("#include <ATen/ATen.h>\n// _mm256_add_ps\n__m256 x = _mm256_add_ps(a, b);\n")
-    assert len(offenders([bad], INCLUDES_TORCH)) == 1
-    assert [o.split(":")[1] for o in offenders([bad], INTRINSIC)] == ["3"]
+    includes = "#include <ATen/ATen.h>\n#include <Python.h>\n"
+    bad.write_text(f"{includes}// _mm256_add_ps\n__m256 x = _mm256_add_ps(a, b);\n")
+    assert len(offenders([bad], INCLUDES_TORCH)) == 2
+    assert len(offenders([bad], INCLUDES_PYTHON)) == 1
+    assert [o.split(":")[1] for o in offenders([bad], INTRINSIC)] == ["4"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(AssertionError, match="would hold of nothing"):
         sources(tmp_path / "empty")

@@ -20,7 +20,7 @@ from softkern.verify import runner
 SOFTMAX, CROSS_ENTROPY = softkern.softmax, softkern.cross_entropy
 EDGES = {"targets out of range": "_out_of_range", "empty and 0-d": "_empty", "a row alone": "_rows"}
 EDGES["threads"] = "_threads"
-ISAS = [b.name for b in softkern.backends() if b.usable]
+ISAS = [name for name, _, reason in softkern._C.isas() if not reason]
 
 
 @pytest.fixture

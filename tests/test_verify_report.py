@@ -23,7 +23,7 @@ from softkern.verify.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(verify.__file__).parent
-USABLE = [b.name for b in softkern.backends() if b.usable and b.device == "cpu"]
+USABLE = [name for name, _, reason in softkern._C.isas() if not reason]
 NAMES = [b.name for b in softkern.backends()]
 
 
@@ -127,6 +127,14 @@ def test_cuda_that_is_not_there_says_why(capsys, monkeypatch):
             cli.main(["--device", "cuda"])
         assert stopped.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_xpu_that_is_not_there_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--device", "xpu"])
+    assert stopped.value.code == 2
+    assert "device 'xpu' can't be used here: torch sees none" in capsys.readouterr().err
 
 
 def test_backends_of_another_device_are_refused(monkeypatch):

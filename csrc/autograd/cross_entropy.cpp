@@ -214,7 +214,7 @@ Tensor cross_entropy_batched_(Tensor self, const Tensor& target, const OptionalT
   return cross_entropy_batched(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
 }
 
-/// As torch's own rule on both devices: cross_entropy runs in float32.
+/// As torch's own rule on all devices: cross_entropy runs in float32.
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor cross_entropy_autocast(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                               int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
@@ -234,6 +234,12 @@ Tensor cross_entropy_autocast_(Tensor self, const Tensor& target, const Optional
   }
   const c10::impl::ExcludeDispatchKeyGuard guard(kKey);
   return cross_entropy_(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
+template <c10::DeviceType kDevice, c10::DispatchKey kKey>
+void register_autocast(torch::Library& m) {
+  m.impl("cross_entropy", &cross_entropy_autocast<kDevice, kKey>);
+  m.impl("cross_entropy_", &cross_entropy_autocast_<kDevice, kKey>);
 }
 
 }  // namespace
@@ -259,13 +265,15 @@ TORCH_LIBRARY_IMPL(softkern, Batched, m) {
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCPU, m) {
-  m.impl("cross_entropy", &cross_entropy_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);
-  m.impl("cross_entropy_", &cross_entropy_autocast_<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);
+  register_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>(m);
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCUDA, m) {
-  m.impl("cross_entropy", &cross_entropy_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>);
-  m.impl("cross_entropy_", &cross_entropy_autocast_<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>);
+  register_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>(m);
+}
+
+TORCH_LIBRARY_IMPL(softkern, AutocastXPU, m) {
+  register_autocast<c10::DeviceType::XPU, c10::DispatchKey::AutocastXPU>(m);
 }
 
 }  // namespace softkern

@@ -89,11 +89,17 @@ Tensor forward_autograd(const Tensor& self, int64_t dim) {
   return output;
 }
 
-/// CUDA autocast computes both softmaxes in float32; CPU autocast leaves them alone.
-template <class Op>
-Tensor forward_autocast_cuda(const Tensor& self, int64_t dim) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCUDA);
-  return Op::forward(at::autocast::cached_cast(at::kFloat, self, c10::DeviceType::CUDA), dim);
+/// GPUs' autocast computes both softmaxes in float32; CPU autocast leaves them alone.
+template <class Op, c10::DeviceType kDevice, c10::DispatchKey kKey>
+Tensor forward_autocast(const Tensor& self, int64_t dim) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+  return Op::forward(at::autocast::cached_cast(at::kFloat, self, kDevice), dim);
+}
+
+template <c10::DeviceType kDevice, c10::DispatchKey kKey>
+void register_autocast(torch::Library& m) {
+  m.impl("softmax", &forward_autocast<SoftmaxOp, kDevice, kKey>);
+  m.impl("log_softmax", &forward_autocast<LogSoftmaxOp, kDevice, kKey>);
 }
 
 }  // namespace
@@ -120,8 +126,11 @@ TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCUDA, m) {
-  m.impl("softmax", &forward_autocast_cuda<SoftmaxOp>);
-  m.impl("log_softmax", &forward_autocast_cuda<LogSoftmaxOp>);
+  register_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>(m);
+}
+
+TORCH_LIBRARY_IMPL(softkern, AutocastXPU, m) {
+  register_autocast<c10::DeviceType::XPU, c10::DispatchKey::AutocastXPU>(m);
 }
 
 }  // namespace softkern

@@ -63,7 +63,6 @@ const KernelTable* find(const std::string& name) {
 }
 
 std::atomic<const KernelTable*> process_table{nullptr};
-std::atomic<bool> process_required{false};
 thread_local const KernelTable* thread_table = nullptr;
 thread_local Ran last_ran = {"", ""};
 
@@ -86,18 +85,11 @@ const KernelTable& active() {
   return *table;
 }
 
-void choose_for_process(const std::string& name, bool required) {
-  process_table = name.empty() ? best() : find(name);
-  process_required = required && !name.empty();
-}
+void choose_for_process(const std::string& name) { process_table = name.empty() ? best() : find(name); }
 
 void choose_for_thread(const std::string& name) { thread_table = name.empty() ? nullptr : find(name); }
 
 std::string thread_choice() { return thread_table == nullptr ? "" : thread_table->isa; }
-
-std::string required() {
-  return thread_table != nullptr || process_required ? std::string(active().isa) : std::string();
-}
 
 const Ran& last() { return last_ran; }
 

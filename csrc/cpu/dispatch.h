@@ -23,13 +23,9 @@ const KernelTable& active();
 
 /// Choice of the process / of the calling thread; an empty name takes it back. A thread's choice wins.
 /// std::invalid_argument for a name that is not in isas(), std::runtime_error for one that can't run.
-/// `required`: nothing else may compute instead.
-void choose_for_process(const std::string& name, bool required);
+void choose_for_process(const std::string& name);
 void choose_for_thread(const std::string& name);
 std::string thread_choice();
-
-/// The name that nothing may replace: the thread's choice, or the process's if it is required; else empty.
-std::string required();
 
 /// What ran last in the calling thread, as reported by the kernel itself; empty names before the first call.
 const Ran& last();

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the kernels take. Everything else goes to ATen, which computes it or raises its own exception with
 // its own text: a drop-in must not have another opinion on what is an error.
-// Only dims, dtypes and symbolic sizes are looked at, so that fake tensors pass through here as well.
+// Only devices, dims, dtypes and symbolic sizes are looked at, so that fake tensors pass through here as
+// well.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "../common/options.h"
+#include "backend.h"
 
 namespace softkern {
 
@@ -15,7 +17,8 @@ inline bool takes_dtype(at::ScalarType type) {
 }
 
 inline bool takes_tensor(const at::Tensor& x) {
-  return x.device().is_cpu() && x.layout() == at::kStrided && takes_dtype(x.scalar_type()) && !x.is_nested();
+  return x.layout() == at::kStrided && takes_dtype(x.scalar_type()) && !x.is_nested() &&
+         computes_on(x.device().type());
 }
 
 inline bool takes_index_dtype(at::ScalarType type) {

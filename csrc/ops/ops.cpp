@@ -2,20 +2,15 @@
 // Schemas, and the calls through the dispatcher that ops.h promises.
 #include "ops.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <torch/library.h>
 
 #include "checks.h"
 #include "fallback.h"
+#include "handle.h"
 
 namespace softkern {
 namespace {
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> handle(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // Below autograd: inference mode and no_grad come here, and so do devices without kernels.
 at::Tensor cross_entropy_below_autograd(const at::Tensor& self, const at::Tensor& target,
@@ -110,29 +105,39 @@ void cross_entropy_backward_(const at::Tensor& grad_output, at::Tensor grad, con
   op.call(grad_output, std::move(grad), grad_scale, target, std::move(ignore_index));
 }
 
+namespace {
+
+/// What a backend implements.
+constexpr const char* kKernelOps[] = {
+    "softmax(Tensor self, int dim) -> Tensor",
+    "log_softmax(Tensor self, int dim) -> Tensor",
+    "softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor",
+    "log_softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor",
+    "cross_entropy_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, "
+    "float label_smoothing, bool need_grad) -> (Tensor loss, Tensor grad, Tensor grad_scale)",
+    "cross_entropy_forward_(Tensor(a!) self, Tensor target, Tensor? weight, int reduction, "
+    "SymInt ignore_index, float label_smoothing) -> (Tensor loss, Tensor grad_scale)",
+    "cross_entropy_backward(Tensor grad_output, Tensor grad, Tensor grad_scale, Tensor target, "
+    "SymInt ignore_index) -> Tensor",
+    "cross_entropy_backward_(Tensor grad_output, Tensor(a!) grad, Tensor grad_scale, Tensor target, "
+    "SymInt ignore_index) -> ()",
+};
+
+}  // namespace
+
 TORCH_LIBRARY(softkern, m) {
-  m.def("softmax(Tensor self, int dim) -> Tensor");
-  m.def("log_softmax(Tensor self, int dim) -> Tensor");
-  m.def("softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor");
-  m.def("log_softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor");
+  for (const char* schema : kKernelOps) m.def(schema);
   m.def(
       "cross_entropy(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, "
       "SymInt ignore_index=-100, float label_smoothing=0.0) -> Tensor");
   m.def(
       "cross_entropy_(Tensor(a!) self, Tensor target, Tensor? weight=None, int reduction=1, "
       "SymInt ignore_index=-100, float label_smoothing=0.0) -> Tensor");
-  m.def(
-      "cross_entropy_forward_(Tensor(a!) self, Tensor target, Tensor? weight, int reduction, "
-      "SymInt ignore_index, float label_smoothing) -> (Tensor loss, Tensor grad_scale)");
-  m.def(
-      "cross_entropy_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, "
-      "float label_smoothing, bool need_grad) -> (Tensor loss, Tensor grad, Tensor grad_scale)");
-  m.def(
-      "cross_entropy_backward(Tensor grad_output, Tensor grad, Tensor grad_scale, Tensor target, "
-      "SymInt ignore_index) -> Tensor");
-  m.def(
-      "cross_entropy_backward_(Tensor grad_output, Tensor(a!) grad, Tensor grad_scale, Tensor target, "
-      "SymInt ignore_index) -> ()");
+}
+
+// Kernels in Python: registered by softkern.triton, called by ops/triton.
+TORCH_LIBRARY(softkern_triton, m) {
+  for (const char* schema : kKernelOps) m.def(schema);
 }
 
 TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {

@@ -36,13 +36,17 @@ def _try(group: str, op: str, dtype: str, subject: object, check: Callable[[], s
     return Outcome(group, op, dtype, str(subject), why)
 
 
-def edges(device: str, quick: bool, threads: int) -> Iterator[Outcome]:
-    """All of them, on the backend that is active; `threads`: how many the machine is used with."""
-    if device != "cuda":  # where a wrong target stops the device, for torch and for softkern
+def edges(device: str, quick: bool, threads: int | None) -> Iterator[Outcome]:
+    """All of them, on the backend that is active.
+
+    `threads`: how many of the CPU's the machine is used with; None where the backend does not share the work
+    among them.
+    """
+    if device == "cpu":  # elsewhere a wrong target stops the device, for torch and for softkern
         yield from _out_of_range(device)
     yield from _empty(device)
     yield from _rows(device, quick)
-    if device == "cpu":
+    if threads is not None:
         yield from _threads(quick, max(threads, 2))
 
 

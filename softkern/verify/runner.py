@@ -17,15 +17,16 @@ from softkern.verify.edges import difference, edges
 from softkern.verify.judge import Measure, expectations, measure, results
 from softkern.verify.report import Report
 
-DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda", "xpu")
 
 
 def run(device: str = "cpu", backends: Sequence[str] | None = None, *, quick: bool = False) -> Report:
     """Check softkern on this machine.
 
     Args:
-        device: "cpu" or "cuda".
-        backends: names from `softkern.backends()`; None: all that can run here on `device`.
+        device: "cpu", "cuda" or "xpu".
+        backends: names from `softkern.backends()`; None: all that can run here on `device`, without an
+            interpreted "triton", which takes long.
         quick: fewer sizes and combinations, all groups of checks.
 
     Returns:
@@ -38,11 +39,14 @@ def run(device: str = "cpu", backends: Sequence[str] | None = None, *, quick: bo
     names = choose(device, backends)
     start = time.perf_counter()
     report = Report(info.environment(), device, quick, names)
-    unusable = [b for b in softkern.backends() if b.device == device and not b.usable]
-    report.not_checked.update({f"backend {b.name}": b.reason for b in unusable})
-    if len(names) == 1:
-        report.not_checked["bits of the backends against each other"] = "there is one backend only"
-    if device == "cuda":
+    for b in softkern.backends():
+        if b.device == device and not b.usable:
+            report.not_checked[f"backend {b.name}"] = b.reason
+        elif b.device == device and backends is None and b.name not in names:
+            report.not_checked[f"backend {b.name}"] = "interpreted, which takes long: it has to be named"
+    if len(_isas(names)) < 2:
+        report.not_checked["bits of the backends against each other"] = "no two of them have the same"
+    if device != "cpu":
         report.not_checked["targets out of range"] = "a wrong target stops the device, as torch's kernels do"
     threads = torch.get_num_threads()
     try:
@@ -53,7 +57,9 @@ def run(device: str = "cpu", backends: Sequence[str] | None = None, *, quick: bo
                 _check_case(report, case)
             for name in names:
                 with softkern.use_backend(name):
-                    for group, op, dtype, subject, why in edges(device, quick, threads):
+                    for group, op, dtype, subject, why in edges(
+                        device, quick, threads if _isas([name]) else None
+                    ):
                         report.add(name, group, op, dtype, subject, why)
     finally:
         torch.set_num_threads(threads)
@@ -67,6 +73,8 @@ def choose(device: str, wanted: Sequence[str] | None) -> list[str]:
         raise ValueError(
             f"verify: expected device to be one of {', '.join(map(repr, DEVICES))}, got {device!r}"
         )
+    if device == "xpu" and not torch.xpu.is_available():
+        raise RuntimeError("verify: device 'xpu' can't be used here: torch sees none")
     if device == "cuda" and not torch.cuda.is_available():
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
         why = "it sees no device that it can use" if torch.version.cuda else "it computes on the CPU alone"
@@ -74,7 +82,7 @@ def choose(device: str, wanted: Sequence[str] | None) -> list[str]:
     known = {b.name: b for b in softkern.backends()}
     here = [b for b in known.values() if b.device == device]
     if wanted is None:
-        names = [b.name for b in here if b.usable]
+        names = [b.name for b in here if b.usable and (device != "cpu" or _isas([b.name]))]
         if not names:
             reasons = "; ".join(f"{b.name}: {b.reason}" for b in here) or "this build has none for it"
             raise RuntimeError(f"verify: no backend can compute on {device!r} here ({reasons})")
@@ -92,8 +100,14 @@ def choose(device: str, wanted: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
+def _isas(names: Sequence[str]) -> list[str]:
+    """The instruction sets of the CPU among the backends: those that have the same bits."""
+    known = {name for name, _, _ in _C.isas()}
+    return [name for name in names if name in known]
+
+
 def _check_case(report: Report, case: Case) -> None:
-    """All backends on one case; those with the bits of the first one have its errors too."""
+    """All backends on one case; instruction sets with the bits of the first one have its errors too."""
     problem = build(case, report.device)
     try:
         theirs = results(F, case, problem) if _torch_matters(case) else {}
@@ -107,9 +121,10 @@ def _check_case(report: Report, case: Case) -> None:
                 ours = results(softkern, case, problem)
             if report.device == "cpu" and _C.last_isa() != name:
                 raise RuntimeError(f"{_C.last_isa()!r} computed in the place of {name!r}")
-            unlike = difference(ours, first[1], f"those of {first[0]}") if first else ""
-            if first and not unlike:
-                measures = first[2]
+            compared = first if _isas([name]) else None
+            unlike = difference(ours, compared[1], f"those of {compared[0]}") if compared else ""
+            if compared and not unlike:
+                measures = compared[2]
             else:
                 expected = expectations(case, problem, ours)
                 measures = [measure(case, q, ours[q], e, theirs.get(q)) for q, e in expected.items()]
@@ -121,9 +136,9 @@ def _check_case(report: Report, case: Case) -> None:
             why = ": ".join(text for text in (m.why, m.detail) if text)
             numbers = {"error": m.error, "stated": m.stated, "torch_error": m.torch_error, "share": m.share}
             report.add(name, case.group, m.quantity, case.dtype, case, why, **numbers)
-        if first:
-            report.add(name, f"same bits as {first[0]}", case.op, case.dtype, case, unlike)
-        else:
+        if compared:
+            report.add(name, f"same bits as {compared[0]}", case.op, case.dtype, case, unlike)
+        elif _isas([name]):
             first = name, ours, measures
 
 

@@ -16,6 +16,7 @@
 
 #include "../checks.h"
 #include "../ops.h"
+#include "../triton/triton.h"
 #include "launch.h"
 
 namespace softkern::cpu {
@@ -182,6 +183,10 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
                                                              const OptionalTensor& weight, int64_t reduction,
                                                              int64_t ignore_index, double label_smoothing,
                                                              bool need_grad) {
+  if (triton_named()) {
+    return triton::cross_entropy_forward(self, target, weight, reduction, ignore_index, label_smoothing,
+                                         need_grad);
+  }
   Tensor grad;
   const auto fresh = [&] { return grad = new_output(self); };
   auto [loss, grad_scale] =
@@ -194,6 +199,9 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self,
 std::tuple<Tensor, Tensor> cross_entropy_forward_cpu_(Tensor self, const Tensor& target,
                                                       const OptionalTensor& weight, int64_t reduction,
                                                       int64_t ignore_index, double label_smoothing) {
+  if (triton_named()) {
+    return triton::cross_entropy_forward_(self, target, weight, reduction, ignore_index, label_smoothing);
+  }
   TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) != at::MemOverlap::Yes,
               "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
               "steps that the kernels can walk; got strides ",
@@ -274,6 +282,9 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
 
 Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
                                   const Tensor& target, int64_t ignore_index) {
+  if (triton_named()) {
+    return triton::cross_entropy_backward(grad_output, grad, grad_scale, target, ignore_index);
+  }
   Tensor out = new_output(grad);
   scale_gradient(grad_output, grad.contiguous(), grad_scale, target, ignore_index, out);
   return out;
@@ -281,6 +292,9 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& grad,
 
 void cross_entropy_backward_cpu_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
                                  const Tensor& target, int64_t ignore_index) {
+  if (triton_named()) {
+    return triton::cross_entropy_backward_(grad_output, grad, grad_scale, target, ignore_index);
+  }
   TORCH_CHECK(
       is_walkable(grad, class_dim(grad)),
       "softkern::cross_entropy_backward_: expected a grad with strides that the kernels can walk, got ",

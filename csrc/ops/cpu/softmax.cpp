@@ -3,6 +3,7 @@
 #include <c10/core/WrapDimMinimal.h>
 #include <torch/library.h>
 
+#include "../triton/triton.h"
 #include "launch.h"
 
 namespace softkern::cpu {
@@ -44,12 +45,20 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
   return grad_input;
 }
 
-Tensor softmax_cpu(const Tensor& self, int64_t dim) { return forward(self, dim, &Kernels::softmax); }
-Tensor log_softmax_cpu(const Tensor& self, int64_t dim) { return forward(self, dim, &Kernels::log_softmax); }
+Tensor softmax_cpu(const Tensor& self, int64_t dim) {
+  if (triton_named()) return triton::softmax(self, dim);
+  return forward(self, dim, &Kernels::softmax);
+}
+Tensor log_softmax_cpu(const Tensor& self, int64_t dim) {
+  if (triton_named()) return triton::log_softmax(self, dim);
+  return forward(self, dim, &Kernels::log_softmax);
+}
 Tensor softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  if (triton_named()) return triton::softmax_backward(grad_output, output, dim);
   return backward(grad_output, output, dim, &Kernels::softmax_backward);
 }
 Tensor log_softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  if (triton_named()) return triton::log_softmax_backward(grad_output, output, dim);
   return backward(grad_output, output, dim, &Kernels::log_softmax_backward);
 }
 
