@@ -1,4 +1,4 @@
-# make demo | make test | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
+# make demo | make test | make triton | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test verify bench harden lint format wheel-test clean
+.PHONY: demo test triton verify bench harden lint format wheel-test clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -15,6 +15,12 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted.
+triton: $(VENV)/.built
+	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/test_triton_compiled.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py
+	TRITON_INTERPRET=1 $(BIN)/python tests/triton_interpreter.py --quick
 
 verify: $(VENV)/.built
 	$(BIN)/python -m softkern.verify $(VERIFY_ARGS)

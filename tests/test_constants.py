@@ -29,6 +29,18 @@ def test_float_constants_are_derived(tool: ModuleType, function: str) -> None:
     assert "\n".join(tool.section("float", tool.DEGREES[function][0], function)) in header
 
 
+@pytest.mark.parametrize("function", ("exp", "log"))
+def test_the_triton_kernels_have_the_same_coefficients(tool: ModuleType, function: str) -> None:
+    text = (ROOT / "softkern/triton/constants.py").read_text()
+    assert "\n".join(tool.triton_numbers(function, "float")) in text
+    bits = {"float": 24, "double": 53}
+    for dtype, spare in zip(bits, tool.TRITON_SPARE[function], strict=True):
+        high, low = tool.split_ln2(dtype, spare)
+        assert f"({float(high)!r}, {float(low)!r})" in text
+        for k in (1, 2**spare - 1):  # exact products, without a fused multiply-add too
+            assert tool.round_to(k * high, dtype) == k * high
+
+
 def test_the_parts_of_ln2_add_up(tool: ModuleType) -> None:
     for dtype, spare in (("float", 4), ("double", 6)):
         high, low = tool.split_ln2(dtype, spare)

@@ -51,3 +51,12 @@ def look_once() -> None:
         return scope
 
     interpreter._patch_lang = patch
+
+
+if __name__ == "__main__":  # softkern.verify with the faster interpreter, and its arguments
+    import sys
+
+    from softkern.verify.__main__ import main
+
+    look_once()
+    sys.exit(main(["--backend", "triton", *sys.argv[1:]]))

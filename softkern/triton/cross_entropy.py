@@ -112,6 +112,23 @@ def _half_storage(weight: Tensor | None, target: Tensor, indices: bool, dim: int
     return torch.where(largest.isfinite(), storage, 1.0)
 
 
+def _refuse_wrong_targets(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+) -> None:
+    """For tensors of the CPU, whose kernels are interpreted: no assertion stops these."""
+    counted = target[target != ignore_index]
+    if counted.numel() == 0 or (counted.min() >= 0 and counted.max() < x.shape[class_dim(x)]):
+        return
+    # ATen finds the same target and raises its own exception.
+    torch.ops.aten.cross_entropy_loss(x, target.long(), weight, reduction, ignore_index, label_smoothing)
+    raise IndexError(f"softkern::cross_entropy: a target is out of bounds [0, {x.shape[class_dim(x)]})")
+
+
 def _loss_and_gradient(
     x: Tensor,
     target: Tensor,
@@ -128,7 +145,9 @@ def _loss_and_gradient(
     spread = not indices or label_smoothing > 0
     compute = compute_dtype(x.dtype)
     weight = None if weight is None else weight.contiguous()
-    (logits, x_walk) = walkable(x, dim)
+    if indices and x.device.type == "cpu":
+        _refuse_wrong_targets(x, target, weight, ignore_index, reduction, label_smoothing)
+    logits, x_walk = walkable(x, dim)
     walks = [x_walk]
     if indices:
         target, t_walk = target.contiguous(), Walk(0, 0, 0)
