@@ -61,7 +61,8 @@ def test_alignment_is_what_16_bytes_are():
         for classes in range(60, 78):
             assert plan_of(meta(5, classes, dtype=dtype)).align_c == (unit if classes % unit == 0 else 1)
             plan = plan_of(meta(5, 3, 60 + classes, dtype=dtype))
-            assert (plan.align_c, plan.align_r) == (1, unit if (60 + classes) % unit == 0 else 1)
+            positions = min(unit, 4)  # more would be too many rows for a thread
+            assert (plan.align_c, plan.align_r) == (1, positions if (60 + classes) % positions == 0 else 1)
 
 
 def test_alignment_is_that_of_every_tensor_and_stride():
@@ -131,11 +132,11 @@ def test_only_what_cannot_be_walked_is_copied():
 
 def test_few_long_rows_are_computed_in_parts_and_many_are_not(monkeypatch):
     monkeypatch.setattr("softkern.triton.launch.processors", lambda device: 132)
-    for rows, width in ((1, 32), (131, 32), (132, 1), (5000, 1)):
+    for rows, width in ((1, 64), (131, 64), (132, 1), (5000, 1)):
         x = meta(rows, 262144)
         plan = plan_of(x)
         parts, launches = stages(x, layout_of(x, 1), plan)
-        assert parts == 32
+        assert parts == 64
         assert [w for _, w in launches] == ([width] if width == 1 else [width, width])
     x = meta(1, 1000)
     assert stages(x, layout_of(x, 1), plan_of(x))[1] == [(0, 1)]

@@ -66,7 +66,11 @@ class Launch:
 
     kernel: Any
     arguments: dict[str, Any]
-    warps: int
+    options: dict[str, Any]
+
+    @property
+    def warps(self) -> int:
+        return int(self.options.get("num_warps", 4))
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,9 @@ def recorded() -> Iterator[list[Launch]]:
 
     def instead_of(kernel: Any) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> None:
-            warps = kwargs.pop("num_warps", 4)
-            kwargs.pop("enable_fp_fusion", None)
-            launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, warps))
+            given = {k: v for k, v in kwargs.items() if k not in kernel.arg_names}
+            named = {k: v for k, v in kwargs.items() if k in kernel.arg_names}
+            launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | named, given))
 
         return run
 
@@ -138,7 +142,7 @@ def compile_for(made: Launch, architecture: int) -> Made:
     binary = triton.compile(
         source_of(made),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": made.warps, "enable_fp_fusion": False},
+        options=made.options,
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])

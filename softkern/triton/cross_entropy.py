@@ -181,7 +181,7 @@ def _loss_and_gradient(
                     *strides, ignore_index, 1 - label_smoothing, label_smoothing / layout.classes,
                     1.0 if factor_on_device is not None else factor,
                     DTYPE=triton_dtype(x.dtype), PROBABILITIES=not indices, SPREAD=spread,
-                    STAGE=stage, **plan.constants(), **options(x.device, plan.warps),
+                    STAGE=stage, **plan.constants(), **options(x.device, plan.warps, plan.registers),
                 )  # fmt: skip
             ran(plan, launches)
         if reduction == NONE:
@@ -253,7 +253,8 @@ def _scale_gradient(
     with on_device_of(grad):
         scale_kernel[(programs(layout, plan),)](
             grad, out, upstream, grad_scale, index, *sizes, layout.rows, *strides, ignore_index,
-            BY_ROW=not single, IN_PLACE=out is grad, **plan.constants(), **options(grad.device, plan.warps),
+            BY_ROW=not single, IN_PLACE=out is grad, **plan.constants(),
+            **options(grad.device, plan.warps, plan.registers),
         )  # fmt: skip
     ran(plan, [(0, 1)])
 

@@ -92,12 +92,14 @@ def _threads_of_a_warp(device: torch.device) -> int:
     return 32
 
 
-def options(device: torch.device, warps: int = 4) -> dict[str, Any]:
+def options(device: torch.device, warps: int = 4, registers: int | None = None) -> dict[str, Any]:
     """Of a launch with so many warps of 32 threads. Fused are the operations that the kernels fuse
     themselves: the same in every kernel."""
     if INTERPRETED:
         return {}
-    return {"num_warps": warps * 32 // _threads_of_a_warp(device), "enable_fp_fusion": False}
+    nvidia = device.type != "xpu" and not torch.version.hip
+    limit = {"maxnreg": registers} if nvidia and registers is not None else {}
+    return {"num_warps": warps * 32 // _threads_of_a_warp(device), "enable_fp_fusion": False, **limit}
 
 
 def _classes_in_a_dimension(x: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def run_forward(self: Tensor, dim: int, row_number: Callable[..., Any], value: C
             forward_kernel[(programs(layout, plan), width)](
                 x, y, kept, *sizes, layout.rows, parts, *strides,
                 ROW_NUMBER=row_number, VALUE=value, DTYPE=triton_dtype(x.dtype), STAGE=stage,
-                **plan.constants(), **options(output.device, plan.warps),
+                **plan.constants(), **options(output.device, plan.warps, plan.registers),
             )  # fmt: skip
     ran(plan, launches)
     return output
@@ -151,7 +153,7 @@ def run_backward(
             backward_kernel[(programs(layout, plan), width)](
                 g, y, dx, kept, *sizes, layout.rows, parts, *strides,
                 SUMMAND=summand, GRADIENT=gradient, DTYPE=triton_dtype(y.dtype), STAGE=stage,
-                **plan.constants(), **options(output.device, plan.warps),
+                **plan.constants(), **options(output.device, plan.warps, plan.registers),
             )  # fmt: skip
     ran(plan, launches)
     return grad_input

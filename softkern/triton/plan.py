@@ -14,21 +14,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Elements of float32 or 16-bit types; float64 has half as many, where nothing else is said.
+# Elements of float32 or 16-bit types; float64 has half as many in short rows and among positions.
 #
 # Largest row that a program holds in registers: with one tensor of its size, with more (class probabilities,
 # the gradient's two factors), and of float64. Beyond them the compiler spills registers to memory
 # (docs/triton.md).
 HELD, HELD_WITH_OTHERS, HELD_DOUBLE = 16384, 8192, 4096
-# Block of a longer row: 16 elements for each of 512 threads leave registers for two programs on a
-# multiprocessor.
-LONG_BLOCK = 8192
+# Block of a longer row: 8 elements for each of 512 threads, so that most kernels leave registers for two
+# programs on a multiprocessor.
+LONG_BLOCK, LONG_WARPS = 4096, 16
 # Short rows share a program until it has so many elements. What is computed once a row costs every thread of
 # the row the same: rows of few threads are kept to few in a thread.
 SHORT, SHORT_PROGRAM, SHARED_PROGRAM = 64, 512, 2048
 # Where positions are one element apart and classes are not: positions that are read together (256 bytes of
-# float32), and the classes for them. Planes of fewer positions would leave most of a block empty.
-POSITIONS, POSITIONS_BLOCK = 64, 4096
+# float32), and the classes for them. Planes of fewer positions would leave most of a block empty. What is
+# computed once a row is of many rows here: 8 elements a thread, and at most 4 positions next to each other.
+POSITIONS, POSITIONS_BLOCK, POSITIONS_WARPS, POSITIONS_A_THREAD = 64, 2048, 8, 4
+# Registers of a multiprocessor, and the most that a thread may have.
+REGISTERS, MOST_REGISTERS = 65536, 255
 # Elements of a thread, of which a warp has 32; and the warps that a program has at least, to hide the latency
 # of its loads, and at most.
 PER_THREAD, LEAST_WARPS, MOST_WARPS = 16, 4, 32
@@ -69,6 +72,9 @@ class Plan:
     block_r: int
     block_c: int
     warps: int
+    # Of a thread at most, where NVIDIA's assembler, left alone, spills some to memory to make room for
+    # another program on the multiprocessor; None leaves it alone.
+    registers: int | None
 
     def constants(self) -> dict[str, int | bool]:
         return {
@@ -148,19 +154,22 @@ def make_plan(layout: Layout, walks: list[Walk], itemsize: int, others: bool = F
     if not flat and all(w.cls == 1 for w in walks):
         align_c = _aligned([layout.classes, *(n for w in walks for n in (w.plane, w.row))], unit)
     elif not flat and all(w.row == 1 for w in walks):
-        align_r = _aligned([layout.inner, *(n for w in walks for n in (w.plane, w.cls))], unit)
+        numbers = [layout.inner, *(n for w in walks for n in (w.plane, w.cls))]
+        align_r = _aligned(numbers, min(unit, POSITIONS_A_THREAD))
     wide = any((layout.classes - 1) * abs(w.cls) >= 2**31 for w in walks)
     weight = 2 if itemsize == 8 else 1
     whole_row = power_of_two(layout.classes)
     if strided:
         block_r = POSITIONS
         block_c = min(whole_row, POSITIONS_BLOCK // weight // block_r)
+        warps = POSITIONS_WARPS
     else:
         held = HELD_DOUBLE if itemsize == 8 else HELD_WITH_OTHERS if others else HELD
-        block_c = whole_row if whole_row <= held else LONG_BLOCK // weight
+        block_c = whole_row if whole_row <= held else LONG_BLOCK
         block_r = max(1, (SHORT_PROGRAM if block_c <= SHORT else SHARED_PROGRAM // weight) // block_c)
+        warps = max(LEAST_WARPS, min(MOST_WARPS, weight * block_r * block_c // (32 * PER_THREAD)))
+        warps = warps if whole_row <= held else LONG_WARPS
     single = block_c >= layout.classes
-    warps = weight * block_r * block_c // (32 * PER_THREAD)
     path = f"{'flat' if flat else 'positions' if strided else 'rows'}, {'held' if single else 'in blocks'}"
     return Plan(
         path,
@@ -172,7 +181,8 @@ def make_plan(layout: Layout, walks: list[Walk], itemsize: int, others: bool = F
         single,
         block_r,
         block_c,
-        max(LEAST_WARPS, min(MOST_WARPS, warps)),
+        warps,
+        min(MOST_REGISTERS, REGISTERS // (32 * warps)) if strided or not single else None,
     )
 
 
