@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -155,9 +156,10 @@ def test_leading_blocks_of_minus_infinity_are_no_nan(triton, way, empty):
         y = getattr(softkern, op)(x, 1)
         assert ran() == f"rows, {way}"
         torch.testing.assert_close(y.double(), getattr(reference, op)(x.double(), 1), rtol=1e-6, atol=1e-6)
-    for target in (torch.tensor([31, 30]), torch.tensor([0, 31])):
-        loss = softkern.cross_entropy(x, target, reduction="none")
-        expected = reference.cross_entropy(x.double(), target, reduction="none")
+    for target, smoothing in product((torch.tensor([31, 30]), torch.tensor([0, 31])), (0.0, 0.1)):
+        kwargs = {"reduction": "none", "label_smoothing": smoothing}
+        loss = softkern.cross_entropy(x, target, **kwargs)
+        expected = reference.cross_entropy(x.double(), target, **kwargs)
         torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
 
 
