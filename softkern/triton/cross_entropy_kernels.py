@@ -118,10 +118,11 @@ def hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes, ign
     target that is out of range: the assertion stops the device, as torch's does, and where assertions are not
     compiled the row's loss and gradient are NaN."""
     y = tl.load(target_ptr + row, mask=exists, other=ignore_index).to(tl.int64)
-    counts = y != ignore_index
+    # What stands for a target of no row is ignore_index in the targets' dtype, and uint8 has no -100.
+    counts = exists & (y != ignore_index)
     inside = (y >= 0) & (y < classes)
     tl.device_assert(inside | ~counts, "softkern.cross_entropy: Target is out of bounds.")
-    is_hot = counts & inside & exists
+    is_hot = counts & inside
     hot = tl.where(is_hot, y, 0)
     hot_x = widen(tl.load(x_rows + class_offsets(hot, x_class, ALIGN_R, WIDE), mask=is_hot, other=0))
     hot_mass = tl.zeros_like(like) + keep

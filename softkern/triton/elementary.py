@@ -71,14 +71,12 @@ def power_of_e(x):
 def scale_by_power(p, n):
     """p 2^n for p near 1 and whole numbers n > -2100 (float32: > -250); rounded once if the result is
     subnormal."""
+    whole = n.to(tl.int32)
+    half = whole >> 1
     if p.dtype == tl.float64:
-        whole = n.to(tl.int32)
-        half = whole >> 1
         first = ((half + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
         second = ((whole - half + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
     else:
-        whole = n.to(tl.int32)
-        half = whole >> 1
         first = ((half + 127) << 23).to(tl.float32, bitcast=True)
         second = ((whole - half + 127) << 23).to(tl.float32, bitcast=True)
     return p * first * second
