@@ -25,7 +25,7 @@ def tool() -> ModuleType:
 
 @pytest.mark.parametrize("function", ("exp", "log"))
 def test_float_constants_are_derived(tool: ModuleType, function: str) -> None:
-    header = (ROOT / f"csrc/cpu/kernels/{function}_constants.h").read_text()
+    header = (ROOT / f"csrc/common/{function}_constants.h").read_text()
     assert "\n".join(tool.section("float", tool.DEGREES[function][0], function)) in header
 
 

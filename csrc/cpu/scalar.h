@@ -4,26 +4,15 @@
 // its own copy: a shared inline function could be taken from the AVX-512 object by a program on an older CPU.
 #pragma once
 
+#include "../common/inline.h"
 #include "table.h"
 
 namespace softkern::cpu {
 namespace {
 
-#define SK_INLINE inline __attribute__((always_inline))
 // A call a row or a block of rows costs little beside the work; inlined everywhere, these would be most of
 // the compile time.
 #define SK_CALL __attribute__((noinline))
-
-template <class T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <class T>
-using Compute = typename ComputeOf<T>::type;
 
 template <class To, class From>
 SK_INLINE To bit_cast(From from) {

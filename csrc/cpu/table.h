@@ -6,33 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/elements.h"
 #include "../common/options.h"
 
 namespace softkern::cpu {
-
-// Storage formats without arithmetic; the SIMD traits convert them to float in load and store.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-enum ElementType : int { kFloat, kDouble, kBFloat16, kHalf, kElementTypes };
-
-/// A tensor seen as rows: class c of row r = (o, i), with o = r / inner and i = r % inner, lies at
-/// data + o * outer_stride + i * inner_stride + c * class_stride (strides in elements).
-struct Rows {
-  void* data = nullptr;
-  int64_t outer_stride = 0;
-  int64_t inner_stride = 0;
-  int64_t class_stride = 1;
-};
-
-struct Shape {
-  int64_t classes;
-  int64_t inner;
-};
 
 /// The rows [begin, end) of a call, and memory of at least scratch_bytes() for this range alone.
 struct Range {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """exp and log as the kernels need them: at most 1 ulp, in float32 and float64, gradual underflow included.
 
-The same methods and polynomials as the CPU's (csrc/cpu/kernels/{exp,log}.h). Triton's own exp and log of
+The same methods and polynomials as the CPU's (csrc/common/{exp,log}.h). Triton's own exp and log of
 float32 are the hardware's approximations: of exp(x) they lose |x| / 2 ulp, of log(x) near 1 all digits.
 
 Multiplications and additions are fused where tl.fma says so and nowhere else, so that the bits of a row do

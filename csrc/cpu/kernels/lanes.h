@@ -229,7 +229,7 @@ struct LaneStats {
 
   SK_INLINE Reg sum() const { return S::fma(ties, top, rest); }
   SK_INLINE Reg log_d() const {
-    return log_one_plus<A>(S::add(S::sub(ties, S::broadcast(1)), S::div(rest, top)));
+    return log_one_plus<S>(S::add(S::sub(ties, S::broadcast(1)), S::div(rest, top)));
   }
 };
 

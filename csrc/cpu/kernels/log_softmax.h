@@ -44,9 +44,9 @@ SK_INLINE typename Simd<A>::Reg log_softmax_gradient(const typename Simd<A>::Reg
                                                      const typename Simd<A>::Reg& minus_sum) {
   using S = Simd<A>;
   if constexpr (kNormal) {
-    return S::fma(exp_normal<A>(y), minus_sum, g);
+    return S::fma(exp_normal<S>(y), minus_sum, g);
   } else {
-    return S::fma(exp<A>(y), minus_sum, g);
+    return S::fma(exp<S>(y), minus_sum, g);
   }
 }
 

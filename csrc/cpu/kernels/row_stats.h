@@ -10,13 +10,22 @@
 //    maximum are counted, not added: d = ties + rest / top.
 #pragma once
 
-#include "exp.h"
-#include "log.h"
+#include "../../common/exp.h"
+#include "../../common/log.h"
+#include "row.h"
 
 namespace softkern::cpu {
 namespace {
 
 constexpr int kDirect = 1024;
+
+/// log(1 + q) of one number, in double.
+SK_INLINE double log_one_plus_of(double q) {
+  using S = Simd<double>;
+  double lanes[S::kLanes];
+  S::store(lanes, log_one_plus<S>(S::broadcast(q)));
+  return lanes[0];
+}
 
 /// The terms e = exp(x) 2^-N of rows with the maxima m, as vectors: one row's in all lanes, or a row a lane.
 template <class A>
@@ -30,11 +39,11 @@ class WideTerms {
     from_ = S::if_less(S::max(m, S::sub(zero, m)), S::broadcast(kDirect), zero, m);
     const Reg highest = S::sub(m, from_);
     least_ = S::sub(highest, S::broadcast(ExpRange<A>::kSpan));
-    power_ = exp_power<A>(highest);
+    power_ = exp_power<S>(highest);
   }
   SK_INLINE Reg of(const Reg& x) const {
     // The logit is max's second operand: a NaN stays.
-    return exp_shifted<A>(S::max(least_, S::sub(x, from_)), power_);
+    return exp_shifted<S>(S::max(least_, S::sub(x, from_)), power_);
   }
 
  private:
@@ -53,8 +62,8 @@ class NormalTerms {
     return S::all_at_least(S::broadcast(kDirect - 1), size) &&
            S::all_at_least(least, S::sub(m, S::broadcast(ExpRange<A>::kNormal)));
   }
-  explicit SK_INLINE NormalTerms(const Reg& m) : biased_(S::sub(exp_power<A>(m), S::broadcast(S::kBias))) {}
-  SK_INLINE Reg of(const Reg& x) const { return exp_shifted_normal<A>(x, biased_); }
+  explicit SK_INLINE NormalTerms(const Reg& m) : biased_(S::sub(exp_power<S>(m), S::broadcast(S::kBias))) {}
+  SK_INLINE Reg of(const Reg& x) const { return exp_shifted_normal<S>(x, biased_); }
 
  private:
   Reg biased_;

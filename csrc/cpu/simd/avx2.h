@@ -10,6 +10,7 @@ namespace {
 
 template <>
 struct Simd<float> {
+  using Number = float;
   static constexpr int kLanes = 16, kPiece = 4, kBias = 127;
   struct Half256 {
     using type = __m256;
@@ -211,6 +212,7 @@ struct Simd<float> {
 
 template <>
 struct Simd<double> {
+  using Number = double;
   static constexpr int kLanes = 8, kPiece = 2, kBias = 1023;
   struct Half256 {
     using type = __m256d;

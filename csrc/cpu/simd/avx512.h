@@ -9,6 +9,7 @@ namespace {
 
 template <>
 struct Simd<float> {
+  using Number = float;
   static constexpr int kLanes = 16, kPiece = 4, kBias = 127;
   using Reg = __m512;
 
@@ -150,6 +151,7 @@ struct Simd<float> {
 
 template <>
 struct Simd<double> {
+  using Number = double;
   static constexpr int kLanes = 8, kPiece = 2, kBias = 1023;
   using Reg = __m512d;
 

@@ -6,7 +6,7 @@
 // The lane counts are those of the widest ISA on purpose: narrower ISAs use several registers. All
 // reductions are defined over these lanes, so that every ISA adds the same numbers in the same order.
 //
-//   Reg                  kLanes numbers
+//   Number, Reg          what a lane is, kLanes of them
 //   broadcast(a)         a in all lanes, -0 included
 //   load(p)              kLanes elements at p, in the compute type; p need not be aligned
 //   load(p, n, fill)     elements 0..n-1, 0 < n < kLanes; fill in the other lanes

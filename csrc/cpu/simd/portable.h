@@ -65,6 +65,7 @@ SK_INLINE Double2 fused(Double2 a, Double2 b, Double2 c) {
 
 template <class A>
 struct PortableSimd {
+  using Number = A;
   static constexpr int kLanes = 64 / sizeof(A), kPiece = 16 / sizeof(A);
   using P = PartOf<A>;
   static constexpr int kBias = P::kExponentBias;

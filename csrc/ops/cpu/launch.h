@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From tensors to kernel arguments, and kernels onto torch's threads.
+// Kernels onto torch's threads, and memory for their results.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,10 +11,10 @@
 #include <initializer_list>
 #include <memory>
 #include <new>
-#include <optional>
 
 #include "../../cpu/dispatch.h"
 #include "../../cpu/memory.h"
+#include "../rows.h"
 
 namespace softkern::cpu {
 
@@ -23,78 +23,11 @@ using at::Tensor;
 // Elements a thread should have before a second one pays: some 10 us of work, as in ATen.
 constexpr int64_t kGrain = 32768;
 
-inline ElementType element_type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return kFloat;
-    case at::kDouble:
-      return kDouble;
-    case at::kBFloat16:
-      return kBFloat16;
-    case at::kHalf:
-      return kHalf;
-    default:
-      TORCH_CHECK(false, "softkern: expected a float32, float64, bfloat16 or float16 tensor, got ",
-                  x.scalar_type());
-  }
-}
-
-inline at::ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-/// Strides of the dims before and after `dim`, if each group walks memory in equal steps.
-inline std::optional<Rows> as_rows(const Tensor& x, int64_t dim, void* data) {
-  const auto step = [&](int64_t from, int64_t to, int64_t* stride) {
-    int64_t expected = -1;
-    *stride = 0;
-    for (int64_t i = to - 1; i >= from; --i) {
-      if (x.size(i) == 1) continue;
-      if (expected == -1) {
-        *stride = x.stride(i);
-      } else if (x.stride(i) != expected) {
-        return false;
-      }
-      expected = x.stride(i) * x.size(i);
-    }
-    return true;
-  };
-  Rows rows;
-  rows.data = data;
-  if (!step(0, dim, &rows.outer_stride) || !step(dim + 1, x.dim(), &rows.inner_stride)) return std::nullopt;
-  rows.class_stride = x.size(dim) == 1 ? 1 : x.stride(dim);
-  return rows;
-}
-
-inline bool is_walkable(const Tensor& x, int64_t dim) { return as_rows(x, dim, nullptr).has_value(); }
-
-/// A tensor whose rows the kernels can walk: the tensor itself, or a copy of it that `keep` holds.
-inline Rows readable_rows(const Tensor& x, int64_t dim, Tensor& keep) {
-  // const_data_ptr: a lazily cloned input stays one.
-  const auto rows = [&] { return as_rows(keep, dim, const_cast<void*>(keep.const_data_ptr())); };
-  keep = x;
-  if (const auto found = rows()) return *found;
-  keep = x.contiguous();
-  return *rows();
-}
-
 /// Fresh contiguous memory for a result of the shape and dtype of x.
 inline Tensor new_output(const Tensor& x) {
   Tensor result = at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
   advise_huge_pages(result.data_ptr(), result.nbytes());
   return result;
-}
-
-struct Layout {
-  Shape shape;
-  int64_t rows;
-};
-
-inline Layout layout_of(const Tensor& x, int64_t dim) {
-  int64_t inner = 1;
-  for (int64_t i = dim + 1; i < x.dim(); ++i) inner *= x.size(i);
-  const int64_t classes = x.size(dim);
-  return {{classes, inner}, classes == 0 ? 0 : x.numel() / classes};
 }
 
 /// What a call's threads report.

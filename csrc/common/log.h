@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // log(1 + q) for q >= 0, at most 1 ulp, small q included; NaN kept. With u + c = 1 + q exactly, u = 2^k (1 +
 // f), s = f / (2 + f):  log(1 + q) = k ln 2 + log(1 + f) + c/u,  log(1 + f) = f - (f^2/2 - s (f^2/2 +
-// R(s^2))). Constants and their origin are in log_constants.h.
+// R(s^2))). Constants and their origin are in log_constants.h; S is what computes, as in exp.h.
 #pragma once
 
+#include "inline.h"
 #include "log_constants.h"
-#include "row.h"
 
-namespace softkern::cpu {
+namespace softkern {
 namespace {
 
-template <class A>
-SK_INLINE typename Simd<A>::Reg log_one_plus(const typename Simd<A>::Reg& q) {
-  using S = Simd<A>;
+template <class S>
+SK_INLINE typename S::Reg log_one_plus(const typename S::Reg& q) {
+  using A = typename S::Number;
   using K = LogConstants<A>;
   const auto one = S::broadcast(1);
   const auto u = S::add(one, q);
@@ -23,21 +23,14 @@ SK_INLINE typename Simd<A>::Reg log_one_plus(const typename Simd<A>::Reg& q) {
   const auto f = S::sub(S::split(u, k), one);
   const auto s = S::div(f, S::add(S::broadcast(2), f));
   const auto z = S::mul(s, s);
-  auto r = S::broadcast(K::kC[K::kDegree]);
-#pragma GCC unroll 16
-  for (int i = K::kDegree - 1; i >= 0; --i) r = S::fma(r, z, S::broadcast(K::kC[i]));
+  auto r = S::broadcast(K::c(K::kDegree));
+  SK_UNROLL
+  for (int i = K::kDegree - 1; i >= 0; --i) r = S::fma(r, z, S::broadcast(K::c(i)));
   const auto half = S::mul(S::mul(S::broadcast(A(0.5)), f), f);
   const auto low = S::fma(k, S::broadcast(K::kLn2Low), S::div(c, u));
   const auto rest = S::sub(half, S::fma(s, S::fma(z, r, half), low));
   return S::fma(k, S::broadcast(K::kLn2High), S::sub(f, rest));
 }
 
-/// One number, in double.
-SK_INLINE double log_one_plus_of(double q) {
-  double lanes[Simd<double>::kLanes];
-  Simd<double>::store(lanes, log_one_plus<double>(Simd<double>::broadcast(q)));
-  return lanes[0];
-}
-
 }  // namespace
-}  // namespace softkern::cpu
+}  // namespace softkern
