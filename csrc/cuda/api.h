@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA kernels take and return. Free of torch and of CUDA's own headers: a stream is a pointer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../common/elements.h"
+#include "../common/options.h"
+
+namespace softkern::cuda {
+
+/// Where to launch: the current device's stream, and which kernels the device has.
+struct Target {
+  void* stream = nullptr;
+  bool clusters = false;  // compute capability 9.0 and above
+};
+
+/// Why a launch failed, or null; and the way that its rows went.
+struct Outcome {
+  const char* error;
+  const char* path;
+};
+
+struct ForwardArgs {
+  Shape shape;
+  int64_t rows;
+  Rows input;
+  Rows output;
+};
+
+struct BackwardArgs {
+  Shape shape;
+  int64_t rows;
+  Rows grad_output;
+  Rows output;  // of the forward
+  Rows grad_input;
+};
+
+enum IndexType : int { kInt64, kInt32, kUInt8 };
+
+/// Compute type: double for double, float for the rest. Numbers behind pointers are on the device.
+struct CrossEntropyArgs {
+  Shape shape;
+  int64_t rows;
+  Rows logits;
+  const void* target;  // class indices, one a row, in range or ignored; null with probabilities
+  IndexType target_type;
+  Rows probabilities;  // data null with class indices
+  const void* weight;  // element type of the logits, one a class; or null
+  CrossEntropyOptions options;
+  void* loss;          // one a row
+  bool narrow_loss;    // loss in the logits' type, else in the compute type
+  Rows grad;           // data null: no gradient wanted; may be the logits
+  double grad_factor;  // multiplies every gradient row,
+  const void* factor;  // and so does this number of the compute type, unless null
+};
+
+/// out = in (upstream scale); out may be in.
+struct ScaleArgs {
+  Shape shape;
+  int64_t rows;
+  Rows input;
+  Rows output;
+  const void* upstream;  // of an element type, one for all rows or, with by_row, one each
+  ElementType upstream_type;
+  bool by_row;
+  const void* scale;   // compute type
+  const void* target;  // class indices, whose ignored rows stay zeros; or null
+  IndexType target_type;
+  int64_t ignore_index;
+};
+
+/// Sum of w_y over the targets that count, NaN where none has a weight, as a double, and its reciprocal.
+struct MassArgs {
+  const void* target;
+  IndexType target_type;
+  int64_t rows, classes, ignore_index;
+  const void* weight;  // of weight_type, or null
+  ElementType weight_type;
+  double* mass;
+  void* factor;  // double with factor_in_double, else float
+  bool factor_in_double;
+  double* scratch;  // of mass_scratch(rows) numbers
+};
+
+/// loss = sum / mass, and what stored gradients are to be multiplied by: 1 where they are not stored in
+/// another size, 1 / (mass storage) where they are.
+struct ReduceArgs {
+  const void* losses;  // double with in_double, else float
+  bool in_double;
+  int64_t rows;
+  double divisor;       // and where not null
+  const double* mass;   // this one instead
+  double storage;       // 0: gradients are stored as they are;
+  const float* stored;  // where not null this one instead
+  void* loss;
+  ElementType loss_type;
+  void* grad_scale;  // as losses; or null
+  double* scratch;   // of reduce_scratch(rows) numbers
+};
+
+template <class T>
+Outcome softmax(const ForwardArgs& args, const Target& target);
+template <class T>
+Outcome log_softmax(const ForwardArgs& args, const Target& target);
+template <class T>
+Outcome softmax_backward(const BackwardArgs& args, const Target& target);
+template <class T>
+Outcome log_softmax_backward(const BackwardArgs& args, const Target& target);
+template <class T>
+Outcome cross_entropy(const CrossEntropyArgs& args, const Target& target);
+template <class T>
+Outcome scale(const ScaleArgs& args, const Target& target);
+
+int64_t mass_scratch(int64_t rows);
+int64_t reduce_scratch(int64_t rows);
+const char* find_mass(const MassArgs& args, const Target& target);
+const char* reduce_losses(const ReduceArgs& args, const Target& target);
+
+}  // namespace softkern::cuda

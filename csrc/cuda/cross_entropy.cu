@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+// With a_c the target mass of class c, A = sum_c a_c, m = max_c x_c, d = sum_c exp(x_c - m):
+//   loss  = sum_c a_c ((m - x_c) + log d)
+//   dx_c  = g (A exp(x_c - m) / d - a_c)
+// Class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c        (s label_smoothing, w weight, 1 without)
+// Class probabilities:  a_c = w_c ((1 - s) t_c + s/C)
+// The part of the mass that every class may have is spread, the class index's own part hot. m and d stay
+// apart: m + log d, rounded, would lose the loss of logits that share a large offset.
+#include <type_traits>
+
+#include "launch.cuh"
+#include "targets.cuh"
+
+namespace softkern::cuda {
+namespace {
+
+/// Beside the row there are the hot class and, with spread mass, more sums and another tensor.
+template <class T, bool kSpread>
+struct Losses : OneTensor<T> {
+  static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
+  static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads, kMostWithMany = 512;
+  static constexpr int kMostWithoutVectors = kSpread && sizeof(T) == 8 ? 256 : 512;
+  static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : kSpread ? 96 : 64;
+};
+
+/// CrossEntropyArgs as kernels take them.
+template <class T>
+struct Call {
+  using A = Compute<T>;
+  Rows logits;
+  IndexTarget target;
+  Rows probabilities;
+  const T* weight;
+  A keep;   // 1 - s
+  A share;  // s/C
+  A constant_factor;
+  const A* factor;
+  void* loss;
+  bool narrow_loss;
+  Rows grad;
+};
+
+/// The part of a row's target mass that every class may have.
+template <class T>
+struct SpreadMass {
+  using A = Compute<T>;
+  static constexpr bool kSpread = true;
+  Span<const T> t;  // at null with class indices
+  const T* weight;
+  A keep, share;
+  int64_t classes;
+
+  /// a of the classes from c on; false behind the row's end.
+  template <int V, class Index>
+  SK_INLINE bool load(Index c, A (&a)[V]) const {
+    if (c >= static_cast<Index>(classes)) return false;
+    if (t.at != nullptr) {
+      t.load(c, a, A(0));
+      SK_UNROLL
+      for (int i = 0; i < V; ++i) a[i] = fused(a[i], keep, share);
+    } else {
+      SK_UNROLL
+      for (int i = 0; i < V; ++i) a[i] = share;
+    }
+    if (weight != nullptr) {
+      A w[V];
+      Span<const T>{weight, 1, classes}.load(c, w, A(0));
+      SK_UNROLL
+      for (int i = 0; i < V; ++i) a[i] *= w[i];
+    }
+    return true;
+  }
+};
+
+template <class T, bool kSpread>
+struct MassOf {
+  using type = SpreadMass<T>;
+};
+template <class T>
+struct MassOf<T, false> {
+  using type = NoMass;
+};
+
+/// The class that a row's index names.
+template <class A, class Index>
+struct Hot {
+  Index index = -1;  // none
+  A mass = 0;        // (1 - s) w_y
+  A x = 0;
+};
+
+template <bool kSpread, class A, class Index>
+SK_INLINE A row_loss(const Stats<A>& s, const Hot<A, Index>& hot) {
+  const A log_d = s.log_d();
+  const A own = hot.index >= 0 ? hot.mass * ((s.m - hot.x) + log_d) : A(0);
+  return kSpread ? own + fused(s.mass, log_d, s.below) : own;
+}
+
+/// The true class, but for its spread mass, from numbers of the compute type: p - 1 of a p already rounded to
+/// 16 bits is off by up to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1,
+/// and the other classes give it.
+template <class A, class Index>
+SK_INLINE A hot_gradient(const Stats<A>& s, const Hot<A, Index>& hot, A inverse, A factor) {
+  const A p = Terms<A>(finite(s.m)).of(hot.x) * inverse;
+  const bool alone = hot.x == s.m && s.ties == 1;
+  return factor * fused(hot.mass, alone ? -s.rest * inverse : p - 1, s.mass * p);
+}
+
+/// What is known of a row before its logits are read.
+template <class T, bool kSpread, class Index>
+struct RowTarget {
+  using A = Compute<T>;
+  Hot<A, Index> hot;
+  bool counts;  // exists, and is not ignored
+  typename MassOf<T, kSpread>::type mass;
+};
+
+template <class T, bool kSpread, class Index>
+SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>& call, int64_t row) {
+  RowTarget<T, kSpread, Index> result;
+  result.counts = row < grid.rows;
+  if (result.counts && call.target.at != nullptr) {
+    const int64_t y = call.target.of(row);
+    result.counts = y != call.target.ignore_index;
+    if (result.counts) {
+      // Nothing is read for a class that is not there.
+      stop_unless(y >= 0 && y < grid.shape.classes, kOutOfBounds);
+      const T* x = row_of<const T>(call.logits, row, grid.shape.inner);
+      result.hot.index = static_cast<Index>(y);
+      result.hot.x = widen(x[y * call.logits.class_stride]);
+      result.hot.mass = call.weight != nullptr ? call.keep * widen(call.weight[y]) : call.keep;
+    }
+  }
+  if constexpr (kSpread) {
+    const int64_t classes = result.counts ? grid.shape.classes : 0;
+    Span<const T> t{nullptr, 0, 0};
+    if (call.probabilities.data != nullptr) t = span_of<const T>(call.probabilities, grid, row);
+    result.mass = {t, call.weight, call.keep, call.share, classes};
+  }
+  return result;
+}
+
+template <class T>
+SK_INLINE void store_loss(const Call<T>& call, int64_t row, Compute<T> loss) {
+  if (call.narrow_loss) {
+    static_cast<T*>(call.loss)[row] = narrow<T>(loss);
+  } else {
+    static_cast<Compute<T>*>(call.loss)[row] = loss;
+  }
+}
+
+/// `out` has no memory where no gradient is wanted.
+template <class T, bool kSpread, class Index, class Team, class Row>
+SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
+                                 const RowTarget<T, kSpread, Index>& target, const Span<T>& out,
+                                 bool writes_loss, int64_t number) {
+  using A = Compute<T>;
+  const Stats<A> s = statistics<true, A>(team, row, target.mass);
+  if (writes_loss) store_loss(call, number, target.counts ? row_loss<kSpread>(s, target.hot) : A(0));
+  if (call.grad.data == nullptr) return;
+  const A factor = call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
+  const A inverse = inverse_of(s.total());
+  const A scale = factor * (target.hot.mass + s.mass) * inverse;
+  const A hot_dx = hot_gradient(s, target.hot, inverse, factor);
+  const Terms<A> terms(finite(s.m));
+  row.write(out, [&](auto& v, Index c) {  // 3 write
+    constexpr int V = sizeof(v) / sizeof(A);
+    const Index own = target.hot.index - c;
+    SK_UNROLL
+    for (int i = 0; i < V; ++i) {
+      v[i] = (Row::kKeeps ? v[i] : terms.of(v[i])) * scale;
+      if (i == own) v[i] = hot_dx;
+    }
+    if constexpr (kSpread) {
+      A a[V];
+      if (target.mass.load(c, a)) {
+        SK_UNROLL
+        for (int i = 0; i < V; ++i) v[i] = fused(a[i], -factor, v[i]);
+      }
+    }
+    if (!target.counts) {
+      for (A& x : v) x = 0;
+    }
+  });
+}
+
+template <class T, bool kSpread, int V, int E>
+__global__ void SK_BOUNDS(Losses<T, kSpread>, V, E) cross_entropy_kernel(Grid grid, Call<T> call) {
+  using A = Compute<T>;
+  Team<A> team(grid.sharing);
+  const int64_t number = team.row();
+  // Where a thread keeps its part, classes are few enough for an int.
+  using Index = std::conditional_t<(E > 0), int, int64_t>;
+  const auto target = target_of<T, kSpread, Index>(grid, call, number);
+  Span<T> x = span_of<T>(call.logits, grid, number);
+  if (!target.counts) x.classes = 0;
+  typename RowOf<T, V, E>::type row(team, x, -INFINITY);
+  team.meet();
+  const Span<T> out = call.grad.data != nullptr ? span_of<T>(call.grad, grid, number) : Span<T>{};
+  cross_entropy_row<T, kSpread, Index>(team, row, call, target, out, team.rank() == 0 && number < grid.rows,
+                                       number);
+}
+
+template <class T, bool kSpread>
+__global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call) {
+  using A = Compute<T>;
+  const Tile<T> tile(grid, 0);
+  const int64_t number = tile.row();
+  const auto target = target_of<T, kSpread, int>(grid, call, number);
+  tile.load(call.logits);
+  sync_block();
+  Alone<A> team;
+  const int classes = tile.own_classes();
+  TileRow<T> row(tile.own(), target.counts ? classes : 0, classes);
+  cross_entropy_row<T, kSpread, int>(team, row, call, target, Span<T>{}, number < grid.rows, number);
+  if (call.grad.data == nullptr) return;
+  sync_block();
+  tile.store(call.grad);
+}
+
+template <class T, bool kSpread>
+Outcome launch(const CrossEntropyArgs& args, const Target& target) {
+  using A = Compute<T>;
+  const Plan plan =
+      make_plan(args.shape, traits_of<T, Losses<T, kSpread>>(target),
+                {&args.logits, &args.probabilities, &args.grad}, kSpread ? args.weight : nullptr);
+  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSpread ? 4 : 2, 1);
+  const Grid grid{args.rows, args.shape, sharing_of(plan)};
+  const double s = args.options.label_smoothing;
+  const Call<T> call{args.logits,
+                     {args.target, args.target_type, args.options.ignore_index},
+                     args.probabilities,
+                     static_cast<const T*>(args.weight),
+                     static_cast<A>(1 - s),
+                     static_cast<A>(s / static_cast<double>(args.shape.classes)),
+                     static_cast<A>(args.grad_factor),
+                     static_cast<const A*>(args.factor),
+                     args.loss,
+                     args.narrow_loss,
+                     args.grad};
+  if (plan.way == Way::kTile) {
+    return {start(cross_entropy_tile_kernel<T, kSpread>, dims, target.stream, grid, call), plan.path};
+  }
+  const char* error = with_kernel<T, Losses<T, kSpread>>(plan, [&](auto kernel) {
+    using K = decltype(kernel);
+    return start(cross_entropy_kernel<T, kSpread, K::V, K::E>, dims, target.stream, grid, call);
+  });
+  return {error, plan.path};
+}
+
+/// What gradients are multiplied by.
+template <class T>
+struct Factors {
+  using A = Compute<T>;
+  const void* upstream;
+  ElementType type;
+  bool by_row;
+  const A* scale;
+  IndexTarget target;
+
+  SK_INLINE A of(int64_t row) const {
+    const int64_t i = by_row ? row : 0;
+    const double u = type == kFloat      ? static_cast<const float*>(upstream)[i]
+                     : type == kDouble   ? static_cast<const double*>(upstream)[i]
+                     : type == kBFloat16 ? widen(static_cast<const BFloat16*>(upstream)[i])
+                                         : widen(static_cast<const Half*>(upstream)[i]);
+    const A factor = static_cast<A>(u) * *scale;
+    // Rows stored as zeros stay zeros: 0 * inf must not make them NaN.
+    return target.at != nullptr && target.of(row) == target.ignore_index ? A(0) : factor;
+  }
+};
+
+/// A chunk a thread, in the order of a contiguous tensor: classes, or the rows behind them, next to each
+/// other.
+template <class T, int V>
+__global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows output) {
+  using A = Compute<T>;
+  const int64_t item =
+      static_cast<int64_t>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+  const int64_t inner = grid.shape.inner, chunks = grid.shape.classes / V;
+  const int64_t position = inner == 1 ? 0 : item % inner, plane_and_chunk = inner == 1 ? item : item / inner;
+  const int64_t plane = plane_and_chunk / chunks, c = plane_and_chunk % chunks * V;
+  const int64_t row = plane * inner + position;
+  if (row >= grid.rows) return;
+  const A factor = factors.of(row);
+  // What is multiplied by 1 in place need not be read.
+  if (factor == 1 && input.data == output.data) return;
+  A v[V];
+  span_of<T>(input, grid, row).load(c, v, A(0));
+  SK_UNROLL
+  for (int i = 0; i < V; ++i) v[i] *= factor;
+  span_of<T>(output, grid, row).store(c, v);
+}
+
+}  // namespace
+
+template <class T>
+Outcome cross_entropy(const CrossEntropyArgs& args, const Target& target) {
+  const bool spread = args.probabilities.data != nullptr || args.options.label_smoothing > 0;
+  return spread ? launch<T, true>(args, target) : launch<T, false>(args, target);
+}
+
+template <class T>
+Outcome scale(const ScaleArgs& args, const Target& target) {
+  constexpr int V = kVector<T>, kThreads = 256;
+  const bool vectors = args.shape.inner == 1 && args.shape.classes % V == 0 &&
+                       takes_vectors(args.input, V, 1) && takes_vectors(args.output, V, 1);
+  const int64_t items = args.rows * (args.shape.classes / (vectors ? V : 1));
+  const Dims dims{(items + kThreads - 1) / kThreads, kThreads};
+  const Grid grid{args.rows, args.shape, {Shared::kLanes, 1}};
+  const Factors<T> factors{args.upstream,
+                           args.upstream_type,
+                           args.by_row,
+                           static_cast<const Compute<T>*>(args.scale),
+                           {args.target, args.target_type, args.ignore_index}};
+  const char* error =
+      vectors ? start(scale_kernel<T, V>, dims, target.stream, grid, factors, args.input, args.output)
+              : start(scale_kernel<T, 1>, dims, target.stream, grid, factors, args.input, args.output);
+  return {error, vectors ? "scaled by 16 bytes" : "scaled by elements"};
+}
+
+template Outcome cross_entropy<SOFTKERN_ELEMENT>(const CrossEntropyArgs&, const Target&);
+template Outcome scale<SOFTKERN_ELEMENT>(const ScaleArgs&, const Target&);
+
+}  // namespace softkern::cuda

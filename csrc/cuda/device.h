@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the devices of this process are, and whether kernels of this build run on them.
+#pragma once
+
+namespace softkern::cuda {
+
+/// Null if kernels of this build run on the device; else why not. The text lives as long as the process.
+const char* why_not(int device);
+
+/// Whether blocks of the device can work in clusters.
+bool has_clusters(int device);
+
+}  // namespace softkern::cuda

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// y_c = (x_c - m) - log d,   m = max_c x_c,   d = sum_c exp(x_c - m);    dx_c = g_c - exp(y_c) sum_k g_k
+#include "softmax.cuh"
+
+namespace softkern::cuda {
+namespace {
+
+struct LogSoftmaxOp {
+  static constexpr bool kOfTerms = false;
+  template <class A>
+  static SK_INLINE A row_number(const Stats<A>& s) {
+    return s.log_d();
+  }
+  // Not x - (m + log d): with logits around 1e6 that sum would lose log d.
+  template <class A>
+  static SK_INLINE A value(A x, A m, A log_d) {
+    return (x - m) - log_d;
+  }
+  template <class A>
+  static SK_INLINE A summand(A g, A) {
+    return g;
+  }
+  template <class A>
+  static SK_INLINE A gradient(A g, A y, A total) {
+    return g - exp_of(y) * total;
+  }
+};
+
+}  // namespace
+
+template <class T>
+Outcome log_softmax(const ForwardArgs& args, const Target& target) {
+  return forward<LogSoftmaxOp, T>(args, target);
+}
+template <class T>
+Outcome log_softmax_backward(const BackwardArgs& args, const Target& target) {
+  return backward<LogSoftmaxOp, T>(args, target);
+}
+
+template Outcome log_softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const Target&);
+template Outcome log_softmax_backward<SOFTKERN_ELEMENT>(const BackwardArgs&, const Target&);
+
+}  // namespace softkern::cuda

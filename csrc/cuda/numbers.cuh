@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// One thread's arithmetic: what common/exp.h and common/log.h compute with, divisions, and the terms of a
+// row. Compiled without contraction: fused is what says so, and the same in every kernel.
+#pragma once
+
+#include "../common/exp.h"
+#include "../common/log.h"
+#include "target.h"
+
+namespace softkern::cuda {
+namespace {
+
+template <class A>
+struct Format;
+template <>
+struct Format<float> {
+  using Bits = uint32_t;
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr Bits kHalfRoot = 0x3f3504f3;  // sqrt(1/2)
+  // Powers of two down to 2^-(kBias + kDown) are applied in two steps, kDown the second of them.
+  static constexpr int kDown = 64;
+  static constexpr float kDownPower = 0x1p-64f;
+};
+template <>
+struct Format<double> {
+  using Bits = uint64_t;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr Bits kHalfRoot = 0x3fe6a09e667f3bcd;
+  static constexpr int kDown = 512;
+  static constexpr double kDownPower = 0x1p-512;
+};
+
+template <class A>
+SK_INLINE bool is_finite(A x) {
+  return fabs(x) < static_cast<A>(INFINITY);
+}
+
+/// 1 / b for b between 2^-100 and 2^100, within an ulp; NaN for NaN. A division that is rounded correctly
+/// calls a function for numbers out of this range, which costs registers.
+SK_INLINE float inverse_of(float b) {
+  const float inverse = rough_inverse(b);
+  return fused(fused(-b, inverse, 1.0f), inverse, inverse);
+}
+SK_INLINE double inverse_of(double b) {
+  double inverse = rough_inverse(static_cast<float>(b));
+  inverse = fused(fused(-b, inverse, 1.0), inverse, inverse);
+  return fused(fused(-b, inverse, 1.0), inverse, inverse);
+}
+
+/// a / b for such b, within an ulp.
+template <class A>
+SK_INLINE A divide(A a, A b) {
+  const A inverse = inverse_of(b);
+  const A q = a * inverse;
+  return fused(fused(-q, b, a), inverse, q);
+}
+
+template <class A>
+struct Lane {
+  using Number = A;
+  using Reg = A;
+  using Bits = typename Format<A>::Bits;
+  static SK_INLINE A broadcast(A a) { return a; }
+  static SK_INLINE A add(A a, A b) { return a + b; }
+  static SK_INLINE A sub(A a, A b) { return a - b; }
+  static SK_INLINE A mul(A a, A b) { return a * b; }
+  static SK_INLINE A div(A a, A b) { return divide(a, b); }
+  static SK_INLINE A fma(A a, A b, A c) { return fused(a, b, c); }
+  /// u = 2^k f, sqrt(1/2) <= f < sqrt(2), for a positive normal u.
+  static SK_INLINE A split(A u, A& k) {
+    using F = Format<A>;
+    const Bits above = bits_as<Bits>(u) - F::kHalfRoot;
+    using Signed = decltype(signed_of(above));
+    k = static_cast<A>(static_cast<Signed>(above) >> F::kMantissa);
+    return bits_as<A>((above & ((Bits(1) << F::kMantissa) - 1)) + F::kHalfRoot);
+  }
+
+ private:
+  static int32_t signed_of(uint32_t);
+  static int64_t signed_of(uint64_t);
+};
+
+/// p 2^k for 0.5 <= p < 2 and -(kBias + kDown) < k <= kDown, rounded once if the result is subnormal.
+template <class A>
+SK_INLINE A scale_by_power(A p, int k) {
+  using F = Format<A>;
+  const auto power = static_cast<typename F::Bits>(k + F::kBias + F::kDown) << F::kMantissa;
+  return p * bits_as<A>(power) * F::kDownPower;
+}
+
+/// m, or 0 where a row of such a maximum has no finite answer: its terms need to be defined, not right.
+template <class A>
+SK_INLINE A finite(A m) {
+  return is_finite(m) ? m : A(0);
+}
+
+/// From where on logits are shifted by the maximum before exp (cpu/kernels/row_stats.h says why).
+constexpr int kDirect = 1024;
+
+template <class A>
+SK_INLINE A origin_of(A held) {
+  return fabs(held) < A(kDirect) ? A(0) : held;
+}
+
+/// The terms e = exp(x) 2^-N, N = round(m / ln 2), of a row with the finite maximum m.
+template <class A>
+class Terms {
+  using L = Lane<A>;
+  using F = Format<A>;
+  using Bits = typename F::Bits;
+
+ public:
+  explicit SK_INLINE Terms(A m) {
+    from_ = origin_of(m);
+    const A highest = m - from_;
+    least_ = highest - ExpRange<A>::kSpan;
+    // exp_power's low bits are round(x / ln 2): of a difference of two only these are left.
+    const Bits power = bits_as<Bits>(exp_power<L>(highest));
+    exponent_ = (Bits(F::kBias + F::kDown) - power) << F::kMantissa;
+  }
+  SK_INLINE A of(A x) const {
+    const A held = at_least(x - from_, least_);
+    const A t = exp_power<L>(held);
+    const A p = exp_remainder<L>(held, t - ExpRange<A>::kRounder);
+    return p * bits_as<A>((bits_as<Bits>(t) << F::kMantissa) + exponent_) * F::kDownPower;
+  }
+
+ private:
+  A from_, least_;
+  Bits exponent_;
+};
+
+/// exp(x) for x <= 0, -inf included; NaN for NaN.
+template <class A>
+SK_INLINE A exp_of(A x) {
+  return Terms<A>(0).of(x);
+}
+
+/// log(1 + q) for finite q >= 0; NaN for NaN.
+template <class A>
+SK_INLINE A log_one_plus_of(A q) {
+  return q == q ? log_one_plus<Lane<A>>(q) : q;
+}
+
+}  // namespace
+}  // namespace softkern::cuda

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernel computes rows of a shape, and with how many threads. The number of rows has no say in it: the
+// bits of a row do not depend on the batch. docs/cuda.md has it as a table.
+#pragma once
+
+#include <initializer_list>
+
+#include "api.h"
+
+namespace softkern::cuda {
+
+enum class Way : int { kTile, kLanes, kBlock, kCluster, kColumns };
+
+/// Elements that a thread keeps, in sizes that kernels are compiled for; kNone reads the row again instead.
+enum class Kept : int { kNone, kFew, kSome, kMany };
+
+struct Plan {
+  Way way;
+  Kept kept;
+  bool vectors;  // 16 bytes at a time
+  int threads;   // of a block
+  int team;      // of a row, in one block
+  int blocks;    // of a row
+  const char* path;
+};
+
+/// What a plan depends on beside the rows' shape and strides.
+struct Traits {
+  int element_size;
+  int few, some, many;  // elements of Kept; many 0: not compiled, as for rows without vectors
+  // Threads of a block: with vectors, without, and where each keeps many.
+  int most_threads, most_without_vectors, most_with_many;
+  bool clusters;
+};
+
+constexpr int kVectorBytes = 16;
+
+inline bool takes_vectors(const Rows& rows, int vector, int64_t inner) {
+  return rows.class_stride == 1 && reinterpret_cast<uintptr_t>(rows.data) % kVectorBytes == 0 &&
+         rows.outer_stride % vector == 0 && (inner == 1 || rows.inner_stride % vector == 0);
+}
+
+/// Whether rows lie next to each other and classes apart.
+inline bool is_columns(const Rows& rows, int64_t inner) {
+  return rows.class_stride != 1 && (inner == 1 ? rows.outer_stride : rows.inner_stride) == 1;
+}
+
+/// `operands`: all tensors of the rows; those without data take no part. `weights`: one a class, or null.
+inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer_list<const Rows*> operands,
+                      const void* weights = nullptr) {
+  constexpr int kWarp = 32, kSmallBlock = 128, kBlock = 512, kMostBlocks = 8;
+  constexpr int64_t kTileClasses = 32;
+  const int64_t classes = shape.classes;
+  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const auto power_of_two = [](int64_t n) {
+    int p = 1;
+    while (p < n) p *= 2;
+    return p;
+  };
+  const auto whole_warps = [&](int64_t threads) {
+    return static_cast<int>(ceil_div(threads, kWarp) * kWarp);
+  };
+
+  const int vector = kVectorBytes / traits.element_size;
+  bool columns = false;
+  bool vectors = classes % vector == 0 && reinterpret_cast<uintptr_t>(weights) % kVectorBytes == 0;
+  for (const Rows* rows : operands) {
+    if (rows->data == nullptr) continue;
+    columns = columns || is_columns(*rows, shape.inner);
+    vectors = vectors && takes_vectors(*rows, vector, shape.inner);
+  }
+  if (classes <= kTileClasses) {
+    const int threads = traits.element_size == 8 ? 64 : 128;
+    return {Way::kTile, Kept::kNone, false, threads, 1, 1, "a thread a row"};
+  }
+  const int most_threads = vectors ? traits.most_threads : traits.most_without_vectors;
+  if (columns) {
+    const int64_t team = ceil_div(classes, traits.some);
+    if (team * kWarp <= most_threads) {
+      return {Way::kColumns,          Kept::kSome, false,          static_cast<int>(team) * kWarp,
+              static_cast<int>(team), 1,           "columns, kept"};
+    }
+    return {Way::kColumns, Kept::kNone, false, kBlock, kBlock / kWarp, 1, "columns, read twice"};
+  }
+  if (classes <= static_cast<int64_t>(kWarp) * traits.few) {
+    const int team = power_of_two(ceil_div(classes, traits.few));
+    return {Way::kLanes, Kept::kFew, vectors, kSmallBlock, team, 1, "lanes, kept"};
+  }
+  if (classes <= static_cast<int64_t>(kWarp) * traits.some) {
+    return {Way::kLanes, Kept::kSome, vectors, kSmallBlock, kWarp, 1, "lanes, kept"};
+  }
+  if (classes <= static_cast<int64_t>(most_threads) * traits.some) {
+    const int threads = whole_warps(ceil_div(classes, traits.some));
+    return {Way::kBlock, Kept::kSome, vectors, threads, threads, 1, "block, kept"};
+  }
+  const int many = vectors ? traits.many : 0;
+  if (traits.clusters) {
+    for (const Kept kept : {Kept::kSome, Kept::kMany}) {
+      const int each = kept == Kept::kSome ? traits.some : many;
+      const int64_t threads_of_block = kept == Kept::kSome ? most_threads : traits.most_with_many;
+      if (classes > kMostBlocks * threads_of_block * each) continue;
+      int blocks = 2;
+      while (blocks < kMostBlocks && classes > static_cast<int64_t>(blocks) * kBlock * each) blocks *= 2;
+      const int threads = whole_warps(ceil_div(classes, static_cast<int64_t>(blocks) * each));
+      return {Way::kCluster, kept, vectors, threads, threads, blocks, "cluster, kept"};
+    }
+  } else if (classes <= static_cast<int64_t>(traits.most_with_many) * many) {
+    const int threads = whole_warps(ceil_div(classes, many));
+    return {Way::kBlock, Kept::kMany, vectors, threads, threads, 1, "block, kept"};
+  }
+  return {Way::kBlock, Kept::kNone, vectors, most_threads, most_threads, 1, "block, read twice"};
+}
+
+}  // namespace softkern::cuda

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// y_c = exp(x_c - m) / d,   m = max_c x_c,   d = sum_c exp(x_c - m);     dx_c = y_c (g_c - sum_k g_k y_k)
+#include "softmax.cuh"
+
+namespace softkern::cuda {
+namespace {
+
+struct SoftmaxOp {
+  static constexpr bool kOfTerms = true;
+  template <class A>
+  static SK_INLINE A row_number(const Stats<A>& s) {
+    return inverse_of(s.total());
+  }
+  template <class A>
+  static SK_INLINE A value(A e, A inverse) {
+    return e * inverse;
+  }
+  template <class A>
+  static SK_INLINE A summand(A g, A y) {
+    return g * y;
+  }
+  template <class A>
+  static SK_INLINE A gradient(A g, A y, A dot) {
+    return y * (g - dot);
+  }
+};
+
+}  // namespace
+
+template <class T>
+Outcome softmax(const ForwardArgs& args, const Target& target) {
+  return forward<SoftmaxOp, T>(args, target);
+}
+template <class T>
+Outcome softmax_backward(const BackwardArgs& args, const Target& target) {
+  return backward<SoftmaxOp, T>(args, target);
+}
+
+template Outcome softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const Target&);
+template Outcome softmax_backward<SOFTKERN_ELEMENT>(const BackwardArgs&, const Target&);
+
+}  // namespace softkern::cuda

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// The walk over the rows that softmax and log_softmax share; what is done with a row is a parameter.
+#pragma once
+
+#include "launch.cuh"
+
+namespace softkern::cuda {
+namespace {
+
+template <class Op, class T, class Team, class Row>
+SK_INLINE void forward_row(Team& team, Row& row, const Span<T>& out) {
+  using A = Compute<T>;
+  const Stats<A> s = statistics<Op::kOfTerms, A>(team, row, NoMass());
+  const A of_row = Op::row_number(s);
+  const Terms<A> terms(finite(s.m));
+  row.write(out, [&](auto& v, auto) {  // 3 write
+    for (A& x : v) {
+      if constexpr (Op::kOfTerms) {
+        x = Op::value(Row::kKeeps ? x : terms.of(x), of_row);
+      } else {
+        x = Op::value(x, s.m, of_row);
+      }
+    }
+  });
+}
+
+template <class Op, class T, int V, int E>
+__global__ void SK_BOUNDS(OneTensor<T>, V, E) forward_kernel(Grid grid, Rows input, Rows output) {
+  using A = Compute<T>;
+  Team<A> team(grid.sharing);
+  typename RowOf<T, V, E>::type row(team, span_of<T>(input, grid, team.row()), -INFINITY);
+  team.meet();
+  forward_row<Op, T>(team, row, span_of<T>(output, grid, team.row()));
+}
+
+template <class Op, class T>
+__global__ void forward_tile_kernel(Grid grid, Rows input, Rows output) {
+  using A = Compute<T>;
+  const Tile<T> tile(grid, 0);
+  tile.load(input);
+  sync_block();
+  Alone<A> team;
+  TileRow<T> row(tile.own(), tile.own_classes(), tile.own_classes());
+  forward_row<Op, T>(team, row, Span<T>{});
+  sync_block();
+  tile.store(output);
+}
+
+template <class Op, class T>
+Outcome forward(const ForwardArgs& args, const Target& target) {
+  using A = Compute<T>;
+  const Plan plan = make_plan(args.shape, traits_of<T, OneTensor<T>>(target), {&args.input, &args.output});
+  const Dims dims = dims_of<A>(plan, args.shape, args.rows, 2, 1);
+  const Grid grid{args.rows, args.shape, sharing_of(plan)};
+  if (plan.way == Way::kTile) {
+    return {start(forward_tile_kernel<Op, T>, dims, target.stream, grid, args.input, args.output), plan.path};
+  }
+  const char* error = with_kernel<T, OneTensor<T>>(plan, [&](auto kernel) {
+    using K = decltype(kernel);
+    return start(forward_kernel<Op, T, K::V, K::E>, dims, target.stream, grid, args.input, args.output);
+  });
+  return {error, plan.path};
+}
+
+template <class Op, class T, class Team, class Row>
+SK_INLINE void backward_row(Team& team, Row& g, Row& y, const Span<T>& out) {
+  using A = Compute<T>;
+  A total[1] = {0};
+  y.each_with(g, [&](auto& vy, auto& vg) {
+    SK_UNROLL
+    for (int i = 0; i < static_cast<int>(sizeof(vy) / sizeof(A)); ++i) total[0] += Op::summand(vg[i], vy[i]);
+  });
+  team.sum(total);
+  y.write_with(g, out, [&](auto& vy, auto& vg) {  // 3 write
+    SK_UNROLL
+    for (int i = 0; i < static_cast<int>(sizeof(vy) / sizeof(A)); ++i) {
+      vy[i] = Op::gradient(vg[i], vy[i], total[0]);
+    }
+  });
+}
+
+template <class Op, class T, int V, int E>
+__global__ void SK_BOUNDS(TwoTensors<T>, V, E)
+    backward_kernel(Grid grid, Rows grad_output, Rows output, Rows grad_input) {
+  using A = Compute<T>;
+  using Row = typename RowOf<T, V, E, 2>::type;
+  Team<A> team(grid.sharing);
+  Row g(team, span_of<T>(grad_output, grid, team.row()), 0);
+  Row y(team, span_of<T>(output, grid, team.row()), 0);
+  team.meet();
+  backward_row<Op, T>(team, g, y, span_of<T>(grad_input, grid, team.row()));
+}
+
+template <class Op, class T>
+__global__ void backward_tile_kernel(Grid grid, Rows grad_output, Rows output, Rows grad_input) {
+  using A = Compute<T>;
+  const Tile<T> g_tile(grid, 0), y_tile(grid, 1);
+  g_tile.load(grad_output);
+  y_tile.load(output);
+  sync_block();
+  Alone<A> team;
+  TileRow<T> g(g_tile.own(), g_tile.own_classes(), g_tile.own_classes());
+  TileRow<T> y(y_tile.own(), y_tile.own_classes(), y_tile.own_classes());
+  backward_row<Op, T>(team, g, y, Span<T>{});
+  sync_block();
+  y_tile.store(grad_input);
+}
+
+template <class Op, class T>
+Outcome backward(const BackwardArgs& args, const Target& target) {
+  using A = Compute<T>;
+  const Plan plan = make_plan(args.shape, traits_of<T, TwoTensors<T>>(target),
+                              {&args.grad_output, &args.output, &args.grad_input});
+  const Dims dims = dims_of<A>(plan, args.shape, args.rows, 1, 2);
+  const Grid grid{args.rows, args.shape, sharing_of(plan)};
+  if (plan.way == Way::kTile) {
+    return {start(backward_tile_kernel<Op, T>, dims, target.stream, grid, args.grad_output, args.output,
+                  args.grad_input),
+            plan.path};
+  }
+  const char* error = with_kernel<T, TwoTensors<T>>(plan, [&](auto kernel) {
+    using K = decltype(kernel);
+    return start(backward_kernel<Op, T, K::V, K::E>, dims, target.stream, grid, args.grad_output, args.output,
+                 args.grad_input);
+  });
+  return {error, plan.path};
+}
+
+}  // namespace
+}  // namespace softkern::cuda

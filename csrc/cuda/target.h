@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels take from the hardware, by way of nvcc or of the emulator in tests/native/simt.h: the only
+// file that knows which. Barriers order all memory accesses of the threads that meet.
+#pragma once
+
+#if defined(SOFTKERN_EMULATED)
+#include "../../tests/native/simt.h"
+#else
+#include <cuda_runtime.h>
+
+#include <cassert>
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../common/elements.h"
+#include "../common/inline.h"
+
+namespace softkern::cuda {
+namespace {
+
+constexpr int kWarp = 32;
+
+/// A launch of `blocks` blocks, `cluster` of them together, with so much shared memory each.
+struct Dims {
+  int64_t blocks;
+  int threads;
+  int cluster = 1;
+  size_t shared = 0;
+};
+
+constexpr int64_t kMostBlocks = 0x7fffffff;
+
+#if defined(SOFTKERN_EMULATED)
+
+SK_INLINE char* shared_memory() { return simt::self().block->shared.get(); }
+SK_INLINE void sync_warp() { simt::wait_at(simt::Wait::kWarp); }
+SK_INLINE void sync_block() { simt::wait_at(simt::Wait::kBlock); }
+SK_INLINE void sync_cluster() { simt::wait_at(simt::Wait::kCluster); }
+template <class A>
+SK_INLINE A shuffle_xor(A value, int offset) {
+  return simt::shuffle_xor(value, offset);
+}
+template <class A>
+SK_INLINE void store_in_block(A* at, int block, A value) {
+  *simt::in_block(at, block) = value;
+}
+template <class To, class From>
+SK_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+SK_INLINE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+SK_INLINE double fused(double a, double b, double c) { return fma(a, b, c); }
+SK_INLINE float rough_inverse(float b) { return 1 / b; }
+SK_INLINE float larger(float a, float b) { return fmaxf(a, b); }
+SK_INLINE double larger(double a, double b) { return fmax(a, b); }
+SK_INLINE float at_least(float x, float least) { return x < least ? least : x; }
+SK_INLINE void stop_unless(bool holds, const char* why) {
+  if (!holds) simt::fail(why);
+}
+
+template <class... P>
+const char* start(void (*kernel)(P...), const Dims& dims, void*, P... arguments) {
+  if (dims.blocks > kMostBlocks) return "too many rows for one launch";
+  return simt::run<P...>(kernel, static_cast<unsigned>(dims.blocks), static_cast<unsigned>(dims.threads),
+                         dims.cluster, dims.shared, arguments...);
+}
+
+#else
+
+SK_INLINE char* shared_memory() {
+  extern __shared__ __align__(16) char sk_shared[];
+  return sk_shared;
+}
+SK_INLINE void sync_warp() { __syncwarp(); }
+SK_INLINE void sync_block() { __syncthreads(); }
+// Clusters, and memory of other blocks, exist from compute capability 9.0 on; the host launches none below.
+SK_INLINE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+template <class A>
+SK_INLINE A shuffle_xor(A value, int offset) {
+  return __shfl_xor_sync(0xffffffffu, value, offset);
+}
+/// value to where `at` is in the memory of another block of the cluster.
+SK_INLINE uint32_t address_in_block(const void* at, int block) {
+  uint32_t there = static_cast<uint32_t>(__cvta_generic_to_shared(at));
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(there), "r"(block));
+#endif
+  return there;
+}
+SK_INLINE void store_in_block(float* at, int block, float value) {
+  const uint32_t there = address_in_block(at, block);
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+#endif
+}
+SK_INLINE void store_in_block(double* at, int block, double value) {
+  const uint32_t there = address_in_block(at, block);
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(there), "d"(value) : "memory");
+#endif
+}
+template <class To, class From>
+SK_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+SK_INLINE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+SK_INLINE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+/// 1 / b within 1 ulp for b between 2^-126 and 2^126.
+SK_INLINE float rough_inverse(float b) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+  return inverse;
+}
+/// The larger one, or the one that is no NaN.
+SK_INLINE float larger(float a, float b) { return fmaxf(a, b); }
+SK_INLINE double larger(double a, double b) { return fmax(a, b); }
+/// x, or `least` where it is below that; NaN for NaN.
+SK_INLINE float at_least(float x, float least) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(least));
+  return result;
+}
+/// As torch's kernels do: the device prints where, and every later call on it fails.
+SK_INLINE void stop_unless(bool holds, const char* why) {
+  if (!holds) __assert_fail(why, "softkern", 0, "cross_entropy");
+}
+
+template <class... P>
+const char* start(void (*kernel)(P...), const Dims& dims, void* stream, P... arguments) {
+  if (dims.blocks > kMostBlocks) return "too many rows for one launch";
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(dims.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(dims.threads));
+  config.dynamicSmemBytes = dims.shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(dims.cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = dims.cluster > 1 ? 1 : 0;
+  void* pointers[] = {&arguments...};
+  const cudaError_t error = cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+#endif
+
+SK_INLINE double at_least(double x, double least) { return x < least ? least : x; }
+
+}  // namespace
+}  // namespace softkern::cuda

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// The threads that share a row, and what they find out together. Every sum is a tree that the number of
+// threads alone decides, and all of them get the same bits.
+#pragma once
+
+#include "numbers.cuh"
+
+namespace softkern::cuda {
+namespace {
+
+/// Who shares a row.
+enum class Shared : int {
+  kLanes,    // a power of two of a warp's lanes; rows side by side in a warp
+  kBlock,    // a block
+  kCluster,  // some blocks, which write to each other's shared memory
+  kColumn,   // threads 32 apart in a block: lanes of a warp have rows next to each other
+};
+
+/// How a launch shares its rows among threads.
+struct Sharing {
+  Shared kind;
+  int size;        // threads of a row in one block
+  int blocks = 1;  // blocks of a row
+};
+
+// Numbers that a row's threads add up at once, and rounds of such.
+constexpr int kMostSums = 4;
+
+/// Shared memory of a block of so many threads, for a maximum and one round of so many sums.
+template <class A>
+constexpr size_t team_bytes(const Sharing& sharing, int threads, int sums) {
+  const size_t numbers = sharing.kind == Shared::kLanes    ? 0
+                         : sharing.kind == Shared::kBlock  ? kWarp
+                         : sharing.kind == Shared::kColumn ? static_cast<size_t>(threads)
+                                                           : kWarp + static_cast<size_t>(sharing.blocks);
+  return numbers * static_cast<size_t>(1 + sums) * sizeof(A);
+}
+
+template <class A>
+struct Larger {
+  static constexpr A kNeutral = -INFINITY;
+  SK_INLINE A operator()(A a, A b) const { return larger(a, b); }
+};
+template <class A>
+struct Plus {
+  static constexpr A kNeutral = 0;
+  SK_INLINE A operator()(A a, A b) const { return a + b; }
+};
+
+/// A thread that has a row for itself.
+template <class A>
+struct Alone {
+  SK_INLINE A max_of(A v) const { return v; }
+  template <int K>
+  SK_INLINE void sum(A (&)[K]) const {}
+};
+
+template <class A>
+class Team {
+ public:
+  explicit SK_INLINE Team(const Sharing& sharing) : sharing_(sharing) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int block = static_cast<int>(blockIdx.x);
+    free_ = reinterpret_cast<A*>(shared_memory());
+    block_ = 0;
+    switch (sharing.kind) {
+      case Shared::kLanes: {
+        const int rows = static_cast<int>(blockDim.x) / sharing.size;
+        rank_ = thread % sharing.size;
+        row_ = static_cast<int64_t>(block) * rows + thread / sharing.size;
+        break;
+      }
+      case Shared::kColumn:
+        rank_ = thread / kWarp;
+        row_ = static_cast<int64_t>(block) * kWarp + thread % kWarp;
+        break;
+      default:
+        rank_ = thread;
+        block_ = block % sharing.blocks;
+        row_ = block / sharing.blocks;
+    }
+  }
+
+  /// The row, which may be one that does not exist.
+  SK_INLINE int64_t row() const { return row_; }
+  /// The thread's place among the row's, and how many there are.
+  SK_INLINE int rank() const { return block_ * sharing_.size + rank_; }
+  SK_INLINE int size() const { return sharing_.blocks * sharing_.size; }
+
+  /// Before anything is told to others, once: blocks of a cluster need not have begun yet.
+  SK_INLINE void meet() const {
+    if (sharing_.kind == Shared::kCluster) sync_cluster();
+  }
+
+  SK_INLINE A max_of(A v) {
+    combine<1>(&v, Larger<A>());
+    return v;
+  }
+
+  template <int K>
+  SK_INLINE void sum(A (&v)[K]) {
+    static_assert(K <= kMostSums);
+    combine<K>(v, Plus<A>());
+  }
+
+ private:
+  template <int K, class F>
+  SK_INLINE void combine(A* v, F f) {
+    switch (sharing_.kind) {
+      case Shared::kLanes:
+        across_lanes<K>(v, sharing_.size, f);
+        // What follows may write to where others of the row have read.
+        sync_warp();
+        break;
+      case Shared::kBlock:
+        across_block<K>(v, f);
+        break;
+      case Shared::kCluster:
+        across_block<K>(v, f);
+        across_blocks<K>(v, f);
+        break;
+      case Shared::kColumn:
+        across_column<K>(v, f);
+        break;
+    }
+  }
+
+  template <int K, class F>
+  static SK_INLINE void across_lanes(A* v, int size, F f) {
+    for (int offset = size / 2; offset > 0; offset /= 2) {
+      SK_UNROLL
+      for (int k = 0; k < K; ++k) v[k] = f(v[k], shuffle_xor(v[k], offset));
+    }
+  }
+
+  // Memory is used once: a barrier after the reading would cost as much as the one before it.
+  template <int K>
+  SK_INLINE A* take(int numbers) {
+    A* taken = free_;
+    free_ += K * numbers;
+    return taken;
+  }
+
+  template <int K, class F>
+  SK_INLINE void across_block(A* v, F f) {
+    A* of_warps = take<K>(kWarp);
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    across_lanes<K>(v, kWarp, f);
+    if (lane == 0) {
+      SK_UNROLL
+      for (int k = 0; k < K; ++k) of_warps[k * kWarp + static_cast<int>(threadIdx.x) / kWarp] = v[k];
+    }
+    sync_block();
+    SK_UNROLL
+    for (int k = 0; k < K; ++k) v[k] = lane < warps ? of_warps[k * kWarp + lane] : F::kNeutral;
+    across_lanes<K>(v, kWarp, f);
+  }
+
+  template <int K, class F>
+  SK_INLINE void across_blocks(A* v, F f) {
+    A* of_blocks = take<K>(sharing_.blocks);
+    if (rank_ < sharing_.blocks) {
+      SK_UNROLL
+      for (int k = 0; k < K; ++k) store_in_block(of_blocks + k * sharing_.blocks + block_, rank_, v[k]);
+    }
+    sync_cluster();
+    SK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      v[k] = of_blocks[k * sharing_.blocks];
+      for (int b = 1; b < sharing_.blocks; ++b) v[k] = f(v[k], of_blocks[k * sharing_.blocks + b]);
+    }
+  }
+
+  template <int K, class F>
+  SK_INLINE void across_column(A* v, F f) {
+    const int threads = static_cast<int>(blockDim.x);
+    A* of_threads = take<K>(threads);
+    SK_UNROLL
+    for (int k = 0; k < K; ++k) of_threads[k * threads + static_cast<int>(threadIdx.x)] = v[k];
+    sync_block();
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    SK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      v[k] = of_threads[k * threads + lane];
+      for (int r = 1; r < sharing_.size; ++r) v[k] = f(v[k], of_threads[k * threads + r * kWarp + lane]);
+    }
+  }
+
+  Sharing sharing_;
+  A* free_;
+  int rank_, block_;
+  int64_t row_;
+};
+
+}  // namespace
+}  // namespace softkern::cuda

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// From tensors to launches of the CUDA kernels. Nothing here waits for the device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+
+#include "../../cpu/dispatch.h"
+#include "../../cuda/api.h"
+#include "../../cuda/device.h"
+#include "../rows.h"
+
+namespace softkern::cuda {
+
+using at::Tensor;
+
+/// f(T()) for the kernels' type of elements.
+template <class F>
+auto with_element(ElementType type, F f) {
+  switch (type) {
+    case kDouble:
+      return f(double());
+    case kBFloat16:
+      return f(BFloat16());
+    case kHalf:
+      return f(Half());
+    default:
+      return f(float());
+  }
+}
+
+/// Makes a tensor's device the current one, for as long as it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& x) : guard_(x.device()) {
+    target_.clusters = has_clusters(x.device().index());
+#if !defined(SOFTKERN_EMULATED)
+    const c10::impl::VirtualGuardImpl impl(x.device().type());
+    target_.stream = impl.getStream(x.device()).native_handle();
+#endif
+  }
+  const Target& target() const { return target_; }
+
+ private:
+  c10::DeviceGuard guard_;
+  Target target_;
+};
+
+inline void check_launch(const char* error) {
+  TORCH_CHECK(error == nullptr, "softkern: a CUDA kernel was not launched: ", error);
+}
+
+inline void check_launch(const Outcome& outcome) {
+  check_launch(outcome.error);
+  cpu::set_last({"cuda", outcome.path});
+}
+
+/// Fresh contiguous memory for a result of the shape and dtype of x.
+inline Tensor new_output(const Tensor& x) {
+  return at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
+}
+
+/// One number, or some, of another dtype on x's device.
+inline Tensor new_numbers(const Tensor& x, at::IntArrayRef sizes, at::ScalarType type) {
+  return at::empty(sizes, x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
+}
+
+}  // namespace softkern::cuda

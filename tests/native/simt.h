@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs CUDA kernels on the host, for tests: csrc/cuda compiled by an ordinary C++ compiler, with no GPU and
+// no toolkit. Sanitizers see every access.
+//
+// A thread of the GPU is a fiber that runs until it waits for others: at __syncthreads, __syncwarp, a shuffle
+// or a barrier of its cluster. One block (or cluster) is run at a time. What this finds beside wrong numbers:
+// - accesses out of bounds of tensors and of shared memory (under AddressSanitizer), and misaligned ones;
+// - shared memory read before it is written: it begins as NaNs;
+// - missing barriers: SIMT_ORDER=reverse runs the threads in the other order, so that of two threads without
+//   a barrier between them one is late in one of the orders;
+// - threads that wait for each other at different barriers, lanes that left before a shuffle of their warp.
+// What it can't find: races between a block and those that run after it, and what only hardware does.
+#pragma once
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __launch_bounds__(...)
+
+namespace simt {
+
+struct Dim {
+  unsigned x = 1;
+};
+
+enum class Wait { kNothing, kWarp, kBlock, kCluster, kDone };
+
+constexpr int kWarpLanes = 32;
+constexpr size_t kStackBytes = 128 << 10;
+
+struct Block;
+
+struct Thread {
+  ucontext_t context;
+  char* stack = nullptr;
+  Dim index;
+  Block* block = nullptr;
+  Wait wait = Wait::kNothing;
+  unsigned shuffles = 0;
+};
+
+struct Warp {
+  uint64_t slots[2][kWarpLanes];
+};
+
+struct FreeMemory {
+  void operator()(char* memory) const { free(memory); }
+};
+
+struct Block {
+  Dim index;
+  Block* cluster = nullptr;  // the first block of the cluster
+  std::unique_ptr<char, FreeMemory> shared;
+  std::vector<Warp> warps;
+};
+
+/// One launch: what its threads ask for, and how it fails.
+struct Launch {
+  Dim grid, block;
+  int cluster = 1;
+  std::function<void()> body;
+  const char* error = nullptr;
+};
+
+struct Machine {
+  std::vector<std::unique_ptr<Thread>> threads;
+  Thread* running = nullptr;
+  Launch* launch = nullptr;
+  ucontext_t scheduler;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_bytes = 0;
+};
+
+inline Machine& machine() {
+  static thread_local Machine m;
+  return m;
+}
+
+inline Thread& self() { return *machine().running; }
+
+inline void switch_to_thread(Machine& m, Thread& t) {
+  m.running = &t;
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(&fake, t.stack, kStackBytes);
+#endif
+  swapcontext(&m.scheduler, &t.context);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+}
+
+inline void switch_to_scheduler(Machine& m, Thread& t, bool for_good) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, m.scheduler_stack, m.scheduler_stack_bytes);
+#endif
+  swapcontext(&t.context, &m.scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake, &m.scheduler_stack, &m.scheduler_stack_bytes);
+#endif
+  (void)for_good;
+}
+
+inline void wait_at(Wait where) {
+  Thread& t = self();
+  t.wait = where;
+  switch_to_scheduler(machine(), t, where == Wait::kDone);
+}
+
+/// Ends the launch, as a failed assertion ends a kernel.
+inline void fail(const char* why) {
+  machine().launch->error = why;
+  wait_at(Wait::kDone);
+}
+
+inline void enter() {
+  Machine& m = machine();
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
+#endif
+  m.launch->body();
+  wait_at(Wait::kDone);
+}
+
+inline Thread& fresh_thread(Machine& m, size_t i) {
+  if (i == m.threads.size()) {
+    auto t = std::make_unique<Thread>();
+    void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+      fprintf(stderr, "simt: no memory for the stack of thread %zu\n", i);
+      abort();
+    }
+    t->stack = static_cast<char*>(memory);
+    m.threads.push_back(std::move(t));
+  }
+  Thread& t = *m.threads[i];
+  getcontext(&t.context);
+  t.context.uc_stack.ss_sp = t.stack;
+  t.context.uc_stack.ss_size = kStackBytes;
+  t.context.uc_link = nullptr;
+  makecontext(&t.context, enter, 0);
+  t.wait = Wait::kNothing;
+  t.shuffles = 0;
+  return t;
+}
+
+/// Lets the threads [from, to) go on if all that are left wait at this barrier.
+inline bool release(Machine& m, size_t from, size_t to, Wait barrier, bool all) {
+  size_t here = 0, done = 0;
+  for (size_t i = from; i < to; ++i) {
+    here += m.threads[i]->wait == barrier;
+    done += m.threads[i]->wait == Wait::kDone;
+  }
+  if (here == 0 || here + (all ? 0 : done) < to - from) return false;
+  for (size_t i = from; i < to; ++i) {
+    if (m.threads[i]->wait == barrier) m.threads[i]->wait = Wait::kNothing;
+  }
+  return true;
+}
+
+/// The blocks of one cluster, from their first instruction to their last.
+inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t shared_bytes, bool reverse) {
+  const size_t block_threads = launch.block.x;
+  const size_t count = block_threads * static_cast<size_t>(launch.cluster);
+  std::vector<Block> blocks(static_cast<size_t>(launch.cluster));
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    blocks[b].index = {first_block + static_cast<unsigned>(b)};
+    blocks[b].cluster = blocks.data();
+    blocks[b].shared.reset(static_cast<char*>(aligned_alloc(16, (shared_bytes + 15) / 16 * 16)));
+    if (shared_bytes > 0) memset(blocks[b].shared.get(), 0xff, shared_bytes);
+    blocks[b].warps.resize(block_threads / kWarpLanes);
+  }
+  for (size_t i = 0; i < count; ++i) {
+    Thread& t = fresh_thread(m, i);
+    t.block = &blocks[i / block_threads];
+    t.index = {static_cast<unsigned>(i % block_threads)};
+  }
+  for (;;) {
+    bool went_on = false, all_done = true;
+    for (size_t k = 0; k < count; ++k) {
+      Thread& t = *m.threads[reverse ? count - 1 - k : k];
+      if (t.wait == Wait::kNothing) {
+        switch_to_thread(m, t);
+        went_on = true;
+        if (launch.error != nullptr) return;
+      }
+      all_done = all_done && t.wait == Wait::kDone;
+    }
+    if (all_done) return;
+    for (size_t w = 0; w < count; w += kWarpLanes) {
+      went_on |= release(m, w, w + kWarpLanes, Wait::kWarp, /*all=*/true);
+    }
+    for (size_t b = 0; b < count; b += block_threads) {
+      went_on |= release(m, b, b + block_threads, Wait::kBlock, /*all=*/false);
+    }
+    went_on |= release(m, 0, count, Wait::kCluster, /*all=*/true);
+    if (!went_on) {
+      launch.error = "threads wait for each other at different barriers";
+      return;
+    }
+  }
+}
+
+/// Null, or why the launch failed.
+template <class... Parameters>
+const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, int cluster,
+                size_t shared_bytes, Parameters... arguments) {
+  if (blocks == 0 || threads == 0 || threads > 1024 || threads % kWarpLanes != 0 || cluster < 1 ||
+      blocks % static_cast<unsigned>(cluster) != 0 || shared_bytes > (48 << 10)) {
+    return "invalid configuration argument";
+  }
+  Machine& m = machine();
+  Launch launch;
+  launch.grid = {blocks};
+  launch.block = {threads};
+  launch.cluster = cluster;
+  launch.body = [=] { kernel(arguments...); };
+  m.launch = &launch;
+  const char* order = getenv("SIMT_ORDER");
+  const bool reverse = order != nullptr && strcmp(order, "reverse") == 0;
+  for (unsigned b = 0; b < blocks && launch.error == nullptr; b += static_cast<unsigned>(cluster)) {
+    run_cluster(m, launch, b, shared_bytes, reverse);
+  }
+  m.launch = nullptr;
+  return launch.error;
+}
+
+template <class T>
+T shuffle_xor(T value, int offset) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  Thread& t = self();
+  const unsigned lane = t.index.x % kWarpLanes;
+  uint64_t* slots = t.block->warps[t.index.x / kWarpLanes].slots[t.shuffles++ % 2];
+  memcpy(&slots[lane], &value, sizeof(T));
+  wait_at(Wait::kWarp);
+  T other;
+  memcpy(&other, &slots[lane ^ static_cast<unsigned>(offset)], sizeof(T));
+  return other;
+}
+
+/// Where something in the calling block's shared memory is in that of another block of the cluster.
+template <class T>
+T* in_block(T* at, int block) {
+  Block* own = self().block;
+  const auto offset = reinterpret_cast<char*>(at) - own->shared.get();
+  return reinterpret_cast<T*>(own->cluster[block].shared.get() + offset);
+}
+
+}  // namespace simt
+
+#define threadIdx (simt::self().index)
+#define blockIdx (simt::self().block->index)
+#define blockDim (simt::machine().launch->block)
+#define gridDim (simt::machine().launch->grid)
