@@ -65,8 +65,7 @@ def backends() -> list[Backend]:
     cuda = Backend(CUDA, device, _cuda_compiled(), not reason, reason, chosen and not reason)
 
     device, reason = _triton_device(), _why_no_triton()
-    left = device != "cuda" or not cuda.active or any(_cuda_refusals())
-    chosen = named == TRITON or (not named and device != "cpu" and left)
+    chosen = named == TRITON or (not named and device != "cpu" and (not cuda.active or any(_cuda_refusals())))
     return [*found, cuda, Backend(TRITON, device, True, not reason, reason, chosen and not reason)]
 
 
