@@ -61,6 +61,16 @@ py::dict build() {
   result["cxx_standard"] = static_cast<long>(__cplusplus);
   result["torch"] = SOFTKERN_TORCH_VERSION;
   result["version"] = SOFTKERN_VERSION;
+#ifdef SOFTKERN_WITH_CUDA
+  result["cuda_architectures"] = SOFTKERN_CUDA_ARCHITECTURES;
+#else
+  result["cuda_architectures"] = "";
+#endif
+#ifdef SOFTKERN_EMULATED
+  result["cuda_emulated"] = true;
+#else
+  result["cuda_emulated"] = false;
+#endif
   return result;
 }
 
@@ -77,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_last", [](const std::string& isa, const std::string& path) {
     softkern::cpu::set_last({kept(isa), kept(path)});
   });
+  m.def("why_no_cuda", &softkern::why_no_cuda, py::call_guard<py::gil_scoped_release>());
   m.def("set_triton_probe", &set_triton_probe);
   m.def("choose_for_process", &softkern::choose_for_process);
   m.def("choose_for_thread", &softkern::choose_for_thread);

@@ -16,6 +16,7 @@ import torch
 
 from softkern import _C
 
+CUDA = "cuda"
 TRITON = "triton"
 _registering = threading.RLock()
 
@@ -27,12 +28,14 @@ class Backend:
     Attributes:
         name: what `use_backend`, ``SOFTKERN_BACKEND`` and (for CPU backends) ``SOFTKERN_CPU_ISA`` take.
         device: device type of the tensors it computes. "triton" computes on "cuda", on "xpu" where torch has
-            such a device, and on "cpu" where ``TRITON_INTERPRET=1`` is set: slowly, for tests.
+            such a device, and on "cpu" where ``TRITON_INTERPRET=1`` is set: slowly, for tests. So does "cuda"
+            in a build that emulates it.
         compiled: whether this build contains it; "triton" is compiled when it is first used.
-        usable: whether it can run on this machine.
+        usable: whether it can run on this machine, on one of its devices at least.
         reason: why it can't; empty if it can.
-        active: whether it computes the calling thread's tensors on its device. An interpreted "triton" does
-            so if it was named.
+        active: whether it computes the calling thread's tensors on its device, or on some of several:
+            "cuda" may be compiled for one GPU and "triton" compute on the other. An interpreted "triton" and
+            an emulated "cuda" do so if they were named.
     """
 
     name: str
@@ -57,9 +60,13 @@ def backends() -> list[Backend]:
         Backend(name, "cpu", compiled, not reason, reason, name == isa and named in ("", name))
         for name, compiled, reason in _C.isas()
     ]
+    device, reason = _cuda_device(), _why_no_cuda()
+    chosen = named == CUDA or (not named and device == "cuda")
+    cuda = Backend(CUDA, device, _cuda_compiled(), not reason, reason, chosen and not reason)
+
     device, reason = _triton_device(), _why_no_triton()
-    chosen = named == TRITON or (not named and device != "cpu")
-    return [*found, Backend(TRITON, device, True, not reason, reason, chosen and not reason)]
+    chosen = named == TRITON or (not named and device != "cpu" and (not cuda.active or any(_cuda_refusals())))
+    return [*found, cuda, Backend(TRITON, device, True, not reason, reason, chosen and not reason)]
 
 
 @contextmanager
@@ -69,7 +76,7 @@ def use_backend(name: str) -> Iterator[None]:
     CPU backends give the same bits; this is for tests, benchmarks and bug reports. A backend that is named
     never falls back: what its kernels don't take raises a RuntimeError, where torch would have computed it
     otherwise (tensors elsewhere, other dtypes, functorch's transforms). Derivatives of higher order are made
-    of torch's ops in any case. "avx2" refuses CUDA tensors, and "triton" those of the CPU, unless
+    of torch's ops in any case. "avx2" refuses CUDA tensors, and "cuda" and "triton" those of the CPU, unless
     ``TRITON_INTERPRET=1`` lets Triton compute them.
 
     A backward within the block is computed by the same backend where it runs in this thread, as the CPU's
@@ -94,6 +101,7 @@ def _checked(name: str, where: str) -> str:
     reasons = {isa: reason for isa, _, reason in _C.isas()}
     # Only the one that was named is looked for: Triton takes seconds to import.
     if where != "SOFTKERN_CPU_ISA":
+        reasons[CUDA] = _why_no_cuda() if name == CUDA else ""
         reasons[TRITON] = _why_no_triton() if name == TRITON else ""
     if name not in reasons:
         listed = ", ".join(map(repr, reasons))
@@ -101,6 +109,32 @@ def _checked(name: str, where: str) -> str:
     if reasons[name]:
         raise RuntimeError(f"{where}: backend {name!r} can't run here: {reasons[name]}")
     return name
+
+
+def _cuda_compiled() -> bool:
+    return bool(_C.build()["cuda_architectures"])
+
+
+def _cuda_device() -> str:
+    """Device type of the tensors that the CUDA kernels would compute."""
+    return "cpu" if _C.build()["cuda_emulated"] else "cuda"
+
+
+def _why_no_cuda() -> str:
+    """Why the CUDA kernels can't compute here; empty if they can on one device at least."""
+    if not _cuda_compiled():
+        return _C.why_no_cuda(0)
+    if _cuda_device() == "cpu":
+        return ""
+    if reason := _why_no_gpu():
+        return f"torch sees no GPU: {reason}"
+    refusals = _cuda_refusals()
+    return "; ".join(dict.fromkeys(refusals)) if all(refusals) else ""
+
+
+def _cuda_refusals() -> list[str]:
+    """By index of a device of CUDA: why the CUDA kernels can't compute there; empty if they can."""
+    return [_C.why_no_cuda(index) for index in range(torch.cuda.device_count())]
 
 
 def _triton_device() -> str:
@@ -155,7 +189,7 @@ def choose_from_environment() -> None:
         # The one chooses among the CPU's instruction sets and says nothing of other tensors; the other names
         # what has to compute.
         _C.choose_for_process(_checked(name, variable), variable == "SOFTKERN_BACKEND")
-    if len({*named.values()} - {TRITON}) > 1:
+    if len({*named.values()} - {CUDA, TRITON}) > 1:
         raise ValueError(
             "SOFTKERN_CPU_ISA and SOFTKERN_BACKEND name different backends: "
             + ", ".join(f"{variable}={name}" for variable, name in named.items())

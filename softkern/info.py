@@ -37,10 +37,10 @@ def environment() -> dict[str, str]:
     rows.update(_cuda_rows())
     rows.update(_system_rows())
     every = backends()
-    active = {"cpu": "none", **{b.device: b.name for b in every if b.active}}
-    for device, name in active.items():
+    for device in dict.fromkeys(["cpu", *(b.device for b in every if b.active)]):
+        active = ", ".join(b.name for b in every if b.active and b.device == device) or "none"
         isa_forced = device == "cpu" and os.environ.get("SOFTKERN_CPU_ISA")
-        rows[f"active on {device}"] = name + (" (forced)" if _C.required() or isa_forced else "")
+        rows[f"active on {device}"] = active + (" (forced)" if _C.required() or isa_forced else "")
     for backend in every:
         state = "usable" if backend.usable else f"not usable: {backend.reason}"
         rows[f"backend {backend.name}"] = state if backend.compiled else f"not compiled: {backend.reason}"
@@ -79,6 +79,9 @@ def _triton() -> str:
 
 def _cuda_rows() -> Iterator[tuple[str, str]]:
     yield "cuda", f"torch built for {torch.version.cuda}" if torch.version.cuda else "torch built without"
+    build = _C.build()
+    compiled, emulated = str(build["cuda_architectures"]), bool(build["cuda_emulated"])
+    yield "cuda kernels", _cuda_kernels(compiled, emulated)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")  # a driver that is too old is told in a warning
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -87,10 +90,19 @@ def _cuda_rows() -> Iterator[tuple[str, str]]:
         yield "cuda devices", "; ".join(["none", *(str(warning.message).split("\n")[0] for warning in said)])
     for i in range(count):
         device = torch.cuda.get_device_properties(i)
+        memory = f"{device.total_memory >> 20} MiB"
+        why_not = _C.why_no_cuda(i) if compiled and not emulated else ""
         yield (
             f"cuda device {i}",
-            f"{device.name}, capability {device.major}.{device.minor}, {device.total_memory >> 20} MiB",
+            f"{device.name}, capability {device.major}.{device.minor}, {memory}"
+            + (f"; not for the CUDA kernels: {why_not}" if why_not else ""),
         )
+
+
+def _cuda_kernels(architectures: str, emulated: bool) -> str:
+    if emulated:
+        return "emulated on the CPU, for tests"
+    return f"compiled for {architectures}" if architectures else "not compiled"
 
 
 def _system_rows() -> Iterator[tuple[str, str]]:

@@ -262,7 +262,7 @@ def a_probe_that_raises():
 
     with asking(broken):
         with FakeTensorMode(), Seen() as seen:
-            softkern.softmax(torch.empty(2, 3, device="cuda"), 1)
+            softkern.softmax(torch.empty(2, 3, device="xpu"), 1)
         assert any(op.startswith("aten::") and "softmax" in op for op in seen.ops), seen.ops
         _C.choose_for_thread("triton")
         try:
@@ -274,8 +274,11 @@ def a_probe_that_raises():
 
 @check
 def fake_tensors_of_a_gpu():
+    # Where the CUDA kernels run, Triton is not asked for CUDA's tensors.
+    (cuda,) = (b for b in softkern.backends() if b.name == "cuda")
+    devices = ("xpu",) if cuda.usable and cuda.device == "cuda" else ("cuda", "xpu")
     for there in (False, True):
-        for device in ("cuda", "xpu"):
+        for device in devices:
             with asking(lambda device_type, there=there: there) as asked, FakeTensorMode(), Seen() as seen:
                 x = torch.empty(2, 3, device=device)
                 softkern.softmax(x, 1)
@@ -325,7 +328,7 @@ def the_registry():
     def state():
         return {b.name: (b.device, b.usable, b.reason, b.active) for b in softkern.backends()}
 
-    assert [b.name for b in softkern.backends()] == ["avx512", "avx2", "portable", "triton"]
+    assert [b.name for b in softkern.backends()] == ["avx512", "avx2", "portable", "cuda", "triton"]
     assert state()["triton"] == ("cpu", True, "", False) and state()[ISA][3]
     with named():
         assert state()["triton"] == ("cpu", True, "", True)

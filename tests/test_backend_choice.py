@@ -156,9 +156,12 @@ def entry() -> softkern.Backend:
 
 @pytest.fixture
 def built(monkeypatch):
-    """Triton is there, its interpreter is off, and torch is built for a CUDA version, or for none."""
+    """Triton is there, its interpreter is off, torch is built for a CUDA version, or for none, and softkern
+    for none."""
+    ours = {**_C.build(), "cuda_architectures": "", "cuda_emulated": False}
 
     def build(cuda: str | None, available: bool = False) -> None:
+        monkeypatch.setattr(_C, "build", lambda: ours)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         monkeypatch.setattr(backends, "find_spec", lambda name: object())
         monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -249,7 +252,7 @@ def test_on_a_gpu_it_is_active_unless_another_is_named(built, monkeypatch):
 
 def test_the_choices_name_it_without_looking_for_it(monkeypatch):
     monkeypatch.setattr(backends, "_why_no_triton", lambda: pytest.fail("looked for"))
-    with pytest.raises(ValueError, match="'portable', 'triton', got 'mmx'"), softkern.use_backend("mmx"):
+    with pytest.raises(ValueError, match="'cuda', 'triton', got 'mmx'"), softkern.use_backend("mmx"):
         pytest.fail("entered an unknown backend")
     with softkern.use_backend("portable"):
         pass

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import softkern
-from softkern import info
+from softkern import _C, info
 
 ROWS = (
     "softkern",
@@ -28,6 +28,7 @@ ROWS = (
     "numpy",
     "triton",
     "cuda",
+    "cuda kernels",
     "cuda driver",
     "python",
     "platform",
@@ -142,6 +143,8 @@ def test_triton_that_cannot_be_imported_says_why(monkeypatch):
 
 def test_cuda_devices_are_listed(monkeypatch):
     device = types.SimpleNamespace(name="A GPU", major=9, minor=0, total_memory=80 << 30)
+    without = {**_C.build(), "cuda_architectures": "", "cuda_emulated": False}
+    monkeypatch.setattr(_C, "build", lambda: without)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

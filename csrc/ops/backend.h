@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which backend computes: an ISA of the CPU or Triton, by softkern's choice or by name.
+// Which backend computes: an ISA of the CPU, the CUDA kernels or Triton, by softkern's choice or by name.
 #pragma once
 
-#include <c10/core/DeviceType.h>
+#include <c10/core/Device.h>
 
 #include <functional>
 #include <string>
 
 namespace softkern {
 
-constexpr const char* kTriton = "triton";
+enum class Backend { kNone, kCpu, kCuda, kTriton };
 
 /// Choice of the process / of the calling thread; an empty name takes it back. A thread's choice wins.
-/// Names, exceptions: as in cpu/dispatch.h, and "triton", which leaves the choice of the ISA as it is.
-/// `required`: nothing else may compute instead; always so for Triton.
+/// Names, exceptions: as in cpu/dispatch.h, and "cuda" and "triton", which leave the choice of the ISA as it
+/// is. `required`: nothing else may compute instead; always so for these two.
 void choose_for_process(const std::string& name, bool required);
 void choose_for_thread(const std::string& name);
 std::string thread_choice();
@@ -21,11 +21,12 @@ std::string thread_choice();
 /// The name that nothing may replace: the thread's choice, or the process's if it is required; else empty.
 std::string required();
 
-/// Whether CPU tensors of the calling thread are Triton's.
-bool triton_named();
+/// Who computes the calling thread's tensors on a device: the backend that was named, or none if it can't;
+/// softkern's choice where none was.
+Backend backend_for(c10::Device device);
 
-/// Whether the calling thread's choice, or softkern's where there is none, computes tensors on such a device.
-bool computes_on(c10::DeviceType type);
+/// Why the CUDA kernels can't compute tensors on a device of CUDA; empty if they can.
+std::string why_no_cuda(int device);
 
 /// Says whether Triton computes tensors on a device, by the name of its type, and makes the kernels of
 /// `softkern_triton` ready if so. It is asked by the first tensor of a type and its answers are kept; what it

@@ -18,7 +18,7 @@ inline bool takes_dtype(at::ScalarType type) {
 
 inline bool takes_tensor(const at::Tensor& x) {
   return x.layout() == at::kStrided && takes_dtype(x.scalar_type()) && !x.is_nested() &&
-         computes_on(x.device().type());
+         backend_for(x.device()) != Backend::kNone;
 }
 
 inline bool takes_index_dtype(at::ScalarType type) {

@@ -26,7 +26,7 @@ def run(device: str = "cpu", backends: Sequence[str] | None = None, *, quick: bo
     Args:
         device: "cpu", "cuda" or "xpu".
         backends: names from `softkern.backends()`; None: all that can run here on `device`, without an
-            interpreted "triton", which takes long.
+            interpreted "triton" and an emulated "cuda", which take long.
         quick: fewer sizes and combinations, all groups of checks.
 
     Returns:
@@ -43,7 +43,7 @@ def run(device: str = "cpu", backends: Sequence[str] | None = None, *, quick: bo
         if b.device == device and not b.usable:
             report.not_checked[f"backend {b.name}"] = b.reason
         elif b.device == device and backends is None and b.name not in names:
-            report.not_checked[f"backend {b.name}"] = "interpreted, which takes long: it has to be named"
+            report.not_checked[f"backend {b.name}"] = "takes long on the CPU: it has to be named"
     if len(_isas(names)) < 2:
         report.not_checked["bits of the backends against each other"] = "no two of them have the same"
     if device != "cpu":

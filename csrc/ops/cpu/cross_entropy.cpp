@@ -8,15 +8,13 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <cmath>
 #include <functional>
 #include <limits>
 
 #include "../checks.h"
-#include "../ops.h"
-#include "../triton/triton.h"
+#include "cpu.h"
 #include "launch.h"
 
 namespace softkern::cpu {
@@ -179,37 +177,6 @@ std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& t
   return {loss, grad_scale};
 }
 
-std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward_cpu(const Tensor& self, const Tensor& target,
-                                                             const OptionalTensor& weight, int64_t reduction,
-                                                             int64_t ignore_index, double label_smoothing,
-                                                             bool need_grad) {
-  if (triton_named()) {
-    return triton::cross_entropy_forward(self, target, weight, reduction, ignore_index, label_smoothing,
-                                         need_grad);
-  }
-  Tensor grad;
-  const auto fresh = [&] { return grad = new_output(self); };
-  auto [loss, grad_scale] =
-      loss_and_gradient(self, target, weight, reduction, ignore_index, label_smoothing,
-                        need_grad ? std::function<Tensor()>(fresh) : std::function<Tensor()>());
-  if (!need_grad) grad = at::empty({0}, self.options());
-  return {loss, grad, grad_scale};
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_forward_cpu_(Tensor self, const Tensor& target,
-                                                      const OptionalTensor& weight, int64_t reduction,
-                                                      int64_t ignore_index, double label_smoothing) {
-  if (triton_named()) {
-    return triton::cross_entropy_forward_(self, target, weight, reduction, ignore_index, label_smoothing);
-  }
-  TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) != at::MemOverlap::Yes,
-              "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
-              "steps that the kernels can walk; got strides ",
-              self.strides());
-  return loss_and_gradient(self, target, weight, reduction, ignore_index, label_smoothing,
-                           [&] { return self; });
-}
-
 /// What gradient rows are multiplied by: one factor for all of them, or one each.
 struct Factors {
   std::optional<double> single;
@@ -280,35 +247,48 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
       {&args.input, &args.output});
 }
 
-Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
-                                  const Tensor& target, int64_t ignore_index) {
-  if (triton_named()) {
-    return triton::cross_entropy_backward(grad_output, grad, grad_scale, target, ignore_index);
-  }
+int64_t as_int(const c10::SymInt& x) { return x.guard_int(__FILE__, __LINE__); }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& self, const Tensor& target,
+                                                         const OptionalTensor& weight, int64_t reduction,
+                                                         c10::SymInt ignore_index, double label_smoothing,
+                                                         bool need_grad) {
+  Tensor grad;
+  const auto fresh = [&] { return grad = new_output(self); };
+  auto [loss, grad_scale] =
+      loss_and_gradient(self, target, weight, reduction, as_int(ignore_index), label_smoothing,
+                        need_grad ? std::function<Tensor()>(fresh) : std::function<Tensor()>());
+  if (!need_grad) grad = at::empty({0}, self.options());
+  return {loss, grad, grad_scale};
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_forward_(Tensor self, const Tensor& target,
+                                                  const OptionalTensor& weight, int64_t reduction,
+                                                  c10::SymInt ignore_index, double label_smoothing) {
+  TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) != at::MemOverlap::Yes,
+              "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
+              "steps that the kernels can walk; got strides ",
+              self.strides());
+  return loss_and_gradient(self, target, weight, reduction, as_int(ignore_index), label_smoothing,
+                           [&] { return self; });
+}
+
+Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
+                              const Tensor& target, c10::SymInt ignore_index) {
   Tensor out = new_output(grad);
-  scale_gradient(grad_output, grad.contiguous(), grad_scale, target, ignore_index, out);
+  scale_gradient(grad_output, grad.contiguous(), grad_scale, target, as_int(ignore_index), out);
   return out;
 }
 
-void cross_entropy_backward_cpu_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
-                                 const Tensor& target, int64_t ignore_index) {
-  if (triton_named()) {
-    return triton::cross_entropy_backward_(grad_output, grad, grad_scale, target, ignore_index);
-  }
+void cross_entropy_backward_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
+                             const Tensor& target, c10::SymInt ignore_index) {
   TORCH_CHECK(
       is_walkable(grad, class_dim(grad)),
       "softkern::cross_entropy_backward_: expected a grad with strides that the kernels can walk, got ",
       grad.strides());
-  scale_gradient(grad_output, grad, grad_scale, target, ignore_index, grad);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(softkern, CPU, m) {
-  m.impl("cross_entropy_forward", &cross_entropy_forward_cpu);
-  m.impl("cross_entropy_forward_", &cross_entropy_forward_cpu_);
-  m.impl("cross_entropy_backward", &cross_entropy_backward_cpu);
-  m.impl("cross_entropy_backward_", &cross_entropy_backward_cpu_);
+  scale_gradient(grad_output, grad, grad_scale, target, as_int(ignore_index), grad);
 }
 
 }  // namespace softkern::cpu

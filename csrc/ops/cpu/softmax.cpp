@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // softmax and log_softmax of CPU tensors.
 #include <c10/core/WrapDimMinimal.h>
-#include <torch/library.h>
 
-#include "../triton/triton.h"
+#include "cpu.h"
 #include "launch.h"
 
 namespace softkern::cpu {
@@ -45,30 +44,18 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
   return grad_input;
 }
 
-Tensor softmax_cpu(const Tensor& self, int64_t dim) {
-  if (triton_named()) return triton::softmax(self, dim);
-  return forward(self, dim, &Kernels::softmax);
-}
-Tensor log_softmax_cpu(const Tensor& self, int64_t dim) {
-  if (triton_named()) return triton::log_softmax(self, dim);
-  return forward(self, dim, &Kernels::log_softmax);
-}
-Tensor softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  if (triton_named()) return triton::softmax_backward(grad_output, output, dim);
-  return backward(grad_output, output, dim, &Kernels::softmax_backward);
-}
-Tensor log_softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  if (triton_named()) return triton::log_softmax_backward(grad_output, output, dim);
-  return backward(grad_output, output, dim, &Kernels::log_softmax_backward);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(softkern, CPU, m) {
-  m.impl("softmax", &softmax_cpu);
-  m.impl("log_softmax", &log_softmax_cpu);
-  m.impl("softmax_backward", &softmax_backward_cpu);
-  m.impl("log_softmax_backward", &log_softmax_backward_cpu);
+Tensor softmax(const Tensor& self, int64_t dim) { return forward(self, dim, &Kernels::softmax); }
+
+Tensor log_softmax(const Tensor& self, int64_t dim) { return forward(self, dim, &Kernels::log_softmax); }
+
+Tensor softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  return backward(grad_output, output, dim, &Kernels::softmax_backward);
+}
+
+Tensor log_softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  return backward(grad_output, output, dim, &Kernels::log_softmax_backward);
 }
 
 }  // namespace softkern::cpu

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy by Triton.
-#include <torch/library.h>
-
 #include "triton.h"
 
 namespace softkern::triton {
@@ -51,19 +49,5 @@ void cross_entropy_backward_(const Tensor& grad_output, Tensor grad, const Tenso
       handle<decltype(softkern::cross_entropy_backward_)>("softkern_triton::cross_entropy_backward_");
   op.redispatch(kernels_of(grad), grad_output, grad, grad_scale, target, std::move(ignore_index));
 }
-
-namespace {
-
-void register_kernels(torch::Library& m) {
-  m.impl("cross_entropy_forward", &cross_entropy_forward);
-  m.impl("cross_entropy_forward_", &cross_entropy_forward_);
-  m.impl("cross_entropy_backward", &cross_entropy_backward);
-  m.impl("cross_entropy_backward_", &cross_entropy_backward_);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_kernels(m); }
-TORCH_LIBRARY_IMPL(softkern, XPU, m) { register_kernels(m); }
 
 }  // namespace softkern::triton
