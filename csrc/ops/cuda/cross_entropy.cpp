@@ -72,7 +72,7 @@ Number half_storage(const Tensor& weight, const Tensor& target, bool indices, in
   // 2^(15 - exponent) from its bits: what exp2 gives need not be a power of two.
   const Tensor storage =
       exponent.to(at::kInt).neg().add(15 + 127).bitwise_left_shift(23).view(at::ScalarType::Float);
-  return {0, at::where(at::isfinite(largest), storage, at::ones_like(storage)).contiguous()};
+  return {0, at::where(at::isfinite(largest), storage, at::ones({}, storage.options()))};
 }
 
 /// The weight of the targets that count, a double, and its reciprocal in the compute type.
