@@ -4,8 +4,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
-CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
+CXX_NAMES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+SOURCES := $(shell find csrc $(CXX_NAMES)) setup.py tools/cuda_build.py pyproject.toml
+CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
 
 .PHONY: demo test triton verify bench harden lint format wheel-test clean
 

@@ -29,6 +29,9 @@ except ModuleNotFoundError:
 
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
+sys.path.insert(0, str(ROOT / "tools"))  # a build backend is not started as a script of this folder
+from cuda_build import add_kernels
+
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "softkern/_version.py").read_text()).group(1)
 
 TORCH_RELEASE = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
@@ -54,8 +57,16 @@ FLAGS = [
 ]
 
 
-def sources(pattern: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+def sources(*suffixes: str) -> list[str]:
+    files = (path for path in (ROOT / "csrc").rglob("*") if path.suffix in suffixes)
+    return sorted(str(path.relative_to(ROOT)) for path in files)
+
+
+class Build(BuildExtension):
+    def build_extensions(self) -> None:
+        for ext in self.extensions:
+            add_kernels(ext, ROOT, os.environ, rocm=torch.version.hip is not None)
+        super().build_extensions()
 
 
 setup(
@@ -64,8 +75,8 @@ setup(
     ext_modules=[
         CppExtension(
             "softkern._C",
-            sources=sources("**/*.cpp"),
-            depends=sources("**/*.h"),
+            sources=sources(".cpp"),
+            depends=sources(".h", ".cuh", ".cu"),
             extra_compile_args={"cxx": FLAGS},
             extra_link_args=["-g0"],
             define_macros=[
@@ -74,5 +85,5 @@ setup(
             ],
         )
     ],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
 )

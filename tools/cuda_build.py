@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA C++ kernels of softkern._C, compiled by nvcc for setup.py; docs/building.md has the variables.
+
+torch's CUDAExtension cannot serve: on a torch without CUDA it finds no toolkit, whatever the environment has.
+The kernels know nothing of torch or Python, so their objects stay in build/cuda for every torch and Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from setuptools import Extension
+
+KERNELS = "csrc/cuda"
+# Host code that means nothing without the kernels.
+CUDA_ONLY = (f"{KERNELS}/", "csrc/ops/cuda/")
+ELEMENTS = {
+    "float": "float",
+    "double": "double",
+    "bfloat16": "softkern::BFloat16",
+    "half": "softkern::Half",
+}
+HEADERS = (".h", ".cuh")
+ONE_TYPE = ("device.cu", "reduce.cu")  # know of no rows, or add up in double whatever the rows are
+
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
+ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
+
+# Never --use_fast_math or -fmad=true: which multiply-adds are fused is part of the kernels' definition.
+# No NDEBUG: an assertion finds the target that is out of range.
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-Xptxas=-v",
+]
+# Variables that nvcc takes flags from.
+NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+EMULATED_FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-DSOFTKERN_EMULATED",
+    "-Itests/native",
+]
+
+WITHOUT = "SOFTKERN_CUDA=0 builds without CUDA kernels."
+
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    nvcc: Path
+    include: Path
+    cudart: Path
+
+
+@dataclass
+class Compiler:
+    """Makes objects of kernels, and says what the rest of the extension needs beside them."""
+
+    command: list[str]
+    identity: str  # a part of the key: the same command may be another compiler tomorrow
+    folder: str
+    headers: list[str]
+    macros: list[tuple[str, str | None]]
+    include_dirs: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    link_args: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Unit:
+    source: str
+    command: list[str]
+    object: Path
+    key: str
+
+    @property
+    def key_file(self) -> Path:
+        return self.object.with_suffix(".key")
+
+    @property
+    def log(self) -> Path:
+        return self.object.with_suffix(".log")
+
+    def is_current(self) -> bool:
+        return self.object.is_file() and self.key_file.is_file() and self.key_file.read_text() == self.key
+
+
+def add_kernels(ext: Extension, root: Path, env: Environment, rocm: bool) -> None:
+    """Compile the kernels and add them to ext, or take the sources out of it that need them."""
+    kernels = sorted(str(path.relative_to(root)) for path in (root / KERNELS).glob("*.cu"))
+    compiler = choose(root, env, rocm, bool(kernels))
+    if compiler is None:
+        ext.sources = [name for name in ext.sources if not name.startswith(CUDA_ONLY)]
+        return
+    objects = compile_all(units(compiler, kernels, root), root, jobs(env))
+    ext.define_macros += compiler.macros
+    ext.include_dirs += compiler.include_dirs
+    ext.extra_objects += [*objects, *compiler.archives]
+    ext.extra_link_args += compiler.link_args
+
+
+def choose(root: Path, env: Environment, rocm: bool, kernels: bool) -> Compiler | None:
+    """What compiles the kernels; None for a build without."""
+    wanted, forced = env.get("SOFTKERN_CUDA", ""), env.get("FORCE_CUDA") == "1"
+    if wanted not in ("", "0", "emulate"):
+        raise SystemExit(f"SOFTKERN_CUDA={wanted}: expected 0 (no CUDA kernels), emulate (tests) or nothing.")
+    if env.get("SOFTKERN_SANITIZE") and wanted != "emulate":
+        raise SystemExit("SOFTKERN_SANITIZE needs SOFTKERN_CUDA=emulate: nvcc's code cannot be sanitized.")
+    if wanted == "0":
+        return None
+    if not kernels:
+        if wanted or forced:
+            raise SystemExit(f"{'SOFTKERN_CUDA=emulate' if wanted else 'FORCE_CUDA=1'}: no .cu in {KERNELS}.")
+        return None
+    if wanted == "emulate":
+        return emulator(env)
+    if rocm:
+        if forced:
+            raise SystemExit("FORCE_CUDA=1, but the torch of this environment is built for ROCm.")
+        return None
+    toolkit, looked = find_toolkit(env)
+    if toolkit is None:
+        where = "\n".join(f"  {line}" for line in looked)
+        if forced:
+            raise SystemExit(f"FORCE_CUDA=1, but there is no CUDA toolkit:\n{where}\nCUDA_HOME names it.")
+        print(f"softkern: no CUDA kernels\n{where}", flush=True)
+        return None
+    return nvcc(toolkit, env)
+
+
+def find_toolkit(
+    env: Environment, default: Path = Path("/usr/local/cuda")
+) -> tuple[Toolkit | None, list[str]]:
+    """The first complete toolkit, and for each place before it why it is none."""
+    looked = []
+    for name, root in _places(env, default):
+        if root is None:
+            looked.append(f"{name}: not there")
+            continue
+        found = _toolkit(root)
+        if isinstance(found, Toolkit):
+            return found, looked
+        looked.append(f"{name}: {root} has no {found}")
+    return None, looked
+
+
+def _places(env: Environment, default: Path) -> Iterator[tuple[str, Path | None]]:
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if env.get(name):
+            yield name, Path(env[name])
+    on_path = shutil.which("nvcc", path=env.get("PATH", os.defpath))
+    yield "nvcc on PATH", Path(on_path).resolve().parent.parent if on_path else None
+    if on_path:
+        # A wrapper, a script or ccache, lies outside the toolkit, but nvcc itself knows where it is.
+        done = subprocess.run(
+            [on_path, "--dryrun", "-E", "a.cu"], capture_output=True, text=True, errors="replace"
+        )
+        if top := re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE):
+            yield "nvcc on PATH, which is a wrapper", Path(top[1].strip()).resolve()
+    yield "default", default
+
+
+def _toolkit(root: Path) -> Toolkit | str:
+    """Or the file that is missing. Layouts: NVIDIA's installer, conda (targets/), Debian (/usr)."""
+    machine = platform.machine()
+    target = f"targets/{'sbsa' if machine == 'aarch64' else machine}-linux"
+    nvcc = root / "bin" / "nvcc"
+    if not os.access(nvcc, os.X_OK) or nvcc.is_dir():
+        return "bin/nvcc"
+    include = _first(root, "cuda_runtime.h", "include", f"{target}/include")
+    if include is None:
+        return "include/cuda_runtime.h"
+    libraries = ("lib64", "lib", f"{target}/lib", f"lib/{machine}-linux-gnu")
+    library = _first(root, "libcudart_static.a", *libraries)
+    if library is None:
+        return "lib64/libcudart_static.a"
+    return Toolkit(nvcc, include, library / "libcudart_static.a")
+
+
+def _first(root: Path, name: str, *folders: str) -> Path | None:
+    return next((root / folder for folder in folders if (root / folder / name).is_file()), None)
+
+
+def architectures(named: str, known: Collection[str]) -> list[str]:
+    """TORCH_CUDA_ARCH_LIST as a list, checked against the names (compute_90) that this nvcc knows."""
+    names = list(dict.fromkeys(re.split(r"[;\s]+", named.strip("; \t\n"))))
+    if names == [""]:
+        # The newest of them goes in as PTX too, for GPUs that come after it.
+        default = [name for name in DEFAULT_ARCHITECTURES if _is_known(name, known)]
+        names = [*default[:-1], f"{default[-1]}+PTX"] if default else list(DEFAULT_ARCHITECTURES)
+    for name in names:
+        if ARCHITECTURE.fullmatch(name) is None:
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST={named}: {name!r} is not an architecture; "
+                "expected numbers such as 8.0;9.0;12.0+PTX."
+            )
+    if unknown := [name for name in names if not _is_known(name, known)]:
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST={';'.join(names)}: this nvcc does not know {', '.join(unknown)}; "
+            f"it knows {', '.join(sorted(known)) or 'none'}. {WITHOUT}"
+        )
+    return names
+
+
+def _is_known(name: str, known: Collection[str]) -> bool:
+    major, minor, _, _ = _parts(name)
+    return f"compute_{major}{minor}" in known
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    match = ARCHITECTURE.fullmatch(name)
+    assert match is not None
+    return match.groups("")
+
+
+def gencode(names: list[str]) -> list[str]:
+    flags = []
+    for major, minor, feature, ptx in map(_parts, names):
+        number = major + minor + feature
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if ptx:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def nvcc(toolkit: Toolkit, env: Environment) -> Compiler:
+    known = set(re.findall(r"compute_\d+", _output(str(toolkit.nvcc), "--list-gpu-arch")))
+    names = architectures(env.get("TORCH_CUDA_ARCH_LIST", ""), known)
+    print(f"softkern: CUDA kernels for {' '.join(names)}, {toolkit.nvcc}", flush=True)
+    return Compiler(
+        command=[str(toolkit.nvcc), *NVCC_FLAGS, *gencode(names)],
+        identity=_output(str(toolkit.nvcc), "--version") + str([env.get(name) for name in NVCC_VARIABLES]),
+        folder="build/cuda",
+        headers=["csrc/common", KERNELS],
+        macros=[
+            ("SOFTKERN_WITH_CUDA", None),
+            ("SOFTKERN_CUDA_ARCHITECTURES", f'"{";".join(names)}"'),
+        ],
+        include_dirs=[str(toolkit.include)],
+        # The static runtime: one binary for every torch, which brings its own CUDA runtime or none.
+        archives=[str(toolkit.cudart)],
+        link_args=["-ldl", "-lrt", "-lpthread"],
+    )
+
+
+def emulator(env: Environment) -> Compiler:
+    cxx = shlex.split(env.get("CXX") or "g++")
+    sanitizers = env.get("SOFTKERN_SANITIZE")
+    sanitize = [f"-fsanitize={sanitizers}"] if sanitizers else []
+    recover = ["-fno-sanitize-recover=undefined"] if sanitizers else []
+    print("softkern: CUDA kernels emulated on the CPU, for tests alone", flush=True)
+    return Compiler(
+        command=[*cxx, *EMULATED_FLAGS, *sanitize, *recover, "-xc++"],
+        identity=_output(*cxx, "--version"),
+        folder="build/emulated",
+        headers=["csrc/common", "csrc/cpu", KERNELS, "tests/native"],
+        macros=[
+            ("SOFTKERN_WITH_CUDA", None),
+            ("SOFTKERN_CUDA_ARCHITECTURES", '"emulated"'),
+            ("SOFTKERN_EMULATED", None),
+        ],
+        include_dirs=["tests/native"],
+        link_args=sanitize,
+    )
+
+
+def units(compiler: Compiler, kernels: list[str], root: Path) -> list[Unit]:
+    """An object per file and element type: they compile side by side, and each stays small."""
+    headers = [p for folder in compiler.headers for p in (root / folder).rglob("*") if p.suffix in HEADERS]
+    shared = {str(path.relative_to(root)): _digest(path.read_bytes()) for path in sorted(headers)}
+    result = []
+    for source in kernels:
+        path = Path(source)
+        for element in [""] if path.name in ONE_TYPE else ELEMENTS:
+            define = [f"-DSOFTKERN_ELEMENT={ELEMENTS[element]}"] if element else []
+            command = [*compiler.command, *define, "-c", source]
+            content = _digest((root / source).read_bytes())
+            key = _digest(json.dumps([compiler.identity, command, content, shared]).encode())
+            target = root / compiler.folder / ".".join(filter(None, (path.stem, element, "o")))
+            result.append(Unit(source, command, target, key))
+    return result
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def jobs(env: Environment) -> int:
+    named = env.get("MAX_JOBS", "")
+    if named.isdigit() and int(named) > 0:
+        return int(named)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def compile_all(every: list[Unit], root: Path, jobs: int) -> list[str]:
+    """Their objects, of which those are compiled that a change has reached."""
+    stale = [unit for unit in every if not unit.is_current()]
+    print(f"softkern: {len(stale)} of {len(every)} objects to compile", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(compile_one, unit, root) for unit in stale]
+        try:
+            for done in as_completed(running):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [str(unit.object.relative_to(root)) for unit in every]
+
+
+def compile_one(unit: Unit, root: Path) -> None:
+    unit.object.parent.mkdir(parents=True, exist_ok=True)
+    unit.key_file.unlink(missing_ok=True)  # an object that is half written is nobody's
+    command = [*unit.command, "-o", str(unit.object)]
+    # From the root, so that an assertion names its file the same way wherever the build was.
+    done = subprocess.run(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    unit.log.write_text(done.stdout)
+    if done.returncode != 0:
+        raise SystemExit(
+            f"{shlex.join(command)}\n{done.stdout}\n{unit.source} does not compile "
+            f"(exit code {done.returncode}). {WITHOUT}"
+        )
+    for line in done.stdout.splitlines():
+        if "warning" in line:
+            print(line, flush=True)
+    unit.key_file.write_text(unit.key)
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or error
+        raise SystemExit(f"{shlex.join(command)}: {said}\n{WITHOUT}") from None
