@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels on the host, in the emulator of tests/native/simt.h: every way through them, both orders of
+threads, with and without clusters. What the matrix of softkern.verify does not ask.
+
+They need the build that `make emulate` makes; another run of the suite skips them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from compare import assert_same_bits
+
+import softkern
+from softkern import reference
+from softkern.verify.inputs import class_weights, indices, logits, probabilities
+
+EMULATED = softkern._C.build()["cuda_emulated"]
+pytestmark = pytest.mark.skipif(not EMULATED, reason="not the build with emulated CUDA kernels")
+
+SOFTMAXES = ("softmax", "log_softmax")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+inf, nan = math.inf, math.nan
+
+
+@pytest.fixture(autouse=True)
+def cuda():
+    with softkern.use_backend("cuda"):
+        yield
+
+
+@pytest.fixture(params=(True, False), ids=("clusters", "no clusters"))
+def clusters(request, monkeypatch):
+    monkeypatch.setenv("SIMT_CLUSTERS", str(int(request.param)))
+    return request.param
+
+
+def way() -> str:
+    assert softkern._C.last_isa() == "cuda"
+    return softkern._C.last_path()
+
+
+def eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, scale: float = 1.0, atol: float = 0.0) -> None:
+    """Within 8 eps of the dtype, `scale` times; atol for what is a difference of numbers of that size."""
+    assert not actual.requires_grad
+    # The sums that float64 is compared with are float64's own.
+    computed_in = torch.float64 if actual.dtype == torch.float64 else torch.float32
+    rtol = (32 if actual.dtype == torch.float64 else 8) * scale * eps(computed_in)
+    if actual.dtype in (torch.bfloat16, torch.float16):
+        rtol += eps(actual.dtype)
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=atol, equal_nan=True)
+
+
+def everything(x, target, **kwargs):
+    """Values and gradients of all ops of rows x, with the ways that computed them."""
+    ways, found = [], []
+    for op in SOFTMAXES:
+        leaf = x.clone().requires_grad_()
+        y = getattr(softkern, op)(leaf, 1)
+        ways.append(way())
+        found += [y.detach(), *torch.autograd.grad(y, leaf, logits(*y.shape, dtype=y.dtype, seed=7))]
+        ways.append(way())
+    leaf = x.clone().requires_grad_()
+    loss = softkern.cross_entropy(leaf, target, reduction="none", **kwargs)
+    ways.append(way())
+    found += [loss.detach(), *torch.autograd.grad(loss.sum(), leaf)]
+    return ways, found
+
+
+def check_everything(x, target, **kwargs) -> list[str]:
+    ways, (y, dy, z, dz, loss, dx) = everything(x, target, **kwargs)
+    wide = x.double()
+    options = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+    tiny = float(torch.finfo(y.dtype).tiny) * 2
+    g = logits(*y.shape, dtype=y.dtype, seed=7).double()
+    classes = x.shape[1]
+    close(y, reference.softmax(wide, 1), atol=tiny)
+    close(z, reference.log_softmax(wide, 1), atol=4 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype))
+    # Of the stored outputs, as torch differentiates them; sums of as many terms as there are classes.
+    own = 16 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype)
+    close(dy, reference.softmax_backward(g, y.double(), 1), atol=own * float(g.abs().max()))
+    close(dz, reference.log_softmax_backward(g, z.double(), 1), atol=own * float(g.abs().sum(1).max()))
+    close(loss, reference.cross_entropy(wide, target, reduction="none", **options), atol=own)
+    expected = reference.cross_entropy_backward(
+        torch.ones(loss.shape, dtype=torch.float64), wide, target, reduction="none", **options
+    )
+    heaviest = float(options.get("weight", torch.ones(1)).max())
+    close(dx, expected, scale=2, atol=max(tiny, own * heaviest / classes))
+    return ways
+
+
+# Classes, and the ways of forward, backward and cross_entropy with and without clusters.
+TILE, LANES, BLOCK = "a thread a row", "lanes, kept", "block, kept"
+CLUSTER, TWICE = "cluster, kept", "block, read twice"
+WAYS = {
+    1: (TILE, TILE, TILE),
+    3: (TILE, TILE, TILE),
+    32: (TILE, TILE, TILE),
+    33: (LANES, LANES, LANES),
+    40: (LANES, LANES, LANES),
+    128: (LANES, LANES, LANES),
+    129: (LANES, LANES, LANES),
+    509: (LANES, LANES, LANES),
+    520: (BLOCK, BLOCK, BLOCK),
+    521: (BLOCK, BLOCK, BLOCK),
+    5000: (BLOCK, BLOCK, BLOCK),
+}
+LONG_WAYS = {
+    (8193, True): (CLUSTER, CLUSTER, CLUSTER),
+    (8193, False): (TWICE, TWICE, TWICE),
+    (16388, True): (CLUSTER, CLUSTER, CLUSTER),
+    (16388, False): (BLOCK, TWICE, TWICE),
+    (40000, True): (CLUSTER, CLUSTER, CLUSTER),
+    (40000, False): (TWICE, TWICE, TWICE),
+    (70001, True): (TWICE, TWICE, TWICE),
+    (131200, True): (CLUSTER, TWICE, TWICE),
+}
+
+
+@pytest.mark.parametrize("classes", WAYS)
+def test_each_way_computes_what_float64_does(classes):
+    rows = 5 if classes < 1000 else 2
+    ways = check_everything(logits(rows, classes), indices((rows, classes)))
+    forward, backward, loss = WAYS[classes]
+    assert ways == [forward, backward, forward, backward, loss]
+
+
+@pytest.mark.parametrize(("classes", "with_clusters"), LONG_WAYS, ids=str)
+def test_long_rows(monkeypatch, classes, with_clusters):
+    monkeypatch.setenv("SIMT_CLUSTERS", str(int(with_clusters)))
+    ways = check_everything(logits(2, classes), indices((2, classes)))
+    forward, backward, loss = LONG_WAYS[classes, with_clusters]
+    assert ways == [forward, backward, forward, backward, loss]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("classes", (3, 40, 45, 400, 401, 5000, 16384 + 8))
+def test_each_dtype(dtype, classes):
+    rows = 3 if classes < 1000 else 1
+    x = logits(rows, classes, dtype=dtype)
+    ways = check_everything(x, indices((rows, classes)))
+    assert len(set(ways)) <= 3
+
+
+OPTIONS = (
+    {"weight": True},
+    {"label_smoothing": 0.1},
+    {"weight": True, "label_smoothing": 0.1, "ignore_index": 1},
+)
+
+
+@pytest.mark.parametrize("kind", OPTIONS, ids=lambda kind: " ".join(kind))
+@pytest.mark.parametrize("classes", (5, 40, 45, 300, 2000, 9001, 20000))
+def test_each_way_takes_every_option(classes, kind):
+    kwargs = {**kind}
+    if kwargs.pop("weight", False):
+        kwargs["weight"] = class_weights(classes)
+    target = indices((2, classes))
+    target[0] = 1
+    check_everything(logits(2, classes), target, **kwargs)
+
+
+@pytest.mark.parametrize("weighted", (False, True))
+@pytest.mark.parametrize("classes", (5, 40, 45, 300, 2000, 9001, 20000))
+def test_each_way_takes_probabilities(classes, weighted):
+    x, soft = logits(2, classes), probabilities((2, classes))
+    kwargs = {"label_smoothing": 0.1, "weight": class_weights(classes) if weighted else None}
+    wide = {**kwargs, "weight": class_weights(classes).double() if weighted else None}
+    leaf = x.clone().requires_grad_()
+    loss = softkern.cross_entropy(leaf, soft, reduction="none", **kwargs)
+    (dx,) = torch.autograd.grad(loss.sum(), leaf)
+    ones = torch.ones(2, dtype=torch.float64)
+    close(loss.detach(), reference.cross_entropy(x.double(), soft.double(), reduction="none", **wide), scale=2)
+    expected = reference.cross_entropy_backward(ones, x.double(), soft.double(), reduction="none", **wide)
+    close(dx, expected, scale=2, atol=1e-6 / classes)
+
+
+SHAPES = ((6, 10), (3, 40, 7), (2, 10, 3, 5), (2, 300, 3), (2, 700, 2))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ("contiguous", "classes last", "sliced", "every other", "unaligned", "rows apart"))
+def test_layouts(shape, name):
+    plain = logits(*shape)
+    x = {
+        "contiguous": lambda: plain,
+        "classes last": lambda: plain.movedim(1, -1).contiguous().movedim(-1, 1),
+        "sliced": lambda: torch.cat([plain, plain], 1)[:, : shape[1]],
+        "every other": lambda: plain.repeat_interleave(2, 1)[:, ::2],
+        "unaligned": lambda: torch.cat([torch.zeros(1), plain.reshape(-1)])[1:].view(shape),
+        "rows apart": lambda: torch.cat([plain, plain], 0).view(2, *shape).transpose(0, 1)[:, 0],
+    }[name]()
+    target = indices(shape)
+    for op in SOFTMAXES:
+        y = getattr(softkern, op)(x, 1)
+        way()
+        close(y, getattr(reference, op)(plain.double(), 1), atol=1e-6)
+    wanted = reference.cross_entropy(plain.double(), target, reduction="none")
+    expected = reference.cross_entropy_backward(torch.ones_like(wanted), plain.double(), target, reduction="none")
+    leaf = x.detach().requires_grad_()
+    loss = softkern.cross_entropy(leaf, target, reduction="none")
+    close(loss.detach(), wanted, atol=1e-6)
+    close(torch.autograd.grad(loss.sum(), leaf)[0], expected, scale=2, atol=1e-8)
+    if not x._is_view() or name != "rows apart":
+        own = x.clone(memory_format=torch.preserve_format)
+        loss = softkern.cross_entropy(own.requires_grad_() * 1, target, inplace_backward=True, reduction="none")
+        close(loss.detach(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", (10, 45, 300, 1000, 17000, 70001))
+def test_both_orders_of_threads_give_the_same_bits(monkeypatch, clusters, classes):
+    """A barrier that is missing leaves one order with numbers that are not there yet."""
+    x, target = logits(3, classes), indices((3, classes))
+    answers = []
+    for order in ("forward", "reverse"):
+        monkeypatch.setenv("SIMT_ORDER", order)
+        answers.append(everything(x, target, label_smoothing=0.1)[1] + everything(x, target)[1])
+    for a, b in zip(*answers, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("shape", ((5, 10), (5, 45), (5, 300), (3, 1000), (2, 17000), (3, 60, 5)), ids=str)
+def test_a_row_has_the_same_bits_alone_and_anywhere_in_a_batch(shape):
+    x, target = logits(*shape), indices(shape)
+    _, together = everything(x, target)
+    for i in range(shape[0]):
+        g = slice(i, i + 1)
+        leaf = x[g].clone().requires_grad_()
+        loss = softkern.cross_entropy(leaf, target[g], reduction="none")
+        assert_same_bits(softkern.softmax(x[g].clone(), 1), together[0][g])
+        assert_same_bits(softkern.log_softmax(x[g].clone(), 1), together[2][g])
+        assert_same_bits(loss.detach(), together[4][g])
+        assert_same_bits(torch.autograd.grad(loss.sum(), leaf)[0], together[5][g])
+
+
+@pytest.mark.parametrize("classes", (12, 48, 300, 1000, 17000, 40000))
+def test_leading_minus_infinities_are_no_nan(clusters, classes):
+    x = logits(2, classes)
+    x[:, : classes // 2] = -inf
+    for op in SOFTMAXES:
+        close(getattr(softkern, op)(x, 1), getattr(reference, op)(x.double(), 1), atol=1e-6)
+    target = torch.tensor([classes - 1, 0])
+    for smoothing in (0.0, 0.1):
+        kwargs = {"reduction": "none", "label_smoothing": smoothing}
+        loss = softkern.cross_entropy(x, target, **kwargs)
+        close(loss, reference.cross_entropy(x.double(), target, **kwargs), atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", (12, 48, 300, 1000, 17000, 40000))
+@pytest.mark.parametrize("values", ([nan], [inf], [-inf, nan], [inf, inf]), ids=str)
+def test_what_is_not_finite_reaches_the_whole_row(clusters, classes, values):
+    x = logits(2, classes)
+    x[0, classes // 2 : classes // 2 + len(values)] = torch.tensor(values)
+    for op in SOFTMAXES:
+        y = getattr(softkern, op)(x, 1)
+        assert bool(y[0].isnan().all()) and bool(y[1].isfinite().all())
+    assert softkern.cross_entropy(x, torch.tensor([3, 3]), reduction="none").isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("classes", (40000, 70001))
+@pytest.mark.parametrize("offset", (0, 1000, 1023, -1030, 1e6))
+def test_parts_on_both_sides_of_the_direct_shift_are_merged(monkeypatch, classes, offset):
+    """Rows that are read twice: threads meet maxima above and below 1024 in size, whose terms have different
+    origins."""
+    monkeypatch.setenv("SIMT_CLUSTERS", "0")
+    x = logits(3, classes, dtype=torch.float64)
+    x[0, :8] += 30
+    x[1, -8:] += 60
+    x[2, 9] -= 2000
+    x = (x + offset).float()
+    for op in SOFTMAXES:
+        close(getattr(softkern, op)(x, 1), getattr(reference, op)(x.double(), 1), atol=1e-30)
+        assert way() == TWICE
+    target = torch.tensor([3, classes - 2, 9])
+    for smoothing in (0.0, 0.1):
+        loss = softkern.cross_entropy(x, target, reduction="none", label_smoothing=smoothing)
+        expected = reference.cross_entropy(x.double(), target, reduction="none", label_smoothing=smoothing)
+        close(loss, expected, scale=2, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", (10, 45, 300, 2000, 17000, 40000))
+@pytest.mark.parametrize("smoothing", (0.0, 0.1))
+def test_the_gradient_may_take_the_place_of_the_logits(clusters, dtype, classes, smoothing):
+    x, target = logits(3, classes, dtype=dtype), torch.tensor([classes - 1, 0, 5])
+    wanted = []
+    for inplace in (False, True):
+        leaf = x.clone().requires_grad_()
+        loss = softkern.cross_entropy(
+            leaf * 1, target, reduction="sum", label_smoothing=smoothing, inplace_backward=inplace
+        )
+        wanted.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    for a, b in zip(*wanted, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("wrong", (-1, 7, 10**6, -(2**40), 2**62))
+@pytest.mark.parametrize("classes", (7, 45, 1000))
+def test_a_target_out_of_range_stops_the_kernel(classes, wrong):
+    if 0 <= wrong < classes:
+        pytest.skip("a class of this many")
+    x, target = logits(3, classes), torch.tensor([2, wrong, 5])
+    for kwargs in ({}, {"weight": class_weights(classes)}, {"label_smoothing": 0.1}, {"reduction": "none"}):
+        with pytest.raises(IndexError, match=f"Target {wrong} is out of bounds"):
+            softkern.cross_entropy(x, target, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", (torch.int64, torch.int32, torch.uint8), ids=str)
+def test_index_dtypes(dtype):
+    x, target = logits(200, 10), indices((200, 10))
+    ignored = target.clone()
+    ignored[::3] = 255
+    expected = reference.cross_entropy(x.double(), ignored, ignore_index=255)
+    leaf = x.clone().requires_grad_()
+    loss = softkern.cross_entropy(leaf, ignored.to(dtype), ignore_index=255)
+    close(loss.detach(), expected)
+    (dx,) = torch.autograd.grad(loss, leaf, torch.tensor(0.5))
+    assert bool((dx[::3] == 0).all())
+    wanted = reference.cross_entropy_backward(torch.tensor(0.5), x.double(), ignored, ignore_index=255)
+    close(dx, wanted, scale=2, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_of_more_rows_than_one_block_adds(dtype):
+    x, target = logits(40000, 2, dtype=dtype), indices((40000, 2))
+    weight = class_weights(2).to(dtype)
+    for kwargs in ({}, {"weight": weight, "ignore_index": 1}, {"weight": weight / 16, "reduction": "sum"}):
+        loss = softkern.cross_entropy(x, target, **kwargs)
+        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        close(loss, reference.cross_entropy(x.double(), target, **wide))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("upstream", (1.0, 0.5, inf, nan), ids=str)
+@pytest.mark.parametrize("shape", ((4, 6), (4, 64), (4, 5, 3)), ids=str)
+def test_an_upstream_gradient_scales_once_and_spares_ignored_rows(dtype, upstream, shape):
+    x, target = logits(*shape, dtype=dtype), indices(shape)
+    target[1] = -100
+    for reduction in ("sum", "mean", "none"):
+        leaf = x.clone().requires_grad_()
+        loss = softkern.cross_entropy(leaf, target, reduction=reduction)
+        g = torch.full_like(loss, upstream)
+        (dx,) = torch.autograd.grad(loss, leaf, g)
+        ones = torch.ones(loss.shape, dtype=torch.float64)
+        expected = reference.cross_entropy_backward(ones, x.double(), target, reduction=reduction)
+        assert bool((dx[1] == 0).all())
+        rows = [0, 2, 3]
+        unit = eps(torch.float16) * 1e-4 if dtype == torch.float16 else 1e-9
+        close(dx[rows], expected[rows] * upstream, scale=4, atol=unit)
+
+
+def test_rows_of_different_upstream_gradients():
+    x, target = logits(5, 40, 3), indices((5, 40, 3))
+    leaf = x.clone().requires_grad_()
+    loss = softkern.cross_entropy(leaf, target, reduction="none")
+    for g in (logits(5, 3), logits(3, 5).T, logits(1, 3).expand(5, 3)):
+        (dx,) = torch.autograd.grad(loss, leaf, g, retain_graph=True)
+        expected = reference.cross_entropy_backward(g.double(), x.double(), target, reduction="none")
+        close(dx, expected, scale=4, atol=1e-8)
+
+
+@pytest.mark.parametrize("op", SOFTMAXES)
+@pytest.mark.parametrize(("shape", "dim"), (((), 0), ((7,), 0), ((0, 5), 1), ((5, 0), 1), ((3, 1), 1)), ids=str)
+def test_shapes_at_the_edge(op, shape, dim):
+    x = logits(*shape).requires_grad_() if shape else torch.tensor(2.5, requires_grad=True)
+    y = getattr(softkern, op)(x, dim)
+    assert y.shape == x.shape
+    expected = getattr(torch, op)(x.detach().double(), dim)
+    close(y.detach(), expected, atol=1e-6)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.shape == x.shape
+
+
+def test_no_rows_have_no_mean():
+    x, target = logits(0, 5).requires_grad_(), torch.zeros(0, dtype=torch.int64)
+    for reduction, expected in (("mean", nan), ("sum", 0.0)):
+        loss = softkern.cross_entropy(x, target, reduction=reduction)
+        close(loss.detach(), torch.tensor(expected))
+        (dx,) = torch.autograd.grad(loss, x)
+        assert dx.shape == x.shape
+    assert softkern.cross_entropy(x, target, reduction="none").shape == (0,)
+
+
+def test_weights_of_nothing_have_no_mean():
+    x, target = logits(3, 4), torch.tensor([1, 1, 1])
+    weight = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    for smoothing in (0.0, 0.1):
+        loss = softkern.cross_entropy(x, target, weight, label_smoothing=smoothing)
+        assert loss.isnan()
+    everything_ignored = torch.tensor([-100, -100, -100])
+    leaf = x.clone().requires_grad_()
+    loss = softkern.cross_entropy(leaf, everything_ignored)
+    assert loss.isnan()
+    assert bool((torch.autograd.grad(loss, leaf)[0] == 0).all())
+
+
+@pytest.mark.parametrize("weighted", (False, True))
+@pytest.mark.parametrize("soft", (False, True))
+def test_half_gradients_use_the_range_of_the_format(weighted, soft):
+    x = logits(300, 7, dtype=torch.float16)
+    target = probabilities((300, 7), torch.float16) if soft else indices((300, 7))
+    weight = (class_weights(7) * 30).half() if weighted else None
+    leaf = x.clone().requires_grad_()
+    loss = softkern.cross_entropy(leaf, target, weight)
+    (dx,) = torch.autograd.grad(loss, leaf)
+    wide = target.double() if soft else target
+    w = None if weight is None else weight.double()
+    expected = reference.cross_entropy_backward(torch.tensor(1.0).double(), x.double(), wide, w)
+    close(dx, expected, scale=4, atol=6e-8)
