@@ -209,6 +209,8 @@ def test_a_choice_is_put_back(named):
         softkern.softmax(torch.zeros(2, 3), 1)
         assert _C.last_isa() == "portable"
     assert (_C.thread_choice(), _C.required()) == ("cuda", "cuda")
+    _C.choose_for_thread("")
+    assert _C.thread_choice() == ""
 
 
 def test_a_choice_of_the_process_is_every_threads():
