@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_backend_choice import backends, python, refused, registers
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing import assert_close
 
 import softkern
 from softkern import _C, info
@@ -49,8 +51,8 @@ def gpus(monkeypatch):
 
 
 @pytest.fixture
-def free(monkeypatch):
-    """Nothing is named for the process, whatever the environment says."""
+def free():
+    """The choice is softkern's."""
     if _C.required():
         pytest.skip("a backend is named for the whole process")
 
@@ -71,9 +73,7 @@ def test_it_is_listed_before_triton():
 @pytest.mark.skipif(COMPILED, reason="this build has CUDA kernels")
 def test_a_build_without():
     found = entry()
-    assert found.reason.startswith(
-        "this build has no CUDA kernels: no nvcc was found, SOFTKERN_CUDA=0 was set,"
-    )
+    assert found.reason.startswith("this build has no CUDA kernels: no nvcc was found, SOFTKERN_CUDA=0")
     assert (found.device, found.compiled, found.usable, found.active) == ("cuda", False, False, False)
     why = "use_backend: backend 'cuda' can't run here: this build has no CUDA kernels"
     with pytest.raises(RuntimeError, match=why), softkern.use_backend("cuda"):
@@ -112,7 +112,7 @@ def test_triton_computes_where_it_cannot(gpus, free):
     assert (entry().usable, entry().reason, active()) == (False, "made for 9.0", ["triton"])
     gpus("made for 9.0", "no driver")
     assert entry().reason == "made for 9.0; no driver"
-    with pytest.raises(RuntimeError, match="can't run here: made for 9.0; no"), softkern.use_backend("cuda"):
+    with pytest.raises(RuntimeError, match="can't run here: made for"), softkern.use_backend("cuda"):
         pytest.fail("entered a backend that cannot run")
 
 
@@ -209,6 +209,8 @@ def test_a_choice_is_put_back(named):
         softkern.softmax(torch.zeros(2, 3), 1)
         assert _C.last_isa() == "portable"
     assert (_C.thread_choice(), _C.required()) == ("cuda", "cuda")
+    _C.choose_for_thread("")
+    assert _C.thread_choice() == ""
 
 
 def test_a_choice_of_the_process_is_every_threads():
@@ -237,11 +239,10 @@ def of_every_op(device: str) -> list[str]:
         loss = softkern.cross_entropy(z, target, inplace_backward=inplace)
         ran.append(_C.last_isa())
         (grad,) = torch.autograd.grad(loss, z)
-        torch.testing.assert_close(
-            grad, torch.autograd.grad(torch.nn.functional.cross_entropy(x, target), x)[0]
-        )
+        (want,) = torch.autograd.grad(F.cross_entropy(x, target), x)
+        assert_close(grad, want)
     for name in ("softmax", "log_softmax"):
-        y = getattr(torch.nn.functional, name)(x, 1).detach()
+        y = getattr(F, name)(x, 1).detach()
         for call in (
             lambda name=name: getattr(softkern, name)(x, 1),
             lambda name=name, y=y: getattr(torch.ops.softkern, f"{name}_backward")(y, y, 1),
