@@ -80,7 +80,11 @@ def check_everything(x, target, **kwargs) -> list[str]:
     g = logits(*y.shape, dtype=y.dtype, seed=7).double()
     classes = x.shape[1]
     close(y, reference.softmax(wide, 1), atol=tiny)
-    close(z, reference.log_softmax(wide, 1), atol=4 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype))
+    close(
+        z,
+        reference.log_softmax(wide, 1),
+        atol=4 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype),
+    )
     # Of the stored outputs, as torch differentiates them; sums of as many terms as there are classes.
     own = 16 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype)
     close(dy, reference.softmax_backward(g, y.double(), 1), atol=own * float(g.abs().max()))
@@ -175,7 +179,9 @@ def test_each_way_takes_probabilities(classes, weighted):
     loss = softkern.cross_entropy(leaf, soft, reduction="none", **kwargs)
     (dx,) = torch.autograd.grad(loss.sum(), leaf)
     ones = torch.ones(2, dtype=torch.float64)
-    close(loss.detach(), reference.cross_entropy(x.double(), soft.double(), reduction="none", **wide), scale=2)
+    close(
+        loss.detach(), reference.cross_entropy(x.double(), soft.double(), reduction="none", **wide), scale=2
+    )
     expected = reference.cross_entropy_backward(ones, x.double(), soft.double(), reduction="none", **wide)
     close(dx, expected, scale=2, atol=1e-6 / classes)
 
@@ -184,7 +190,9 @@ SHAPES = ((6, 10), (3, 40, 7), (2, 10, 3, 5), (2, 300, 3), (2, 700, 2))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ("contiguous", "classes last", "sliced", "every other", "unaligned", "rows apart"))
+@pytest.mark.parametrize(
+    "name", ("contiguous", "classes last", "sliced", "every other", "unaligned", "rows apart")
+)
 def test_layouts(shape, name):
     plain = logits(*shape)
     x = {
@@ -201,14 +209,18 @@ def test_layouts(shape, name):
         way()
         close(y, getattr(reference, op)(plain.double(), 1), atol=1e-6)
     wanted = reference.cross_entropy(plain.double(), target, reduction="none")
-    expected = reference.cross_entropy_backward(torch.ones_like(wanted), plain.double(), target, reduction="none")
+    expected = reference.cross_entropy_backward(
+        torch.ones_like(wanted), plain.double(), target, reduction="none"
+    )
     leaf = x.detach().requires_grad_()
     loss = softkern.cross_entropy(leaf, target, reduction="none")
     close(loss.detach(), wanted, atol=1e-6)
     close(torch.autograd.grad(loss.sum(), leaf)[0], expected, scale=2, atol=1e-8)
     if not x._is_view() or name != "rows apart":
         own = x.clone(memory_format=torch.preserve_format)
-        loss = softkern.cross_entropy(own.requires_grad_() * 1, target, inplace_backward=True, reduction="none")
+        loss = softkern.cross_entropy(
+            own.requires_grad_() * 1, target, inplace_backward=True, reduction="none"
+        )
         close(loss.detach(), wanted, atol=1e-6)
 
 
@@ -365,7 +377,9 @@ def test_rows_of_different_upstream_gradients():
 
 
 @pytest.mark.parametrize("op", SOFTMAXES)
-@pytest.mark.parametrize(("shape", "dim"), (((), 0), ((7,), 0), ((0, 5), 1), ((5, 0), 1), ((3, 1), 1)), ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dim"), (((), 0), ((7,), 0), ((0, 5), 1), ((5, 0), 1), ((3, 1), 1)), ids=str
+)
 def test_shapes_at_the_edge(op, shape, dim):
     x = logits(*shape).requires_grad_() if shape else torch.tensor(2.5, requires_grad=True)
     y = getattr(softkern, op)(x, dim)

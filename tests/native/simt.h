@@ -12,6 +12,7 @@
 // What it can't find: races between a block and those that run after it, and what only hardware does.
 #pragma once
 
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -45,13 +46,11 @@ constexpr size_t kStackBytes = 128 << 10;
 
 struct Block;
 
-// Where a fiber, or the scheduler, goes on: the compiler's own setjmp. swapcontext asks the kernel for the signal
-// mask each time, several times the price of a switch.
-using Place = void* [5];
-
 struct Thread {
   ucontext_t context;  // its beginning
-  Place place;         // afterwards
+  // Where it goes on afterwards: swapcontext would ask the kernel for the signal mask each time, several times
+  // the price of a switch.
+  jmp_buf place;
   bool begun = false;
   char* stack = nullptr;
   Dim index;
@@ -87,7 +86,7 @@ struct Machine {
   std::vector<std::unique_ptr<Thread>> threads;
   Thread* running = nullptr;
   Launch* launch = nullptr;
-  Place scheduler;
+  jmp_buf scheduler;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
 };
@@ -100,14 +99,14 @@ inline Machine& machine() {
 inline Thread& self() { return *machine().running; }
 
 __attribute__((noinline)) inline void go_on(Machine& m, Thread& t) {
-  if (__builtin_setjmp(m.scheduler) != 0) return;
-  if (t.begun) __builtin_longjmp(t.place, 1);
+  if (_setjmp(m.scheduler) != 0) return;
+  if (t.begun) _longjmp(t.place, 1);
   t.begun = true;
   setcontext(&t.context);
 }
 
 __attribute__((noinline)) inline void go_back(Machine& m, Thread& t) {
-  if (__builtin_setjmp(t.place) == 0) __builtin_longjmp(m.scheduler, 1);
+  if (_setjmp(t.place) == 0) _longjmp(m.scheduler, 1);
 }
 
 inline void switch_to_thread(Machine& m, Thread& t) {
