@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels on the host, in the emulator of tests/native/simt.h: every way through them, both orders of
-threads, with and without clusters. What the matrix of softkern.verify does not ask.
+"""The CUDA kernels on the host, in the emulator of tests/native/simt.h: every way through them, both orders
+of threads, with and without clusters. What the matrix of softkern.verify does not ask.
 
 They need the build that `make emulate` makes; another run of the suite skips them."""
 
@@ -186,42 +186,44 @@ def test_each_way_takes_probabilities(classes, weighted):
     close(dx, expected, scale=2, atol=1e-6 / classes)
 
 
+LAYOUTS = {
+    "contiguous": lambda plain: plain,
+    "classes last": lambda plain: plain.movedim(1, -1).contiguous().movedim(-1, 1),
+    "sliced": lambda plain: torch.cat([plain, plain], 1)[:, : plain.shape[1]],
+    "every other": lambda plain: plain.repeat_interleave(2, 1)[:, ::2],
+    "unaligned": lambda plain: torch.cat([torch.zeros(1), plain.reshape(-1)])[1:].view(plain.shape),
+    "rows apart": lambda plain: torch.stack([plain, plain], 1)[:, 0],
+}
 SHAPES = ((6, 10), (3, 40, 7), (2, 10, 3, 5), (2, 300, 3), (2, 700, 2))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(
-    "name", ("contiguous", "classes last", "sliced", "every other", "unaligned", "rows apart")
-)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(shape, name):
     plain = logits(*shape)
-    x = {
-        "contiguous": lambda: plain,
-        "classes last": lambda: plain.movedim(1, -1).contiguous().movedim(-1, 1),
-        "sliced": lambda: torch.cat([plain, plain], 1)[:, : shape[1]],
-        "every other": lambda: plain.repeat_interleave(2, 1)[:, ::2],
-        "unaligned": lambda: torch.cat([torch.zeros(1), plain.reshape(-1)])[1:].view(shape),
-        "rows apart": lambda: torch.cat([plain, plain], 0).view(2, *shape).transpose(0, 1)[:, 0],
-    }[name]()
-    target = indices(shape)
+    x, target = LAYOUTS[name](plain), indices(shape)
+    assert_same_bits(x.contiguous(), plain)
     for op in SOFTMAXES:
         y = getattr(softkern, op)(x, 1)
         way()
         close(y, getattr(reference, op)(plain.double(), 1), atol=1e-6)
     wanted = reference.cross_entropy(plain.double(), target, reduction="none")
-    expected = reference.cross_entropy_backward(
-        torch.ones_like(wanted), plain.double(), target, reduction="none"
-    )
+    ones = torch.ones_like(wanted)
+    expected = reference.cross_entropy_backward(ones, plain.double(), target, reduction="none")
     leaf = x.detach().requires_grad_()
     loss = softkern.cross_entropy(leaf, target, reduction="none")
     close(loss.detach(), wanted, atol=1e-6)
     close(torch.autograd.grad(loss.sum(), leaf)[0], expected, scale=2, atol=1e-8)
-    if not x._is_view() or name != "rows apart":
-        own = x.clone(memory_format=torch.preserve_format)
-        loss = softkern.cross_entropy(
-            own.requires_grad_() * 1, target, inplace_backward=True, reduction="none"
-        )
-        close(loss.detach(), wanted, atol=1e-6)
+    # In place, the memory between the logits is nobody's.
+    whole = torch.full((2 * x.numel() + 64,), 77.0)
+    place = (x.shape, x.stride(), x.storage_offset())
+    whole.as_strided(*place).copy_(x)
+    around = whole.clone()
+    torch.ops.softkern.cross_entropy_forward_(whole.as_strided(*place), target, None, 0, -100, 0.0)
+    dx = whole.as_strided(*place)
+    close(dx.clone(), expected, scale=2, atol=1e-8)
+    around.as_strided(*place).copy_(dx)
+    assert_same_bits(whole, around)
 
 
 @pytest.mark.parametrize("classes", (10, 45, 300, 1000, 17000, 70001))
@@ -311,11 +313,9 @@ def test_the_gradient_may_take_the_place_of_the_logits(clusters, dtype, classes,
         assert_same_bits(a, b)
 
 
-@pytest.mark.parametrize("wrong", (-1, 7, 10**6, -(2**40), 2**62))
+@pytest.mark.parametrize("wrong", (-1, 1000, 10**6, -(2**40), 2**62))
 @pytest.mark.parametrize("classes", (7, 45, 1000))
 def test_a_target_out_of_range_stops_the_kernel(classes, wrong):
-    if 0 <= wrong < classes:
-        pytest.skip("a class of this many")
     x, target = logits(3, classes), torch.tensor([2, wrong, 5])
     for kwargs in ({}, {"weight": class_weights(classes)}, {"label_smoothing": 0.1}, {"reduction": "none"}):
         with pytest.raises(IndexError, match=f"Target {wrong} is out of bounds"):
@@ -377,14 +377,12 @@ def test_rows_of_different_upstream_gradients():
 
 
 @pytest.mark.parametrize("op", SOFTMAXES)
-@pytest.mark.parametrize(
-    ("shape", "dim"), (((), 0), ((7,), 0), ((0, 5), 1), ((5, 0), 1), ((3, 1), 1)), ids=str
-)
-def test_shapes_at_the_edge(op, shape, dim):
+@pytest.mark.parametrize("shape", ((), (7,), (0, 5), (5, 0), (3, 1)), ids=str)
+def test_shapes_at_the_edge(op, shape):
     x = logits(*shape).requires_grad_() if shape else torch.tensor(2.5, requires_grad=True)
-    y = getattr(softkern, op)(x, dim)
+    y = getattr(softkern, op)(x, -1)
     assert y.shape == x.shape
-    expected = getattr(torch, op)(x.detach().double(), dim)
+    expected = getattr(torch, op)(x.detach().double(), -1)
     close(y.detach(), expected, atol=1e-6)
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert dx.shape == x.shape
