@@ -1,4 +1,4 @@
-# make demo | make test | make triton | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
+# make demo | make test | make triton | make emulate | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -8,7 +8,7 @@ CXX_NAMES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find csrc $(CXX_NAMES)) setup.py tools/cuda_build.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
 
-.PHONY: demo test triton verify bench harden lint format wheel-test clean
+.PHONY: demo test triton emulate verify bench harden lint format wheel-test clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -22,6 +22,17 @@ triton: $(VENV)/.built
 	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/test_triton_compiled.py
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py
 	TRITON_INTERPRET=1 $(BIN)/python tests/triton_interpreter.py --quick
+
+# The CUDA kernels without a GPU: the same sources by a C++ compiler, run on the host under sanitizers. A second
+# extension beside the first; tests and matrix look for theirs in its folder.
+EMULATED := build/emulated
+EMULATED_RUN := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	PYTHONPATH=$(EMULATED)/lib $(BIN)/python -P
+emulate: $(VENV)/.built
+	SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
+		--build-lib $(EMULATED)/lib --build-temp $(EMULATED)/temp
+	$(EMULATED_RUN) -m pytest -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) tests/test_cuda_emulated.py tests/test_backend_cuda.py
+	$(EMULATED_RUN) -m softkern.verify --backend cuda --quick
 
 verify: $(VENV)/.built
 	$(BIN)/python -m softkern.verify $(VERIFY_ARGS)

@@ -32,7 +32,7 @@ ELEMENTS = {
     "half": "softkern::Half",
 }
 HEADERS = (".h", ".cuh")
-ONE_TYPE = ("device.cu", "reduce.cu")  # know of no rows, or add up in double whatever the rows are
+ONE_TYPE = ("reduce.cu",)  # adds up in double whatever the rows are
 
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")

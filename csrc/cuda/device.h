@@ -10,4 +10,7 @@ const char* why_not(int device);
 /// Whether blocks of the device can work in clusters.
 bool has_clusters(int device);
 
+/// Whether code for some architectures ("8.0;9.0;12.0+PTX") runs on a device of this compute capability.
+bool runs_on(const char* architectures, int major, int minor);
+
 }  // namespace softkern::cuda

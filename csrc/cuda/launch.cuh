@@ -35,11 +35,11 @@ constexpr int most_threads() {
          : E <= K::kSome       ? K::kMostThreads
                                : K::kMostWithMany;
 }
-/// Of a thread of such blocks; a multiprocessor has 65,536.
+/// Of a thread of such blocks; a multiprocessor has 65,536, a thread at most 255.
 template <class K, int V, int E>
 constexpr int most_registers() {
   constexpr int threads = most_threads<K, V, E>();
-  return threads == kSmallBlock ? K::kSmallRegisters : 65536 / threads;
+  return threads == kSmallBlock ? K::kSmallRegisters : threads <= 256 ? 255 : 65536 / threads;
 }
 
 // NVIDIA's assembler, told of threads alone, spills registers to make room for another block on the
@@ -89,22 +89,27 @@ struct Kernel {
 
 /// start(Kernel<V, E>()) for the kernel that the plan names; E 0 reads again.
 template <class T, class K, class F>
-const char* with_kernel(const Plan& plan, F start_one) {
+const char* with_kernel(const Plan& plan, F start) {
   constexpr int V = kVector<T>;
+  const auto start_checked = [&](auto kernel) {
+    using Chosen = decltype(kernel);
+    // More registers than the multiprocessor has.
+    if (plan.threads > most_threads<K, Chosen::V, Chosen::E>())
+      return "a plan of more threads than the kernel takes";
+    return start(kernel);
+  };
   switch (plan.kept) {
     case Kept::kFew:
-      return plan.vectors ? start_one(Kernel<V, K::kFew>()) : start_one(Kernel<1, K::kFew>());
+      return plan.vectors ? start_checked(Kernel<V, K::kFew>()) : start_checked(Kernel<1, K::kFew>());
     case Kept::kSome:
-      return plan.vectors ? start_one(Kernel<V, K::kSome>()) : start_one(Kernel<1, K::kSome>());
+      return plan.vectors ? start_checked(Kernel<V, K::kSome>()) : start_checked(Kernel<1, K::kSome>());
     case Kept::kMany:
-      if constexpr (K::kMany > 0) {
-        return start_one(Kernel<V, K::kMany>());
-      }
+      if constexpr (K::kMany > 0) return start_checked(Kernel<V, K::kMany>());
       break;
     case Kept::kNone:
       break;
   }
-  return plan.vectors ? start_one(Kernel<V, 0>()) : start_one(Kernel<1, 0>());
+  return plan.vectors ? start_checked(Kernel<V, 0>()) : start_checked(Kernel<1, 0>());
 }
 
 /// A thread's part of a row, kept or not.

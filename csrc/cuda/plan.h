@@ -3,6 +3,7 @@
 // bits of a row do not depend on the batch. docs/cuda.md has it as a table.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "api.h"
@@ -80,7 +81,8 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
       return {Way::kColumns,          Kept::kSome, false,          static_cast<int>(team) * kWarp,
               static_cast<int>(team), 1,           "columns, kept"};
     }
-    return {Way::kColumns, Kept::kNone, false, kBlock, kBlock / kWarp, 1, "columns, read twice"};
+    const int threads = std::min(kBlock, most_threads);
+    return {Way::kColumns, Kept::kNone, false, threads, threads / kWarp, 1, "columns, read twice"};
   }
   if (classes <= static_cast<int64_t>(kWarp) * traits.few) {
     const int team = power_of_two(ceil_div(classes, traits.few));
@@ -99,8 +101,10 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
       const int each = kept == Kept::kSome ? traits.some : many;
       const int64_t threads_of_block = kept == Kept::kSome ? most_threads : traits.most_with_many;
       if (classes > kMostBlocks * threads_of_block * each) continue;
+      // Smaller blocks are more of them on a multiprocessor: one reads while another computes.
+      const int64_t wanted_threads = std::min<int64_t>(kBlock, threads_of_block);
       int blocks = 2;
-      while (blocks < kMostBlocks && classes > static_cast<int64_t>(blocks) * kBlock * each) blocks *= 2;
+      while (blocks < kMostBlocks && classes > blocks * wanted_threads * each) blocks *= 2;
       const int threads = whole_warps(ceil_div(classes, static_cast<int64_t>(blocks) * each));
       return {Way::kCluster, kept, vectors, threads, threads, blocks, "cluster, kept"};
     }

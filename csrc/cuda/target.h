@@ -82,7 +82,7 @@ SK_INLINE void sync_block() { __syncthreads(); }
 // Clusters, and memory of other blocks, exist from compute capability 9.0 on; the host launches none below.
 SK_INLINE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
 #endif
 }
 template <class A>

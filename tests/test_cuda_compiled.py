@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nvcc made of the CUDA kernels, on a machine that need not have a GPU: registers, spills, stack and
+accesses of each architecture, and an extension that loads. From the objects and texts that the build leaves in
+build/cuda."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import softkern
+
+ROOT = Path(__file__).parents[1]
+BUILD = softkern._C.build()
+# Another architecture list leaves other objects; the default one has these.
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+OBJECTS = sorted(path.relative_to(ROOT / "build/cuda").stem for path in (ROOT / "build/cuda").glob("*.o"))
+
+pytestmark = [
+    pytest.mark.skipif(not BUILD["cuda_architectures"], reason="built without CUDA kernels: no nvcc"),
+    pytest.mark.skipif(BUILD["cuda_emulated"], reason="the emulated kernels are the host compiler's"),
+    pytest.mark.skipif(
+        BUILD["cuda_architectures"] != "8.0;9.0;10.0;12.0+PTX", reason="built for other architectures"
+    ),
+    pytest.mark.skipif(not OBJECTS, reason="installed from elsewhere: no objects in build/cuda"),
+]
+
+ELEMENTS = {"f": "float", "d": "double", "NS_8BFloat16E": "bfloat16", "NS_4HalfE": "half"}
+# softmax's and log_softmax's, of one row kept in registers or read again; and cross_entropy's, whose first
+# parameter is whether several classes have target mass.
+KERNEL = re.compile(
+    r"(?:(forward|backward)_kernelINS1_\w+?OpE|(cross_entropy|scale)_kernelI)"
+    r"(f|d|NS_8BFloat16E|NS_4HalfE)(?:Lb([01])E)?Li(\d+)E(?:Li(\d+)E)?"
+)
+
+
+class Use(NamedTuple):
+    registers: int
+    stack: int
+    spilled: int
+
+
+def compiled() -> dict[str, dict[str, Use]]:
+    """Of each architecture, what its kernels use."""
+    found: dict[str, dict[str, Use]] = defaultdict(dict)
+    for path in (ROOT / "build/cuda").glob("*.log"):
+        name = architecture = ""
+        stack = spilled = -1
+        for line in path.read_text().splitlines():
+            if entry := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+                name, architecture = entry.groups()
+                name = f"{path.stem}: {name}"
+            elif memory := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", line):
+                stack, spilled = map(int, memory.groups())
+            elif used := re.search(r"Used (\d+) registers", line):
+                found[architecture][name] = Use(int(used[1]), stack, spilled)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_kernel_spills_or_has_a_stack(architecture):
+    kernels = compiled()[architecture]
+    assert len(kernels) > 200, len(kernels)
+    assert {name: use for name, use in kernels.items() if use.stack or use.spilled} == {}
+
+
+def ceiling(name: str) -> int:
+    """Registers of a thread, so that a multiprocessor has room for 1,024 threads of the kernels that keep
+    short rows or are the usual ones, 512 of those with more to remember."""
+    match = KERNEL.search(name)
+    if match is None:  # tiles, sums
+        return 80
+    _, of_loss, element, spread, vector, kept = match.groups()
+    double, spread = element == "d", spread == "1"
+    if of_loss == "scale":
+        return 40
+    few = int(kept) in (4, 8) and not (double and int(kept) == 8)
+    if few:
+        return 128 if double else 96 if spread else 64
+    if vector == "1" or double or spread:
+        return 255 if double and spread else 128
+    many = int(kept) == 32
+    return 128 if many and of_loss else 64
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_registers_stay_below_what_the_blocks_leave_them(architecture):
+    kernels = compiled()[architecture]
+    assert {name: use.registers for name, use in kernels.items() if use.registers > ceiling(name)} == {}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_aligned_rows_are_read_and_written_16_bytes_at_a_time(name):
+    nvidia = pytest.importorskip("triton.backends.nvidia", reason="its cuobjdump is Triton's")
+    tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("this Triton has no cuobjdump")
+    done = subprocess.run(
+        [tool, "--dump-sass", "--gpu-architecture", "sm_90", ROOT / f"build/cuda/{name}.o"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    checked = 0
+    for text in done.stdout.split("Function : ")[1:]:
+        kernel = text.split("\n", 1)[0].strip()
+        match = KERNEL.search(kernel)
+        if match is None or match[5] == "1":
+            continue
+        loads = re.findall(r"\bLDG\.E\.(?:\w+\.)*128", text)
+        stores = re.findall(r"\bSTG\.E\.(?:\w+\.)*128", text)
+        kept = int(match[6] or match[5])
+        # A row that is kept is read once: as many loads as it has chunks, and one more tensor in a backward.
+        tensors = 2 if match[1] == "backward" else 1
+        assert len(loads) >= tensors * max(1, kept // int(match[5])), kernel
+        assert len(stores) >= max(1, kept // int(match[5])), kernel
+        checked += 1
+    assert checked > 0 or name == "reduce"
+
+
+def test_the_extension_loads_and_needs_no_cuda_library():
+    backend = {b.name: b for b in softkern.backends()}["cuda"]
+    assert backend.compiled
+    needed = subprocess.run(["ldd", softkern._C.__file__], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"libcudart|c10_cuda|torch_cuda|libcuda\.", needed), needed
