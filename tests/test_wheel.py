@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -26,8 +27,9 @@ def tool() -> ModuleType:
 
 @pytest.fixture
 def sdist(tool: ModuleType) -> list[str]:
-    csrc = tool.tree("csrc", "*.cpp", "*.h")
-    return [*tool.modules(), *csrc, "LICENSE", "README.md", "pyproject.toml", "setup.py", "PKG-INFO"]
+    csrc = tool.tree("csrc", *tool.COMPILED_FROM)
+    others = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "tools/cuda_build.py", "PKG-INFO")
+    return [*tool.modules(), *csrc, *others]
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_a_missing_module_is_noticed(tool: ModuleType, sdist: list[str], wheel: 
     assert tool.wheel_problems(wheel) == [f"wheel: {name} is missing"]
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "setup.py", "csrc/cpu/dispatch.h"])
+@pytest.mark.parametrize("name", ["LICENSE", "setup.py", "tools/cuda_build.py", "csrc/cpu/dispatch.h"])
 def test_what_the_sdist_is_built_from_is_missed(tool: ModuleType, sdist: list[str], name: str) -> None:
     sdist.remove(name)
     assert tool.sdist_problems(sdist) == [f"sdist: {name} is missing"]
@@ -72,6 +74,18 @@ def test_a_wheel_has_its_binary_and_its_licence_once(tool: ModuleType, wheel: li
         "wheel: expected one softkern-*.dist-info/licenses/LICENSE",
     ]
     assert len(tool.wheel_problems([*wheel, "softkern/_C.cpython-312-x86_64-linux-gnu.so"])) == 1
+
+
+@pytest.mark.parametrize("name", ["csrc/cuda/rows.cu", "csrc/cuda/rows.cuh"])
+def test_cuda_sources_are_missed(
+    tool: ModuleType, sdist: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    shutil.copytree(ROOT / "softkern", tmp_path / "softkern", ignore=shutil.ignore_patterns("*.so"))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    assert f"sdist: {name} is missing" in tool.sdist_problems(sdist)
 
 
 def test_names_of_an_archive(tool: ModuleType, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPILED_FROM = ("*.cpp", "*.h", "*.cu", "*.cuh")
 COMPILED = ("*.so", "*.o", "*.a", "*.py[co]")
 
 
@@ -38,8 +39,8 @@ def modules() -> set[str]:
 
 def sdist_problems(names: list[str]) -> list[str]:
     """What is missing from an sdist with these files (without its root folder), or should not be in it."""
-    wanted = modules() | tree("csrc", "*.cpp", "*.h", "*.cu", "*.cuh")
-    wanted |= {"LICENSE", "README.md", "pyproject.toml", "setup.py", "PKG-INFO"}
+    wanted = modules() | tree("csrc", *COMPILED_FROM)
+    wanted |= {"LICENSE", "README.md", "pyproject.toml", "setup.py", "tools/cuda_build.py", "PKG-INFO"}
     problems = [f"sdist: {name} is missing" for name in sorted(wanted - set(names))]
     return problems + [f"sdist: {name} was compiled here" for name in sorted(_like(names, *COMPILED))]
 

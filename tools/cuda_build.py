@@ -22,6 +22,7 @@ from pathlib import Path
 
 from setuptools import Extension
 
+DEFAULT_ROOT = Path("/usr/local/cuda")
 KERNELS = "csrc/cuda"
 # Host code that means nothing without the kernels.
 CUDA_ONLY = (f"{KERNELS}/", "csrc/ops/cuda/")
@@ -135,7 +136,7 @@ def choose(root: Path, env: Environment, rocm: bool, kernels: bool) -> Compiler 
             raise SystemExit(f"{'SOFTKERN_CUDA=emulate' if wanted else 'FORCE_CUDA=1'}: no .cu in {KERNELS}.")
         return None
     if wanted == "emulate":
-        return emulator(env)
+        return emulator(root, env)
     if rocm:
         if forced:
             raise SystemExit("FORCE_CUDA=1, but the torch of this environment is built for ROCm.")
@@ -150,23 +151,21 @@ def choose(root: Path, env: Environment, rocm: bool, kernels: bool) -> Compiler 
     return nvcc(toolkit, env)
 
 
-def find_toolkit(
-    env: Environment, default: Path = Path("/usr/local/cuda")
-) -> tuple[Toolkit | None, list[str]]:
+def find_toolkit(env: Environment) -> tuple[Toolkit | None, list[str]]:
     """The first complete toolkit, and for each place before it why it is none."""
     looked = []
-    for name, root in _places(env, default):
+    for name, root in _places(env):
         if root is None:
             looked.append(f"{name}: not there")
             continue
-        found = _toolkit(root)
+        found = _toolkit(root.resolve())
         if isinstance(found, Toolkit):
             return found, looked
         looked.append(f"{name}: {root} has no {found}")
     return None, looked
 
 
-def _places(env: Environment, default: Path) -> Iterator[tuple[str, Path | None]]:
+def _places(env: Environment) -> Iterator[tuple[str, Path | None]]:
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if env.get(name):
             yield name, Path(env[name])
@@ -178,8 +177,8 @@ def _places(env: Environment, default: Path) -> Iterator[tuple[str, Path | None]
             [on_path, "--dryrun", "-E", "a.cu"], capture_output=True, text=True, errors="replace"
         )
         if top := re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE):
-            yield "nvcc on PATH, which is a wrapper", Path(top[1].strip()).resolve()
-    yield "default", default
+            yield "nvcc on PATH, which is a wrapper", Path(top[1].strip())
+    yield "by default", DEFAULT_ROOT
 
 
 def _toolkit(root: Path) -> Toolkit | str:
@@ -204,7 +203,7 @@ def _first(root: Path, name: str, *folders: str) -> Path | None:
 
 
 def architectures(named: str, known: Collection[str]) -> list[str]:
-    """TORCH_CUDA_ARCH_LIST as a list, checked against the names (compute_90) that this nvcc knows."""
+    """TORCH_CUDA_ARCH_LIST as a list, checked against those that this nvcc knows ("9.0")."""
     names = list(dict.fromkeys(re.split(r"[;\s]+", named.strip("; \t\n"))))
     if names == [""]:
         # The newest of them goes in as PTX too, for GPUs that come after it.
@@ -219,14 +218,13 @@ def architectures(named: str, known: Collection[str]) -> list[str]:
     if unknown := [name for name in names if not _is_known(name, known)]:
         raise SystemExit(
             f"TORCH_CUDA_ARCH_LIST={';'.join(names)}: this nvcc does not know {', '.join(unknown)}; "
-            f"it knows {', '.join(sorted(known)) or 'none'}. {WITHOUT}"
+            f"it knows {', '.join(sorted(known, key=float)) or 'none'}. {WITHOUT}"
         )
     return names
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:
-    major, minor, _, _ = _parts(name)
-    return f"compute_{major}{minor}" in known
+    return ".".join(_parts(name)[:2]) in known
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -246,7 +244,8 @@ def gencode(names: list[str]) -> list[str]:
 
 
 def nvcc(toolkit: Toolkit, env: Environment) -> Compiler:
-    known = set(re.findall(r"compute_\d+", _output(str(toolkit.nvcc), "--list-gpu-arch")))
+    listed = re.findall(r"compute_(\d+)(\d)\b", _output(str(toolkit.nvcc), "--list-gpu-arch"))
+    known = [".".join(parts) for parts in listed]
     names = architectures(env.get("TORCH_CUDA_ARCH_LIST", ""), known)
     print(f"softkern: CUDA kernels for {' '.join(names)}, {toolkit.nvcc}", flush=True)
     return Compiler(
@@ -265,7 +264,7 @@ def nvcc(toolkit: Toolkit, env: Environment) -> Compiler:
     )
 
 
-def emulator(env: Environment) -> Compiler:
+def emulator(root: Path, env: Environment) -> Compiler:
     cxx = shlex.split(env.get("CXX") or "g++")
     sanitizers = env.get("SOFTKERN_SANITIZE")
     sanitize = [f"-fsanitize={sanitizers}"] if sanitizers else []
@@ -281,7 +280,7 @@ def emulator(env: Environment) -> Compiler:
             ("SOFTKERN_CUDA_ARCHITECTURES", '"emulated"'),
             ("SOFTKERN_EMULATED", None),
         ],
-        include_dirs=["tests/native"],
+        include_dirs=[str(root / "tests/native")],  # ninja compiles from elsewhere
         link_args=sanitize,
     )
 
@@ -353,5 +352,5 @@ def _output(*command: str) -> str:
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or error
+        said = str(getattr(error, "stderr", None) or error).strip()
         raise SystemExit(f"{shlex.join(command)}: {said}\n{WITHOUT}") from None
