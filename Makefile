@@ -29,9 +29,10 @@ EMULATED := build/emulated
 EMULATED_RUN := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	PYTHONPATH=$(EMULATED)/lib $(BIN)/python -P
 emulate: $(VENV)/.built
-	SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
+	DEBUG=1 SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-lib $(EMULATED)/lib --build-temp $(EMULATED)/temp
-	$(EMULATED_RUN) -m pytest -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) tests/test_cuda_emulated.py tests/test_backend_cuda.py
+	$(EMULATED_RUN) -m pytest -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) \
+		tests/test_cuda_emulated*.py tests/test_backend_cuda.py
 	$(EMULATED_RUN) -m softkern.verify --backend cuda --quick
 
 verify: $(VENV)/.built
@@ -74,7 +75,7 @@ format: $(VENV)/.lint
 # sdist, wheel out of the sdist, and the wheel in an environment of its own.
 wheel-test: $(VENV)/.torch
 	$(BIN)/python -m pip install $$(sed -n 's/^wheel = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
-	$(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-9.0}" $(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info softkern/_C.*.so $(VENV)

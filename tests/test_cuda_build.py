@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -92,8 +95,8 @@ def test_what_is_no_architecture_is_named(tool: ModuleType, name: str) -> None:
 
 
 def test_what_this_nvcc_does_not_know_is_named(tool: ModuleType) -> None:
-    with pytest.raises(SystemExit, match=r"does not know 5\.0, 12\.0\+PTX; it knows 9\.0, 10\.0\."):
-        tool.architectures("5.0;9.0;12.0+PTX", ["10.0", "9.0"])
+    with pytest.raises(SystemExit, match=r"does not know 8\.7, 12\.0\+PTX; it knows 9\.0, 10\.0\."):
+        tool.architectures("8.7;9.0;12.0+PTX", ["10.0", "9.0"])
     with pytest.raises(SystemExit, match=r"does not know 8\.0, 9\.0, 10\.0, 12\.0; it knows 3\.5\."):
         tool.architectures("", ["3.5"])
 
@@ -200,7 +203,7 @@ def test_an_object_per_element_type(tool: ModuleType, tmp_path: Path) -> None:
     made = {unit.object.name: unit for unit in tool.units(compiler, KERNELS, tree(tmp_path))}
     assert list(made) == ["reduce.o", "rows.float.o", "rows.double.o", "rows.bfloat16.o", "rows.half.o"]
     assert made["reduce.o"].command == ["nvcc", "-c", "csrc/cuda/reduce.cu"]
-    assert "-DSOFTKERN_ELEMENT=softkern::cuda::BFloat16" in made["rows.bfloat16.o"].command
+    assert "-DSOFTKERN_ELEMENT=softkern::BFloat16" in made["rows.bfloat16.o"].command
 
 
 def test_the_key_holds_all_that_goes_into_an_object(tool: ModuleType, tmp_path: Path) -> None:
@@ -290,3 +293,32 @@ def test_an_nvcc_that_does_not_run_is_named(tool: ModuleType, tmp_path: Path) ->
 @pytest.mark.parametrize(("named", "jobs"), [("3", 3), ("0", None), ("", None), ("many", None)])
 def test_jobs(tool: ModuleType, named: str, jobs: int | None) -> None:
     assert tool.jobs({"MAX_JOBS": named}) == (jobs or tool.jobs({})) > 0
+
+
+def test_architectures_that_the_kernels_cannot_have_are_refused(tool: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"the kernels need 8\.0 or newer, not 7\.5, 7\.0\+PTX\."):
+        tool.architectures("7.5;9.0;7.0+PTX", ["7.0", "7.5", "9.0"])
+
+
+RUNS = {
+    "8.0;9.0;10.0;12.0+PTX": {"8.0", "8.6", "9.0", "10.0", "10.3", "12.0", "12.1", "13.0"},
+    "9.0a": {"9.0"},
+    "8.6": {"8.6"},
+    "8.0+PTX": {"8.0", "8.6", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1", "13.0"},
+    "10.0f": {"10.0", "10.3"},
+}
+DEVICES = ("7.5", "8.0", "8.6", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1", "13.0")
+
+
+def test_devices_run_code_of_their_own_generation_and_ptx_of_older_ones(tmp_path: Path) -> None:
+    program = tmp_path / "architectures"
+    sources = [ROOT / "tests/native/architectures.cpp", ROOT / "csrc/cuda/device.cpp"]
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    subprocess.run([*compiler, "-std=c++17", "-DSOFTKERN_EMULATED", *sources, "-o", program], check=True)
+    for built_for, devices in RUNS.items():
+        runs = {
+            device
+            for device in DEVICES
+            if subprocess.check_output([program, built_for, *device.split(".")], text=True) == "1\n"
+        }
+        assert runs == devices, built_for

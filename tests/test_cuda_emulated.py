@@ -11,91 +11,29 @@ import math
 import pytest
 import torch
 from compare import assert_same_bits
+from emulated_checks import (
+    DTYPES,
+    SOFTMAXES,
+    check_everything,
+    close,
+    cuda,  # noqa: F401  (for every test here)
+    emulated,
+    everything,
+    way,
+)
 
 import softkern
 from softkern import reference
 from softkern.verify.inputs import class_weights, indices, logits, probabilities
 
-EMULATED = softkern._C.build()["cuda_emulated"]
-pytestmark = pytest.mark.skipif(not EMULATED, reason="not the build with emulated CUDA kernels")
-
-SOFTMAXES = ("softmax", "log_softmax")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+pytestmark = emulated
 inf, nan = math.inf, math.nan
-
-
-@pytest.fixture(autouse=True)
-def cuda():
-    with softkern.use_backend("cuda"):
-        yield
 
 
 @pytest.fixture(params=(True, False), ids=("clusters", "no clusters"))
 def clusters(request, monkeypatch):
     monkeypatch.setenv("SIMT_CLUSTERS", str(int(request.param)))
     return request.param
-
-
-def way() -> str:
-    assert softkern._C.last_isa() == "cuda"
-    return softkern._C.last_path()
-
-
-def eps(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, scale: float = 1.0, atol: float = 0.0) -> None:
-    """Within 8 eps of the dtype, `scale` times; atol for what is a difference of numbers of that size."""
-    assert not actual.requires_grad
-    # The sums that float64 is compared with are float64's own.
-    computed_in = torch.float64 if actual.dtype == torch.float64 else torch.float32
-    rtol = (32 if actual.dtype == torch.float64 else 8) * scale * eps(computed_in)
-    if actual.dtype in (torch.bfloat16, torch.float16):
-        rtol += eps(actual.dtype)
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=atol, equal_nan=True)
-
-
-def everything(x, target, **kwargs):
-    """Values and gradients of all ops of rows x, with the ways that computed them."""
-    ways, found = [], []
-    for op in SOFTMAXES:
-        leaf = x.clone().requires_grad_()
-        y = getattr(softkern, op)(leaf, 1)
-        ways.append(way())
-        found += [y.detach(), *torch.autograd.grad(y, leaf, logits(*y.shape, dtype=y.dtype, seed=7))]
-        ways.append(way())
-    leaf = x.clone().requires_grad_()
-    loss = softkern.cross_entropy(leaf, target, reduction="none", **kwargs)
-    ways.append(way())
-    found += [loss.detach(), *torch.autograd.grad(loss.sum(), leaf)]
-    return ways, found
-
-
-def check_everything(x, target, **kwargs) -> list[str]:
-    ways, (y, dy, z, dz, loss, dx) = everything(x, target, **kwargs)
-    wide = x.double()
-    options = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
-    tiny = float(torch.finfo(y.dtype).tiny) * 2
-    g = logits(*y.shape, dtype=y.dtype, seed=7).double()
-    classes = x.shape[1]
-    close(y, reference.softmax(wide, 1), atol=tiny)
-    close(
-        z,
-        reference.log_softmax(wide, 1),
-        atol=4 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype),
-    )
-    # Of the stored outputs, as torch differentiates them; sums of as many terms as there are classes.
-    own = 16 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype)
-    close(dy, reference.softmax_backward(g, y.double(), 1), atol=own * float(g.abs().max()))
-    close(dz, reference.log_softmax_backward(g, z.double(), 1), atol=own * float(g.abs().sum(1).max()))
-    close(loss, reference.cross_entropy(wide, target, reduction="none", **options), atol=own)
-    expected = reference.cross_entropy_backward(
-        torch.ones(loss.shape, dtype=torch.float64), wide, target, reduction="none", **options
-    )
-    heaviest = float(options.get("weight", torch.ones(1)).max())
-    close(dx, expected, scale=2, atol=max(tiny, own * heaviest / classes))
-    return ways
 
 
 # Classes, and the ways of forward, backward and cross_entropy with and without clusters.
@@ -313,69 +251,6 @@ def test_the_gradient_may_take_the_place_of_the_logits(clusters, dtype, classes,
         assert_same_bits(a, b)
 
 
-@pytest.mark.parametrize("wrong", (-1, 1000, 10**6, -(2**40), 2**62))
-@pytest.mark.parametrize("classes", (7, 45, 1000))
-def test_a_target_out_of_range_stops_the_kernel(classes, wrong):
-    x, target = logits(3, classes), torch.tensor([2, wrong, 5])
-    for kwargs in ({}, {"weight": class_weights(classes)}, {"label_smoothing": 0.1}, {"reduction": "none"}):
-        with pytest.raises(IndexError, match=f"Target {wrong} is out of bounds"):
-            softkern.cross_entropy(x, target, **kwargs)
-
-
-@pytest.mark.parametrize("dtype", (torch.int64, torch.int32, torch.uint8), ids=str)
-def test_index_dtypes(dtype):
-    x, target = logits(200, 10), indices((200, 10))
-    ignored = target.clone()
-    ignored[::3] = 255
-    expected = reference.cross_entropy(x.double(), ignored, ignore_index=255)
-    leaf = x.clone().requires_grad_()
-    loss = softkern.cross_entropy(leaf, ignored.to(dtype), ignore_index=255)
-    close(loss.detach(), expected)
-    (dx,) = torch.autograd.grad(loss, leaf, torch.tensor(0.5))
-    assert bool((dx[::3] == 0).all())
-    wanted = reference.cross_entropy_backward(torch.tensor(0.5), x.double(), ignored, ignore_index=255)
-    close(dx, wanted, scale=2, atol=1e-9)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sums_of_more_rows_than_one_block_adds(dtype):
-    x, target = logits(40000, 2, dtype=dtype), indices((40000, 2))
-    weight = class_weights(2).to(dtype)
-    for kwargs in ({}, {"weight": weight, "ignore_index": 1}, {"weight": weight / 16, "reduction": "sum"}):
-        loss = softkern.cross_entropy(x, target, **kwargs)
-        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
-        close(loss, reference.cross_entropy(x.double(), target, **wide))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("upstream", (1.0, 0.5, inf, nan), ids=str)
-@pytest.mark.parametrize("shape", ((4, 6), (4, 64), (4, 5, 3)), ids=str)
-def test_an_upstream_gradient_scales_once_and_spares_ignored_rows(dtype, upstream, shape):
-    x, target = logits(*shape, dtype=dtype), indices(shape)
-    target[1] = -100
-    for reduction in ("sum", "mean", "none"):
-        leaf = x.clone().requires_grad_()
-        loss = softkern.cross_entropy(leaf, target, reduction=reduction)
-        g = torch.full_like(loss, upstream)
-        (dx,) = torch.autograd.grad(loss, leaf, g)
-        ones = torch.ones(loss.shape, dtype=torch.float64)
-        expected = reference.cross_entropy_backward(ones, x.double(), target, reduction=reduction)
-        assert bool((dx[1] == 0).all())
-        rows = [0, 2, 3]
-        unit = eps(torch.float16) * 1e-4 if dtype == torch.float16 else 1e-9
-        close(dx[rows], expected[rows] * upstream, scale=4, atol=unit)
-
-
-def test_rows_of_different_upstream_gradients():
-    x, target = logits(5, 40, 3), indices((5, 40, 3))
-    leaf = x.clone().requires_grad_()
-    loss = softkern.cross_entropy(leaf, target, reduction="none")
-    for g in (logits(5, 3), logits(3, 5).T, logits(1, 3).expand(5, 3)):
-        (dx,) = torch.autograd.grad(loss, leaf, g, retain_graph=True)
-        expected = reference.cross_entropy_backward(g.double(), x.double(), target, reduction="none")
-        close(dx, expected, scale=4, atol=1e-8)
-
-
 @pytest.mark.parametrize("op", SOFTMAXES)
 @pytest.mark.parametrize("shape", ((), (7,), (0, 5), (5, 0), (3, 1)), ids=str)
 def test_shapes_at_the_edge(op, shape):
@@ -386,41 +261,3 @@ def test_shapes_at_the_edge(op, shape):
     close(y.detach(), expected, atol=1e-6)
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert dx.shape == x.shape
-
-
-def test_no_rows_have_no_mean():
-    x, target = logits(0, 5).requires_grad_(), torch.zeros(0, dtype=torch.int64)
-    for reduction, expected in (("mean", nan), ("sum", 0.0)):
-        loss = softkern.cross_entropy(x, target, reduction=reduction)
-        close(loss.detach(), torch.tensor(expected))
-        (dx,) = torch.autograd.grad(loss, x)
-        assert dx.shape == x.shape
-    assert softkern.cross_entropy(x, target, reduction="none").shape == (0,)
-
-
-def test_weights_of_nothing_have_no_mean():
-    x, target = logits(3, 4), torch.tensor([1, 1, 1])
-    weight = torch.tensor([1.0, 0.0, 1.0, 1.0])
-    for smoothing in (0.0, 0.1):
-        loss = softkern.cross_entropy(x, target, weight, label_smoothing=smoothing)
-        assert loss.isnan()
-    everything_ignored = torch.tensor([-100, -100, -100])
-    leaf = x.clone().requires_grad_()
-    loss = softkern.cross_entropy(leaf, everything_ignored)
-    assert loss.isnan()
-    assert bool((torch.autograd.grad(loss, leaf)[0] == 0).all())
-
-
-@pytest.mark.parametrize("weighted", (False, True))
-@pytest.mark.parametrize("soft", (False, True))
-def test_half_gradients_use_the_range_of_the_format(weighted, soft):
-    x = logits(300, 7, dtype=torch.float16)
-    target = probabilities((300, 7), torch.float16) if soft else indices((300, 7))
-    weight = (class_weights(7) * 30).half() if weighted else None
-    leaf = x.clone().requires_grad_()
-    loss = softkern.cross_entropy(leaf, target, weight)
-    (dx,) = torch.autograd.grad(loss, leaf)
-    wide = target.double() if soft else target
-    w = None if weight is None else weight.double()
-    expected = reference.cross_entropy_backward(torch.tensor(1.0).double(), x.double(), wide, w)
-    close(dx, expected, scale=4, atol=6e-8)

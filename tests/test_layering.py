@@ -37,9 +37,14 @@ INCLUDES_PYTHON = r'#\s*include\s*[<"](pybind11|Python\.h|torch/csrc/(utils|pyth
 INTRINSIC = r"\b_mm\d*_|\b__m(128|256|512)|immintrin\.h"
 
 
-def test_cpu_kernels_know_nothing_of_torch():
-    """So they compile in a second and run under sanitizers without Python."""
-    assert not offenders(sources(CSRC / "cpu"), INCLUDES_TORCH)
+@pytest.mark.parametrize("folder", ("common", "cpu", "cuda"))
+def test_kernels_know_nothing_of_torch(folder):
+    """So they compile in seconds and run under sanitizers without Python."""
+    assert not offenders(sources(CSRC / folder), INCLUDES_TORCH)
+
+
+def test_what_backends_share_knows_none_of_them():
+    assert not offenders(sources(CSRC / "common"), r'#\s*include\s*"\.\./')
 
 
 def test_ops_know_nothing_of_python():
@@ -82,6 +87,7 @@ def test_the_library_prints_nothing():
 def test_an_op_is_found_by_its_name(op):
     """Backend is a folder, op is the file stem: its kernel, its benchmark and its tests."""
     assert (CSRC / "cpu" / "kernels" / f"{op}.h").is_file()
+    assert (CSRC / "cuda" / f"{op}.cu").is_file()
     assert (ROOT / "benchmarks" / "ops" / f"{op}.py").is_file()
     assert (ROOT / "tests" / f"test_{op}.py").is_file()
 

@@ -36,6 +36,7 @@ HEADERS = (".h", ".cuh")
 ONE_TYPE = ("reduce.cu",)  # adds up in double whatever the rows are
 
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
+LEAST_MAJOR = 8  # conversions of bfloat16, max that keeps NaN
 ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 
 # Never --use_fast_math or -fmad=true: which multiply-adds are fused is part of the kernels' definition.
@@ -46,6 +47,7 @@ NVCC_FLAGS = [
     "-fmad=false",
     "--expt-relaxed-constexpr",
     "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-Xfatbin=-compress-all",  # a quarter of the size
     "-Xptxas=-v",
 ]
 # Variables that nvcc takes flags from.
@@ -215,6 +217,11 @@ def architectures(named: str, known: Collection[str]) -> list[str]:
                 f"TORCH_CUDA_ARCH_LIST={named}: {name!r} is not an architecture; "
                 "expected numbers such as 8.0;9.0;12.0+PTX."
             )
+    if too_old := [name for name in names if int(_parts(name)[0]) < LEAST_MAJOR]:
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST={';'.join(names)}: the kernels need 8.0 or newer, "
+            f"not {', '.join(too_old)}. {WITHOUT}"
+        )
     if unknown := [name for name in names if not _is_known(name, known)]:
         raise SystemExit(
             f"TORCH_CUDA_ARCH_LIST={';'.join(names)}: this nvcc does not know {', '.join(unknown)}; "

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of the emulated CUDA kernels share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import softkern
+from softkern import reference
+from softkern.verify.inputs import logits
+
+EMULATED = softkern._C.build()["cuda_emulated"]
+emulated = pytest.mark.skipif(not EMULATED, reason="not the build with emulated CUDA kernels")
+
+SOFTMAXES = ("softmax", "log_softmax")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def cuda():
+    with softkern.use_backend("cuda"):
+        yield
+
+
+def way() -> str:
+    assert softkern._C.last_isa() == "cuda"
+    return softkern._C.last_path()
+
+
+def eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, scale: float = 1.0, atol: float = 0.0) -> None:
+    """Within 8 eps of the dtype, `scale` times; atol for what is a difference of numbers of that size."""
+    assert not actual.requires_grad
+    # The sums that float64 is compared with are float64's own.
+    computed_in = torch.float64 if actual.dtype == torch.float64 else torch.float32
+    rtol = (32 if actual.dtype == torch.float64 else 8) * scale * eps(computed_in)
+    if actual.dtype in (torch.bfloat16, torch.float16):
+        rtol += eps(actual.dtype)
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=atol, equal_nan=True)
+
+
+def everything(x, target, **kwargs):
+    """Values and gradients of all ops of rows x, with the ways that computed them."""
+    ways, found = [], []
+    for op in SOFTMAXES:
+        leaf = x.clone().requires_grad_()
+        y = getattr(softkern, op)(leaf, 1)
+        ways.append(way())
+        found += [y.detach(), *torch.autograd.grad(y, leaf, logits(*y.shape, dtype=y.dtype, seed=7))]
+        ways.append(way())
+    leaf = x.clone().requires_grad_()
+    loss = softkern.cross_entropy(leaf, target, reduction="none", **kwargs)
+    ways.append(way())
+    found += [loss.detach(), *torch.autograd.grad(loss.sum(), leaf)]
+    return ways, found
+
+
+def check_everything(x, target, **kwargs) -> list[str]:
+    ways, (y, dy, z, dz, loss, dx) = everything(x, target, **kwargs)
+    wide = x.double()
+    options = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+    tiny = float(torch.finfo(y.dtype).tiny) * 2
+    g = logits(*y.shape, dtype=y.dtype, seed=7).double()
+    classes = x.shape[1]
+    close(y, reference.softmax(wide, 1), atol=tiny)
+    close(
+        z,
+        reference.log_softmax(wide, 1),
+        atol=4 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype),
+    )
+    # Of the stored outputs, as torch differentiates them; sums of as many terms as there are classes.
+    own = 16 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype)
+    close(dy, reference.softmax_backward(g, y.double(), 1), atol=own * float(g.abs().max()))
+    close(dz, reference.log_softmax_backward(g, z.double(), 1), atol=own * float(g.abs().sum(1).max()))
+    close(loss, reference.cross_entropy(wide, target, reduction="none", **options), atol=own)
+    expected = reference.cross_entropy_backward(
+        torch.ones(loss.shape, dtype=torch.float64), wide, target, reduction="none", **options
+    )
+    heaviest = float(options.get("weight", torch.ones(1)).max())
+    close(dx, expected, scale=2, atol=max(tiny, own * heaviest / classes))
+    return ways
