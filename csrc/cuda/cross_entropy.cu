@@ -17,8 +17,10 @@ namespace {
 /// Beside the row there are the hot class and, with spread mass, more sums and another tensor.
 template <class T, bool kSpread>
 struct Losses : OneTensor<T> {
+  static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
   static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
-  static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads, kMostWithMany = 512;
+  static constexpr int kMostThreads = kSpread || sizeof(T) == 2 ? 512 : OneTensor<T>::kMostThreads;
+  static constexpr int kMostWithMany = 512;
   static constexpr int kMostWithoutVectors = kSpread && sizeof(T) == 8 ? 256 : 512;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : kSpread ? 96 : 64;
 };

@@ -10,19 +10,20 @@ namespace softkern::cuda {
 namespace {
 
 /// What a kind of kernel keeps of each tensor in a thread, and how many threads its blocks have at most: the
-/// more, the fewer registers each.
+/// more, the fewer registers each. Of 16-bit elements twice as many come in a second, so that what a thread
+/// does once a row has to be shared by more of them.
 template <class T>
 struct OneTensor {
   static constexpr int kFew = kVector<T> > 4 ? kVector<T> : 4;
-  static constexpr int kSome = sizeof(T) == 8 ? 8 : 16;
-  static constexpr int kMany = 2 * kSome;
+  static constexpr int kSome = 64 / sizeof(T);
+  static constexpr int kMany = sizeof(T) == 2 ? 0 : 2 * kSome;
   static constexpr int kMostThreads = sizeof(T) == 8 ? 512 : 1024;
   static constexpr int kMostWithoutVectors = 512, kMostWithMany = kMostThreads;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : 64;
 };
 template <class T>
 struct TwoTensors : OneTensor<T> {
-  static constexpr int kMany = 0;
+  static constexpr int kSome = sizeof(T) == 8 ? 8 : 16, kMany = 0;
 };
 
 // Rows that share a warp, or have one.

@@ -75,7 +75,7 @@ constexpr int kVector = 16 / sizeof(T);
 /// 16 bytes at p, which is aligned to them.
 template <class T>
 SK_INLINE void load_vector(const T* p, Compute<T>* v) {
-  const Words words = *reinterpret_cast<const Words*>(p);
+  const Words words = *reinterpret_cast<const Words*>(in_global_memory(p));
   if constexpr (sizeof(T) == 2) {
     SK_UNROLL
     for (int i = 0; i < kVector<T>; ++i) {
@@ -109,14 +109,15 @@ SK_INLINE void store_vector(T* p, const Compute<T>* v) {
       words.of[2 * i + 1] = static_cast<uint32_t>(bits >> 32);
     }
   }
-  *reinterpret_cast<Words*>(p) = words;
+  *reinterpret_cast<Words*>(in_global_memory(p)) = words;
 }
 
 /// The first element of a row.
 template <class T>
 SK_INLINE T* row_of(const Rows& rows, int64_t row, int64_t inner) {
-  if (inner == 1) return static_cast<T*>(rows.data) + row * rows.outer_stride;
-  return static_cast<T*>(rows.data) + row / inner * rows.outer_stride + row % inner * rows.inner_stride;
+  T* first = in_global_memory(static_cast<T*>(rows.data));
+  if (inner == 1) return first + row * rows.outer_stride;
+  return first + row / inner * rows.outer_stride + row % inner * rows.inner_stride;
 }
 
 }  // namespace

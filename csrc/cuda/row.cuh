@@ -30,7 +30,7 @@ struct Span {
   SK_INLINE void load(Index c, Compute<T> (&v)[V], Compute<T> fill) const {
     if (c < static_cast<Index>(classes)) {
       if constexpr (V == 1) {
-        v[0] = widen(at[c * stride]);
+        v[0] = widen(in_global_memory(at)[c * stride]);
       } else {
         load_vector(at + c, v);
       }
@@ -43,7 +43,7 @@ struct Span {
   SK_INLINE void store(Index c, const Compute<T> (&v)[V]) const {
     if (c >= static_cast<Index>(classes)) return;
     if constexpr (V == 1) {
-      at[c * stride] = narrow<T>(v[0]);
+      in_global_memory(at)[c * stride] = narrow<T>(v[0]);
     } else {
       store_vector(at + c, v);
     }
@@ -198,9 +198,11 @@ SK_INLINE void add_chunk(Stats<A>& s, A (&v)[V], int64_t c, const Terms<A>& term
   SK_UNROLL
   for (int i = 0; i < V; ++i) {
     const A e = terms.of(v[i]);
-    const bool at_top = v[i] == s.m;
-    s.ties += at_top ? A(1) : A(0);
-    s.rest += at_top ? A(0) : e;
+    if (v[i] == s.m) {
+      s.ties += 1;
+    } else {
+      s.rest += e;
+    }
     if constexpr (kTerms) v[i] = e;
   }
 }

@@ -35,6 +35,10 @@ constexpr int64_t kMostBlocks = 0x7fffffff;
 
 #if defined(SOFTKERN_EMULATED)
 
+template <class T>
+SK_INLINE T* in_global_memory(T* p) {
+  return p;
+}
 SK_INLINE char* shared_memory() { return simt::self().block->shared.get(); }
 SK_INLINE void sync_warp() { simt::wait_at(simt::Wait::kWarp); }
 SK_INLINE void sync_block() { simt::wait_at(simt::Wait::kBlock); }
@@ -73,6 +77,13 @@ const char* start(void (*kernel)(P...), const Dims& dims, void*, P... arguments)
 
 #else
 
+/// p, of which the compiler can't know it where it comes out of a kernel's argument of a struct: it would ask
+/// at every access which memory is meant.
+template <class T>
+SK_INLINE T* in_global_memory(T* p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
 SK_INLINE char* shared_memory() {
   extern __shared__ __align__(16) char sk_shared[];
   return sk_shared;

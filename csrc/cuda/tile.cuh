@@ -46,9 +46,9 @@ class Tile {
   template <bool kIn>
   static SK_INLINE void move_one(T* p, A& here) {
     if constexpr (kIn) {
-      here = widen(*p);
+      here = widen(*in_global_memory(p));
     } else {
-      *p = narrow<T>(here);
+      *in_global_memory(p) = narrow<T>(here);
     }
   }
 
