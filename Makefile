@@ -24,14 +24,15 @@ triton: $(VENV)/.built
 	TRITON_INTERPRET=1 $(BIN)/python tests/triton_interpreter.py --quick
 
 # The CUDA kernels without a GPU: the same sources by a C++ compiler, run on the host under sanitizers. A second
-# extension beside the first; tests and matrix look for theirs in its folder.
+# extension beside the first; tests and matrix look for theirs in its folder. A sanitizer's last words would be lost
+# in pytest's own files.
 EMULATED := build/emulated
-EMULATED_RUN := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	PYTHONPATH=$(EMULATED)/lib $(BIN)/python -P
+EMULATED_RUN := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(EMULATED)/lib $(BIN)/python -P
 emulate: $(VENV)/.built
 	DEBUG=1 SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-lib $(EMULATED)/lib --build-temp $(EMULATED)/temp
-	$(EMULATED_RUN) -m pytest -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) \
+	$(EMULATED_RUN) -m pytest --capture=sys -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) \
 		tests/test_cuda_emulated*.py tests/test_backend_cuda.py
 	$(EMULATED_RUN) -m softkern.verify --backend cuda --quick
 

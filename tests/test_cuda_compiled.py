@@ -65,7 +65,7 @@ def compiled() -> dict[str, dict[str, Use]]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_kernel_spills_or_has_a_stack(architecture):
     kernels = compiled()[architecture]
-    assert len(kernels) > 200, len(kernels)
+    assert len(kernels) > 180, len(kernels)
     assert {name: use for name, use in kernels.items() if use.stack or use.spilled} == {}
 
 
@@ -73,8 +73,8 @@ def ceiling(name: str) -> int:
     """Registers of a thread, so that a multiprocessor has room for 1,024 threads of the kernels that keep
     short rows or are the usual ones, 512 of those with more to remember."""
     match = KERNEL.search(name)
-    if match is None:  # tiles, sums
-        return 80
+    if match is None:  # sums, and tiles, of 128 threads (float64: 64) and a block's share of shared memory
+        return 100 if "tile_kernelIdLb1" in name else 80
     _, of_loss, element, spread, vector, kept = match.groups()
     double, spread = element == "d", spread == "1"
     if of_loss == "scale":
@@ -84,8 +84,7 @@ def ceiling(name: str) -> int:
         return 128 if double else 96 if spread else 64
     if vector == "1" or double or spread:
         return 255 if double and spread else 128
-    many = int(kept) == 32
-    return 128 if many and of_loss else 64
+    return 128 if int(kept) == 32 and of_loss else 64
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
