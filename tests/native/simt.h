@@ -48,8 +48,8 @@ struct Block;
 
 struct Thread {
   ucontext_t context;  // its beginning
-  // Where it goes on afterwards: swapcontext would ask the kernel for the signal mask each time, several times
-  // the price of a switch.
+  // Where it goes on afterwards: swapcontext would ask the kernel for the signal mask each time, several
+  // times the price of a switch.
   jmp_buf place;
   bool begun = false;
   char* stack = nullptr;
