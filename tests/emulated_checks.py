@@ -66,14 +66,10 @@ def check_everything(x, target, **kwargs) -> list[str]:
     tiny = float(torch.finfo(y.dtype).tiny) * 2
     g = logits(*y.shape, dtype=y.dtype, seed=7).double()
     classes = x.shape[1]
+    own = 16 * eps(torch.float64 if x.dtype == torch.float64 else torch.float32)
     close(y, reference.softmax(wide, 1), atol=tiny)
-    close(
-        z,
-        reference.log_softmax(wide, 1),
-        atol=4 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype),
-    )
+    close(z, reference.log_softmax(wide, 1), atol=own / 4)
     # Of the stored outputs, as torch differentiates them; sums of as many terms as there are classes.
-    own = 16 * eps(torch.float32 if x.dtype != torch.float64 else x.dtype)
     close(dy, reference.softmax_backward(g, y.double(), 1), atol=own * float(g.abs().max()))
     close(dz, reference.log_softmax_backward(g, z.double(), 1), atol=own * float(g.abs().sum(1).max()))
     close(loss, reference.cross_entropy(wide, target, reduction="none", **options), atol=own)

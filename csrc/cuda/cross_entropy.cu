@@ -261,12 +261,7 @@ struct Factors {
   IndexTarget target;
 
   SK_INLINE A of(int64_t row) const {
-    const int64_t i = by_row ? row : 0;
-    const double u = type == kFloat      ? static_cast<const float*>(upstream)[i]
-                     : type == kDouble   ? static_cast<const double*>(upstream)[i]
-                     : type == kBFloat16 ? widen(static_cast<const BFloat16*>(upstream)[i])
-                                         : widen(static_cast<const Half*>(upstream)[i]);
-    const A factor = static_cast<A>(u) * *scale;
+    const A factor = static_cast<A>(element(upstream, type, by_row ? row : 0)) * *scale;
     // Rows stored as zeros stay zeros: 0 * inf must not make them NaN.
     return target.at != nullptr && target.of(row) == target.ignore_index ? A(0) : factor;
   }

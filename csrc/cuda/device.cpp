@@ -11,9 +11,6 @@
 #include <cuda_runtime_api.h>
 
 #include <atomic>
-#include <mutex>
-#include <string>
-#include <unordered_set>
 
 #endif
 
@@ -42,7 +39,7 @@ bool runs_on(const char* architectures, int major, int minor) {
 
 #if defined(SOFTKERN_EMULATED)
 
-const char* why_not(int) { return nullptr; }
+std::string why_not(int) { return ""; }
 
 /// SIMT_CLUSTERS=0: as on compute capability 8.0.
 bool has_clusters(int) {
@@ -58,26 +55,19 @@ namespace {
 cudaError_t capability(int device, int* major, int* minor) {
   cudaError_t error = cudaDeviceGetAttribute(major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(minor, cudaDevAttrComputeCapabilityMinor, device);
-  cudaGetLastError();  // must not be found by the next who looks for one
+  if (error != cudaSuccess) cudaGetLastError();  // must not be found by the next who looks for one
   return error;
-}
-
-const char* kept(const std::string& text) {
-  static std::mutex mutex;
-  static auto& texts = *new std::unordered_set<std::string>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  return texts.insert(text).first->c_str();
 }
 
 }  // namespace
 
-const char* why_not(int device) {
+std::string why_not(int device) {
   int major = 0, minor = 0;
   const cudaError_t error = capability(device, &major, &minor);
   if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (runs_on(SOFTKERN_CUDA_ARCHITECTURES, major, minor)) return nullptr;
-  return kept("it has compute capability " + std::to_string(major) + "." + std::to_string(minor) +
-              ", and the CUDA kernels of this build are compiled for " SOFTKERN_CUDA_ARCHITECTURES);
+  if (runs_on(SOFTKERN_CUDA_ARCHITECTURES, major, minor)) return "";
+  return "it has compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+         ", and the CUDA kernels of this build are compiled for " SOFTKERN_CUDA_ARCHITECTURES;
 }
 
 bool has_clusters(int device) {

@@ -2,10 +2,12 @@
 // What the devices of this process are, and whether kernels of this build run on them.
 #pragma once
 
+#include <string>
+
 namespace softkern::cuda {
 
-/// Null if kernels of this build run on the device; else why not. The text lives as long as the process.
-const char* why_not(int device);
+/// Why kernels of this build don't run on the device; empty if they do.
+std::string why_not(int device);
 
 /// Whether blocks of the device can work in clusters.
 bool has_clusters(int device);

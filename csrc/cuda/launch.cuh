@@ -26,9 +26,6 @@ struct TwoTensors : OneTensor<T> {
   static constexpr int kSome = sizeof(T) == 8 ? 8 : 16, kMany = 0;
 };
 
-// Rows that share a warp, or have one.
-constexpr int kSmallBlock = 128;
-
 template <class K, int V, int E>
 constexpr int most_threads() {
   return E > 0 && E <= K::kFew ? kSmallBlock
@@ -78,7 +75,7 @@ inline int rows_of_a_block(const Plan& plan) {
 template <class A>
 Dims dims_of(const Plan& plan, const Shape& shape, int64_t rows, int sums, int tiles) {
   const int each = rows_of_a_block(plan);
-  const size_t shared = plan.way == Way::kTile ? tile_bytes<A>(shape.classes, tiles)
+  const size_t shared = plan.way == Way::kTile ? tile_bytes<A>(shape.classes, plan.threads, tiles)
                                                : team_bytes<A>(sharing_of(plan), plan.threads, sums);
   return {(rows + each - 1) / each * plan.blocks, plan.threads, plan.blocks, shared};
 }

@@ -10,9 +10,9 @@
 namespace softkern::cuda {
 namespace {
 
-#if defined(SOFTKERN_EMULATED)
 SK_INLINE float widen(float x) { return x; }
 SK_INLINE double widen(double x) { return x; }
+#if defined(SOFTKERN_EMULATED)
 SK_INLINE float widen(BFloat16 x) { return cpu::widen(x); }
 SK_INLINE float widen(Half x) { return cpu::widen(x); }
 template <class T>
@@ -24,8 +24,6 @@ SK_INLINE uint32_t narrow_pair(float low, float high) {
   return narrow<T>(low).bits | static_cast<uint32_t>(narrow<T>(high).bits) << 16;
 }
 #else
-SK_INLINE float widen(float x) { return x; }
-SK_INLINE double widen(double x) { return x; }
 SK_INLINE float widen(BFloat16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
 SK_INLINE float widen(Half x) {
   float result;
@@ -64,6 +62,20 @@ SK_INLINE uint32_t narrow_pair<Half>(float low, float high) {
   return result;
 }
 #endif
+
+/// One element of a type that the kernel is not compiled for.
+SK_INLINE double element(const void* at, ElementType type, int64_t i) {
+  switch (type) {
+    case kDouble:
+      return static_cast<const double*>(at)[i];
+    case kBFloat16:
+      return widen(static_cast<const BFloat16*>(at)[i]);
+    case kHalf:
+      return widen(static_cast<const Half*>(at)[i]);
+    default:
+      return static_cast<const float*>(at)[i];
+  }
+}
 
 struct alignas(16) Words {
   uint32_t of[4];

@@ -35,6 +35,10 @@ struct Traits {
 };
 
 constexpr int kVectorBytes = 16;
+/// Classes of which a thread takes a row for itself.
+constexpr int64_t kTileClasses = 32;
+/// Threads of a block whose rows share a warp, or have one.
+constexpr int kSmallBlock = 128;
 
 inline bool takes_vectors(const Rows& rows, int vector, int64_t inner) {
   return rows.class_stride == 1 && reinterpret_cast<uintptr_t>(rows.data) % kVectorBytes == 0 &&
@@ -49,8 +53,7 @@ inline bool is_columns(const Rows& rows, int64_t inner) {
 /// `operands`: all tensors of the rows; those without data take no part. `weights`: one a class, or null.
 inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer_list<const Rows*> operands,
                       const void* weights = nullptr) {
-  constexpr int kWarp = 32, kSmallBlock = 128, kBlock = 512, kMostBlocks = 8;
-  constexpr int64_t kTileClasses = 32;
+  constexpr int kWarp = 32, kBlock = 512, kMostBlocks = 8;
   const int64_t classes = shape.classes;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const auto power_of_two = [](int64_t n) {
@@ -71,7 +74,7 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
     vectors = vectors && takes_vectors(*rows, vector, shape.inner);
   }
   if (classes <= kTileClasses) {
-    const int threads = traits.element_size == 8 ? 64 : 128;
+    const int threads = traits.element_size == 8 ? kSmallBlock / 2 : kSmallBlock;
     return {Way::kTile, Kept::kNone, false, threads, 1, 1, "a thread a row"};
   }
   const int most_threads = vectors ? traits.most_threads : traits.most_without_vectors;

@@ -58,19 +58,6 @@ SK_INLINE void store_mass(const double (&sums)[2], double* mass, const FloatOrDo
   factor.set(1 / *mass);
 }
 
-SK_INLINE double element(const void* at, ElementType type, int64_t i) {
-  switch (type) {
-    case kDouble:
-      return static_cast<const double*>(at)[i];
-    case kBFloat16:
-      return widen(static_cast<const BFloat16*>(at)[i]);
-    case kHalf:
-      return widen(static_cast<const Half*>(at)[i]);
-    default:
-      return static_cast<const float*>(at)[i];
-  }
-}
-
 /// The weight of the targets that count, and how many have one.
 __global__ void __launch_bounds__(kThreads)
     mass_kernel(IndexTarget target, const void* weight, ElementType weight_type, int64_t rows,

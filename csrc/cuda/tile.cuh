@@ -9,15 +9,11 @@
 namespace softkern::cuda {
 namespace {
 
-constexpr int kTileClasses = 32;
-template <class A>
-constexpr int kTileRows = sizeof(A) == 8 ? 64 : 128;
-
 constexpr int tile_pitch(int64_t classes) { return static_cast<int>(classes) | 1; }
 
 template <class A>
-constexpr size_t tile_bytes(int64_t classes, int tiles) {
-  return static_cast<size_t>(tiles) * static_cast<size_t>(kTileRows<A> * tile_pitch(classes)) * sizeof(A);
+constexpr size_t tile_bytes(int64_t classes, int rows, int tiles) {
+  return static_cast<size_t>(tiles) * static_cast<size_t>(rows * tile_pitch(classes)) * sizeof(A);
 }
 
 /// The rows of a block, tile number `index` of its shared memory.

@@ -132,8 +132,7 @@ std::string why_no_cuda([[maybe_unused]] int device) {
 #if defined(SOFTKERN_EMULATED)
   return "this build emulates the CUDA kernels, for tests, on the CPU alone";
 #elif defined(SOFTKERN_WITH_CUDA)
-  const char* reason = cuda::why_not(device);
-  return reason == nullptr ? "" : reason;
+  return cuda::why_not(device);
 #else
   return "this build has no CUDA kernels: no nvcc was found, SOFTKERN_CUDA=0 was set, or torch is built for "
          "ROCm";

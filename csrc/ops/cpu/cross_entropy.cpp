@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy of CPU tensors.
-#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eq.h>
@@ -13,7 +12,7 @@
 #include <functional>
 #include <limits>
 
-#include "../checks.h"
+#include "../cross_entropy.h"
 #include "cpu.h"
 #include "launch.h"
 
@@ -41,13 +40,6 @@ Tensor scalar_of(double value, const Tensor& like, at::ScalarType type) {
     *static_cast<decltype(zero)*>(result.data_ptr()) = static_cast<decltype(zero)>(value);
   });
   return result;
-}
-
-/// Shape of class-index targets, and of the loss without a reduction.
-at::DimVector target_sizes(const Tensor& logits) {
-  at::DimVector sizes(logits.sizes());
-  sizes.erase(sizes.begin() + class_dim(logits));
-  return sizes;
 }
 
 struct Targets {
@@ -196,13 +188,8 @@ Factors row_factors(const Tensor& grad_output, const Tensor& grad, const Tensor&
               "softkern::cross_entropy_backward: expected a floating-point grad_output on the CPU with one "
               "element or one for each of ",
               layout.rows, " rows, got ", grad_output.numel(), " of ", grad_output.scalar_type());
-  // Expanded gradients, as loss.sum() gives them, are one factor.
-  bool expanded = true;
-  for (int64_t i = 0; i < grad_output.dim(); ++i) {
-    expanded = expanded && (grad_output.size(i) == 1 || grad_output.stride(i) == 0);
-  }
   const double scale = first_value(grad_scale);
-  if (expanded) {
+  if (is_one_factor(grad_output)) {
     const double factor = first_value(grad_output) * scale;
     if (std::isfinite(factor)) return {factor, Tensor()};
   }
@@ -247,8 +234,6 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
       {&args.input, &args.output});
 }
 
-int64_t as_int(const c10::SymInt& x) { return x.guard_int(__FILE__, __LINE__); }
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& self, const Tensor& target,
@@ -267,10 +252,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& self, con
 std::tuple<Tensor, Tensor> cross_entropy_forward_(Tensor self, const Tensor& target,
                                                   const OptionalTensor& weight, int64_t reduction,
                                                   c10::SymInt ignore_index, double label_smoothing) {
-  TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) != at::MemOverlap::Yes,
-              "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
-              "steps that the kernels can walk; got strides ",
-              self.strides());
+  check_writable_logits(self);
   return loss_and_gradient(self, target, weight, reduction, as_int(ignore_index), label_smoothing,
                            [&] { return self; });
 }
@@ -284,10 +266,7 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& grad, con
 
 void cross_entropy_backward_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
                              const Tensor& target, c10::SymInt ignore_index) {
-  TORCH_CHECK(
-      is_walkable(grad, class_dim(grad)),
-      "softkern::cross_entropy_backward_: expected a grad with strides that the kernels can walk, got ",
-      grad.strides());
+  check_writable_grad(grad);
   scale_gradient(grad_output, grad, grad_scale, target, as_int(ignore_index), grad);
 }
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy of CUDA tensors.
-#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/cross_entropy_loss.h>
@@ -19,14 +18,12 @@
 #include <functional>
 #include <limits>
 
-#include "../checks.h"
+#include "../cross_entropy.h"
 #include "cuda.h"
 #include "launch.h"
 
 namespace softkern::cuda {
 namespace {
-
-int64_t as_int(const c10::SymInt& x) { return x.guard_int(__FILE__, __LINE__); }
 
 IndexType index_type(const Tensor& target) {
   switch (target.scalar_type()) {
@@ -37,13 +34,6 @@ IndexType index_type(const Tensor& target) {
     default:
       return kInt64;
   }
-}
-
-/// Shape of class-index targets, and of the loss without a reduction.
-at::DimVector target_sizes(const Tensor& logits) {
-  at::DimVector sizes(logits.sizes());
-  sizes.erase(sizes.begin() + class_dim(logits));
-  return sizes;
 }
 
 /// A number that the host knows, or one on the device.
@@ -215,11 +205,7 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
               "softkern::cross_entropy_backward: expected a floating-point grad_output on ", grad.device(),
               " with one element or one for each of ", layout.rows, " rows, got ", grad_output.numel(),
               " of ", grad_output.scalar_type(), " on ", grad_output.device());
-  // Expanded gradients, as loss.sum() gives them, are one factor.
-  bool expanded = true;
-  for (int64_t i = 0; i < grad_output.dim(); ++i) {
-    expanded = expanded && (grad_output.size(i) == 1 || grad_output.stride(i) == 0);
-  }
+  const bool expanded = is_one_factor(grad_output);
   const OnDevice device(grad);
   const Tensor upstream = expanded ? grad_output : grad_output.contiguous();
   const Tensor index = same_shape(grad, target) ? Tensor() : target.contiguous();
@@ -258,10 +244,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& self, con
 std::tuple<Tensor, Tensor> cross_entropy_forward_(Tensor self, const Tensor& target,
                                                   const OptionalTensor& weight, int64_t reduction,
                                                   c10::SymInt ignore_index, double label_smoothing) {
-  TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) != at::MemOverlap::Yes,
-              "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
-              "steps that the kernels can walk; got strides ",
-              self.strides());
+  check_writable_logits(self);
   return loss_and_gradient(self, target, weight, reduction, as_int(ignore_index), label_smoothing,
                            [&] { return self; });
 }
@@ -275,10 +258,7 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& grad, con
 
 void cross_entropy_backward_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
                              const Tensor& target, c10::SymInt ignore_index) {
-  TORCH_CHECK(
-      is_walkable(grad, class_dim(grad)),
-      "softkern::cross_entropy_backward_: expected a grad with strides that the kernels can walk, got ",
-      grad.strides());
+  check_writable_grad(grad);
   scale_gradient(grad_output, grad, grad_scale, target, as_int(ignore_index), grad);
 }
 
