@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,12 @@ def test_the_rules_can_be_broken(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AssertionError, match="would hold of nothing"):
         sources(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("program", ("sweep", "exhaustive"))
+def test_programs_without_torch_still_fit_the_kernels(program, tmp_path):
+    """make harden runs them, minutes later; that they no longer compile shows here."""
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    source = ROOT / f"tests/native/{program}.cpp"
+    found = subprocess.run([*compiler, "-std=c++17", "-fsyntax-only", source], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

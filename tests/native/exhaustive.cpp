@@ -17,6 +17,7 @@
 
 #include "../../csrc/cpu/dispatch.h"
 
+using namespace softkern;
 using namespace softkern::cpu;
 
 namespace {
