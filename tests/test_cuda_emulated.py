@@ -89,6 +89,10 @@ def test_each_dtype(dtype, classes):
     assert len(set(ways)) <= 3
 
 
+def unaligned(plain):
+    return torch.cat([torch.zeros(1), plain.reshape(-1)])[1:].view(plain.shape)
+
+
 OPTIONS = (
     {"weight": True},
     {"label_smoothing": 0.1},
@@ -105,6 +109,12 @@ def test_each_way_takes_every_option(classes, kind):
     target = indices((2, classes))
     target[0] = 1
     check_everything(logits(2, classes), target, **kwargs)
+
+
+@pytest.mark.parametrize("classes", (40, 300, 2000))
+def test_weights_need_not_be_aligned(classes):
+    x, weight = logits(2, classes), unaligned(class_weights(classes))
+    check_everything(x, indices((2, classes)), weight=weight, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("weighted", (False, True))
@@ -129,10 +139,17 @@ LAYOUTS = {
     "classes last": lambda plain: plain.movedim(1, -1).contiguous().movedim(-1, 1),
     "sliced": lambda plain: torch.cat([plain, plain], 1)[:, : plain.shape[1]],
     "every other": lambda plain: plain.repeat_interleave(2, 1)[:, ::2],
-    "unaligned": lambda plain: torch.cat([torch.zeros(1), plain.reshape(-1)])[1:].view(plain.shape),
+    "unaligned": unaligned,
     "rows apart": lambda plain: torch.stack([plain, plain], 1)[:, 0],
+    # 16-byte accesses of the first row alone would be aligned.
+    "one element between rows": lambda plain: one_more(plain, 1),
+    "one element between rows, classes last": lambda plain: one_more(plain.movedim(1, -1), -1).movedim(-1, 1),
 }
-SHAPES = ((6, 10), (3, 40, 7), (2, 10, 3, 5), (2, 300, 3), (2, 700, 2))
+SHAPES = ((6, 10), (3, 40), (2, 1000), (3, 40, 7), (2, 40, 8), (2, 10, 3, 5), (2, 300, 3), (2, 700, 2))
+
+
+def one_more(plain, dim):
+    return torch.cat([plain, plain.narrow(dim, 0, 1)], dim).narrow(dim, 0, plain.shape[dim])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -87,7 +87,7 @@ constexpr int kVector = 16 / sizeof(T);
 /// 16 bytes at p, which is aligned to them.
 template <class T>
 SK_INLINE void load_vector(const T* p, Compute<T>* v) {
-  const Words words = *reinterpret_cast<const Words*>(in_global_memory(p));
+  const Words words = *in_global_memory(reinterpret_cast<const Words*>(p));
   if constexpr (sizeof(T) == 2) {
     SK_UNROLL
     for (int i = 0; i < kVector<T>; ++i) {
@@ -121,7 +121,7 @@ SK_INLINE void store_vector(T* p, const Compute<T>* v) {
       words.of[2 * i + 1] = static_cast<uint32_t>(bits >> 32);
     }
   }
-  *reinterpret_cast<Words*>(in_global_memory(p)) = words;
+  *in_global_memory(reinterpret_cast<Words*>(p)) = words;
 }
 
 /// The first element of a row.

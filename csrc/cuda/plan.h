@@ -84,8 +84,7 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
       return {Way::kColumns,          Kept::kSome, false,          static_cast<int>(team) * kWarp,
               static_cast<int>(team), 1,           "columns, kept"};
     }
-    const int threads = std::min(kBlock, most_threads);
-    return {Way::kColumns, Kept::kNone, false, threads, threads / kWarp, 1, "columns, read twice"};
+    return {Way::kColumns, Kept::kNone, false, most_threads, most_threads / kWarp, 1, "columns, read twice"};
   }
   if (classes <= static_cast<int64_t>(kWarp) * traits.few) {
     const int team = power_of_two(ceil_div(classes, traits.few));

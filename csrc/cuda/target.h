@@ -37,6 +37,7 @@ constexpr int64_t kMostBlocks = 0x7fffffff;
 
 template <class T>
 SK_INLINE T* in_global_memory(T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % alignof(T) != 0) simt::fail("misaligned address");
   return p;
 }
 SK_INLINE char* shared_memory() { return simt::self().block->shared.get(); }

@@ -4,11 +4,13 @@
 //
 // A thread of the GPU is a fiber that runs until it waits for others: at __syncthreads, __syncwarp, a shuffle
 // or a barrier of its cluster. One block (or cluster) is run at a time. What this finds beside wrong numbers:
-// - accesses out of bounds of tensors and of shared memory (under AddressSanitizer), and misaligned ones;
+// - accesses out of bounds of tensors and of shared memory (under AddressSanitizer), and misaligned ones of
+//   tensors;
 // - shared memory read before it is written: it begins as NaNs;
 // - missing barriers: SIMT_ORDER=reverse runs the threads in the other order, so that of two threads without
 //   a barrier between them one is late in one of the orders;
-// - threads that wait for each other at different barriers, lanes that left before a shuffle of their warp.
+// - threads that wait for each other at different barriers, lanes that left before a shuffle of their warp;
+// - shared memory of another block that need not have begun yet, or may have ended.
 // What it can't find: races between a block and those that run after it, and what only hardware does.
 #pragma once
 
@@ -70,6 +72,8 @@ struct FreeMemory {
 struct Block {
   Dim index;
   Block* cluster = nullptr;  // the first block of the cluster
+  bool begun = false;        // as others of the cluster know, from a barrier that all have passed
+  bool ended = false;        // some thread of it, at least
   std::unique_ptr<char, FreeMemory> shared;
   std::vector<Warp> warps;
 };
@@ -151,6 +155,7 @@ inline void enter() {
   __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
 #endif
   m.launch->body();
+  self().block->ended = true;
   wait_at(Wait::kDone);
 }
 
@@ -192,6 +197,25 @@ inline bool release(Machine& m, size_t from, size_t to, Wait barrier, bool all) 
   return true;
 }
 
+/// The threads of one block, until all of them are done or wait for another block.
+inline void run_block(Machine& m, Launch& launch, size_t first, bool reverse) {
+  const size_t count = launch.block.x;
+  for (bool went_on = true; went_on;) {
+    went_on = false;
+    for (size_t k = 0; k < count; ++k) {
+      Thread& t = *m.threads[first + (reverse ? count - 1 - k : k)];
+      if (t.wait != Wait::kNothing) continue;
+      switch_to_thread(m, t);
+      went_on = true;
+      if (launch.error != nullptr) return;
+    }
+    for (size_t w = first; w < first + count; w += kWarpLanes) {
+      went_on |= release(m, w, w + kWarpLanes, Wait::kWarp, /*all=*/true);
+    }
+    went_on |= release(m, first, first + count, Wait::kBlock, /*all=*/false);
+  }
+}
+
 /// The blocks of one cluster, from their first instruction to their last.
 inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t shared_bytes, bool reverse) {
   const size_t block_threads = launch.block.x;
@@ -210,28 +234,21 @@ inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t
     t.index = {static_cast<unsigned>(i % block_threads)};
   }
   for (;;) {
-    bool went_on = false, all_done = true;
-    for (size_t k = 0; k < count; ++k) {
-      Thread& t = *m.threads[reverse ? count - 1 - k : k];
-      if (t.wait == Wait::kNothing) {
-        switch_to_thread(m, t);
-        went_on = true;
-        if (launch.error != nullptr) return;
-      }
-      all_done = all_done && t.wait == Wait::kDone;
+    // Each block goes as far as it can without the others, so that what it needs of them is not there by
+    // luck.
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      run_block(m, launch, (reverse ? blocks.size() - 1 - b : b) * block_threads, reverse);
+      if (launch.error != nullptr) return;
     }
-    if (all_done) return;
-    for (size_t w = 0; w < count; w += kWarpLanes) {
-      went_on |= release(m, w, w + kWarpLanes, Wait::kWarp, /*all=*/true);
+    if (release(m, 0, count, Wait::kCluster, /*all=*/true)) {
+      for (Block& block : blocks) block.begun = true;
+      continue;
     }
-    for (size_t b = 0; b < count; b += block_threads) {
-      went_on |= release(m, b, b + block_threads, Wait::kBlock, /*all=*/false);
+    for (size_t i = 0; i < count; ++i) {
+      if (m.threads[i]->wait != Wait::kDone)
+        launch.error = "threads wait for each other at different barriers";
     }
-    went_on |= release(m, 0, count, Wait::kCluster, /*all=*/true);
-    if (!went_on) {
-      launch.error = "threads wait for each other at different barriers";
-      return;
-    }
+    return;
   }
 }
 
@@ -276,6 +293,9 @@ T shuffle_xor(T value, int offset) {
 template <class T>
 T* in_block(T* at, int block) {
   Block* own = self().block;
+  if (!own->cluster[block].begun || own->cluster[block].ended) {
+    fail("shared memory of a block that need not have begun yet, or may have ended");
+  }
   const auto offset = reinterpret_cast<char*>(at) - own->shared.get();
   return reinterpret_cast<T*>(own->cluster[block].shared.get() + offset);
 }
