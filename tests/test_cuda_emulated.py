@@ -252,6 +252,22 @@ def test_parts_on_both_sides_of_the_direct_shift_are_merged(monkeypatch, classes
         close(loss, expected, scale=2, atol=1e-6)
 
 
+@pytest.mark.parametrize("apart", (1e5, 1e10, 1e30, 3e38))
+@pytest.mark.parametrize("classes", (300, 70001))
+def test_parts_may_be_as_far_apart_as_numbers_are(classes, apart):
+    """Beside the larger ones, the rest of the row counts nothing: neither exactly nor as what an overflow of the
+    ratio between the parts' terms would make of it."""
+    x = logits(3, classes)
+    x[0, : classes // 2] = -apart
+    x[1, classes // 2 :] = -apart
+    x[2, ::2] -= apart
+    for op in SOFTMAXES:
+        close(getattr(softkern, op)(x, 1), getattr(reference, op)(x.double(), 1), atol=1e-30)
+    target = torch.tensor([classes - 1, 0, 1])
+    loss = softkern.cross_entropy(x, target, reduction="none")
+    close(loss, reference.cross_entropy(x.double(), target, reduction="none"), atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", (10, 45, 300, 2000, 17000, 40000))
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
