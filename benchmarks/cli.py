@@ -155,7 +155,7 @@ def run(argv: list[str]) -> int:
         results.write(into, output)
 
     # Asked to end in another way, a run ends as with Ctrl-C.
-    before = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress(console) as progress:
             conductor.run(plan, into, save, progress.report)

@@ -66,6 +66,8 @@ def softmax(
     Source: Milakov and Gimelshein, arXiv 1805.02867 (m and d); ``csrc/cpu/kernels/row_stats.h`` (how they
     keep their digits).
     """
+    if _is_usual(dim, input, dtype):
+        return _C.softmax(input, dim)
     return _softmax(softmax, _torch_softmax, _C.softmax, _ops.softmax, input, dim, _stacklevel, dtype)
 
 
@@ -99,8 +101,22 @@ def log_softmax(
 
     Source: pytorch/pytorch issue 11752 (why the maximum is subtracted before the logarithm).
     """
+    if _is_usual(dim, input, dtype):
+        return _C.log_softmax(input, dim)
     return _softmax(
         log_softmax, _torch_log_softmax, _C.log_softmax, _ops.log_softmax, input, dim, _stacklevel, dtype
+    )
+
+
+def _is_usual(dim: int | None, input: Tensor, dtype: torch.dtype | None) -> TypeGuard[int]:
+    """Whether `_softmax` would go straight to the op: what it asks takes as long as a few rows do."""
+    return (
+        type(input) is Tensor
+        and dtype is None
+        and type(dim) is int
+        and -64 <= dim < 64  # the dims a tensor has at most; others are refused in F's words
+        and not has_torch_function_unary(input)  # a mode
+        and not torch.compiler.is_dynamo_compiling()
     )
 
 

@@ -128,14 +128,21 @@ def test_environment_says_where_the_figures_come_from(measure):
 
 
 @pytest.fixture
-def long_run(tmp_path):
-    """A run in a process of its own that has measured something and is far from its end."""
+def long_run(tmp_path, request):
+    """A run in a process of its own that has measured something and is far from its end. Its parameter: what
+    SIGINT does in the shell that starts it; in the background of one, it is ignored."""
     output = tmp_path / "cut.json"
+    interrupt = getattr(request, "param", signal.default_int_handler)
     command = [sys.executable, "-m", "benchmarks", "--quick", "--plugin", str(PLUGIN), "--provider", "slow"]
     command += ["--op", "softmax", "--threads", "1", "--regime", "default", "--rounds", "3", "300"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     process = subprocess.Popen(
-        [*command, "--output", str(output)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [*command, "--output", str(output)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),
     )
     deadline = time.monotonic() + 60
     while not (output.exists() and results.read(output)["rows"]) and time.monotonic() < deadline:
@@ -145,7 +152,16 @@ def long_run(tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("long_run", "number"),
+    [
+        (signal.default_int_handler, signal.SIGINT),
+        (signal.default_int_handler, signal.SIGTERM),
+        (signal.SIG_IGN, signal.SIGTERM),
+    ],
+    indirect=["long_run"],
+    ids=["SIGINT", "SIGTERM", "SIGTERM in the background"],
+)
 def test_ctrl_c_keeps_what_was_measured(long_run, number):
     process, output = long_run
     process.send_signal(number)
