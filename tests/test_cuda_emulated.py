@@ -255,8 +255,8 @@ def test_parts_on_both_sides_of_the_direct_shift_are_merged(monkeypatch, classes
 @pytest.mark.parametrize("apart", (1e5, 1e10, 1e30, 3e38))
 @pytest.mark.parametrize("classes", (300, 70001))
 def test_parts_may_be_as_far_apart_as_numbers_are(classes, apart):
-    """Beside the larger ones, the rest of the row counts nothing: neither exactly nor as what an overflow of the
-    ratio between the parts' terms would make of it."""
+    """Beside the larger ones, the rest of the row counts nothing, whatever the ratio between its parts' terms
+    would overflow to."""
     x = logits(3, classes)
     x[0, : classes // 2] = -apart
     x[1, classes // 2 :] = -apart
@@ -272,7 +272,8 @@ def test_parts_may_be_as_far_apart_as_numbers_are(classes, apart):
 @pytest.mark.parametrize("classes", (10, 45, 300, 2000, 17000, 40000))
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
 def test_the_gradient_may_take_the_place_of_the_logits(clusters, dtype, classes, smoothing):
-    x, target = logits(3, classes, dtype=dtype), torch.tensor([classes - 1, 0, 5])
+    x, target = logits(3, classes, dtype=dtype), torch.tensor([classes - 1, -100, 5])
+    x[1] = nan
     wanted = []
     for inplace in (False, True):
         leaf = x.clone().requires_grad_()
@@ -282,6 +283,8 @@ def test_the_gradient_may_take_the_place_of_the_logits(clusters, dtype, classes,
         wanted.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
     for a, b in zip(*wanted, strict=True):
         assert_same_bits(a, b)
+    dx = wanted[0][1]
+    assert bool((dx[1] == 0).all()) and bool(dx[::2].isfinite().all())
 
 
 @pytest.mark.parametrize("op", SOFTMAXES)
