@@ -18,6 +18,7 @@ from emulated_checks import (
     close,
     cuda,  # noqa: F401  (for every test here)
     emulated,
+    eps,
     everything,
     way,
 )
@@ -250,6 +251,24 @@ def test_parts_on_both_sides_of_the_direct_shift_are_merged(monkeypatch, classes
         loss = softkern.cross_entropy(x, target, reduction="none", label_smoothing=smoothing)
         expected = reference.cross_entropy(x.double(), target, reduction="none", label_smoothing=smoothing)
         close(loss, expected, scale=2, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", (10, 45, 300, 17000, 70001))
+@pytest.mark.parametrize("smoothing", (0.0, 0.1))
+def test_the_true_class_keeps_the_digits_of_its_gradient(classes, smoothing):
+    """Of a confident row p - 1 would be rounding alone; a maximum that is not alone takes that form."""
+    x, target = logits(3, classes), torch.tensor([3, 5, 5])
+    x[0, 3] = x[0].max() + 12
+    x[1, 2] = x[1, 5] = x[1].max() + 12
+    kwargs = {"reduction": "none", "label_smoothing": smoothing}
+    leaf = x.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(softkern.cross_entropy(leaf, target, **kwargs).sum(), leaf)
+    ones = torch.ones(3, dtype=torch.float64)
+    expected = reference.cross_entropy_backward(ones, x.double(), target, **kwargs)
+    true = target.unsqueeze(1)
+    # With smoothing the class's own share of the mass is taken away from it again.
+    atol = 2 * eps(torch.float32) * smoothing
+    close(dx.gather(1, true), expected.gather(1, true), scale=2, atol=atol)
 
 
 @pytest.mark.parametrize("apart", (1e5, 1e10, 1e30, 3e38))
