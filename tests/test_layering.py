@@ -110,7 +110,7 @@ def test_the_rules_can_be_broken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("program", ("sweep", "exhaustive"))
-def test_programs_without_torch_still_fit_the_kernels(program, tmp_path):
+def test_programs_without_torch_still_fit_the_kernels(program):
     """make harden runs them, minutes later; that they no longer compile shows here."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     source = ROOT / f"tests/native/{program}.cpp"
