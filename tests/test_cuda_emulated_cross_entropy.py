@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from compare import assert_same_bits
 from emulated_checks import (
     DTYPES,
     close,
@@ -75,6 +76,23 @@ def test_an_upstream_gradient_scales_once_and_spares_ignored_rows(dtype, upstrea
         rows = [0, 2, 3]
         unit = eps(torch.float16) * 1e-4 if dtype == torch.float16 else 1e-9
         close(dx[rows], expected[rows] * upstream, scale=4, atol=unit)
+
+
+@pytest.fixture
+def fresh_memory_is_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("shape", ((4, 40), (4, 7)), ids=str)
+def test_a_factor_of_one_is_written_to_memory_of_its_own(fresh_memory_is_nan, shape):
+    """In place there would be nothing to do."""
+    leaf = logits(*shape).requires_grad_()
+    loss = softkern.cross_entropy(leaf, indices(shape), reduction="sum")
+    first, second = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in range(2))
+    assert bool(first.isfinite().all())
+    assert_same_bits(first, second)
 
 
 def test_rows_of_different_upstream_gradients():
