@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which way a call goes: rows of few classes in lanes, packed tiles for strided ones, else row by row."""
+"""Which way a call goes: rows of few classes in lanes, strided ones in tiles, else row by row."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import LAYOUTS, logits, name
+from cases import HURTING, LAYOUTS, logits, name, upstream
 from compare import assert_same_bits
-from cross_entropy_cases import problem
+from cross_entropy_cases import over_kinds, problem
 from tolerances import DTYPES
 
 import softkern
@@ -23,6 +23,8 @@ WAYS = [
     ((3, 7, 40), "clone", "lanes"),
     ((3, 40, 40), "clone", "tiles"),
     ((3, 40, 5), "every_other", "tiles"),
+    ((2, 40, 3), "clone", "tiles"),
+    ((2, 3000, 20), "clone", "tiles"),
 ]
 
 
@@ -74,3 +76,48 @@ def test_a_rows_bits_do_not_depend_on_its_way(classes, inner, dtype, isa):
     for r in (0, len(rows) // 2, len(rows) - 1):
         alone = softkern.cross_entropy(rows[r : r + 1], flat[r : r + 1], reduction="none")
         assert_same_bits(alone, row_losses[r : r + 1].detach(), f"row {r} alone")
+
+
+def results_of_rows(rows, target, kwargs, give):
+    """What `give` makes of rows whose classes lie side by side, and what comes of them as rows."""
+    leaf = give(rows).requires_grad_()
+    loss = softkern.cross_entropy(leaf, target, reduction="none", **kwargs)
+    yield "loss", loss
+    yield "dloss", torch.autograd.grad(loss, leaf, upstream(loss, "random"))[0]
+    for op in (softkern.softmax, softkern.log_softmax):
+        y = op(leaf, 1)
+        yield op.__name__, y
+        for kind in ("random", "zeros"):
+            grad = upstream(rows, "random") if kind == "random" else torch.full_like(rows, -0.0)
+            yield f"d{op.__name__} {kind}", torch.autograd.grad(y, leaf, give(grad), retain_graph=True)[0]
+
+
+def apart(rows):
+    return rows.t().contiguous().t()
+
+
+# One block of sums ends at 1024 classes in float64, at 2048 else: longer rows are packed. 40: a lane a class of
+# the last accumulator's, and some without.
+@over_dtypes
+@over_kinds
+@pytest.mark.parametrize("classes", (33, 40, 64, 79, 100, 1000, 1025, 2048, 2049))
+def test_options_of_strided_rows_give_the_bits_of_rows_side_by_side(classes, kind, dtype, isa):
+    x, target, kwargs = problem((21, classes), dtype, **kind)
+    side_by_side = dict(results_of_rows(x, target, kwargs, torch.clone))
+    assert softkern._C.last_path() == "rows"
+    for what, found in results_of_rows(x, target, kwargs, apart):
+        # The stored gradient is scaled where it lies, row by row.
+        assert softkern._C.last_path() == ("rows" if what == "dloss" else "tiles")
+        assert_same_bits(found, side_by_side[what], what)
+
+
+@over_dtypes
+@pytest.mark.parametrize("values", HURTING, ids=lambda f: f.__name__)
+def test_strided_rows_that_hurt_give_the_bits_of_rows_side_by_side(values, dtype, isa):
+    x = values(21, 130, dtype)
+    _, target, kwargs = problem((21, 130), dtype, smoothing=0.1)
+    side_by_side = dict(results_of_rows(x, target, kwargs, torch.clone))
+    for what, found in results_of_rows(x, target, kwargs, apart):
+        # The stored gradient is scaled where it lies, row by row.
+        assert softkern._C.last_path() == ("rows" if what == "dloss" else "tiles")
+        assert_same_bits(found, side_by_side[what], what)

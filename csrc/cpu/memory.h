@@ -5,6 +5,11 @@
 
 namespace softkern::cpu {
 
+/// Whether a result of so many bytes is written past the caches, which saves reading its memory first: if it
+/// and what it is made of would not stay there anyway. A smaller one is worth more in the cache, to whoever
+/// reads it next.
+inline bool streams(size_t bytes) { return bytes >= (8 << 20); }
+
 /// Ask the system for huge pages behind fresh memory, before its first write: touching a new page of 4 KiB
 /// costs more than computing what goes into it. Does nothing to small blocks, to pages that are there
 /// already, where the system has no such thing, and with SOFTKERN_HUGE_PAGES=0 in the environment.

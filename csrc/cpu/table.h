@@ -32,6 +32,7 @@ struct ForwardArgs {
   Shape shape;
   Rows input;
   Rows output;
+  bool stream;  // write past the caches
 };
 
 struct BackwardArgs {
@@ -39,6 +40,7 @@ struct BackwardArgs {
   Rows grad_output;
   Rows output;  // of the forward
   Rows grad_input;
+  bool stream;
 };
 
 /// Compute type: double for kDouble, float for the rest.
@@ -52,6 +54,7 @@ struct CrossEntropyArgs {
   void* loss;          // compute type, one a row
   Rows grad;           // data null: no gradient wanted
   double grad_factor;  // multiplies every gradient row
+  bool stream;         // write the gradient past the caches; it must not lie over the logits
 };
 
 /// grad row r *= factor[r * factor_step]; out may be the same memory as in.
@@ -61,6 +64,7 @@ struct ScaleArgs {
   Rows output;
   const void* factor;   // compute type
   int64_t factor_step;  // 0: one factor for all rows
+  bool stream;
 };
 
 /// Who ran, told by the code that ran: the ISA it was compiled for, and the way it went.
@@ -112,9 +116,34 @@ static inline constexpr bool is_packed(const Rows& rows) {
   return rows.data != nullptr && rows.class_stride != 1;
 }
 
-/// Strided rows are packed in tiles of as many as fit a good part of a second-level cache, in whole cache
-/// lines of the tensor: that is how far apart the classes of neighbouring rows lie there.
-constexpr int64_t kLeastTileRows = 16, kMostTileRows = 64, kTileBytes = 128 << 10;
+/// Sums over a row are sums of blocks of so many bytes of the compute type. A lane adds up 32 numbers, then
+/// its blocks: rounding errors grow with both lengths, not with their product.
+constexpr int64_t kBlockBytes = 32 * 4 * 64;
+/// Whole blocks of every compute type.
+constexpr int64_t kShareClasses = kBlockBytes / static_cast<int64_t>(sizeof(float));
+
+/// Tiles hold what fits a good part of a second-level cache.
+constexpr int64_t kTileBytes = 128 << 10;
+
+/// Rows whose classes lie apart are computed a row a lane too, if a row is one block of sums and there are
+/// rows enough: a cache line of each class is a vector then. As many blocks of lanes as fit a tile are loaded
+/// together: prefetchers and DRAM pages want more than a line of a class at a time.
+constexpr int64_t kLaneBytes = 64, kLeastLaneRows = 8;
+constexpr int kMostBlocks = 64;
+static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t element_size) {
+  const size_t compute = element_size < sizeof(float) ? sizeof(float) : element_size;
+  return rows >= kLeastLaneRows && shape.classes * static_cast<int64_t>(compute) <= kBlockBytes;
+}
+static inline constexpr int tile_blocks(int64_t classes, int64_t rows) {
+  int64_t most = kTileBytes / kLaneBytes / classes;
+  if (most > kMostBlocks) most = kMostBlocks;
+  const int64_t all = (rows + kLeastLaneRows - 1) / kLeastLaneRows;
+  return static_cast<int>(most < all ? most : all);
+}
+
+/// Others are packed in tiles of rows, in whole cache lines of the tensor: that is how far apart the classes
+/// of neighbouring rows lie there.
+constexpr int64_t kLeastTileRows = 16, kMostTileRows = 64;
 static inline constexpr int64_t tile_rows(const Shape& shape, int64_t rows, size_t element_size) {
   int64_t most = kTileBytes / (row_pitch(shape.classes) * static_cast<int64_t>(element_size));
   most = most / kLeastTileRows * kLeastTileRows;
@@ -126,20 +155,20 @@ static inline constexpr int64_t packed_rows(const Shape& shape, int64_t rows, si
   return (tile_rows(shape, rows, element_size) + kLeastTileRows - 1) / kLeastTileRows * kLeastTileRows;
 }
 
-/// Upper bound over all kernels: a tile for each strided operand and one row in the compute type.
+/// Upper bound over all kernels: two tiles and a block; or a tile for each strided operand and one row in the
+/// compute type.
 static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, size_t element_size,
                                              int strided_operands) {
   const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
-  const size_t tiles =
-      static_cast<size_t>(strided_operands) * static_cast<size_t>(packed_rows(shape, rows, element_size));
-  return pitch * (tiles * element_size + sizeof(double)) + 64 * (static_cast<size_t>(strided_operands) + 2);
+  const size_t strided = static_cast<size_t>(strided_operands);
+  const size_t ends = 64 * (strided + 4);
+  if (strided_operands > 0 && fits_lanes(shape, rows, element_size)) {
+    const size_t blocks = 2 * static_cast<size_t>(tile_blocks(shape.classes, rows)) + 1;
+    return blocks * static_cast<size_t>(shape.classes * kLaneBytes) + ends;
+  }
+  const size_t tiles = strided * static_cast<size_t>(packed_rows(shape, rows, element_size));
+  return pitch * (tiles * element_size + sizeof(double)) + ends;
 }
-
-/// Sums over a row are sums of blocks of so many bytes of the compute type. A lane adds up 32 numbers, then
-/// its blocks: rounding errors grow with both lengths, not with their product.
-constexpr int64_t kBlockBytes = 32 * 4 * 64;
-/// Whole blocks of every compute type.
-constexpr int64_t kShareClasses = kBlockBytes / static_cast<int64_t>(sizeof(float));
 
 /// Upper bound over all kernels: the sums of a row's blocks, what each share found, a row in the compute
 /// type.

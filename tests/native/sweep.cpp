@@ -2,7 +2,8 @@
 // The kernels of every instruction set that runs here, on a sweep of shapes, layouts, types and options,
 // without torch or Python: every tensor stands between two pages that nobody may touch, once against the
 // first and once against the second, and all instruction sets have to agree in every bit, long rows in shares
-// too. Prints what was compared; exit code 1 and the case where bits differ.
+// and results written past the caches too. Prints what was compared; exit code 1 and the case where bits
+// differ.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -137,12 +138,15 @@ class Caller {
   std::vector<char> scratch_;
 };
 
-Results run(const KernelTable& table, const Case& c, bool shared, const std::string& logits,
+enum How { kByRows, kShared, kStreamed, kHows };
+
+Results run(const KernelTable& table, const Case& c, How how, const std::string& logits,
             const std::string& others, const std::vector<int64_t>& targets) {
+  const bool stream = how == kStreamed;
   const Kernels& kernels = table.by_type[c.type];
   const size_t size = kSize[c.type], bytes = logits.size(), compute = c.type == kDouble ? 8 : 4;
   const Shape shape{c.classes, c.inner};
-  Caller call(table, c, shared);
+  Caller call(table, c, how == kShared);
   const auto rows = [&](char* data) {
     if (c.inner == 1) return Rows{data, c.classes, 0, 1};
     return Rows{data, c.classes * c.inner, 1, c.classes == 1 ? 1 : c.inner};
@@ -159,15 +163,15 @@ Results run(const KernelTable& table, const Case& c, bool shared, const std::str
   Results out;
   const auto fresh = [&] { memcpy(x.data, logits.data(), bytes); };
   fresh();
-  call(kernels.softmax, ForwardArgs{shape, rows(x.data), rows(y.data)});
+  call(kernels.softmax, ForwardArgs{shape, rows(x.data), rows(y.data), stream});
   y.copy_to(out.tensors);
-  call(kernels.softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data)});
+  call(kernels.softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data), stream});
   d.copy_to(out.tensors);
-  call(kernels.log_softmax, ForwardArgs{shape, rows(x.data), rows(y.data)});
+  call(kernels.log_softmax, ForwardArgs{shape, rows(x.data), rows(y.data), stream});
   y.copy_to(out.tensors);
-  call(kernels.log_softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data)});
+  call(kernels.log_softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data), stream});
   d.copy_to(out.tensors);
-  call(kernels.scale, ScaleArgs{shape, rows(x.data), rows(d.data), factor.data, 1});
+  call(kernels.scale, ScaleArgs{shape, rows(x.data), rows(d.data), factor.data, 1, stream});
   d.copy_to(out.tensors);
   for (int option = 0; option < 16; ++option) {
     const bool indices = option & 1, smooth = option & 2, weighted = option & 4, over_logits = option & 8;
@@ -185,6 +189,7 @@ Results run(const KernelTable& table, const Case& c, bool shared, const std::str
     a.loss = loss.data;
     a.grad = rows(over_logits ? x.data : d.data);
     a.grad_factor = 0.37;
+    a.stream = stream && !over_logits;
     call(kernels.cross_entropy, a);
     loss.copy_to(out.computed);
     (over_logits ? x : d).copy_to(out.tensors);
@@ -244,20 +249,23 @@ int main(int argc, char** argv) {
           for (int64_t& y : targets) {
             y = uniform() < 0.15 ? -100 : static_cast<int64_t>(uniform() * static_cast<double>(classes));
           }
-          const Results expected = run(reference, c, false, logits, others, targets);
+          const Results expected = run(reference, c, kByRows, logits, others, targets);
           ++cases;
-          for (size_t k = 0; k < 2 * tables.size(); ++k) {
-            const KernelTable* table = tables[k / 2];
-            const bool shared = k % 2 == 1;
-            if (shared && (inner != 1 || classes <= kShareClasses)) continue;
-            const Results found = run(*table, c, shared, logits, others, targets);
+          for (size_t k = 0; k < kHows * tables.size(); ++k) {
+            const KernelTable* table = tables[k / kHows];
+            const How how = static_cast<How>(k % kHows);
+            if (how == kShared && (inner != 1 || classes <= kShareClasses)) continue;
+            const Results found = run(*table, c, how, logits, others, targets);
             size_t which = 0;
             const size_t compute = type == kDouble ? 8 : 4;
             if (!same(expected.tensors, found.tensors, size, type, &which) ||
                 !same(expected.computed, found.computed, compute, type, &which)) {
               printf("%s and %s%s differ: type %d, %ld classes, inner %ld, values %d, result %zu\n",
-                     reference.isa, table->isa, shared ? " in shares" : "", type, static_cast<long>(classes),
-                     static_cast<long>(inner), c.values, which);
+                     reference.isa, table->isa,
+                     how == kShared     ? " in shares"
+                     : how == kStreamed ? " streamed"
+                                        : "",
+                     type, static_cast<long>(classes), static_cast<long>(inner), c.values, which);
               return 1;
             }
             ++compared;

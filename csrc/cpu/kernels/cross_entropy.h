@@ -107,39 +107,53 @@ struct CrossEntropySums {
 /// 3 write, of the classes [begin, end); grad may be e.
 template <class T, class Mass, bool kSpread>
 SK_INLINE void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& row, const Compute<T>* e,
-                                   T* grad, const Mass& mass, Compute<T> factor, int64_t begin, int64_t end) {
+                                   T* grad, const Mass& mass, Compute<T> factor, int64_t begin, int64_t end,
+                                   bool stream = false) {
   using A = Compute<T>;
   using S = Simd<A>;
   const int64_t y = row.hot.index;
   const bool holds_hot = y >= begin && y < end;
   A hot_grad = 0;
   if (holds_hot) hot_grad = row.hot_gradient(e[y], factor);  // before e is overwritten
-  const auto scale = S::broadcast(factor * (row.hot.mass + row.mass.of[0]) / row.stats.sum());
-  const auto minus_factor = S::broadcast(-factor);
-  for_each_vector<A>(end - begin, [&](auto, auto at, int64_t k) __attribute__((always_inline)) {
-    const int64_t i = begin + k;
-    const auto v = at.load(e + i, 0);
-    if constexpr (kSpread) {
-      at.store(grad + i, S::fma(v, scale, S::mul(minus_factor, mass.load(at, i))));
-    } else {
-      at.store(grad + i, S::mul(v, scale));
-    }
-  });
-  if (holds_hot) {
-    if constexpr (kSpread) {
+  if constexpr (kSpread) {
+    if (holds_hot) {
       A lanes[S::kLanes];
       S::store(lanes, mass.load(Tail<A>{1}, y));
       hot_grad -= factor * lanes[0];
     }
-    grad[y] = Narrow<T>::from(hot_grad);
   }
+  const auto scale = S::broadcast(factor * (row.hot.mass + row.mass.of[0]) / row.stats.sum());
+  const auto minus_factor = S::broadcast(-factor);
+  const auto gradient = [&](auto at, int64_t k) __attribute__((always_inline)) {
+    const auto v = at.load(e + begin + k, 0);
+    if constexpr (kSpread) {
+      return S::fma(v, scale, S::mul(minus_factor, mass.load(at, begin + k)));
+    } else {
+      return S::mul(v, scale);
+    }
+  };
+  if (!stream) {
+    store_vectors<A>(grad + begin, end - begin, gradient);
+    if (holds_hot) grad[y] = Narrow<T>::from(hot_grad);
+    return;
+  }
+  // Stored after the others, the true class would wait for its line to come back from memory.
+  stream_vectors<A>(grad + begin, end - begin, [&](auto at, int64_t k) __attribute__((always_inline)) {
+    const auto v = gradient(at, k);
+    const int64_t lane = y - (begin + k);
+    if (lane < 0 || lane >= S::kLanes) return v;
+    A lanes[S::kLanes];
+    S::store(lanes, v);
+    lanes[lane] = hot_grad;
+    return S::load(lanes);
+  });
 }
 
 /// Loss of a row; with grad given, its gradient times factor. grad may be x: nothing is read from x once e is
 /// written.
 template <class T, class Mass>
 Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
-                             Compute<T>* scratch, int64_t n, const T* next) {
+                             Compute<T>* scratch, int64_t n, const T* next, bool stream) {
   using A = Compute<T>;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   A* e = grad != nullptr ? compute_row(grad, scratch) : nullptr;
@@ -152,7 +166,7 @@ Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, 
   }
   const CrossEntropySums<A, kSpread> row{row_stats<A>(x, e, n, next, range), hot, hot_x,  // 2 sum-exp
                                          kSpread ? spread.sums() : Sums<A, 2>{}};
-  if (grad != nullptr) cross_entropy_write(row, e, grad, mass, factor, 0, n);  // 3 write
+  if (grad != nullptr) cross_entropy_write(row, e, grad, mass, factor, 0, n, stream);  // 3 write
   return row.loss();
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cross_entropy of rows of few classes, a row a lane; formulas and names of cross_entropy.h.
+// cross_entropy of rows a lane each; formulas and names of cross_entropy.h.
 #pragma once
 
 #include "cross_entropy.h"
@@ -27,33 +27,58 @@ SK_INLINE typename Simd<A>::Reg pick(const typename Simd<A>::Reg* x, const LaneT
   return Simd<A>::load(lanes);
 }
 
-/// Losses of a block with the target masses targets.mass (at the index) and mass (of all classes). With
-/// need_grad, x becomes the gradient times factor.
-template <class A, bool kHot, bool kSpread>
-SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, const typename Simd<A>::Reg* mass,
-                                                  const LaneTargets<A>& hot, int classes, bool need_grad,
-                                                  A grad_factor) {
+// The mass that a class has in all rows, or in a row each: what UniformMass, WeightMass and ProbabilityMass
+// are to a row.
+template <class T>
+struct LaneMass {
+  using A = Compute<T>;
+  const T* weight;
+  A share;  // s/C
+  SK_INLINE typename Simd<A>::Reg of(int64_t c) const {
+    return Simd<A>::broadcast(weight == nullptr ? share : share * widen(weight[c]));
+  }
+};
+
+template <class T>
+struct LaneProbabilityMass {
+  using A = Compute<T>;
+  using S = Simd<A>;
+  const T* weight;
+  const typename S::Reg* probability;
+  A keep, share;  // 1 - s, s/C
+  SK_INLINE typename S::Reg of(int64_t c) const {
+    const auto t = S::fma(probability[c], S::broadcast(keep), S::broadcast(share));
+    return weight == nullptr ? t : S::mul(t, S::broadcast(widen(weight[c])));
+  }
+};
+
+/// Losses of a block with the target masses hot.mass (at the index) and mass (of all classes). With
+/// need_grad, x becomes the gradient times factor; e is memory for a block.
+template <class A, class Order, bool kHot, class Mass>
+SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, typename Simd<A>::Reg* e,
+                                                  const Mass& mass, const LaneTargets<A>& hot,
+                                                  int64_t classes, bool need_grad, A grad_factor) {
   using S = Simd<A>;
   using Reg = typename S::Reg;
+  constexpr bool kSpread = !__is_same(Mass, NoMass);
   const Reg zero = S::broadcast(0);
-  Reg e[kLaneClasses];
-  const LaneStats<A> stats = lane_stats<A>(x, e, classes);  // 1 max, 2 sum-exp
+  const LaneStats<A, Order> stats = lane_stats<A, Order>(x, need_grad ? e : nullptr, classes);  // 1, 2
   const Reg log_d = stats.log_d();
-  Reg loss = zero, hot_x = zero, hot_e = zero;
+  Reg loss = zero, hot_x = zero;
   if constexpr (kHot) {
     hot_x = pick<A>(x, hot);
-    hot_e = pick<A>(e, hot);
     loss = S::mul(hot.mass, S::add(S::sub(stats.m, hot_x), log_d));
   }
   Reg spread = zero;
   if constexpr (kSpread) {
-    Accumulators<A> masses, costs;
-    for_each_class(classes, [&](auto slot, int c) __attribute__((always_inline)) {
-      masses.add(slot, mass[c]);
-      costs.add_product(slot, mass[c], S::sub(stats.m, x[c]));
+    Reg sums[2];  // of masses and of their costs
+    Order::sum(classes, sums, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
+      const Reg a = mass.of(c);
+      acc[0] = S::add(acc[0], a);
+      acc[1] = S::fma(a, S::sub(stats.m, x[c]), acc[1]);
     });
-    spread = masses.lane_sum();
-    loss = S::add(loss, S::add(costs.lane_sum(), S::mul(spread, log_d)));
+    spread = sums[0];
+    loss = S::add(loss, S::add(sums[1], S::mul(spread, log_d)));
   }
   // Exact zeros for ignored rows, whatever their logits: 0 * NaN would spread the NaN of a padded row.
   const bool ignore = kHot && !hot.all_count;
@@ -65,18 +90,18 @@ SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, cons
   const Reg scale = S::div(S::mul(factor, S::add(hot.mass, spread)), sum);
   Reg hot_grad = zero;
   if constexpr (kHot) {
-    const Reg p = S::div(hot_e, sum);
+    const Reg p = S::div(pick<A>(e, hot), sum);
     // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its digits.
     const Reg others = S::sub(zero, S::div(stats.rest, sum));
     const Reg alone = S::if_equal(hot_x, stats.m, stats.ties, zero);
     const Reg off = S::if_equal(alone, S::broadcast(1), others, S::sub(p, S::broadcast(1)));
-    hot_grad = S::mul(factor, S::fma(hot.mass, off, S::mul(spread, p)));
+    hot_grad = S::mul(factor, S::add(S::mul(hot.mass, off), S::mul(spread, p)));
   }
   Reg here = zero;
-  for (int c = 0; c < classes; ++c) {  // 3 write
+  for (int64_t c = 0; c < classes; ++c) {  // 3 write
     Reg v, own = hot_grad;
     if constexpr (kSpread) {
-      const Reg minus_mass = S::mul(S::broadcast(-grad_factor), mass[c]);
+      const Reg minus_mass = S::mul(S::broadcast(-grad_factor), mass.of(c));
       v = S::fma(e[c], scale, minus_mass);
       own = S::add(hot_grad, minus_mass);
     } else {
@@ -89,7 +114,7 @@ SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, cons
   return loss;
 }
 
-template <class T>
+template <class T, class Order>
 class CrossEntropyLanes {
   using A = Compute<T>;
   using S = Simd<A>;
@@ -100,46 +125,39 @@ class CrossEntropyLanes {
   CrossEntropyLanes(const CrossEntropyArgs& a, const Range& range)
       : a_(a),
         range_(range),
-        classes_(static_cast<int>(a.shape.classes)),
+        classes_(a.shape.classes),
+        weight_(static_cast<const T*>(a.weight)),
         logits_(a.logits, a.shape, range),
         probabilities_(a.probabilities, a.shape, range),
-        grad_(a.grad, a.shape, range),
+        grad_(a.grad, a.shape, range, a.stream),
         keep_(static_cast<A>(1 - a.options.label_smoothing)),
-        share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {
-    for (int c = 0; c < classes_; ++c) {
-      weight_[c] = a.weight == nullptr ? A(1) : widen(static_cast<const T*>(a.weight)[c]);
-    }
-  }
+        share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
 
-  void run() {
-    LaneGroup<A> x, t;
-    Reg mass[kLaneClasses];
-    for (int c = 0; c < classes_; ++c) mass[c] = S::broadcast(share_ * weight_[c]);
-    for_each_group<A>(a_.shape, range_, [&](const LaneBlock* blocks, int count) {
+  template <class Tiles>
+  void run(Tiles& tiles) {
+    const LaneTile<A> x = tiles.first(), t = tiles.second();
+    Reg* const e = tiles.block();
+    for_each_group<A>(a_.shape, range_, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       logits_.load(blocks, count, x);
       if (probabilities_.given()) probabilities_.load(blocks, count, t);
-      for (int b = 0; b < count; ++b) {
-        put(blocks[b], probabilities_.given() ? with_probabilities(x[b], t[b])
-                       : share_ == 0          ? call<true, false>(x[b], mass, find(blocks[b]))
-                                              : call<true, true>(x[b], mass, find(blocks[b])));
-      }
+      for (int b = 0; b < count; ++b) put(blocks[b], losses(blocks[b], x[b], t[b], e));
       if (grad_.given()) grad_.store(blocks, count, x);
     });
   }
 
  private:
-  template <bool kHot, bool kSpread>
-  SK_INLINE Reg call(Reg* x, const Reg* mass, const LaneTargets<A>& hot) const {
-    return cross_entropy_block<A, kHot, kSpread>(x, mass, hot, classes_, grad_.given(),
-                                                 static_cast<A>(a_.grad_factor));
-  }
-  /// t: the probabilities, which become masses.
-  SK_INLINE Reg with_probabilities(Reg* x, Reg* t) const {
-    for (int c = 0; c < classes_; ++c) {
-      const Reg kept = S::fma(t[c], S::broadcast(keep_), S::broadcast(share_));
-      t[c] = a_.weight == nullptr ? kept : S::mul(kept, S::broadcast(weight_[c]));
+  SK_INLINE Reg losses(const LaneBlock& block, Reg* x, const Reg* t, Reg* e) const {
+    if (probabilities_.given()) {
+      const LaneProbabilityMass<T> mass{weight_, t, keep_, share_};
+      return call<false>(x, e, mass, {S::broadcast(-1), S::broadcast(0), {}, true});
     }
-    return call<false, true>(x, t, {S::broadcast(-1), S::broadcast(0), {}, true});
+    if (share_ == 0) return call<true>(x, e, NoMass{}, find(block));
+    return call<true>(x, e, LaneMass<T>{weight_, share_}, find(block));
+  }
+  template <bool kHot, class Mass>
+  SK_INLINE Reg call(Reg* x, Reg* e, const Mass& mass, const LaneTargets<A>& hot) const {
+    return cross_entropy_block<A, Order, kHot>(x, e, mass, hot, classes_, grad_.given(),
+                                               static_cast<A>(a_.grad_factor));
   }
   SK_INLINE LaneTargets<A> find(const LaneBlock& block) const {
     const int64_t* target = a_.target + block.first;
@@ -164,8 +182,8 @@ class CrossEntropyLanes {
         mass[l] = counts ? keep_ : A(0);
       }
     }
-    if (a_.weight != nullptr) {
-      for (int l = 0; l < L; ++l) mass[l] *= weight_[hot.place[l] / L];
+    if (weight_ != nullptr) {
+      for (int l = 0; l < L; ++l) mass[l] *= widen(weight_[hot.place[l] / L]);
     }
     hot.index = S::load(index);
     hot.mass = S::load(mass);
@@ -182,10 +200,10 @@ class CrossEntropyLanes {
 
   const CrossEntropyArgs& a_;
   const Range range_;
-  const int classes_;
+  const int64_t classes_;
+  const T* const weight_;
   const LaneOperand<T> logits_, probabilities_, grad_;
   const A keep_, share_;
-  A weight_[kLaneClasses];
 };
 
 }  // namespace

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of few classes: a row a lane, so that no sum runs across lanes and log is a vector operation too.
-// Vector c of a block holds class c of kLanes rows. In sums over the classes, class c goes to accumulator c %
-// 2, and lanes know nothing of each other: a row's bits depend on that row alone.
+// A row a lane, so that no sum runs across lanes and what is done once a row is a vector operation too: for
+// rows of few classes, and for rows whose classes lie apart, which come as vectors over rows already.
 #pragma once
 
-#include "operand.h"
-#include "row_stats.h"
+#include "lane_order.h"
 
 namespace softkern::cpu {
 namespace {
@@ -17,22 +15,18 @@ struct LaneBlock {
   bool one_slice;
 };
 
-/// Blocks that are loaded and stored together. Where vectors run over rows, a block is one cache line of each
-/// class: prefetchers and DRAM pages want more of them at a time.
-constexpr int kGroup = 8;
-
-/// body(blocks, count) for the rows of a range, count <= kGroup.
+/// body(blocks, count) for the rows of a range, count <= most <= kMostBlocks.
 template <class A, class Body>
-SK_INLINE void for_each_group(const Shape& shape, const Range& range, Body body) {
+SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, Body body) {
   constexpr int64_t L = Simd<A>::kLanes;
   // Where a slice has less rows than there are lanes, blocks run across slices.
   const bool slices = shape.inner >= L;
-  LaneBlock blocks[kGroup];
+  LaneBlock blocks[kMostBlocks];
   for (int64_t first = range.begin; first < range.end;) {
     int64_t end = slices ? (first / shape.inner + 1) * shape.inner : range.end;
     if (end > range.end) end = range.end;
     int count = 0;
-    for (; count < kGroup && first < end; ++count) {
+    for (; count < most && first < end; ++count) {
       const int64_t rows = end - first < L ? end - first : L;
       blocks[count] = {first, static_cast<int>(rows), slices || shape.inner == 1};
       first += rows;
@@ -41,19 +35,51 @@ SK_INLINE void for_each_group(const Shape& shape, const Range& range, Body body)
   }
 }
 
+/// The blocks of a group.
 template <class A>
-using LaneGroup = typename Simd<A>::Reg[kGroup][kLaneClasses];
+struct LaneTile {
+  typename Simd<A>::Reg* data;
+  int64_t pitch;
+  SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
+};
 
-/// body(slot, c) for all classes, class c with slot c % 2.
-template <class Body>
-SK_INLINE void for_each_class(int classes, Body body) {
-  int c = 0;
-  for (; c + 2 <= classes; c += 2) {
-    body(Slot<0>{}, c);
-    body(Slot<1>{}, c + 1);
+/// Memory of a call: two tiles and a block. On the stack, for rows of few classes side by side.
+template <class A>
+class SmallTiles {
+  using Reg = typename Simd<A>::Reg;
+  static constexpr int kBlocks = 8, kTile = kBlocks * kLaneClasses;
+
+ public:
+  int blocks() const { return kBlocks; }
+  LaneTile<A> first() { return {memory_, kLaneClasses}; }
+  LaneTile<A> second() { return {memory_ + kTile, kLaneClasses}; }
+  Reg* block() { return memory_ + 2 * kTile; }
+
+ private:
+  Reg memory_[2 * kTile + kLaneClasses];
+};
+
+/// In the range's scratch memory, as large as a cache allows.
+template <class A>
+class WideTiles {
+  using Reg = typename Simd<A>::Reg;
+
+ public:
+  WideTiles(const Range& range, const Shape& shape)
+      : classes_(shape.classes), blocks_(tile_blocks(shape.classes, range.end - range.begin)) {
+    Arena arena(range.scratch);
+    memory_ = reinterpret_cast<Reg*>(arena.take<A>((2 * blocks_ + 1) * classes_ * Simd<A>::kLanes));
   }
-  if (c < classes) body(Slot<0>{}, c);
-}
+  int blocks() const { return blocks_; }
+  LaneTile<A> first() const { return {memory_, classes_}; }
+  LaneTile<A> second() const { return {memory_ + blocks_ * classes_, classes_}; }
+  Reg* block() const { return memory_ + 2 * blocks_ * classes_; }
+
+ private:
+  int64_t classes_;
+  int blocks_;
+  Reg* memory_;
+};
 
 /// The elements of an operand as blocks of lanes.
 template <class T>
@@ -62,11 +88,14 @@ class LaneOperand {
   using S = Simd<A>;
   using Reg = typename S::Reg;
   static constexpr int L = S::kLanes, P = S::kPiece;
+  static constexpr int kAhead = 32;  // classes
 
  public:
-  LaneOperand(const Rows& rows, const Shape& shape, const Range& range)
+  /// `stream`: written past the caches, where vectors run over rows.
+  LaneOperand(const Rows& rows, const Shape& shape, const Range& range, bool stream = false)
       : rows_(rows),
         shape_(shape),
+        stream_(stream),
         classes_(static_cast<int>(shape.classes)),
         step_(shape.inner == 1 ? rows.outer_stride : rows.inner_stride) {
     if (!given() || range.begin >= range.end) return;
@@ -79,13 +108,17 @@ class LaneOperand {
 
   bool given() const { return rows_.data != nullptr; }
 
-  SK_CALL void load(const LaneBlock* block, int count, LaneGroup<A>& x) const {
+  SK_CALL void load(const LaneBlock* block, int count, const LaneTile<A>& x) const {
     if (block->one_slice && step_ == 1 && rows_.class_stride != 1) {
       for (int c = 0; c < classes_; ++c) {
         const T* p = at(block->first) + c * rows_.class_stride;
+        // No hardware prefetcher follows strides of more than a page.
+        const int64_t ahead = c + kAhead < classes_ ? kAhead * rows_.class_stride : 0;
         for (int b = 0; b < count; ++b, p += L) {
+          __builtin_prefetch(p + ahead);
           x[b][c] = block[b].count == L ? S::load(p) : S::load(p, block[b].count, 0);
         }
+        __builtin_prefetch(p + ahead);
       }
     } else if (rows_.class_stride == 1) {
       for (int b = 0; b < count; ++b) load_rows(block[b], x[b]);
@@ -94,15 +127,20 @@ class LaneOperand {
     }
   }
 
-  SK_CALL void store(const LaneBlock* block, int count, const LaneGroup<A>& y) const {
+  SK_CALL void store(const LaneBlock* block, int count, const LaneTile<A>& y) const {
     if (block->one_slice && step_ == 1 && rows_.class_stride != 1) {
+      const bool stream = stream_ && is_aligned(at(block->first)) && rows_.class_stride % L == 0;
       for (int c = 0; c < classes_; ++c) {
         T* p = at(block->first) + c * rows_.class_stride;
+        const int64_t ahead = !stream && c + kAhead < classes_ ? kAhead * rows_.class_stride : 0;
         for (int b = 0; b < count; ++b, p += L) {
-          if (block[b].count == L) {
-            S::store(p, y[b][c]);
-          } else {
+          if (ahead) __builtin_prefetch(p + ahead, 1);
+          if (block[b].count < L) {
             S::store(p, y[b][c], block[b].count);
+          } else if (stream) {
+            S::stream(p, y[b][c]);
+          } else {
+            S::store(p, y[b][c]);
           }
         }
       }
@@ -115,6 +153,7 @@ class LaneOperand {
 
  private:
   T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
+  static bool is_aligned(const T* p) { return reinterpret_cast<uintptr_t>(p) % (L * sizeof(T)) == 0; }
   template <class U>
   SK_INLINE void find(const LaneBlock& block, U** row) const {
     if (block.one_slice) {
@@ -215,63 +254,11 @@ class LaneOperand {
 
   Rows rows_;
   Shape shape_;
+  bool stream_;
   int classes_;
   int64_t step_;
   const T* readable_end_ = nullptr;
 };
-
-/// RowStats of a block.
-template <class A>
-struct LaneStats {
-  using S = Simd<A>;
-  using Reg = typename S::Reg;
-  Reg m, top, ties, rest;
-
-  SK_INLINE Reg sum() const { return S::fma(ties, top, rest); }
-  SK_INLINE Reg log_d() const {
-    return log_one_plus<S>(S::add(S::sub(ties, S::broadcast(1)), S::div(rest, top)));
-  }
-};
-
-template <class Terms, class A>
-SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int classes,
-                          LaneStats<A>& stats) {
-  using S = Simd<A>;
-  const auto one = S::broadcast(1);
-  const Terms terms(stats.m);
-  stats.top = terms.of(stats.m);
-  auto ties = S::broadcast(0);  // exact in any order
-  Accumulators<A> rest;
-  for_each_class(classes, [&](auto slot, int c) __attribute__((always_inline)) {
-    const auto v = x[c];
-    const auto t = terms.of(v);
-    ties = S::add_if_equal(ties, one, v, stats.m);
-    rest.add_unless_equal(slot, t, v, stats.m);
-    e[c] = t;
-  });
-  stats.ties = ties;
-  stats.rest = rest.lane_sum();
-}
-
-/// 1 max, 2 sum-exp; e receives the terms and may be x.
-template <class A>
-SK_CALL LaneStats<A> lane_stats(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int classes) {
-  using S = Simd<A>;
-  const A inf = __builtin_inf();
-  Accumulators<A> most(-inf), least(inf);
-  for_each_class(classes, [&](auto slot, int c) __attribute__((always_inline)) {
-    most.take_max(slot, x[c]);
-    least.take_min(slot, x[c]);
-  });
-  LaneStats<A> stats;
-  stats.m = S::add(most.lane_max(), S::broadcast(0));
-  if (NormalTerms<A>::fit(stats.m, least.lane_min())) {
-    lane_terms<NormalTerms<A>, A>(x, e, classes, stats);
-  } else {
-    lane_terms<WideTerms<A>, A>(x, e, classes, stats);
-  }
-  return stats;
-}
 
 }  // namespace
 }  // namespace softkern::cpu

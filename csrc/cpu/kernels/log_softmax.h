@@ -11,23 +11,24 @@ namespace softkern::cpu {
 namespace {
 
 template <class T>
-SK_INLINE void log_softmax_write(const T* x, T* y, const RowStats<Compute<T>>& stats, int64_t n) {
+SK_INLINE void log_softmax_write(const T* x, T* y, const RowStats<Compute<T>>& stats, int64_t n,
+                                 bool stream = false) {
   using A = Compute<T>;
   using S = Simd<A>;
   const auto m = S::broadcast(stats.m);
   const auto log_d = S::broadcast(stats.log_d());
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
+  write_vectors<A>(y, n, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {
     // Not x - (m + log d): with logits around 1e6 that sum would lose log d.
-    at.store(y + i, S::sub(S::sub(at.load(x + i, 0), m), log_d));
+    return S::sub(S::sub(at.load(x + i, 0), m), log_d);
   });
 }
 
 template <class T>
-void log_softmax_row(const T* x, T* y, int64_t n, const T* next) {
+void log_softmax_row(const T* x, T* y, int64_t n, const T* next, bool stream) {
   using A = Compute<T>;
   const RowStats<A> stats =
       row_stats<A>(x, static_cast<A*>(nullptr), n, next, row_range<A>(x, n));  // 1 max, 2 sum-exp
-  log_softmax_write(x, y, stats, n);                                           // 3 write
+  log_softmax_write(x, y, stats, n, stream);                                   // 3 write
 }
 
 template <class T>
@@ -73,31 +74,32 @@ SK_INLINE RowRange<Compute<T>> log_softmax_sum(const T* g, const T* y, int64_t n
 }
 
 template <bool kNormal, class T>
-SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum, int64_t n) {
+SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum, int64_t n,
+                                          bool stream) {
   using A = Compute<T>;
   const auto minus_sum = Simd<A>::broadcast(-sum);
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
-    at.store(dx + i, log_softmax_gradient<A, kNormal>(at.load(g + i, 0), at.load(y + i, 0), minus_sum));
+  write_vectors<A>(dx, n, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {
+    return log_softmax_gradient<A, kNormal>(at.load(g + i, 0), at.load(y + i, 0), minus_sum);
   });
 }
 
 template <class T>
 SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum,
-                                          const RowRange<Compute<T>>& range, int64_t n) {
+                                          const RowRange<Compute<T>>& range, int64_t n, bool stream = false) {
   if (exp_is_normal(range.least, range.most)) {
-    log_softmax_write_gradient<true>(g, y, dx, sum, n);
+    log_softmax_write_gradient<true>(g, y, dx, sum, n, stream);
   } else {
-    log_softmax_write_gradient<false>(g, y, dx, sum, n);
+    log_softmax_write_gradient<false>(g, y, dx, sum, n, stream);
   }
 }
 
 template <class T>
-void log_softmax_backward_row(const T* g, const T* y, T* dx, int64_t n) {
+void log_softmax_backward_row(const T* g, const T* y, T* dx, int64_t n, bool stream) {
   using A = Compute<T>;
   BlockSums<A, 1> total;
   const RowRange<A> range = log_softmax_sum(
       g, y, n, [&](const Accumulators<A>* part) __attribute__((always_inline)) { total.add(part); });
-  log_softmax_write_gradient(g, y, dx, total.sums().of[0], range, n);
+  log_softmax_write_gradient(g, y, dx, total.sums().of[0], range, n, stream);
 }
 
 template <class T>
@@ -108,31 +110,34 @@ void log_softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<C
     log_softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.range(), row.size());
 }
 
-/// A block of rows of few classes: x becomes y; e is scratch.
-template <class A>
-SK_CALL void log_softmax_lanes(typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int classes) {
+/// A block of rows a lane each: x becomes y.
+template <class A, class Order>
+SK_CALL void log_softmax_lanes(typename Simd<A>::Reg* x, int64_t classes) {
   using S = Simd<A>;
-  const LaneStats<A> stats = lane_stats<A>(x, e, classes);  // 1 max, 2 sum-exp
+  const auto stats = lane_stats<A, Order>(x, nullptr, classes);  // 1 max, 2 sum-exp
   const auto log_d = stats.log_d();
-  for (int c = 0; c < classes; ++c) x[c] = S::sub(S::sub(x[c], stats.m), log_d);  // 3 write
+  for (int64_t c = 0; c < classes; ++c) x[c] = S::sub(S::sub(x[c], stats.m), log_d);  // 3 write
 }
 
 /// g becomes dx.
-template <class A>
+template <class A, class Order>
 SK_CALL void log_softmax_backward_lanes(typename Simd<A>::Reg* g, const typename Simd<A>::Reg* y,
-                                        int classes) {
+                                        int64_t classes) {
   using S = Simd<A>;
-  Accumulators<A> total, least, most;
-  for_each_class(classes, [&](auto slot, int c) __attribute__((always_inline)) {
-    total.add(slot, g[c]);
-    least.take_min(slot, y[c]);
-    most.take_max(slot, y[c]);
+  using Reg = typename S::Reg;
+  const A inf = __builtin_inf();
+  Reg total[1], least = S::broadcast(inf), most = S::broadcast(-inf);
+  Order::sum(classes, total, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
+    acc[0] = S::add(acc[0], g[c]);
+    least = S::min(y[c], least);
+    most = S::max(y[c], most);
   });
-  const auto minus_sum = S::sub(S::broadcast(0), total.lane_sum());
-  if (exp_is_normal(least.min(), most.max())) {
-    for (int c = 0; c < classes; ++c) g[c] = log_softmax_gradient<A, true>(g[c], y[c], minus_sum);
+  const Reg minus_sum = S::sub(S::broadcast(-0.0), total[0]);  // of +0: -0
+  const Reg normal = S::broadcast(ExpRange<A>::kNormal);
+  if (S::all_at_least(least, S::sub(S::broadcast(0), normal)) && S::all_at_least(normal, most)) {
+    for (int64_t c = 0; c < classes; ++c) g[c] = log_softmax_gradient<A, true>(g[c], y[c], minus_sum);
   } else {
-    for (int c = 0; c < classes; ++c) g[c] = log_softmax_gradient<A, false>(g[c], y[c], minus_sum);
+    for (int64_t c = 0; c < classes; ++c) g[c] = log_softmax_gradient<A, false>(g[c], y[c], minus_sum);
   }
 }
 

@@ -10,34 +10,67 @@
 namespace softkern::cpu {
 namespace {
 
-SK_INLINE bool in_lanes(const Shape& shape) { return shape.classes <= kLaneClasses; }
-constexpr Ran kLanesRan = {SOFTKERN_ISA, "lanes"}, kRowsRan = {SOFTKERN_ISA, "rows"},
-              kTilesRan = {SOFTKERN_ISA, "tiles"}, kSharedRan = {SOFTKERN_ISA, "shared"};
+constexpr Ran kRowsRan = {SOFTKERN_ISA, "rows"}, kSharedRan = {SOFTKERN_ISA, "shared"};
+
+/// body(order, memory) for rows that are computed a row a lane; false for those that aren't. `packed`: the
+/// classes of an operand lie apart.
+template <class A, class Body>
+SK_INLINE bool in_lanes(const Shape& shape, const Range& range, bool packed, Body body) {
+  const bool wide = packed && fits_lanes(shape, range.end - range.begin, sizeof(A));
+  if (shape.classes <= kLaneClasses) {
+    if (wide) {
+      body(FewClasses<A>{}, WideTiles<A>(range, shape));
+    } else {
+      body(FewClasses<A>{}, SmallTiles<A>());
+    }
+  } else if (wide) {
+    body(AsRows<A>{}, WideTiles<A>(range, shape));
+  } else {
+    return false;
+  }
+  return true;
+}
+
+/// What ran, if it was not in lanes.
+SK_INLINE Ran rows_ran(bool packed) { return packed ? Ran{SOFTKERN_ISA, "tiles"} : kRowsRan; }
 
 template <class T, class Row>
-SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Row row) {
+SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena arena, Row row) {
   const Operand<T> input(a.input, a.shape, range, arena);
-  const Operand<T> output(a.output, a.shape, range, arena, &input);
+  const Operand<T> output(a.output, a.shape, range, arena, &input, a.stream);
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     input.stage(first, count);
     for (int64_t r = first; r < first + count; ++r) {
-      row(input.row(r, first), output.row(r, first), input.next(r, range.end));
+      row(r, input.row(r, first), output.row(r, first), input.next(r, range.end), output.streamed());
     }
     output.flush(first, count);
   });
-  return is_packed(a.input) || is_packed(a.output) ? kTilesRan : kRowsRan;
 }
 
-template <class T, class Lanes>
-SK_INLINE Ran forward_lanes(const ForwardArgs& a, const Range& range, Lanes lanes) {
-  const LaneOperand<T> input(a.input, a.shape, range), output(a.output, a.shape, range);
-  LaneGroup<Compute<T>> x;
-  for_each_group<Compute<T>>(a.shape, range, [&](const LaneBlock* blocks, int count) {
+template <class T, class Tiles, class Lanes>
+SK_INLINE void forward_lanes(const ForwardArgs& a, const Range& range, Tiles& tiles, Lanes lanes) {
+  const LaneOperand<T> input(a.input, a.shape, range), output(a.output, a.shape, range, a.stream);
+  const auto x = tiles.first();
+  for_each_group<Compute<T>>(a.shape, range, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
     input.load(blocks, count, x);
     for (int b = 0; b < count; ++b) lanes(x[b], blocks[b]);
     output.store(blocks, count, x);
   });
-  return kLanesRan;
+}
+
+/// lanes(order, x, block) turns a block of rows into its results; row(r, x, y, next, stream) a row.
+template <class T, class Lanes, class Row>
+SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Row row) {
+  const bool packed = is_packed(a.input) || is_packed(a.output);
+  Ran ran = rows_ran(packed);
+  const bool done = in_lanes<Compute<T>>(a.shape, range, packed, [&](auto order, auto&& tiles) {
+    ran = order.kRan;
+    forward_lanes<T>(a, range, tiles, [&](auto* x, const LaneBlock& block) __attribute__((always_inline)) {
+      lanes(order, x, block);
+    });
+  });
+  if (!done) forward_rows<T>(a, range, arena, row);
+  return ran;
 }
 
 template <class T>
@@ -62,71 +95,72 @@ template <class T>
 Ran softmax(const ForwardArgs& a, Range range) {
   using A = Compute<T>;
   const int64_t classes = a.shape.classes;
-  if (in_lanes(a.shape)) {
-    return forward_lanes<T>(a, range, [&](auto* x, const LaneBlock&) __attribute__((always_inline)) {
-      softmax_lanes<A>(x, static_cast<int>(classes));
-    });
-  }
   Arena arena(range.scratch);
-  A* scratch = take_compute_row<T>(arena, classes);
-  return forward<T>(a, range, arena,
-                    [&](const T* x, T* y, const T* next) { softmax_row(x, y, scratch, classes, next); });
+  A* scratch = take_compute_row<T>(arena, classes, a.stream);
+  return forward<T>(
+      a, range, arena,
+      [&](auto order, auto* x, const LaneBlock&) { softmax_lanes<A, decltype(order)>(x, classes); },
+      [&](int64_t, const T* x, T* y, const T* next, bool stream) {
+        softmax_row(x, y, scratch, classes, next, stream);
+      });
 }
 
 template <class T>
 Ran log_softmax(const ForwardArgs& a, Range range) {
-  using A = Compute<T>;
   const int64_t classes = a.shape.classes;
-  if (in_lanes(a.shape)) {
-    return forward_lanes<T>(a, range, [&](auto* x, const LaneBlock&) __attribute__((always_inline)) {
-      typename Simd<A>::Reg e[kLaneClasses];
-      log_softmax_lanes<A>(x, e, static_cast<int>(classes));
-    });
-  }
-  return forward<T>(a, range, Arena(range.scratch),
-                    [&](const T* x, T* y, const T* next) { log_softmax_row(x, y, classes, next); });
+  return forward<T>(
+      a, range, Arena(range.scratch),
+      [&](auto order, auto* x, const LaneBlock&) {
+        log_softmax_lanes<Compute<T>, decltype(order)>(x, classes);
+      },
+      [&](int64_t, const T* x, T* y, const T* next, bool stream) {
+        log_softmax_row(x, y, classes, next, stream);
+      });
 }
 
-template <class T, void (*kRow)(const T*, const T*, T*, int64_t), class Lanes>
+template <class T, void (*kRow)(const T*, const T*, T*, int64_t, bool), class Lanes>
 SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
-  if (in_lanes(a.shape)) {
+  const bool packed = is_packed(a.grad_output) || is_packed(a.output) || is_packed(a.grad_input);
+  Ran ran = rows_ran(packed);
+  const bool done = in_lanes<Compute<T>>(a.shape, range, packed, [&](auto order, auto&& tiles) {
+    ran = order.kRan;
     const LaneOperand<T> g(a.grad_output, a.shape, range), y(a.output, a.shape, range);
-    const LaneOperand<T> dx(a.grad_input, a.shape, range);
-    LaneGroup<Compute<T>> gs, ys;
-    for_each_group<Compute<T>>(a.shape, range, [&](const LaneBlock* blocks, int count) {
+    const LaneOperand<T> dx(a.grad_input, a.shape, range, a.stream);
+    const auto gs = tiles.first(), ys = tiles.second();
+    for_each_group<Compute<T>>(a.shape, range, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       g.load(blocks, count, gs);
       y.load(blocks, count, ys);
-      for (int b = 0; b < count; ++b) lanes(gs[b], ys[b]);
+      for (int b = 0; b < count; ++b) lanes(order, gs[b], ys[b]);
       dx.store(blocks, count, gs);
     });
-    return kLanesRan;
-  }
+  });
+  if (done) return ran;
   Arena arena(range.scratch);
   const Operand<T> g(a.grad_output, a.shape, range, arena);
   const Operand<T> y(a.output, a.shape, range, arena);
-  const Operand<T> dx(a.grad_input, a.shape, range, arena, &g);
+  const Operand<T> dx(a.grad_input, a.shape, range, arena, &g, a.stream);
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     g.stage(first, count);
     y.stage(first, count);
     for (int64_t r = first; r < first + count; ++r) {
-      kRow(g.row(r, first), y.row(r, first), dx.row(r, first), a.shape.classes);
+      kRow(g.row(r, first), y.row(r, first), dx.row(r, first), a.shape.classes, dx.streamed());
     }
     dx.flush(first, count);
   });
-  return is_packed(a.grad_output) || is_packed(a.output) || is_packed(a.grad_input) ? kTilesRan : kRowsRan;
+  return ran;
 }
 
 template <class T>
 Ran softmax_backward(const BackwardArgs& a, Range range) {
-  return backward<T, &softmax_backward_row<T>>(a, range, [&](auto* g, const auto* y) {
-    softmax_backward_lanes<Compute<T>>(g, y, static_cast<int>(a.shape.classes));
+  return backward<T, &softmax_backward_row<T>>(a, range, [&](auto order, auto* g, const auto* y) {
+    softmax_backward_lanes<Compute<T>, decltype(order)>(g, y, a.shape.classes);
   });
 }
 
 template <class T>
 Ran log_softmax_backward(const BackwardArgs& a, Range range) {
-  return backward<T, &log_softmax_backward_row<T>>(a, range, [&](auto* g, const auto* y) {
-    log_softmax_backward_lanes<Compute<T>>(g, y, static_cast<int>(a.shape.classes));
+  return backward<T, &log_softmax_backward_row<T>>(a, range, [&](auto order, auto* g, const auto* y) {
+    log_softmax_backward_lanes<Compute<T>, decltype(order)>(g, y, a.shape.classes);
   });
 }
 
@@ -177,15 +211,18 @@ class RowMasses {
 template <class T>
 Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
   using A = Compute<T>;
-  if (in_lanes(a.shape)) {
-    CrossEntropyLanes<T>(a, range).run();
-    return kLanesRan;
-  }
+  const bool packed = is_packed(a.logits) || is_packed(a.probabilities) || is_packed(a.grad);
+  Ran ran = rows_ran(packed);
+  const bool done = in_lanes<A>(a.shape, range, packed, [&](auto order, auto&& tiles) {
+    ran = order.kRan;
+    CrossEntropyLanes<T, decltype(order)>(a, range).run(tiles);
+  });
+  if (done) return ran;
   Arena arena(range.scratch);
   const Operand<T> logits(a.logits, a.shape, range, arena);
   const Operand<T> probabilities(a.probabilities, a.shape, range, arena);
-  const Operand<T> grad(a.grad, a.shape, range, arena, &logits);
-  A* scratch = grad.given() ? take_compute_row<T>(arena, a.shape.classes) : nullptr;
+  const Operand<T> grad(a.grad, a.shape, range, arena, &logits, a.stream);
+  A* scratch = grad.given() ? take_compute_row<T>(arena, a.shape.classes, grad.streamed()) : nullptr;
   A* loss = static_cast<A*>(a.loss);
   const RowMasses<T> masses(a);
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
@@ -202,12 +239,12 @@ Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
       const T* t = probabilities.given() ? probabilities.row(r, first) : nullptr;
       masses.with(r, t, [&](const auto& mass, const Hot<A>& hot) {
         loss[r] = cross_entropy_row(logits.row(r, first), mass, hot, dx, static_cast<A>(a.grad_factor),
-                                    scratch, a.shape.classes, logits.next(r, range.end));
+                                    scratch, a.shape.classes, logits.next(r, range.end), grad.streamed());
       });
     }
     grad.flush(first, count);
   });
-  return is_packed(a.logits) || is_packed(a.probabilities) || is_packed(a.grad) ? kTilesRan : kRowsRan;
+  return ran;
 }
 
 template <class T>
@@ -240,42 +277,39 @@ Ran scale(const ScaleArgs& a, Range range) {
   using S = Simd<A>;
   const auto zero = S::broadcast(0);
   const A* factor = static_cast<const A*>(a.factor);
-  if (in_lanes(a.shape)) {
-    return forward_lanes<T>({a.shape, a.input, a.output}, range,
-                            [&](auto* x, const LaneBlock& block) __attribute__((always_inline)) {
-                              A lanes[S::kLanes] = {};
-                              for (int l = 0; l < block.count; ++l)
-                                lanes[l] = factor[(block.first + l) * a.factor_step];
-                              const auto f = S::load(lanes);
-                              for (int64_t c = 0; c < a.shape.classes; ++c) x[c] = S::fma(x[c], f, zero);
-                            });
-  }
-  Arena arena(range.scratch);
-  const Operand<T> input(a.input, a.shape, range, arena);
-  const Operand<T> output(a.output, a.shape, range, arena, &input);
-  for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
-    input.stage(first, count);
-    for (int64_t r = first; r < first + count; ++r) {
-      const T* x = input.row(r, first);
-      T* y = output.row(r, first);
-      const auto f = S::broadcast(factor[r * a.factor_step]);
-      for_each_vector<A>(a.shape.classes, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
-        at.store(y + i, S::fma(at.load(x + i, 0), f, zero));
+  return forward<T>(
+      {a.shape, a.input, a.output, a.stream}, range, Arena(range.scratch),
+      [&](auto, auto* x, const LaneBlock& block) __attribute__((always_inline)) {
+        A lanes[S::kLanes] = {};
+        for (int l = 0; l < block.count; ++l) lanes[l] = factor[(block.first + l) * a.factor_step];
+        const auto f = S::load(lanes);
+        for (int64_t c = 0; c < a.shape.classes; ++c) x[c] = S::fma(x[c], f, zero);
+      },
+      [&](int64_t r, const T* x, T* y, const T*, bool stream) __attribute__((always_inline)) {
+        const auto f = S::broadcast(factor[r * a.factor_step]);
+        write_vectors<A>(y, a.shape.classes, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {
+          return S::fma(at.load(x + i, 0), f, zero);
+        });
       });
-    }
-    output.flush(first, count);
-  });
-  return is_packed(a.input) || is_packed(a.output) ? kTilesRan : kRowsRan;
+}
+
+/// Streamed results are there for others when the call returns.
+template <class Args, Ran (*kRows)(const Args&, Range)>
+Ran fenced(const Args& a, Range range) {
+  const Ran ran = kRows(a, range);
+  if (a.stream) Simd<float>::fence();
+  return ran;
 }
 
 template <class T>
 constexpr Kernels make_kernels() {
-  return {{&softmax<T>, &forward_share<T, &softmax_share<T>>, 3},
-          {&log_softmax<T>, &forward_share<T, &log_softmax_share<T>>, 3},
-          {&softmax_backward<T>, &backward_share<T, &softmax_backward_share<T>>, 2},
-          {&log_softmax_backward<T>, &backward_share<T, &log_softmax_backward_share<T>>, 2},
-          {&cross_entropy<T>, &cross_entropy_share<T>, 3},
-          {&scale<T>},
+  return {{&fenced<ForwardArgs, &softmax<T>>, &forward_share<T, &softmax_share<T>>, 3},
+          {&fenced<ForwardArgs, &log_softmax<T>>, &forward_share<T, &log_softmax_share<T>>, 3},
+          {&fenced<BackwardArgs, &softmax_backward<T>>, &backward_share<T, &softmax_backward_share<T>>, 2},
+          {&fenced<BackwardArgs, &log_softmax_backward<T>>,
+           &backward_share<T, &log_softmax_backward_share<T>>, 2},
+          {&fenced<CrossEntropyArgs, &cross_entropy<T>>, &cross_entropy_share<T>, 3},
+          {&fenced<ScaleArgs, &scale<T>>},
           &sum_losses<Compute<T>>};
 }
 

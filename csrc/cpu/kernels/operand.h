@@ -38,9 +38,10 @@ class Operand {
 
  public:
   /// `same`: rows that this operand's may be packed over, because they are read before these are written.
+  /// `stream`: written past the caches.
   Operand(const Rows& rows, const Shape& shape, const Range& range, Arena& arena,
-          const Operand* same = nullptr)
-      : rows_(rows), shape_(shape), pitch_(row_pitch(shape.classes)) {
+          const Operand* same = nullptr, bool stream = false)
+      : rows_(rows), shape_(shape), pitch_(row_pitch(shape.classes)), stream_(stream) {
     if (!is_packed(rows_)) return;
     if (same != nullptr && same->tile_ != nullptr) {
       tile_ = same->tile_;
@@ -50,6 +51,8 @@ class Operand {
   }
 
   bool given() const { return rows_.data != nullptr; }
+  /// Whether rows are to be written past the caches, in place; packed ones go there from their tile.
+  bool streamed() const { return stream_ && !is_packed(rows_); }
 
   /// Row r; after stage(first, count) for a tile that holds it.
   T* row(int64_t r, int64_t first) const { return is_packed(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
@@ -104,6 +107,7 @@ class Operand {
       return;
     }
     T* base = at(first);
+    const bool stream = stream_ && is_aligned(base) && rows_.class_stride % L == 0;
     for (int64_t c = 0; c < shape_.classes; c += P) {
       for (int64_t w = 0; w < count; w += L) {
         const T* const from = tile_ + w * pitch_ + c;
@@ -112,10 +116,12 @@ class Operand {
         const int lanes = static_cast<int>(count - w < L ? count - w : L);
         for (int k = 0; k < P && c + k < shape_.classes; ++k) {
           T* p = base + (c + k) * rows_.class_stride + w;
-          if (lanes == L) {
-            S::store(p, v[k]);
-          } else {
+          if (lanes < L) {
             S::store(p, v[k], lanes);
+          } else if (stream) {
+            S::stream(p, v[k]);
+          } else {
+            S::store(p, v[k]);
           }
         }
       }
@@ -126,6 +132,7 @@ class Operand {
   static constexpr int64_t kAhead = 32;  // classes
 
   T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
+  static bool is_aligned(const T* p) { return reinterpret_cast<uintptr_t>(p) % (L * sizeof(T)) == 0; }
   /// Whether the rows of a tile lie side by side, so that vectors run over rows: for_each_tile keeps tiles
   /// within a slice where there are enough of them.
   bool side_by_side() const {
@@ -139,6 +146,7 @@ class Operand {
   Rows rows_;
   Shape shape_;
   int64_t pitch_;
+  bool stream_;
   T* tile_ = nullptr;
 };
 
@@ -156,19 +164,20 @@ SK_INLINE void for_each_tile(const Shape& shape, const Range& range, Body body) 
   }
 }
 
-/// The row's memory for exp in the compute type: the output row where the types agree, else scratch.
+/// The row's memory for exp in the compute type: scratch where there is some, else the output row.
 template <class A>
-SK_INLINE A* compute_row(A* output, A*) {
-  return output;
+SK_INLINE A* compute_row(A* output, A* scratch) {
+  return scratch != nullptr ? scratch : output;
 }
 template <class A, class T>
 SK_INLINE A* compute_row(T*, A* scratch) {
   return scratch;
 }
 
+/// Where the types differ, and for an output that is written once and past the caches.
 template <class T>
-SK_INLINE Compute<T>* take_compute_row(Arena& arena, int64_t classes) {
-  return sizeof(T) < sizeof(Compute<T>) ? arena.take<Compute<T>>(row_pitch(classes)) : nullptr;
+SK_INLINE Compute<T>* take_compute_row(Arena& arena, int64_t classes, bool stream) {
+  return stream || sizeof(T) < sizeof(Compute<T>) ? arena.take<Compute<T>>(row_pitch(classes)) : nullptr;
 }
 
 }  // namespace

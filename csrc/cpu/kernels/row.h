@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop over a row and its tail: the only one. And with it the canonical order of every reduction:
-// vector v of a row goes to accumulator v % 4, the vector that is not whole to accumulator 3 (free in the
-// last round, which has at most three whole vectors), blocks of kBlock elements are added up one after the
-// other, and at the end the four accumulators meet as (0 + 1) + (2 + 3).
+// The loop over a row and its tail: the only one. And with it the canonical order of every reduction, which
+// AsRows in lane_order.h follows too: vector v of a row goes to accumulator v % 4, the vector that is not
+// whole to accumulator 3 (free in the last round, which has at most three whole vectors), blocks of kBlock
+// elements are added up one after the other, and at the end the four accumulators meet as (0 + 1) + (2 + 3).
 #pragma once
 
 #include "../scalar.h"
@@ -76,6 +76,41 @@ SK_INLINE void for_each_vector(int64_t n, Body body) {
     }
   }
   if (i < n) body(Slot<3>{}, Tail<A>{static_cast<int>(n - i)}, i);
+}
+
+/// body(access, i) is stored at y + i, for the vectors of a row of n elements.
+template <class A, class T, class Body>
+SK_INLINE void store_vectors(T* y, int64_t n, Body body) {
+  for_each_vector<A>(
+      n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) { at.store(y + i, body(at, i)); });
+}
+
+/// The same past the caches: vectors begin at multiples of their size in memory, so that they are written
+/// whole.
+template <class A, class T, class Body>
+SK_INLINE void stream_vectors(T* y, int64_t n, Body body) {
+  using S = Simd<A>;
+  constexpr int64_t L = S::kLanes;
+  const int64_t before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % L);
+  int64_t i = before < n ? before : n;
+  if (i > 0) {
+    const Tail<A> head{static_cast<int>(i)};
+    head.store(y, body(head, 0));
+  }
+  for (; i + L <= n; i += L) S::stream(y + i, body(Whole<A>{}, i));
+  if (i < n) {
+    const Tail<A> tail{static_cast<int>(n - i)};
+    tail.store(y + i, body(tail, i));
+  }
+}
+
+template <class A, class T, class Body>
+SK_INLINE void write_vectors(T* y, int64_t n, bool stream, Body body) {
+  if (stream) {
+    stream_vectors<A>(y, n, body);
+  } else {
+    store_vectors<A>(y, n, body);
+  }
 }
 
 template <class A>

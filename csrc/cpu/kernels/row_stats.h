@@ -79,8 +79,10 @@ struct RowStats {
   /// sum of e; e_c / sum() = exp(x_c - m) / d.
   SK_INLINE A sum() const { return static_cast<A>(static_cast<double>(ties) * top + rest); }
   /// log d
-  SK_INLINE A log_d() const {
-    return static_cast<A>(log_one_plus_of((static_cast<double>(ties) - 1) + static_cast<double>(rest) / top));
+  SK_INLINE A log_d() const { return static_cast<A>(log_one_plus_of(others())); }
+  /// d - 1
+  SK_INLINE double others() const {
+    return (static_cast<double>(ties) - 1) + static_cast<double>(rest) / top;
   }
 };
 

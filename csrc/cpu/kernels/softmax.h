@@ -20,22 +20,22 @@ SK_INLINE typename Simd<A>::Reg quotient(const typename Simd<A>::Reg& e, const t
 }
 
 template <class T>
-SK_INLINE void softmax_write(const Compute<T>* e, T* y, Compute<T> total, int64_t n) {
+SK_INLINE void softmax_write(const Compute<T>* e, T* y, Compute<T> total, int64_t n, bool stream = false) {
   using A = Compute<T>;
   using S = Simd<A>;
   const auto d = S::broadcast(total);
   const auto inverse = S::broadcast(1 / total);
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
-    at.store(y + i, quotient<A>(at.load(e + i, 0), d, inverse));
+  write_vectors<A>(y, n, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {
+    return quotient<A>(at.load(e + i, 0), d, inverse);
   });
 }
 
 template <class T>
-void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n, const T* next) {
+void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n, const T* next, bool stream) {
   using A = Compute<T>;
   A* e = compute_row(y, scratch);
   const A sum = row_stats<A>(x, e, n, next, row_range<A>(x, n)).sum();  // 1 max, 2 sum-exp
-  softmax_write(e, y, sum, n);                                          // 3 write
+  softmax_write(e, y, sum, n, stream);                                  // 3 write
 }
 
 template <class T>
@@ -58,21 +58,22 @@ SK_INLINE void softmax_dot(const T* g, const T* y, int64_t n, Take take) {
 }
 
 template <class T>
-SK_INLINE void softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> dot, int64_t n) {
+SK_INLINE void softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> dot, int64_t n,
+                                      bool stream = false) {
   using A = Compute<T>;
   using S = Simd<A>;
   const auto sum = S::broadcast(dot);
-  for_each_vector<A>(n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) {
-    at.store(dx + i, S::mul(at.load(y + i, 0), S::sub(at.load(g + i, 0), sum)));
+  write_vectors<A>(dx, n, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {
+    return S::mul(at.load(y + i, 0), S::sub(at.load(g + i, 0), sum));
   });
 }
 
 template <class T>
-void softmax_backward_row(const T* g, const T* y, T* dx, int64_t n) {
+void softmax_backward_row(const T* g, const T* y, T* dx, int64_t n, bool stream) {
   using A = Compute<T>;
   BlockSums<A, 1> dot;
   softmax_dot(g, y, n, [&](const Accumulators<A>* part) __attribute__((always_inline)) { dot.add(part); });
-  softmax_write_gradient(g, y, dx, dot.sums().of[0], n);
+  softmax_write_gradient(g, y, dx, dot.sums().of[0], n, stream);
 }
 
 template <class T>
@@ -82,24 +83,26 @@ void softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compu
   if (step == 1) softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.size());
 }
 
-/// A block of rows of few classes: x becomes y.
-template <class A>
-SK_CALL void softmax_lanes(typename Simd<A>::Reg* x, int classes) {
+/// A block of rows a lane each: x becomes y.
+template <class A, class Order>
+SK_CALL void softmax_lanes(typename Simd<A>::Reg* x, int64_t classes) {
   using S = Simd<A>;
-  const auto d = lane_stats<A>(x, x, classes).sum();  // 1 max, 2 sum-exp
+  const auto d = lane_stats<A, Order>(x, x, classes).sum();  // 1 max, 2 sum-exp
   const auto inverse = S::div(S::broadcast(1), d);
-  for (int c = 0; c < classes; ++c) x[c] = quotient<A>(x[c], d, inverse);  // 3 write
+  for (int64_t c = 0; c < classes; ++c) x[c] = quotient<A>(x[c], d, inverse);  // 3 write
 }
 
 /// g becomes dx.
-template <class A>
-SK_CALL void softmax_backward_lanes(typename Simd<A>::Reg* g, const typename Simd<A>::Reg* y, int classes) {
+template <class A, class Order>
+SK_CALL void softmax_backward_lanes(typename Simd<A>::Reg* g, const typename Simd<A>::Reg* y,
+                                    int64_t classes) {
   using S = Simd<A>;
-  Accumulators<A> dot;
-  for_each_class(classes,
-                 [&](auto slot, int c) __attribute__((always_inline)) { dot.add_product(slot, g[c], y[c]); });
-  const auto sum = dot.lane_sum();
-  for (int c = 0; c < classes; ++c) g[c] = S::mul(y[c], S::sub(g[c], sum));
+  using Reg = typename S::Reg;
+  Reg dot[1];
+  Order::sum(classes, dot, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
+    acc[0] = S::fma(g[c], y[c], acc[0]);
+  });
+  for (int64_t c = 0; c < classes; ++c) g[c] = S::mul(y[c], S::sub(g[c], dot[0]));
 }
 
 }  // namespace

@@ -47,6 +47,18 @@ struct Simd<float> {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));
   }
+  static SK_INLINE void stream(float* p, Reg v) {
+    _mm256_stream_ps(p, v.low);
+    _mm256_stream_ps(p + 8, v.high);
+  }
+  static SK_INLINE void stream(BFloat16* p, Reg v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), packed(v));
+  }
+  static SK_INLINE void stream(Half* p, Reg v) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static SK_INLINE void fence() { _mm_sfence(); }
   static SK_INLINE void store(float* p, Reg v, int n) {
     _mm256_maskstore_ps(p, first(n), v.low);
     _mm256_maskstore_ps(p + 8, first(n - 8), v.high);
@@ -230,6 +242,10 @@ struct Simd<double> {
   static SK_INLINE void store(double* p, Reg v) {
     _mm256_storeu_pd(p, v.low);
     _mm256_storeu_pd(p + 4, v.high);
+  }
+  static SK_INLINE void stream(double* p, Reg v) {
+    _mm256_stream_pd(p, v.low);
+    _mm256_stream_pd(p + 4, v.high);
   }
   static SK_INLINE void store(double* p, Reg v, int n) {
     _mm256_maskstore_pd(p, first(n), v.low);

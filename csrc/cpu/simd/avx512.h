@@ -38,6 +38,14 @@ struct Simd<float> {
   static SK_INLINE void store(Half* p, Reg v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, kRound));
   }
+  static SK_INLINE void stream(float* p, Reg v) { _mm512_stream_ps(p, v); }
+  static SK_INLINE void stream(BFloat16* p, Reg v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(v));
+  }
+  static SK_INLINE void stream(Half* p, Reg v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, kRound));
+  }
+  static SK_INLINE void fence() { _mm_sfence(); }
   static SK_INLINE void store(float* p, Reg v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
   static SK_INLINE void store(BFloat16* p, Reg v, int n) {
     _mm256_mask_storeu_epi16(p, first(n), to_bfloat16(v));
@@ -161,6 +169,7 @@ struct Simd<double> {
     return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), first(n), p);
   }
   static SK_INLINE void store(double* p, Reg v) { _mm512_storeu_pd(p, v); }
+  static SK_INLINE void stream(double* p, Reg v) { _mm512_stream_pd(p, v); }
   static SK_INLINE void store(double* p, Reg v, int n) { _mm512_mask_storeu_pd(p, first(n), v); }
   static SK_INLINE Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
   static SK_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }

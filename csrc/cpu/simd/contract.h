@@ -12,6 +12,8 @@
 //   load(p, n, fill)     elements 0..n-1, 0 < n < kLanes; fill in the other lanes
 //   store(p, v)          rounded to nearest, ties to even; NaN stays NaN
 //   store(p, v, n)       lanes 0..n-1
+//   stream(p, v)         store, past the caches if the ISA can; p is aligned to all that is stored
+//   fence()              what was streamed is written before what is stored after it (in Simd<float>)
 //   add, sub, mul, div   IEEE
 //   fma(a, b, c)         a * b + c, rounded once
 //   max(a, b), min(a, b) b where either is NaN, b where they are equal (what vmaxps does)

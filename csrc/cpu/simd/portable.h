@@ -101,6 +101,11 @@ struct PortableSimd {
   }
   static SK_INLINE void store(A* p, const Reg& v) { __builtin_memcpy(p, &v, sizeof(v)); }
   template <class T>
+  static SK_INLINE void stream(T* p, const Reg& v) {
+    store(p, v);
+  }
+  static SK_INLINE void fence() {}
+  template <class T>
   static SK_CALL void store(T* p, const Reg& v, int n) {
     A lanes[kLanes];
     store(lanes, v);

@@ -153,6 +153,7 @@ std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& t
   if (need_grad) {
     grad = make_grad();  // after the checks: what is refused is not written to
     args.grad = *as_rows(grad, dim, grad.data_ptr());
+    args.stream = !grad.is_same(self) && streams(grad.nbytes());
   }
   run(kernels.by_type[element_type(self)].cross_entropy, args, layout, self.element_size(),
       {&args.logits, &args.probabilities, &args.grad});
@@ -230,6 +231,7 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
     args.output = *as_rows(out, dim, out.data_ptr());
   }
   args.shape = layout.shape;
+  args.stream = !out.is_same(grad) && streams(out.nbytes());
   run(active().by_type[element_type(grad)].scale, args, layout, grad.element_size(),
       {&args.input, &args.output});
 }

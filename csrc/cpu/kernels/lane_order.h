@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows a lane each: in which order the numbers of a row are added up, and how precise what is made of the
+// sums. What takes an `Order` takes one of these. Vector c of a block holds class c of kLanes rows; lanes
+// know nothing of each other: a row's bits depend on that row alone.
+#pragma once
+
+#include "operand.h"
+#include "row_stats.h"
+
+namespace softkern::cpu {
+namespace {
+
+/// Class c to accumulator c % 2, and all in the compute type.
+template <class A>
+struct FewClasses {
+  using S = Simd<A>;
+  using Reg = typename S::Reg;
+  static constexpr Ran kRan = {SOFTKERN_ISA, "lanes"};
+
+  /// K sums over the classes: body(acc, c) adds the share of class c to acc[0], ..., acc[K - 1].
+  template <int K, class Body>
+  static SK_INLINE void sum(int64_t classes, Reg (&sums)[K], Body body) {
+    Reg odd[K];
+    for (int k = 0; k < K; ++k) sums[k] = odd[k] = S::broadcast(0);
+    int64_t c = 0;
+    for (; c + 2 <= classes; c += 2) {
+      body(sums, c);
+      body(odd, c + 1);
+    }
+    if (c < classes) body(sums, c);
+    for (int k = 0; k < K; ++k) sums[k] = S::add(S::add(sums[k], odd[k]), S::broadcast(0));
+  }
+  /// RowStats::sum() and RowStats::log_d().
+  static SK_INLINE Reg total(const Reg& ties, const Reg& top, const Reg& rest) {
+    return S::fma(ties, top, rest);
+  }
+  static SK_INLINE Reg log_d(const Reg& ties, const Reg& top, const Reg& rest) {
+    return log_one_plus<S>(S::add(S::sub(ties, S::broadcast(1)), S::div(rest, top)));
+  }
+};
+
+/// As row.h and row_stats.h do it, bit for bit, for rows of one block of sums: a row's results don't depend
+/// on how far its classes lie apart.
+template <class A>
+struct AsRows {
+  using S = Simd<A>;
+  using Reg = typename S::Reg;
+  static constexpr Ran kRan = {SOFTKERN_ISA, "tiles"};
+  static constexpr int64_t L = S::kLanes, kSlots = 4 * L;
+
+  template <int K, class Body>
+  static SK_INLINE void sum(int64_t classes, Reg (&sums)[K], Body body) {
+    const Reg zero = S::broadcast(0);
+    Reg acc[kSlots * K];
+    for (Reg& v : acc) v = zero;
+    const int64_t whole = classes / L * L;
+    for (int64_t c = 0; c < classes; ++c) {
+      // The vector of a row that is not whole goes to the last accumulator.
+      body(acc + (c < whole ? c % kSlots : 3 * L + c - whole) * K, c);
+    }
+    for (int k = 0; k < K; ++k) {
+      Reg lane[L];
+      for (int64_t l = 0; l < L; ++l) {
+        const Reg* const v = acc + l * K + k;
+        lane[l] = S::add(S::add(v[0], v[L * K]), S::add(v[2 * L * K], v[3 * L * K]));
+        // A row adds its block to +0, which leaves no -0.
+        lane[l] = S::add(lane[l], zero);
+      }
+      for (int64_t half = L / 2; half > 0; half /= 2) {
+        for (int64_t l = 0; l < half; ++l) lane[l] = S::add(lane[l], lane[l + half]);
+      }
+      sums[k] = lane[0];
+    }
+  }
+  static SK_INLINE Reg total(const Reg& ties, const Reg& top, const Reg& rest) {
+    A t[L], p[L], r[L];
+    S::store(t, ties);
+    S::store(p, top);
+    S::store(r, rest);
+    for (int l = 0; l < L; ++l) t[l] = RowStats<A>{0, p[l], t[l], r[l]}.sum();
+    return S::load(t);
+  }
+  static SK_INLINE Reg log_d(const Reg& ties, const Reg& top, const Reg& rest) {
+    using D = Simd<double>;
+    A t[L], p[L], r[L];
+    S::store(t, ties);
+    S::store(p, top);
+    S::store(r, rest);
+    double q[L];
+    for (int l = 0; l < L; ++l) q[l] = RowStats<A>{0, p[l], t[l], r[l]}.others();
+    for (int l = 0; l < L; l += D::kLanes) D::store(q + l, log_one_plus<D>(D::load(q + l)));
+    for (int l = 0; l < L; ++l) t[l] = static_cast<A>(q[l]);
+    return S::load(t);
+  }
+};
+
+/// RowStats of a block.
+template <class A, class Order>
+struct LaneStats {
+  using Reg = typename Simd<A>::Reg;
+  Reg m, top, ties, rest;
+
+  SK_INLINE Reg sum() const { return Order::total(ties, top, rest); }
+  SK_INLINE Reg log_d() const { return Order::log_d(ties, top, rest); }
+};
+
+template <class Terms, class A, class Order>
+SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int64_t classes,
+                          LaneStats<A, Order>& stats) {
+  using S = Simd<A>;
+  using Reg = typename S::Reg;
+  const Reg one = S::broadcast(1), m = stats.m;
+  const Terms terms(m);
+  stats.top = terms.of(m);
+  Reg ties = S::broadcast(0), rest[1];  // ties are exact in any order
+  Order::sum(classes, rest, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
+    const Reg v = x[c];
+    const Reg t = terms.of(v);
+    ties = S::add_if_equal(ties, one, v, m);
+    acc[0] = S::add_unless_equal(acc[0], t, v, m);
+    if (e != nullptr) e[c] = t;
+  });
+  stats.ties = ties;
+  stats.rest = rest[0];
+}
+
+/// 1 max, 2 sum-exp; e, where given, receives the terms and may be x.
+template <class A, class Order>
+SK_CALL LaneStats<A, Order> lane_stats(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e,
+                                       int64_t classes) {
+  using S = Simd<A>;
+  using Reg = typename S::Reg;
+  const A inf = __builtin_inf();
+  // NaNs are left out here, as in Accumulators::take_max. Two of each: one would wait for itself.
+  Reg most[2] = {S::broadcast(-inf), S::broadcast(-inf)}, least[2] = {S::broadcast(inf), S::broadcast(inf)};
+  int64_t c = 0;
+  for (; c + 2 <= classes; c += 2) {
+    for (int k = 0; k < 2; ++k) {
+      most[k] = S::max(x[c + k], most[k]);
+      least[k] = S::min(x[c + k], least[k]);
+    }
+  }
+  if (c < classes) {
+    most[0] = S::max(x[c], most[0]);
+    least[0] = S::min(x[c], least[0]);
+  }
+  LaneStats<A, Order> stats;
+  stats.m = S::add(S::max(most[0], most[1]), S::broadcast(0));
+  if (NormalTerms<A>::fit(stats.m, S::min(least[0], least[1]))) {
+    lane_terms<NormalTerms<A>>(x, e, classes, stats);
+  } else {
+    lane_terms<WideTerms<A>>(x, e, classes, stats);
+  }
+  return stats;
+}
+
+}  // namespace
+}  // namespace softkern::cpu
