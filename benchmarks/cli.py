@@ -23,8 +23,10 @@ from benchmarks import conductor, machine, ops, providers, regimes, results
 from benchmarks.cells import BadArgument, check_names, select
 from benchmarks.ops import quick as quick_cells
 from benchmarks.process import Options
+from benchmarks.turn import Rounds
 
-FULL_ROUNDS, QUICK_ROUNDS = (9, 31, 101), (3, 3, 3)
+FULL_ROUNDS, QUICK_ROUNDS = Rounds(5, 9, 31, 101), Rounds(3, 3, 3, 3)
+MINUTES = 28.0  # a full run with its table ends within half an hour
 SELECTORS = ("op", "pass", "dtype", "shape", "option")
 
 
@@ -64,6 +66,13 @@ def parse_run(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="tiny cells, few rounds: does everything run?")
     parser.add_argument("--rounds", type=int, nargs=2, metavar=("LEAST", "MOST"), help="samples of a row")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        metavar="M",
+        help="time for the run, dealt out to its cells (default: %(default)g); few cells take less",
+    )
     parser.add_argument("--timeout", type=float, default=300, help="seconds for a worker to answer")
     parser.add_argument("--plugin", metavar="FILE", help="Python file with providers of your own: PROVIDERS")
     parser.add_argument(
@@ -93,7 +102,9 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
         least, most = args.rounds
         if not 1 <= least <= most:
             raise BadArgument(f"--rounds: expected 1 <= LEAST <= MOST, got {least} {most}")
-        rounds = (least, most, most)
+        rounds = Rounds(least, least, most, most)
+    if not args.minutes > 0:
+        raise BadArgument(f"--minutes: expected a positive number, got {args.minutes:g}")
     if args.device == "cuda":
         require_cuda()
         threads = [None]
@@ -105,6 +116,7 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
         all_threads=count,
         rounds=rounds,
         sample=3e-4 if args.quick else 3e-3,
+        minutes=args.minutes,
         options=Options(args.device, args.plugin, args.timeout),
         quick=args.quick,
         chosen=bool(args.regime or args.threads),
@@ -145,8 +157,16 @@ def run(argv: list[str]) -> int:
         "left_out": [],
         "rows": [],
     }
-    for warning in into["warnings"]:
+
+    def tell(warning: str) -> None:
         console.print(f"warning: {warning}", style="yellow")
+
+    def warn(warning: str) -> None:
+        into["warnings"].append(warning)
+        tell(warning)
+
+    for warning in into["warnings"]:
+        tell(warning)
     watch = machine.Watch()
 
     def save() -> None:
@@ -158,7 +178,7 @@ def run(argv: list[str]) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress(console) as progress:
-            conductor.run(plan, into, save, progress.report)
+            conductor.run(plan, into, save, progress.report, warn)
     except KeyboardInterrupt:
         into["interrupted"] = True
     finally:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, ops, problems, regimes, results
+from benchmarks.budget import Budget, Part
 from benchmarks.cells import Cell
 from benchmarks.process import Options, Worker, WorkerLost
 from benchmarks.providers.base import LARGE, Provider
-from benchmarks.turn import Turn
+from benchmarks.turn import Rounds, Turn, fewest_rounds
 
 TEMPORARIES = 6  # results and temporaries of the provider whose turn it is, in units of the input
+# Seconds of a call where the number of elements says nothing.
+CALL_TAKES = {"zoo": 2e-3, "fashion-mnist small": 0.2, "fashion-mnist deep": 1.5, "language-model head": 3.0}
 
 
 @dataclass
@@ -29,9 +32,10 @@ class Plan:
     regimes: list[str]
     threads: list[int | None]
     all_threads: int
-    rounds: tuple[int, int, int]  # at least; enough for a third of the patience; at most
+    rounds: Rounds
     sample: float  # seconds: as many calls are one sample, so that clock and loop don't matter
-    patience: float = 6.0  # seconds for the rounds of a cell
+    minutes: float  # for the run
+    patience: float = 6.0  # seconds for the rounds of a cell, if the run has them
     options: Options = field(default_factory=Options)
     quick: bool = False
     chosen: bool = False  # the user named regimes or threads: ask everybody, in every cell
@@ -41,27 +45,43 @@ class Plan:
         return self.line_up[:2] if self.quick and not self.chosen and threads is not None else self.line_up
 
 
-Report = Callable[[str, float], None]  # what is being done, share of the run done
+Report = Callable[[str, float], None]  # what is being done, seconds left
 
 
-def run(plan: Plan, into: results.Results, save: Callable[[], None], report: Report) -> None:
+def run(
+    plan: Plan, into: results.Results, save: Callable[[], None], report: Report, warn: Callable[[str], None]
+) -> None:
     """Fill `into`; `save` is called after every cell, so that a run that is ended keeps what it measured."""
     groups = list(_groups(plan))
-    weights = [[_weight(plan, cell, regime, threads) for cell in cells] for regime, threads, cells in groups]
-    total, done = sum(map(sum, weights)) or 1.0, 0.0
+    patience = plan.patience if plan.rounds.most > plan.rounds.least else 0.0
+    budget = Budget(60 * plan.minutes, _parts(plan, groups), patience)
+    short = False
+
+    def begin(what: str) -> None:
+        nonlocal short
+        report(what, budget.left())
+        needed = budget.needed()
+        if needed > budget.seconds and not short:
+            short = True
+            warn(
+                f"{plan.minutes:g} minutes are too few, about {needed / 60:.0f} are needed (--minutes): "
+                "cells have the fewest rounds that make a median"
+            )
+
     with tempfile.TemporaryDirectory(prefix="softkern-bench-") as folder:
-        for (regime, threads, cells), of_group in zip(groups, weights, strict=True):
-            group = Group(plan, regime, threads, into, Path(folder))
+        for regime, threads, cells in groups:
+            group = Group(plan, regime, threads, into, Path(folder), budget)
             with ExitStack() as stack:
                 stack.callback(group.stop)
-                report(f"{regime}, {_threads_text(threads)}: starting workers", done / total)
+                begin(f"{regime}, {_threads_text(threads)}: starting workers")
                 group.start()
-                for cell, weight in zip(cells, of_group, strict=True):
-                    report(f"{regime}, {_threads_text(threads)}: {cell.name}", done / total)
-                    group.measure(cell)
+                budget.end()
+                for cell in cells:
+                    begin(f"{regime}, {_threads_text(threads)}: {cell.name}")
+                    whole = group.measure(cell)
                     save()
-                    done += weight
-    report("done", 1.0)
+                    budget.end(whole)
+    report("done", 0.0)
 
 
 def _threads_text(threads: int | None) -> str:
@@ -95,11 +115,36 @@ def _whole(cell: Cell) -> bool:
     return cell.pass_name not in ("forward", "backward")
 
 
-def _weight(plan: Plan, cell: Cell, regime: str, threads: int | None) -> float:
-    """Seconds, roughly: only for the share of the run that is done."""
-    asked = sum(regime in p.regimes and p.left_out(cell, threads) is None for _, p in plan.asked(threads))
-    epoch = 5.0 if cell.op.startswith("fashion-mnist deep") else 0.2
-    return asked * (0.25 + (epoch if not cell.elements else 1e-7 * cell.elements))
+def left_out(provider: Provider, cell: Cell, threads: int | None) -> str | None:
+    """Why a provider is not asked this cell, or None."""
+    reason = provider.left_out(cell, threads)
+    if provider.peer and threads is not None and cell.input_bytes > LARGE:
+        reason = reason or f"peers take part with one thread in cells of up to {LARGE >> 20} MiB"
+    return reason
+
+
+def _parts(plan: Plan, groups: list[tuple[str, int | None, list[Cell]]]) -> list[Part]:
+    """What to expect of each group's start and of each of its cells, on two cores of a server."""
+    parts, inputs = [], None
+    for regime, threads, cells in groups:
+        there = [provider for _, provider in plan.asked(threads) if regime in provider.regimes]
+        parts.append(Part(2.0 + 0.8 * len(there)))
+        for cell in cells:
+            asked = [provider for provider in there if left_out(provider, cell, threads) is None]
+            made = cell.op in ops.OPS and _inputs_key(cell) != inputs
+            inputs = _inputs_key(cell) if cell.op in ops.OPS else inputs
+            parts.append(_part(plan, cell, regime, asked, made))
+    return parts
+
+
+def _part(plan: Plan, cell: Cell, regime: str, asked: list[Provider], made: bool) -> Part:
+    """`made`: the cell before has other inputs."""
+    call = CALL_TAKES.get(cell.op, 2.5e-9 * cell.elements)
+    prepare = 0.08 + 1e-8 * cell.elements + 4 * call  # the check, the warm-up, the peak
+    compiled = sum(provider.name == "torch-compile" for provider in asked)
+    fixed = len(asked) * prepare + 4.0 * compiled + (4e-8 * cell.elements if made and asked else 0.0)
+    sample = 1e-3 + max(plan.sample, call) + (call if cell.input_bytes <= LARGE else 0.0)  # the untimed one
+    return Part(fixed, fewest_rounds(plan.rounds, cell, regime) * len(asked) * sample)
 
 
 def _inputs_key(cell: Cell) -> tuple[Any, ...]:
@@ -111,9 +156,16 @@ class Group:
     """The workers of one regime and number of threads."""
 
     def __init__(
-        self, plan: Plan, regime: str, threads: int | None, into: results.Results, folder: Path
+        self,
+        plan: Plan,
+        regime: str,
+        threads: int | None,
+        into: results.Results,
+        folder: Path,
+        budget: Budget,
     ) -> None:
         self.plan, self.regime, self.into, self.folder = plan, regime, into, folder
+        self.budget = budget
         self.asked_threads = threads
         self.threads = plan.all_threads if threads is None else threads
         self.workers: list[Worker] = []
@@ -154,22 +206,21 @@ class Group:
         if not any(entry["provider"] == label for entry in self.into["absent"]):
             self.into["absent"].append({"provider": label, "reason": reason})
 
-    def left_out(self, label: str, reason: str) -> None:
+    def leave_out(self, label: str, reason: str) -> None:
         for entry in self.into["left_out"]:
             if (entry["provider"], entry["reason"]) == (label, reason):
                 entry["cells"] += 1
                 return
         self.into["left_out"].append({"provider": label, "reason": reason, "cells": 1})
 
-    def measure(self, cell: Cell) -> None:
+    def measure(self, cell: Cell) -> bool:
+        """Whether all whom it was asked of were there to the end."""
         asked = []
         for worker in self.workers:
             assert worker.provider is not None
-            reason = worker.provider.left_out(cell, self.asked_threads)
-            if worker.provider.peer and self.asked_threads is not None and cell.input_bytes > LARGE:
-                reason = reason or f"peers take part with one thread in cells of up to {LARGE >> 20} MiB"
+            reason = left_out(worker.provider, cell, self.asked_threads)
             if reason:
-                self.left_out(worker.label, reason)
+                self.leave_out(worker.label, reason)
             else:
                 asked.append(worker)
         turn = Turn(self, cell, asked)
@@ -177,8 +228,8 @@ class Group:
         needed = cell.input_bytes * (3 * len(asked) * turn.buffers + TEMPORARIES)
         if self.plan.options.device == "cpu" and needed > machine.available_memory() > 0:
             for worker in asked:
-                self.left_out(worker.label, f"the providers together need about {needed >> 30} GiB")
-            return
+                self.leave_out(worker.label, f"the providers together need about {needed >> 30} GiB")
+            return False
         try:
             turn.prepare()
             turn.rounds()
@@ -187,6 +238,7 @@ class Group:
             # Before the workers are asked to finish: Ctrl-C must not lose the rounds that were had.
             self.into["rows"] += turn.rows()
         turn.finish()
+        return not turn.lost
 
     def inputs_of(self, cell: Cell) -> Path | None:
         """The folder with the cell's inputs and answers; None for jobs that make their own."""

@@ -35,16 +35,12 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def report(self, what: str, share: float) -> None:
+    def report(self, what: str, seconds_left: float) -> None:
         now = time.monotonic()
-        left = self.left(now, share)
+        passed = now - self.start
+        share = passed / (passed + seconds_left) if seconds_left else 1.0
+        left = f"{seconds_left / 60:.0f} min left" if seconds_left > 90 else f"{seconds_left:.0f} s left"
         self.bar.update(self.task, completed=share, description=what, left=left)
         if not self.console.is_terminal and now - self.last_line > EVERY:
             self.last_line = now
             self.console.print(f"{share:4.0%} {left:>12}  {what}", highlight=False, soft_wrap=True)
-
-    def left(self, now: float, share: float) -> str:
-        if share < 0.02:  # workers are still starting
-            return ""
-        seconds = (now - self.start) * (1 - share) / share
-        return f"{seconds / 60:.0f} min left" if seconds > 90 else f"{seconds:.0f} s left"

@@ -6,7 +6,7 @@
     command      the command that made it
     started, finished   UTC, ISO 8601
     interrupted  whether Ctrl-C ended it
-    warnings     [text]: why the machine was not fit to measure on
+    warnings     [text]: why the machine was not fit to measure on, or the time too short
     bandwidth    [{"threads", "what": "copy"|"read"|"first touch"|"first touch, huge pages", "gbps"}]
     absent       [{"provider", "reason"}]: providers that could not start here
     left_out     [{"provider", "reason", "cells"}]: how many cells a provider was not asked for, and why
@@ -21,11 +21,12 @@ A row is one provider in one cell, regime and thread count:
     status       "ok", or why there are no times: "refused" (wrong result), "failed" (crashed, killed, hung)
     reason       text, where status is not "ok"
     samples      [seconds a call], in the order of the rounds; the k-th of every provider of a cell, regime
-                 and thread count were taken in the same round
+                 and thread count were taken in the same round. Who has fewer than the baseline was known well
+                 enough and not asked in the later rounds
     repeats      calls per sample
     median, q20, q80   seconds a call
-    ratio        the first provider's time / this one's, median over the rounds; the first is torch unless
-                 chosen otherwise
+    ratio        the first provider's time / this one's, median over the rounds that this one was asked in;
+                 the first is torch unless chosen otherwise
     baseline     the provider that ratio is against
     bytes        by the op's declared formula (0: not declared, as for end-to-end jobs)
     gbps         bytes / median / 1e9

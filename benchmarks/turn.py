@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import time
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import machine, ops, regimes, results
 from benchmarks.cells import Cell
@@ -23,6 +22,27 @@ PLACED_FOR, LARGE_PLACED_FOR = 7, 5  # rounds
 SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
 
 
+class Rounds(NamedTuple):
+    """How many rounds a cell has."""
+
+    fewest: int  # where time is short
+    least: int  # where it isn't
+    enough: int  # for a third of the patience
+    most: int
+
+
+def placed_for(cell: Cell, regime: str) -> int:
+    """Rounds until operands move to other pages; 1: they stay."""
+    if 0 < cell.input_bytes <= LARGE:
+        return PLACED_FOR
+    return LARGE_PLACED_FOR if cell.elements and regime == "preallocated" else 1
+
+
+def fewest_rounds(rounds: Rounds, cell: Cell, regime: str) -> int:
+    """Where time is short: a placement, at least."""
+    return min(rounds.most, max(rounds.fewest, placed_for(cell, regime)))
+
+
 class Turn:
     def __init__(self, group: Group, cell: Cell, asked: list[Worker]) -> None:
         self.group, self.plan, self.cell = group, group.plan, cell
@@ -38,6 +58,7 @@ class Turn:
         self.errors: dict[str, dict[str, float]] = {}
         self.samples: dict[str, list[float]] = {}
         self.faults: dict[str, list[float]] = {}
+        self.settled: set[str] = set()
         self.peak: dict[str, int | None] = {}
 
     def prepare(self) -> None:
@@ -73,7 +94,7 @@ class Turn:
                 self.errors[worker.label] = answer.get("error", {})
                 self.state.pop(worker.label, None)
                 if status == "absent":
-                    self.group.left_out(worker.label, answer[status])
+                    self.group.leave_out(worker.label, answer[status])
                 else:
                     self.lost[worker.label] = (status, answer[status])
                 return None
@@ -84,84 +105,109 @@ class Turn:
         return answer
 
     def rounds(self) -> None:
-        least, enough, most = self.plan.rounds
-        ready = [w for w in (*self.asked, self.group.copy) if w.label in self.state]
-        sample = {"do": "sample", "warm": not self.memory}
-        start = time.monotonic()
-        placed_for = self._placed_for()
-        least = max(least, (3 if placed_for == PLACED_FOR else 2) * placed_for)
-        for k in range(most if self.asked else 0):
-            spent = time.monotonic() - start
-            patience = self.plan.patience if k < enough else self.plan.patience / 3
-            if k >= least and k % placed_for == 0 and (spent > patience or self._settled()):
-                return
-            if k and placed_for > 1 and k % placed_for == 0:
-                self._place_anew(k // placed_for)
-            # Who comes first changes, so that nobody always runs in the wake of the same other.
-            for worker in ready[k % len(ready) :] + ready[: k % len(ready)]:
-                if worker.label in self.lost:
-                    continue
-                copying = worker is self.group.copy
-                answer = self._ask(worker, {"do": "sample_copy"} if copying else sample)
-                if answer:
-                    self.samples[worker.label].append(answer["seconds"])
-                    self.faults[worker.label].append(answer["faults"])
+        rounds, budget = self.plan.rounds, self.group.budget
+        anew = placed_for(self.cell, self.group.regime)
+        fewest = fewest_rounds(rounds, self.cell, self.group.regime)
+        least = max(rounds.least, (3 if anew == PLACED_FOR else 2) * anew)
+        share = budget.share()
+        needed = fewest if share < self.plan.patience else least
+        spent = 0.0
+        for k in range(rounds.most if self.asked else 0):
+            if k and k % anew == 0:
+                before, spent = spent, budget.spent()
+                patience = share if k < rounds.enough else min(share, self.plan.patience / 3)
+                # A placement more would end further from it than this one.
+                tired = spent + (spent - before) / 2 > patience
+                if (k >= needed and tired) or (k >= least and self._settle()):
+                    break
+                if anew > 1:
+                    self._place_anew(k // anew)
+            self._round(k)
+            if k + 1 == fewest:
+                budget.had_fewest()
+        budget.measured()
 
-    def _placed_for(self) -> int:
-        """Rounds until operands move to other pages; 1: they stay."""
-        if 0 < self.cell.input_bytes <= LARGE:
-            return PLACED_FOR
-        return LARGE_PLACED_FOR if self.cell.elements and self.group.regime == "preallocated" else 1
+    def _round(self, k: int) -> None:
+        """Who comes first changes, so that nobody always runs in the wake of the same other."""
+        sample = {"do": "sample", "warm": not self.memory}
+        ready = self._going()
+        if self.group.copy.label in self.state:
+            ready.append(self.group.copy)
+        for worker in ready[k % len(ready) :] + ready[: k % len(ready)] if ready else []:
+            if worker.label in self.lost:
+                continue
+            copying = worker is self.group.copy
+            answer = self._ask(worker, {"do": "sample_copy"} if copying else sample)
+            if answer:
+                self.samples[worker.label].append(answer["seconds"])
+                self.faults[worker.label].append(answer["faults"])
 
     def _place_anew(self, turn: int) -> None:
         """All give their pages back before anybody takes new ones, and somebody else takes first: one that
         gives and takes alone gets the same pages again."""
-        for worker in self._there():
+        for worker in self._going():
             self._ask(worker, {"do": "release"})
-        there = self._there()
-        for worker in there[turn % len(there) :] + there[: turn % len(there)] if there else []:
+        going = self._going()
+        for worker in going[turn % len(going) :] + going[: turn % len(going)] if going else []:
             self._ask(worker, {**self.message, "do": "place_anew"})
 
     def _there(self) -> list[Worker]:
         return [worker for worker in self.asked if worker.label not in self.lost]
 
-    def _settled(self) -> bool:
-        """Whether the ratios to the first provider are known to about 2 %: McGill's notch, 1.57 interquartile
-        ranges / sqrt(n), of the median."""
-        there = [worker.label for worker in self._there()]
-        first = self.samples[there[0]] if there else []
-        for label in there[1:] or there:
-            pairs = zip(first, self.samples[label], strict=True)
-            ratios = sorted(b if label == there[0] else a / b for a, b in pairs)
-            n = len(ratios)
-            spread = ratios[(3 * n) // 4] - ratios[n // 4]
-            if 1.57 * spread / n**0.5 > 0.02 * ratios[n // 2]:
-                return False
-        return True
+    def _going(self) -> list[Worker]:
+        """Those who are still asked."""
+        return [worker for worker in self._there() if worker.label not in self.settled]
+
+    def _settle(self) -> bool:
+        """Go on without those whose ratios to the first are known; whether nobody is left to go on for.
+
+        They leave no pages behind them: the others are placed anew among as many as before.
+        """
+        there = self._there()
+        if not there or there[0].label in self.settled:  # it is first because the one before was lost
+            return True
+        first, *others = there
+        open_ = [w for w in others or there if w.label not in self.settled and not self._known(w, first)]
+        for worker in self._going() if open_ else []:
+            if worker is not first and worker not in open_:
+                self._peak(worker)
+                self._ask(worker, {"do": "release"})
+                self.settled.add(worker.label)
+        return not open_
+
+    def _known(self, worker: Worker, first: Worker) -> bool:
+        """Whether the ratio to the first provider, or the time of that one itself, is known to about 2 %:
+        McGill's notch, 1.57 interquartile ranges / sqrt(n), of the median."""
+        pairs = zip(self.samples[first.label], self.samples[worker.label], strict=True)
+        ratios = sorted(b if worker is first else a / b for a, b in pairs)
+        n = len(ratios)
+        spread = ratios[(3 * n) // 4] - ratios[n // 4]
+        return bool(1.57 * spread / n**0.5 <= 0.02 * ratios[n // 2])
 
     def peaks(self) -> None:
+        for worker in self._going():
+            self._peak(worker)
+
+    def _peak(self, worker: Worker) -> None:
         """Once a cell, in the regime where what is freed goes back to the system."""
-        if self.group.regime != "default" or self.cell.input_bytes < regimes.SMALLEST:
-            return
-        for worker in self._there():
+        if self.group.regime == "default" and self.cell.input_bytes >= regimes.SMALLEST:
             answer = self._ask(worker, {"do": "peak"})
             self.peak[worker.label] = answer["bytes"] if answer else None
 
     def finish(self) -> None:
-        for worker in (*self.asked, self.group.copy):
+        """Everybody comes to the next cell with empty hands, those who were asked longest too."""
+        for worker in (*self._going(), self.group.copy):
             if worker.label in self.state and worker.label not in self.lost:
-                self._ask(worker, {"do": "finish"})
+                self._ask(worker, {"do": "release"})
 
     def rows(self) -> list[results.Row]:
         labels = [w.label for w in self.group.workers if w.label in self.state or w.label in self.lost]
         timed = [label for label in labels if self.samples.get(label) and label not in self.lost]
-        # Ctrl-C may have come in the middle of a round: all have the rounds that the last one has.
-        whole = min((len(self.samples[label]) for label in timed), default=0)
         rows = []
         for label in labels:
             row = self._row(label)
-            if label in timed and whole:
-                row.update(self._figures(label, timed[0], whole))
+            if label in timed:
+                row.update(self._figures(label, timed[0]))
             elif label not in self.lost:
                 continue
             rows.append(row)
@@ -192,7 +238,9 @@ class Turn:
             },
         }
 
-    def _figures(self, label: str, baseline: str, whole: int) -> dict[str, Any]:
+    def _figures(self, label: str, baseline: str) -> dict[str, Any]:
+        # The baseline is asked as long as anybody; but Ctrl-C may have come before its turn in a round.
+        whole = min(len(self.samples[label]), len(self.samples[baseline]))
         samples = self.samples[label][:whole]
         summary = results.summary(samples)
         copy = self.samples.get("copy", [])[:whole]

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from math import inf
 
 import pytest
+from rich.console import Console
 
+from benchmarks import cli, conductor
 from benchmarks.budget import Budget, Part, level
+from benchmarks.progress import Progress
 
 PATIENCE = 6.0
 
@@ -133,3 +136,23 @@ def test_what_is_left_knows_how_soon_cells_are_done():
     assert 50 * (1 + 0.6) < budget.left() < 50 * (1 + 0.25 * PATIENCE)
     without_patience = Budget(inf, 100 * [Part(1, 0.1)], 0.0, Clock())
     assert without_patience.left() == pytest.approx(110)
+
+
+def test_the_full_run_is_expected_to_fit():
+    """With room for a machine that takes longer; and its parts are those that the run goes through."""
+    plan = cli.plan_of(cli.parse_run([]))
+    groups = list(conductor._groups(plan))
+    parts = conductor._parts(plan, groups)
+    assert len(parts) == sum(1 + len(cells) for _, _, cells in groups)
+    assert [part.fewest > 0 for part in parts[:3]] == [False, True, True]
+    assert 60 * plan.minutes < 1800
+    assert Budget(60 * plan.minutes, parts, plan.patience, Clock()).needed() < 0.7 * 60 * plan.minutes
+
+
+def test_progress_is_time_passed_of_time_expected():
+    progress = Progress(Console())
+    progress.start -= 60
+    for left, text, share in ((30.0, "30 s left", 2 / 3), (120.0, "2 min left", 1 / 3), (0.0, "0 s left", 1)):
+        progress.report("a cell", left)
+        assert progress.bar.tasks[0].fields["left"] == text
+        assert progress.bar.tasks[0].completed == pytest.approx(share, abs=0.01)

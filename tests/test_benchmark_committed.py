@@ -33,14 +33,19 @@ def test_figures_follow_from_the_samples(path):
     found = results.read(path)
     assert found["environment"]["dirty"] == "no" and len(found["environment"]["commit"]) == 40
     assert not found["interrupted"] and found["rows"]
-    rounds = {}
+    measured = {}
     for row in found["rows"]:
         if row["status"] != "ok":
             assert row["reason"]
             continue
         group = (row["cell"], row["regime"], row["threads"])
         assert row["median"] == pytest.approx(results.summary(row["samples"])["median"], rel=1e-3)
-        assert rounds.setdefault(group, len(row["samples"])) == len(row["samples"])
+        baseline = measured.setdefault(group, row)
+        assert row["baseline"] == baseline["provider"]
+        rounds = len(row["samples"])
+        assert rounds <= len(baseline["samples"])
+        ratio = results.paired_ratio(baseline["samples"][:rounds], row["samples"])
+        assert row["ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-4)
         if row["bytes"]:
             assert row["gbps"] == pytest.approx(row["bytes"] / row["median"] / 1e9, rel=1e-2)
 

@@ -362,3 +362,19 @@ def test_operands_are_placed_anew(measure, monkeypatch):
     _, found = measure("--provider", "numpy,numpy", "--rounds", "1", "21")
     assert len(asked) == 2
     assert [len(row["samples"]) for row in found["rows"]] == [21, 21]
+
+
+def test_a_run_that_is_short_of_time_says_so_and_measures_everything(measure, capsys):
+    status, found = measure("--provider", "numpy,numpy", "--rounds", "1", "21", "--minutes", "1e-6")
+    text = "1e-06 minutes are too few"
+    assert status == 0 and [text in warning for warning in found["warnings"]].count(True) == 1
+    assert text in " ".join(capsys.readouterr().out.split())
+    assert [len(row["samples"]) for row in found["rows"]] == [7, 7]
+    _, found = measure("--provider", "numpy")
+    assert not any("minutes" in warning for warning in found["warnings"])
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_minutes_are_positive(minutes, capsys):
+    assert cli.main(["--quick", "--minutes", minutes]) == 2
+    assert "expected a positive number" in capsys.readouterr().err

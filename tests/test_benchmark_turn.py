@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is asked how often in a cell, with workers that answer what the tests tell them to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import results
+from benchmarks.budget import Budget, Part
+from benchmarks.cells import Cell
+from benchmarks.cli import FULL_ROUNDS
+from benchmarks.process import WorkerLost
+from benchmarks.turn import Turn
+
+PATIENCE = 6.0
+SMALL, MIDDLE, LARGE = (
+    Cell("softmax", "no-grad", "float32", shape) for shape in ((64, 10), (512, 1000), (8192, 1000))
+)
+
+
+class Fake:
+    """A worker whose k-th sample takes `seconds(k)`, and as much of the clock as the test says."""
+
+    def __init__(self, label: str, seconds: Callable[[int], float]) -> None:
+        self.label, self.seconds, self.version = label, seconds, "1"
+        self.asked: list[str] = []
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(message["do"])
+        if message["do"].startswith("sample"):
+            clock.now += clock.tick
+            return {"seconds": self.seconds(self.asked.count(message["do"]) - 1), "faults": 0}
+        return {"repeats": 1, "bytes": 3 << 20}
+
+
+class Clock:
+    now, tick = 0.0, 1e-3
+
+    def __call__(self) -> float:
+        return self.now
+
+
+clock = Clock()
+
+
+@pytest.fixture(autouse=True)
+def fresh_clock():
+    clock.tick = 1e-3
+
+
+def steady(time: float) -> Callable[[int], float]:
+    return lambda k: time
+
+
+def noisy(time: float) -> Callable[[int], float]:
+    return lambda k: time * (1 + 0.5 * (k % 2))
+
+
+def drifting(k: int) -> float:
+    """The machine becomes half as fast after 21 rounds."""
+    return 1.0 if k < 21 else 2.0
+
+
+def turn_of(
+    *workers: Fake, cell: Cell = SMALL, regime: str = "default", share: float = PATIENCE, most: int = 101
+) -> Turn:
+    """A turn whose providers are ready; it has that share of the time."""
+    group = SimpleNamespace(
+        plan=SimpleNamespace(rounds=FULL_ROUNDS._replace(most=most), patience=PATIENCE, sample=3e-3),
+        budget=Budget(share, [Part(0, 1e-9)], PATIENCE, clock),
+        workers=list(workers),
+        copy=Fake("copy", steady(1.0)),
+        regime=regime,
+        threads=2,
+        inputs_of=lambda cell: None,
+    )
+    turn = Turn(group, cell, list(workers))
+    turn.prepare()
+    return turn
+
+
+def counts(turn: Turn) -> list[int]:
+    return [len(row["samples"]) for row in turn.rows()]
+
+
+def test_who_is_known_is_not_asked_further():
+    """And is compared with the baseline in the rounds that both had."""
+    torch, known, open_ = Fake("torch", drifting), Fake("known", steady(0.5)), Fake("open", noisy(1.0))
+    turn = turn_of(torch, known, open_, most=42)
+    turn.rounds()
+    assert counts(turn) == [42, 21, 42]
+    rows = {row["provider"]: row for row in turn.rows()}
+    assert [rows[name]["baseline"] for name in rows] == ["torch"] * 3
+    assert rows["known"]["ratio"] == 2
+    assert rows["torch"]["ratio"] == 1 and rows["torch"]["median"] == 1.5
+    assert rows["open"]["ratio"] == pytest.approx(
+        median(drifting(k) / open_.seconds(k) for k in range(42)), abs=1e-4
+    )
+
+
+def test_who_is_known_leaves_no_memory_behind():
+    """Its pages are free before others are placed anew; it takes none, and its peak is known by then."""
+    torch, known, open_ = Fake("torch", steady(1.0)), Fake("known", steady(0.5)), Fake("open", noisy(1.0))
+    turn = turn_of(torch, known, open_, cell=MIDDLE, most=35)
+    turn.rounds()
+    turn.peaks()
+    turn.finish()
+    last = len(known.asked) - known.asked[::-1].index("sample") - 1
+    assert known.asked[last + 1 :] == ["peak", "release"]
+    assert known.asked.count("place_anew") == 2 and torch.asked.count("place_anew") == 4
+    for worker in (torch, open_):
+        assert worker.asked[-2:] == ["peak", "release"] and worker.asked.count("peak") == 1
+    assert [row["peak_bytes"] for row in turn.rows()] == [3 << 20] * 3
+    assert turn.group.copy.asked.count("sample_copy") == 35
+
+
+def test_the_cell_ends_when_all_are_known():
+    workers = [Fake("torch", steady(1.0)), Fake("a", steady(0.5)), Fake("b", steady(2.0))]
+    turn = turn_of(*workers)
+    turn.rounds()
+    assert counts(turn) == [21, 21, 21]
+    alone = turn_of(Fake("torch", steady(1.0)))
+    alone.rounds()
+    assert counts(alone) == [21]
+    alone = turn_of(Fake("torch", noisy(1.0)), most=35)
+    alone.rounds()
+    assert counts(alone) == [35]
+
+
+@pytest.mark.parametrize(
+    ("cell", "regime", "fewest", "least"),
+    [(SMALL, "default", 7, 21), (LARGE, "default", 5, 9), (LARGE, "preallocated", 5, 10)],
+)
+def test_how_few_rounds_a_cell_may_have(cell, regime, fewest, least):
+    """Where its share is used up by them, and where the run has time."""
+    clock.tick = 10.0
+    for share, expected in ((1e-3, fewest), (100.0, least)):
+        workers = Fake("torch", noisy(1.0)), Fake("other", lambda k: 1 + k % 3)
+        turn = turn_of(*workers, cell=cell, regime=regime, share=share)
+        turn.rounds()
+        assert counts(turn) == [expected] * 2
+
+
+@pytest.mark.parametrize(("share", "rounds"), [(0.1, 7), (2.4, 14), (2.9, 21), (3.6, 28)])
+def test_a_cell_ends_at_the_placement_nearest_to_its_share(share, rounds):
+    clock.tick = 0.14 / 2  # a round of two; a placement takes 0.98
+    turn = turn_of(Fake("torch", steady(1.0)), Fake("other", noisy(1.0)), share=share)
+    turn.rounds()
+    assert counts(turn) == [rounds] * 2
+
+
+def test_ctrl_c_within_a_round_leaves_pairs():
+    def interrupted(k: int) -> float:
+        if k == 1:
+            raise KeyboardInterrupt
+        return 1.0
+
+    turn = turn_of(Fake("torch", interrupted), Fake("other", steady(0.5)), Fake("third", steady(2.0)))
+    with pytest.raises(KeyboardInterrupt):
+        turn.rounds()
+    assert [len(samples) for samples in turn.samples.values()] == [1, 2, 2]
+    assert counts(turn) == [1, 1, 1]
+    assert [row["ratio"] for row in turn.rows()] == [1, 2, 0.5]
+
+
+def test_a_cell_ends_with_a_baseline_that_was_known_when_the_first_was_lost():
+    """Nothing can be compared with it in later rounds."""
+
+    def lost(k: int) -> float:
+        if k == 30:
+            raise WorkerLost("exit status 3")
+        return 1.0
+
+    turn = turn_of(Fake("torch", lost), Fake("known", steady(0.5)), Fake("open", noisy(1.0)))
+    turn.rounds()
+    rows = {row["provider"]: row for row in turn.rows()}
+    assert (rows["torch"]["status"], rows["torch"]["reason"]) == ("failed", "exit status 3")
+    assert len(rows["known"]["samples"]) == len(rows["open"]["samples"]) == 21
+    assert len(turn.samples["open"]) == 35
+    assert rows["open"]["baseline"] == "known" and rows["open"]["ratio"] == 0.5
+
+
+def test_figures_of_rows_of_different_lengths_are_from_their_own_samples():
+    turn = turn_of(Fake("torch", drifting), Fake("known", steady(0.5)), Fake("open", noisy(1.0)), most=42)
+    turn.rounds()
+    for row in turn.rows():
+        assert row["median"] == pytest.approx(results.summary(row["samples"])["median"])
