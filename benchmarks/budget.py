@@ -119,4 +119,4 @@ def level(total: float, fewest: Iterable[float]) -> float:
     rest = sorted(fewest)
     while rest and rest[-1] * len(rest) > total:
         total -= rest.pop()
-    return max(0.0, total) / len(rest) if rest else 0.0
+    return total / len(rest) if rest else 0.0

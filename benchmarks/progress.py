@@ -38,7 +38,7 @@ class Progress:
     def report(self, what: str, seconds_left: float) -> None:
         now = time.monotonic()
         passed = now - self.start
-        share = passed / (passed + seconds_left) if seconds_left else 1.0
+        share = passed / (passed + seconds_left)
         left = f"{seconds_left / 60:.0f} min left" if seconds_left > 90 else f"{seconds_left:.0f} s left"
         self.bar.update(self.task, completed=share, description=what, left=left)
         if not self.console.is_terminal and now - self.last_line > EVERY:

@@ -80,6 +80,17 @@ def test_time_for_the_fewest_rounds_of_later_cells_is_kept():
     assert budget.clock() - budget.start == pytest.approx(60)
 
 
+def test_more_is_kept_where_the_fewest_rounds_take_longer():
+    budget = Budget(200, [*100 * [Part(0.1, 0.5)], Part(1, 10)], PATIENCE, Clock())
+    run(budget, 1, 3, lambda _: 1.0)
+    assert budget.clock() - budget.start < 205
+
+
+def test_fewest_rounds_beyond_the_share_are_not_its_use():
+    budget = Budget(250, [*10 * [Part(1, 20)], *10 * [Part(1, 0.1)]], PATIENCE, Clock())
+    assert run(budget, 1, 1, lambda _: 1.0)[10:] == pytest.approx([3.0] * 10)
+
+
 def test_what_some_cells_do_not_need_is_for_all_others():
     """Not for the last ones alone."""
     budget = Budget(600, 200 * [Part(1, 0.1)], PATIENCE, Clock())

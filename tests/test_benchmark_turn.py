@@ -137,7 +137,7 @@ def test_the_cell_ends_when_all_are_known():
     [(SMALL, "default", 7, 21), (LARGE, "default", 5, 9), (LARGE, "preallocated", 5, 10)],
 )
 def test_how_few_rounds_a_cell_may_have(cell, regime, fewest, least):
-    """Where its share is used up by them, and where the run has time."""
+    """Where they use its share up, and where the run has time."""
     clock.tick = 10.0
     for share, expected in ((1e-3, fewest), (100.0, least)):
         workers = Fake("torch", noisy(1.0)), Fake("other", lambda k: 1 + k % 3)
@@ -146,12 +146,23 @@ def test_how_few_rounds_a_cell_may_have(cell, regime, fewest, least):
         assert counts(turn) == [expected] * 2
 
 
-@pytest.mark.parametrize(("share", "rounds"), [(0.1, 7), (2.4, 14), (2.9, 21), (3.6, 28)])
+@pytest.mark.parametrize(("share", "rounds"), [(0.1, 7), (2.4, 14), (2.9, 21), (3.6, 28), (PATIENCE, 35)])
 def test_a_cell_ends_at_the_placement_nearest_to_its_share(share, rounds):
     clock.tick = 0.14 / 2  # a round of two; a placement takes 0.98
     turn = turn_of(Fake("torch", steady(1.0)), Fake("other", noisy(1.0)), share=share)
     turn.rounds()
     assert counts(turn) == [rounds] * 2
+
+
+@pytest.mark.parametrize(("cell", "fewest"), [(SMALL, 7), (LARGE, 5)])
+def test_the_budget_learns_what_rounds_take(cell, fewest):
+    clock.tick = 1.0
+    for most in (fewest, 20):
+        turn = turn_of(Fake("torch", steady(1.0)), Fake("other", noisy(1.0)), cell=cell, most=most)
+        samples = 2 + ("copy" in turn.state)
+        turn.rounds()
+        assert turn.group.budget.fewest_took == samples * fewest
+        assert turn.group.budget.rounds_took == samples * counts(turn)[0]
 
 
 def test_ctrl_c_within_a_round_leaves_pairs():
