@@ -64,7 +64,7 @@ def run(
         if needed > budget.seconds and not short:
             short = True
             warn(
-                f"{plan.minutes:g} minutes are too few, about {needed / 60:.0f} are needed (--minutes): "
+                f"{plan.minutes:g} minutes are too few, about {needed / 60:.1f} are needed (--minutes): "
                 "cells have the fewest rounds that make a median"
             )
 

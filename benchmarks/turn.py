@@ -167,13 +167,13 @@ class Turn:
         if not there or there[0].label in self.settled:  # it is first because the one before was lost
             return True
         first, *others = there
-        open_ = [w for w in others or there if w.label not in self.settled and not self._known(w, first)]
-        for worker in self._going() if open_ else []:
-            if worker is not first and worker not in open_:
+        unknown = [w for w in others or there if w.label not in self.settled and not self._known(w, first)]
+        for worker in self._going() if unknown else []:
+            if worker is not first and worker not in unknown:
                 self._peak(worker)
                 self._ask(worker, {"do": "release"})
                 self.settled.add(worker.label)
-        return not open_
+        return not unknown
 
     def _known(self, worker: Worker, first: Worker) -> bool:
         """Whether the ratio to the first provider, or the time of that one itself, is known to about 2 %:
