@@ -30,7 +30,7 @@ EMULATED := build/emulated
 EMULATED_RUN := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(EMULATED)/lib $(BIN)/python -P
 emulate: $(VENV)/.built
-	DEBUG=1 SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
+	SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-lib $(EMULATED)/lib --build-temp $(EMULATED)/temp
 	$(EMULATED_RUN) -m pytest --capture=sys -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) \
 		tests/test_cuda_emulated*.py tests/test_backend_cuda.py

@@ -65,7 +65,7 @@ def sources(*suffixes: str) -> list[str]:
 class Build(BuildExtension):
     def build_extensions(self) -> None:
         for ext in self.extensions:
-            add_kernels(ext, ROOT, os.environ, rocm=torch.version.hip is not None)
+            add_kernels(ext, ROOT, os.environ, rocm=torch.version.hip is not None, flags=FLAGS)
         super().build_extensions()
 
 

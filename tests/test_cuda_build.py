@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/cuda_build.py, which setup.py compiles the CUDA kernels with, on made-up toolkits and compilers."""
+"""tools/cuda_build.py, which setup.py compiles the kernels with, on made-up toolkits and compilers."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ case "$1" in
 --version) echo release 13 ;;
 *) while [ "$1" != -o ]; do shift; done; echo run >> "$2.runs"; echo made > "$2"; echo ptxas info >&2 ;;
 esac"""
+
+
+CXX = """\
+case "$1$2" in
+*--version) echo a compiler ;;
+*) command="$*"; while [ "$1" != -o ]; do shift; done; echo "$command" >> "$2.runs"; echo made > "$2" ;;
+esac"""
+ISA_SOURCES = ("csrc/cpu/isa/avx2.cpp", "csrc/cpu/isa/portable.cpp")
 
 
 def toolkit(root: Path, include: str = "include", library: str = "lib64", nvcc: str = NVCC) -> Path:
@@ -254,6 +262,40 @@ def test_kernels_are_compiled_once(tool: ModuleType, tmp_path: Path) -> None:
     tool.add_kernels(extension(), root, env, rocm=False)
     runs = {path.name: len(path.read_text().split()) for path in (root / "build/cuda").glob("*.runs")}
     assert runs.pop("rows.half.o.runs") == 2 and set(runs.values()) == {1}
+
+
+def test_kernels_of_the_cpu_are_kept_as_well(tool: ModuleType, tmp_path: Path) -> None:
+    root, env = tree(tmp_path / "root"), {"SOFTKERN_CUDA": "0"}
+    env["CXX"] = f"{script(tmp_path / 'cxx', CXX)} -m64"
+    for isa in ("avx2", "portable"):
+        (root / f"csrc/cpu/isa/{isa}.cpp").parent.mkdir(parents=True, exist_ok=True)
+        (root / f"csrc/cpu/isa/{isa}.cpp").write_text(isa)
+
+    def build(**variables: str) -> list[str]:
+        ext = extension("csrc/cpu/isa/portable.cpp", "csrc/cpu/isa/avx2.cpp", "csrc/cpu/dispatch.cpp")
+        tool.add_kernels(ext, root, {**env, **variables}, rocm=False, flags=["-O3"])
+        assert ext.sources == ["csrc/cpu/dispatch.cpp"] and ext.depends == list(ISA_SOURCES)
+        assert ext.extra_objects == ["build/cpu/avx2.o", "build/cpu/portable.o"]
+        return [(root / f"{name}.runs").read_text().splitlines()[-1] for name in ext.extra_objects]
+
+    command = "-m64 -std=c++17 -fPIC -O3 -c {} -o {}"
+    expected = [command.format(source, root / f"build/cpu/{Path(source).stem}.o") for source in ISA_SOURCES]
+    assert build() == build() == expected
+    assert runs(root / "build/cpu") == [1, 1]
+    assert build(CFLAGS="-g -march=native") == [
+        line.replace("-O3", "-g -march=native -O3") for line in expected
+    ]
+    assert runs(root / "build/cpu") == [2, 2]
+    (root / "csrc/cpu/isa/avx2.cpp").write_text("changed")
+    build(CFLAGS="-g -march=native")
+    assert runs(root / "build/cpu") == [3, 2]
+    (root / "csrc/common/options.h").write_text("changed")
+    build(CFLAGS="-g -march=native")
+    assert runs(root / "build/cpu") == [4, 3]
+
+
+def runs(folder: Path) -> list[int]:
+    return [len(path.read_text().splitlines()) for path in sorted(folder.glob("*.runs"))]
 
 
 def test_without_kernels_the_sources_that_need_them_are_left_out(tool: ModuleType, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA C++ kernels of softkern._C, compiled by nvcc for setup.py; docs/building.md has the variables.
+"""The kernels of softkern._C, compiled for setup.py, CUDA's by nvcc; docs/building.md has the variables.
 
 torch's CUDAExtension cannot serve: on a torch without CUDA it finds no toolkit, whatever the environment has.
-The kernels know nothing of torch or Python, so their objects stay in build/cuda for every torch and Python.
+The kernels know nothing of torch or Python, so their objects stay in build for every torch and Python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from setuptools import Extension
 
 DEFAULT_ROOT = Path("/usr/local/cuda")
 KERNELS = "csrc/cuda"
+CPU_KERNELS = "csrc/cpu/isa/"
 # Host code that means nothing without the kernels.
 CUDA_ONLY = (f"{KERNELS}/", "csrc/ops/cuda/")
 ELEMENTS = {
@@ -50,7 +51,8 @@ NVCC_FLAGS = [
     "-Xfatbin=-compress-all",  # a quarter of the size
     "-Xptxas=-v",
 ]
-# Variables that nvcc takes flags from.
+# Variables that setuptools takes flags from, and nvcc.
+HOST_VARIABLES = ("CFLAGS", "CPPFLAGS", "CXXFLAGS")
 NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 EMULATED_FLAGS = [
     "-std=c++17",
@@ -110,18 +112,24 @@ class Unit:
         return self.object.is_file() and self.key_file.is_file() and self.key_file.read_text() == self.key
 
 
-def add_kernels(ext: Extension, root: Path, env: Environment, rocm: bool) -> None:
-    """Compile the kernels and add them to ext, or take the sources out of it that need them."""
-    kernels = sorted(str(path.relative_to(root)) for path in (root / KERNELS).glob("*.cu"))
-    compiler = choose(root, env, rocm, bool(kernels))
-    if compiler is None:
-        ext.sources = [name for name in ext.sources if not name.startswith(CUDA_ONLY)]
-        return
-    objects = compile_all(units(compiler, kernels, root), root, jobs(env))
-    ext.define_macros += compiler.macros
-    ext.include_dirs += compiler.include_dirs
-    ext.extra_objects += [*objects, *compiler.archives]
-    ext.extra_link_args += compiler.link_args
+def add_kernels(ext: Extension, root: Path, env: Environment, rocm: bool, flags: Sequence[str] = ()) -> None:
+    """Compile the kernels and add them to ext, or take the sources out of it that need those of CUDA."""
+    cpu = sorted(name for name in ext.sources if name.startswith(CPU_KERNELS))
+    cuda = sorted(str(path.relative_to(root)) for path in (root / KERNELS).glob("*.cu"))
+    compiler = choose(root, env, rocm, bool(cuda))
+    others = [name for name in ext.sources if name not in cpu]
+    ext.depends += cpu
+    ext.sources = [name for name in others if compiler is not None or not name.startswith(CUDA_ONLY)]
+    # The CPU's first, of which each takes long by itself: at the end all cores have something to do.
+    made = units(host(env, flags), cpu, root) if cpu else []
+    if compiler is not None:
+        made += units(compiler, cuda, root)
+        ext.define_macros += compiler.macros
+        ext.include_dirs += compiler.include_dirs
+        ext.extra_link_args += compiler.link_args
+    if made:
+        ext.extra_objects += compile_all(made, root, jobs(env))
+    ext.extra_objects += compiler.archives if compiler is not None else []
 
 
 def choose(root: Path, env: Environment, rocm: bool, kernels: bool) -> Compiler | None:
@@ -271,6 +279,19 @@ def nvcc(toolkit: Toolkit, env: Environment) -> Compiler:
     )
 
 
+def host(env: Environment, flags: Sequence[str]) -> Compiler:
+    """As setuptools would compile them, but for what it takes from Python's own build."""
+    cxx = shlex.split(env.get("CXX") or "c++")
+    given = [flag for name in HOST_VARIABLES for flag in shlex.split(env.get(name, ""))]
+    return Compiler(
+        command=[*cxx, "-std=c++17", "-fPIC", *given, *flags],
+        identity=_output(*cxx, "--version"),
+        folder="build/cpu",
+        headers=["csrc/common", "csrc/cpu"],
+        macros=[],
+    )
+
+
 def emulator(root: Path, env: Environment) -> Compiler:
     cxx = shlex.split(env.get("CXX") or "g++")
     sanitizers = env.get("SOFTKERN_SANITIZE")
@@ -293,13 +314,14 @@ def emulator(root: Path, env: Environment) -> Compiler:
 
 
 def units(compiler: Compiler, kernels: list[str], root: Path) -> list[Unit]:
-    """An object per file and element type: they compile side by side, and each stays small."""
+    """An object per file and, of CUDA's, element type: they compile side by side, and each stays small."""
     headers = [p for folder in compiler.headers for p in (root / folder).rglob("*") if p.suffix in HEADERS]
     shared = {str(path.relative_to(root)): _digest(path.read_bytes()) for path in sorted(headers)}
     result = []
     for source in kernels:
         path = Path(source)
-        for element in [""] if path.name in ONE_TYPE else ELEMENTS:
+        one = path.suffix != ".cu" or path.name in ONE_TYPE
+        for element in [""] if one else ELEMENTS:
             define = [f"-DSOFTKERN_ELEMENT={ELEMENTS[element]}"] if element else []
             command = [*compiler.command, *define, "-c", source]
             content = _digest((root / source).read_bytes())
@@ -347,7 +369,7 @@ def compile_one(unit: Unit, root: Path) -> None:
     if done.returncode != 0:
         raise SystemExit(
             f"{shlex.join(command)}\n{done.stdout}\n{unit.source} does not compile "
-            f"(exit code {done.returncode}). {WITHOUT}"
+            f"(exit code {done.returncode}). {WITHOUT if unit.source.endswith('.cu') else ''}"
         )
     for line in done.stdout.splitlines():
         if "warning" in line:
