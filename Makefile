@@ -74,9 +74,8 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 # sdist, wheel out of the sdist, and the wheel in an environment of its own.
-wheel-test: $(VENV)/.torch
-	$(BIN)/python -m pip install $$(sed -n 's/^wheel = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
-	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-9.0}" $(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
+wheel-test: $(VENV)/.wheel
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST-9.0}" $(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info softkern/_C.*.so $(VENV)
@@ -102,4 +101,8 @@ $(VENV)/.peers: $(VENV)/.built
 # Read from pyproject.toml, the only place that pins them. mypy looks into torch.
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	touch $@
+
+$(VENV)/.wheel: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install $$(sed -n 's/^wheel = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	touch $@

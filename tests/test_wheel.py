@@ -100,3 +100,27 @@ def test_names_of_an_archive(tool: ModuleType, tmp_path: Path) -> None:
 def test_a_failing_command_ends_the_check(tool: ModuleType) -> None:
     with pytest.raises(SystemExit, match="exit code 1: false"):
         tool.run("false")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_wheel_is_made_of_the_sdist_and_of_objects_if_they_are_given(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: bool
+) -> None:
+    out, objects = tmp_path / "dist", tmp_path / "build"
+    (objects / "cpu").mkdir(parents=True)
+    (objects / "cpu" / "avx2.o").write_text("made")
+    (tmp_path / "setup.py").write_text("of the sdist")
+    out.mkdir()
+    seen: list[list[str]] = []
+
+    def run(*command: str | Path) -> None:
+        if "--sdist" in command:
+            with tarfile.open(out / "a-1.tar.gz", "w:gz") as tar:
+                tar.add(tmp_path / "setup.py", "a-1/setup.py")
+        else:
+            source = Path(command[-1])
+            seen.append(sorted(str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()))
+
+    monkeypatch.setattr(tool, "run", run)
+    tool.build(out, tmp_path / "scratch", objects if given else None)
+    assert seen == [["build/cpu/avx2.o", "setup.py"] if given else ["setup.py"]]

@@ -4,6 +4,7 @@
     python tools/check_wheel.py                     # the extension is compiled once: minutes
     python tools/check_wheel.py --out dist          # leave them there
     python tools/check_wheel.py --out dist --built  # take those that are there
+    python tools/check_wheel.py --objects build     # kernels are compiled again where they are not the same
 
 Needs the packages of the extra `wheel`, and in the interpreter that runs it the torch to compile against.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -83,6 +85,19 @@ def only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
+def build(out: Path, scratch: Path, objects: Path | None) -> None:
+    """The wheel is made from the sdist, in a folder of its own: what that lacks is missed here."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", out, ROOT)
+    with tarfile.open(only(out, "*.tar.gz")) as tar:
+        tar.extractall(scratch / "source", filter="data")
+    source = only(scratch / "source", "*")
+    for folder in ("cpu", "cuda"):
+        # The build takes an object if the hash of all that it was made from is that of the sdist's files.
+        if objects and (objects / folder).is_dir():
+            shutil.copytree(objects / folder, source / "build" / folder)
+    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, source)
+
+
 def use(wheel: Path, scratch: Path) -> None:
     """Install it as a user does, and call it from a folder with nothing in it."""
     venv, empty = scratch / "venv", scratch / "empty"
@@ -101,6 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder of the archives; a temporary one if not given")
     parser.add_argument("--built", action="store_true", help="they are in --out already")
+    parser.add_argument(
+        "--objects", type=Path, metavar="DIR", help="build/ of another build, for its kernels"
+    )
     args = parser.parse_args()
     if args.built and not args.out:
         parser.error("--built needs --out")
@@ -108,8 +126,7 @@ def main() -> None:
         scratch = Path(folder)
         out = (args.out or scratch / "dist").resolve()
         if not args.built:
-            # The wheel is made from the sdist, in a folder of its own: what that lacks is missed here.
-            run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT)
+            build(out, scratch, args.objects)
         sdist, wheel = only(out, "*.tar.gz"), only(out, "*.whl")
         if problems := sdist_problems(contents(sdist)) + wheel_problems(contents(wheel)):
             raise SystemExit("\n".join(problems))
