@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import name, upstream
 from compare import assert_same_bits
-from cross_entropy_cases import over_kinds, problem
+from cross_entropy_cases import KINDS, problem
 from tolerances import DTYPES
 
 import softkern
@@ -15,9 +15,19 @@ import softkern
 STREAMED = 8 << 20  # bytes
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name)
 # Rows of an odd number of classes begin anywhere in a vector; those of 40 and 21 classes lie in lanes, their
-# results in whole vectors of a class (128 x 96) or not (33 x 3).
-SHAPES = ((1001,), (4097,), (21, 128, 96), (40, 128, 96), (40, 33, 3))
+# results in whole vectors of a class (128 x 96) or not (33 x 3). With the kinds of cross_entropy's arguments.
+INDICES, ALL_OPTIONS, PROBABILITIES = KINDS
+SHAPES = {
+    (1001,): KINDS,
+    (4097,): (INDICES,),
+    (21, 128, 96): (INDICES, PROBABILITIES),
+    (40, 128, 96): (ALL_OPTIONS,),
+    (40, 33, 3): (INDICES,),
+}
 over_shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+over_problems = pytest.mark.parametrize(
+    ("shape", "kind"), [(shape, kind) for shape, kinds in SHAPES.items() for kind in kinds]
+)
 
 
 def large_problem(shape, dtype, **kind):
@@ -33,8 +43,7 @@ def large_problem(shape, dtype, **kind):
 
 
 @over_dtypes
-@over_shapes
-@over_kinds
+@over_problems
 def test_cross_entropy(shape, kind, dtype, isa):
     x, target, kwargs, parts = large_problem(shape, dtype, **kind)
 
