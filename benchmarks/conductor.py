@@ -103,11 +103,11 @@ def _groups(plan: Plan) -> Iterator[tuple[str, int | None, list[Cell]]]:
 
 def _belongs(cell: Cell, regime: str, threads: int | None) -> bool:
     """Whether a run that was not told otherwise asks this cell: everything with the default allocator and all
-    threads; of the rest what can differ."""
+    threads; of the rest what can differ, with one thread, which takes seconds a round, only main large cells."""
     if regime != "default":
         large = cell.op in ops.OPS and cell.input_bytes >= regimes.SMALLEST
         return threads is None and cell.main and large and _whole(cell)
-    return threads is None or _whole(cell)
+    return threads is None or (_whole(cell) and (cell.main or cell.input_bytes <= LARGE))
 
 
 def _whole(cell: Cell) -> bool:

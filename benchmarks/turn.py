@@ -129,7 +129,7 @@ class Turn:
 
     def _round(self, k: int) -> None:
         """Who comes first changes, so that nobody always runs in the wake of the same other."""
-        sample = {"do": "sample", "warm": not self.memory}
+        sample = {"do": "sample"}
         ready = self._going()
         if self.group.copy.label in self.state:
             ready.append(self.group.copy)

@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks import cli, conductor
 from benchmarks.budget import Budget, Part, level
 from benchmarks.progress import Progress
+from benchmarks.providers.base import LARGE
 
 PATIENCE = 6.0
 
@@ -158,6 +159,14 @@ def test_the_full_run_is_expected_to_fit():
     assert [part.fewest > 0 for part in parts[:3]] == [False, True, True]
     assert 60 * plan.minutes < 1800
     assert Budget(60 * plan.minutes, parts, plan.patience, Clock()).needed() < 0.7 * 60 * plan.minutes
+
+
+def test_one_thread_is_asked_in_large_cells_that_are_main():
+    plan = cli.plan_of(cli.parse_run([]))
+    cells = [c for _, threads, cells in conductor._groups(plan) if threads == 1 for c in cells]
+    large = {c.shape_text for c in cells if c.input_bytes > LARGE}
+    assert "2048x32000" in large and "8192x4096" not in large
+    assert "1200x10" in {c.shape_text for c in cells} and all(c.main for c in cells if c.input_bytes > LARGE)
 
 
 def test_progress_is_time_passed_of_time_expected():

@@ -16,6 +16,7 @@ from benchmarks.cells import Cell
 from benchmarks.cli import FULL_ROUNDS
 from benchmarks.process import WorkerLost
 from benchmarks.turn import Turn
+from benchmarks.worker import WARM_BELOW, Session
 
 PATIENCE = 6.0
 SMALL, MIDDLE, LARGE = (
@@ -201,3 +202,28 @@ def test_figures_of_rows_of_different_lengths_are_from_their_own_samples():
     turn.rounds()
     for row in turn.rows():
         assert row["median"] == pytest.approx(results.summary(row["samples"])["median"])
+
+
+@pytest.mark.parametrize(("once", "untimed"), [(0.5 * WARM_BELOW, [2]), (2 * WARM_BELOW, [])])
+def test_an_untimed_call_precedes_a_sample_of_calls_that_are_not_long(once, untimed):
+    """On the copy that was used last: the next one is to come from memory."""
+    called: list[int] = []
+    timed: list[tuple[int, int]] = []
+    session = Session(1)
+    session.step, session.once, session.repeats, session.cursor = called.append, once, 5, 3
+    session.device = SimpleNamespace(
+        sample=lambda step, first, repeats: timed.append((first, repeats)) or (0.1, 0)
+    )
+    assert session.sample()["seconds"] == 0.1
+    assert called == untimed and timed == [(3, 5)] and session.cursor == 8
+
+
+def test_whether_a_call_is_long_is_known_from_its_quicker_one():
+    """One of the first two may have to wait for memory."""
+    session = Session(1)
+    session.step = lambda i: None
+    for first, second in ((1.0, 0.1), (0.1, 1.0)):
+        seconds = iter((first, second))
+        session.device = SimpleNamespace(sample=lambda *_, of=seconds: (next(of), 0))
+        session._calibrate(3e-3)
+        assert session.once == 0.1
