@@ -117,8 +117,8 @@ class Session:
         return min(MOST_REPEATS, max(1, math.ceil(sample / max(once, 1e-7))))
 
     def sample(self) -> dict[str, Any]:
-        """One sample, after a call that isn't timed, on the copy that was used last: the only one where operands
-        are to be in the cache."""
+        """One sample, after a call that isn't timed, on the copy that was used last: the only one where
+        operands are to be in the cache."""
         assert self.step is not None
         if self.once < WARM_BELOW:
             self.step(self.cursor - 1)

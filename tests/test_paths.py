@@ -96,8 +96,8 @@ def apart(rows):
     return rows.t().contiguous().t()
 
 
-# One block of sums ends at 1024 classes in float64, at 2048 else: longer rows are packed. 40: half of the last
-# accumulator's lanes have a class.
+# One block of sums ends at 1024 classes in float64, at 2048 else: longer rows are packed. 40: half of the
+# last accumulator's lanes have a class.
 @over_dtypes
 @over_kinds
 @pytest.mark.parametrize("classes", (33, 40, 64, 79, 100, 1000, 1025, 2048, 2049))
