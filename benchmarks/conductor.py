@@ -103,7 +103,7 @@ def _groups(plan: Plan) -> Iterator[tuple[str, int | None, list[Cell]]]:
 
 def _belongs(cell: Cell, regime: str, threads: int | None) -> bool:
     """Whether a run that was not told otherwise asks this cell: everything with the default allocator and all
-    threads; of the rest what can differ. One thread, which takes seconds a round, has only main large cells."""
+    threads; of the rest what can differ. One thread takes seconds a round in large cells: only main ones."""
     if regime != "default":
         large = cell.op in ops.OPS and cell.input_bytes >= regimes.SMALLEST
         return threads is None and cell.main and large and _whole(cell)
