@@ -111,8 +111,13 @@ def test_options_of_strided_rows_give_the_bits_of_rows_side_by_side(classes, kin
         assert_same_bits(found, side_by_side[what], what)
 
 
+def tied(n, classes, dtype):
+    """Several classes have the maximum, another one in each row: their terms are counted, not added."""
+    return (logits(n, classes).clamp_max(4) + torch.linspace(0, 1, n)[:, None]).to(dtype)
+
+
 @over_dtypes
-@pytest.mark.parametrize("values", HURTING, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("values", (*HURTING, tied), ids=lambda f: f.__name__)
 def test_strided_rows_that_hurt_give_the_bits_of_rows_side_by_side(values, dtype, isa):
     x = values(21, 130, dtype)
     _, target, kwargs = problem((21, 130), dtype, smoothing=0.1)
