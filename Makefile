@@ -99,10 +99,6 @@ $(VENV)/.peers: $(VENV)/.built
 	touch $@
 
 # Read from pyproject.toml, the only place that pins them. mypy looks into torch.
-$(VENV)/.lint: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
-	touch $@
-
-$(VENV)/.wheel: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install $$(sed -n 's/^wheel = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+$(VENV)/.lint $(VENV)/.wheel: $(VENV)/.%: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install $$(sed -n 's/^$* = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	touch $@

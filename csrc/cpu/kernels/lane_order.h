@@ -10,6 +10,17 @@
 namespace softkern::cpu {
 namespace {
 
+/// body(slot, c) for all classes, class c with slot c % 2.
+template <class Body>
+SK_INLINE void for_each_class(int64_t classes, Body body) {
+  int64_t c = 0;
+  for (; c + 2 <= classes; c += 2) {
+    body(Slot<0>{}, c);
+    body(Slot<1>{}, c + 1);
+  }
+  if (c < classes) body(Slot<0>{}, c);
+}
+
 /// Class c to accumulator c % 2, and all in the compute type.
 template <class A>
 struct FewClasses {
@@ -22,12 +33,9 @@ struct FewClasses {
   static SK_INLINE void sum(int64_t classes, Reg (&sums)[K], Body body) {
     Reg odd[K];
     for (int k = 0; k < K; ++k) sums[k] = odd[k] = S::broadcast(0);
-    int64_t c = 0;
-    for (; c + 2 <= classes; c += 2) {
-      body(sums, c);
-      body(odd, c + 1);
-    }
-    if (c < classes) body(sums, c);
+    for_each_class(classes, [&](auto slot, int64_t c) __attribute__((always_inline)) {
+      body(decltype(slot)::index == 0 ? sums : odd, c);
+    });
     for (int k = 0; k < K; ++k) sums[k] = S::add(S::add(sums[k], odd[k]), S::broadcast(0));
   }
   /// RowStats::sum() and RowStats::log_d().
@@ -73,24 +81,28 @@ struct AsRows {
     }
   }
   static SK_INLINE Reg total(const Reg& ties, const Reg& top, const Reg& rest) {
-    A t[L], p[L], r[L];
-    S::store(t, ties);
-    S::store(p, top);
-    S::store(r, rest);
-    for (int l = 0; l < L; ++l) t[l] = RowStats<A>{0, p[l], t[l], r[l]}.sum();
-    return S::load(t);
+    A sum[L];
+    for_each_row(ties, top, rest, [&](int l, const RowStats<A>& row) { sum[l] = row.sum(); });
+    return S::load(sum);
   }
   static SK_INLINE Reg log_d(const Reg& ties, const Reg& top, const Reg& rest) {
     using D = Simd<double>;
+    double q[L];
+    for_each_row(ties, top, rest, [&](int l, const RowStats<A>& row) { q[l] = row.others(); });
+    for (int l = 0; l < L; l += D::kLanes) D::store(q + l, log_one_plus<D>(D::load(q + l)));
+    A log[L];
+    for (int l = 0; l < L; ++l) log[l] = static_cast<A>(q[l]);
+    return S::load(log);
+  }
+
+ private:
+  template <class Body>
+  static SK_INLINE void for_each_row(const Reg& ties, const Reg& top, const Reg& rest, Body body) {
     A t[L], p[L], r[L];
     S::store(t, ties);
     S::store(p, top);
     S::store(r, rest);
-    double q[L];
-    for (int l = 0; l < L; ++l) q[l] = RowStats<A>{0, p[l], t[l], r[l]}.others();
-    for (int l = 0; l < L; l += D::kLanes) D::store(q + l, log_one_plus<D>(D::load(q + l)));
-    for (int l = 0; l < L; ++l) t[l] = static_cast<A>(q[l]);
-    return S::load(t);
+    for (int l = 0; l < L; ++l) body(l, RowStats<A>{0, p[l], t[l], r[l]});
   }
 };
 
@@ -129,24 +141,15 @@ template <class A, class Order>
 SK_CALL LaneStats<A, Order> lane_stats(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e,
                                        int64_t classes) {
   using S = Simd<A>;
-  using Reg = typename S::Reg;
   const A inf = __builtin_inf();
-  // NaNs are left out here, as in Accumulators::take_max. Two of each: one would wait for itself.
-  Reg most[2] = {S::broadcast(-inf), S::broadcast(-inf)}, least[2] = {S::broadcast(inf), S::broadcast(inf)};
-  int64_t c = 0;
-  for (; c + 2 <= classes; c += 2) {
-    for (int k = 0; k < 2; ++k) {
-      most[k] = S::max(x[c + k], most[k]);
-      least[k] = S::min(x[c + k], least[k]);
-    }
-  }
-  if (c < classes) {
-    most[0] = S::max(x[c], most[0]);
-    least[0] = S::min(x[c], least[0]);
-  }
+  Accumulators<A> most(-inf), least(inf);
+  for_each_class(classes, [&](auto slot, int64_t c) __attribute__((always_inline)) {
+    most.take_max(slot, x[c]);
+    least.take_min(slot, x[c]);
+  });
   LaneStats<A, Order> stats;
-  stats.m = S::add(S::max(most[0], most[1]), S::broadcast(0));
-  if (NormalTerms<A>::fit(stats.m, S::min(least[0], least[1]))) {
+  stats.m = S::add(most.lane_max(), S::broadcast(0));
+  if (NormalTerms<A>::fit(stats.m, least.lane_min())) {
     lane_terms<NormalTerms<A>>(x, e, classes, stats);
   } else {
     lane_terms<WideTerms<A>>(x, e, classes, stats);

@@ -129,19 +129,13 @@ class LaneOperand {
 
   SK_CALL void store(const LaneBlock* block, int count, const LaneTile<A>& y) const {
     if (block->one_slice && step_ == 1 && rows_.class_stride != 1) {
-      const bool stream = stream_ && is_aligned(at(block->first)) && rows_.class_stride % L == 0;
+      const bool stream = stream_ && is_aligned(at(block->first), rows_);
       for (int c = 0; c < classes_; ++c) {
         T* p = at(block->first) + c * rows_.class_stride;
         const int64_t ahead = !stream && c + kAhead < classes_ ? kAhead * rows_.class_stride : 0;
         for (int b = 0; b < count; ++b, p += L) {
           if (ahead) __builtin_prefetch(p + ahead, 1);
-          if (block[b].count < L) {
-            S::store(p, y[b][c], block[b].count);
-          } else if (stream) {
-            S::stream(p, y[b][c]);
-          } else {
-            S::store(p, y[b][c]);
-          }
+          store_lanes(p, y[b][c], block[b].count, stream);
         }
       }
     } else if (rows_.class_stride == 1) {
@@ -153,7 +147,6 @@ class LaneOperand {
 
  private:
   T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
-  static bool is_aligned(const T* p) { return reinterpret_cast<uintptr_t>(p) % (L * sizeof(T)) == 0; }
   template <class U>
   SK_INLINE void find(const LaneBlock& block, U** row) const {
     if (block.one_slice) {

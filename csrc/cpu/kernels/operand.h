@@ -30,6 +30,26 @@ SK_INLINE T* row_at(const Rows& rows, const Shape& shape, int64_t r) {
   return base + r / shape.inner * rows.outer_stride + r % shape.inner * rows.inner_stride;
 }
 
+/// Whether vectors over rows, from the one at p on, begin at multiples of their size in every class.
+template <class T>
+SK_INLINE bool is_aligned(const T* p, const Rows& rows) {
+  constexpr int64_t L = Simd<Compute<T>>::kLanes;
+  return reinterpret_cast<uintptr_t>(p) % (L * sizeof(T)) == 0 && rows.class_stride % L == 0;
+}
+
+/// The first `lanes` of v; a whole vector past the caches with `stream`.
+template <class T>
+SK_INLINE void store_lanes(T* p, const typename Simd<Compute<T>>::Reg& v, int lanes, bool stream) {
+  using S = Simd<Compute<T>>;
+  if (lanes < S::kLanes) {
+    S::store(p, v, lanes);
+  } else if (stream) {
+    S::stream(p, v);
+  } else {
+    S::store(p, v);
+  }
+}
+
 template <class T>
 class Operand {
   using S = Simd<Compute<T>>;
@@ -107,7 +127,7 @@ class Operand {
       return;
     }
     T* base = at(first);
-    const bool stream = stream_ && is_aligned(base) && rows_.class_stride % L == 0;
+    const bool stream = stream_ && is_aligned(base, rows_);
     for (int64_t c = 0; c < shape_.classes; c += P) {
       for (int64_t w = 0; w < count; w += L) {
         const T* const from = tile_ + w * pitch_ + c;
@@ -115,14 +135,7 @@ class Operand {
         S::load_columns([&](int l) __attribute__((always_inline)) { return from + l * pitch_; }, v);
         const int lanes = static_cast<int>(count - w < L ? count - w : L);
         for (int k = 0; k < P && c + k < shape_.classes; ++k) {
-          T* p = base + (c + k) * rows_.class_stride + w;
-          if (lanes < L) {
-            S::store(p, v[k], lanes);
-          } else if (stream) {
-            S::stream(p, v[k]);
-          } else {
-            S::store(p, v[k]);
-          }
+          store_lanes(base + (c + k) * rows_.class_stride + w, v[k], lanes, stream);
         }
       }
     }
@@ -132,7 +145,6 @@ class Operand {
   static constexpr int64_t kAhead = 32;  // classes
 
   T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
-  static bool is_aligned(const T* p) { return reinterpret_cast<uintptr_t>(p) % (L * sizeof(T)) == 0; }
   /// Whether the rows of a tile lie side by side, so that vectors run over rows: for_each_tile keeps tiles
   /// within a slice where there are enough of them.
   bool side_by_side() const {
