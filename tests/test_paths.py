@@ -87,8 +87,7 @@ def results_of_rows(rows, target, kwargs, give):
     for op in (softkern.softmax, softkern.log_softmax):
         y = op(leaf, 1)
         yield op.__name__, y
-        for kind in ("random", "zeros"):
-            grad = upstream(rows, "random") if kind == "random" else torch.full_like(rows, -0.0)
+        for kind, grad in (("random", upstream(rows, "random")), ("zeros", torch.full_like(rows, -0.0))):
             yield f"d{op.__name__} {kind}", torch.autograd.grad(y, leaf, give(grad), retain_graph=True)[0]
 
 

@@ -134,10 +134,6 @@ class Accumulators {
     v_[K] = S::add(v_[K], v);
   }
   template <int K>
-  SK_INLINE void add_if_equal(Slot<K>, const Reg& v, const Reg& a, const Reg& b) {
-    v_[K] = S::add_if_equal(v_[K], v, a, b);
-  }
-  template <int K>
   SK_INLINE void add_unless_equal(Slot<K>, const Reg& v, const Reg& a, const Reg& b) {
     v_[K] = S::add_unless_equal(v_[K], v, a, b);
   }
