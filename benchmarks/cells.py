@@ -84,6 +84,11 @@ class Cell:
         """Of the logits; 0 for jobs without a shape."""
         return self.elements * self.item_size
 
+    @property
+    def problem_key(self) -> tuple[Any, ...]:
+        """Equal where `benchmarks.problems` makes equal inputs."""
+        return (self.op == "cross_entropy", self.shape, self.dim, self.dtype, self.option)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -96,7 +96,7 @@ def _groups(plan: Plan) -> Iterator[tuple[str, int | None, list[Cell]]]:
             # first whose outputs are mapped, or some would find a hole for them in the heap, by luck.
             cells.sort(key=lambda c: (c.input_bytes, _inputs_key(c)))
             for mapped in (False, True):
-                part = [c for c in cells if (c.input_bytes >= regimes.MAPPED) == mapped]
+                part = [c for c in cells if (c.device == "cpu" and c.input_bytes >= regimes.MAPPED) == mapped]
                 if part:
                     yield regime, threads, part
 
@@ -148,8 +148,8 @@ def _part(plan: Plan, cell: Cell, regime: str, asked: list[Provider], made: bool
 
 
 def _inputs_key(cell: Cell) -> tuple[Any, ...]:
-    """Cells with equal keys have equal inputs."""
-    return (cell.op == "cross_entropy", cell.shape, cell.dim, cell.dtype, cell.option, cell.op)
+    """Cells with equal keys have equal inputs and answers."""
+    return (*cell.problem_key, cell.op)
 
 
 class Group:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import resource
@@ -10,6 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks import problems
+from benchmarks.cells import Cell
 
 Step = Callable[[int], Any]
 
@@ -33,7 +37,7 @@ class Cpu:
         gc.collect(1)
         try:
             # Free pages that the heap kept would let the call grow without it being seen.
-            trim_heap()
+            _trim_heap()
             Path("/proc/self/clear_refs").write_text("5")
             before = _kilobytes("VmRSS")
             step(0)
@@ -41,12 +45,21 @@ class Cpu:
         except (OSError, AttributeError):
             return None
 
-    def prepare(self, step: Step, small: bool) -> tuple[Step, str]:
-        """The step to time, and what was done to it."""
+    def prepare(self, step: Step, size: int) -> tuple[Step, str]:
+        """The step to time, whose logits have that many bytes, and what was done to it."""
         return step, ""
 
+    def to_check(self, cell: Cell, value: Any) -> Any:
+        """What of a step's value is looked at."""
+        return value
 
-def trim_heap() -> None:
+    def release(self) -> None:
+        """Give back free memory that the process keeps."""
+        with contextlib.suppress(AttributeError):
+            _trim_heap()
+
+
+def _trim_heap() -> None:
     """Give back what the heap keeps; AttributeError where the C library can't (it is glibc's)."""
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -57,8 +70,12 @@ def _kilobytes(field: str) -> int:
 
 
 class Cuda:
-    """Events around each call, the second-level cache overwritten before it; small launches as CUDA graphs,
+    """Events around each call, the second-level cache overwritten before it; short calls as CUDA graphs,
     which leave out the time the host takes to launch them."""
+
+    # Bytes of logits, 60 microseconds at 4 TB/s. Torch takes as long to launch a forward and a backward, so
+    # the device would be done before the host has launched the next.
+    CAPTURED_BELOW = 256 << 20
 
     def __init__(self) -> None:
         import torch
@@ -88,8 +105,8 @@ class Cuda:
         cuda.synchronize()
         return int(cuda.max_memory_allocated() - before)
 
-    def prepare(self, step: Step, small: bool) -> tuple[Step, str]:
-        if not small:
+    def prepare(self, step: Step, size: int) -> tuple[Step, str]:
+        if not 0 < size < self.CAPTURED_BELOW:
             return step, ""
         cuda = self.torch.cuda
         side = cuda.Stream()
@@ -105,6 +122,18 @@ class Cuda:
         except RuntimeError as error:
             return step, f"not captured in a CUDA graph: {str(error).splitlines()[0]}"
         return lambda _: graph.replay(), "CUDA graph"
+
+    def to_check(self, cell: Cell, value: Any) -> Any:
+        """The sampled rows: all of them would take longer to come from the device than the cell."""
+        if isinstance(value, tuple):
+            return tuple(self.to_check(cell, part) for part in value)
+        if not isinstance(value, self.torch.Tensor) or value.shape != cell.shape:
+            return value
+        rows = self.torch.from_numpy(problems.sampled_rows(cell)).to(value.device)
+        return value.detach().movedim(cell.dim, -1).flatten(0, -2)[rows]
+
+    def release(self) -> None:
+        self.torch.cuda.empty_cache()
 
 
 def of(name: str) -> Cpu | Cuda:

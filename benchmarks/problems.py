@@ -2,25 +2,29 @@
 """The inputs of a cell, the same for every provider, and its answers in float64.
 
 The conductor makes them once and leaves them in files; workers map the files. Answers are kept for all rows
-of small cells and for SAMPLED_ROWS rows of large ones, the first and the last among them; a mean loss is over
-all rows always.
+of small cells and for up to SAMPLED_ROWS rows of large ones, the first and the last among them; a mean loss
+is over all rows always.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.cells import Cell
+from benchmarks.machine import cpus
 
 IGNORE_INDEX = -100
 LABEL_SMOOTHING = 0.1
-SAMPLED_ROWS = 256
+SAMPLED_ROWS, SAMPLED_ELEMENTS, FEWEST_ROWS = 256, 1 << 22, 16
 ALL_ROWS_BELOW = 1 << 20  # elements
 BLOCK = 1 << 22  # elements in float64 at a time: 32 MiB
+MOST_THREADS = 16  # each with several of these
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 # Relative to the scale of the row. Wide enough for honest arithmetic in the dtype (16-bit peers round every
 # intermediate), far too narrow for another formula, option or row: those are off by whole percents.
@@ -44,6 +48,12 @@ class Problem:
     weight: np.ndarray | None
 
 
+def in_threads(work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+    """As map; NumPy lets the other threads run meanwhile."""
+    with ThreadPoolExecutor(min(cpus(), MOST_THREADS)) as pool:
+        return list(pool.map(work, *arguments))
+
+
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     """Nearest numbers of the dtype; 16-bit ones are returned as float32, which holds them exactly."""
     if dtype == "float16":
@@ -60,8 +70,15 @@ def make(cell: Cell) -> Problem:
     rng = np.random.default_rng(0)
 
     def normal(shape: tuple[int, ...], scale: float) -> np.ndarray:
-        values = rng.standard_normal(shape, dtype=np.float32)
-        return rounded(np.multiply(values, np.float32(scale), out=values), cell.dtype)
+        values = np.empty(shape, np.float64 if cell.dtype == "float64" else np.float32)
+        parts = np.array_split(values.reshape(-1), -(-values.size // BLOCK))
+
+        def fill(part: np.ndarray, generator: np.random.Generator) -> None:
+            drawn = generator.standard_normal(part.shape, dtype=np.float32)
+            part[:] = rounded(np.multiply(drawn, np.float32(scale), out=drawn), cell.dtype)
+
+        in_threads(fill, parts, rng.spawn(len(parts)))
+        return values
 
     x = normal(cell.shape, 3.0)
     if cell.op != "cross_entropy":
@@ -108,9 +125,10 @@ def by_row(array: np.ndarray, dim: int) -> np.ndarray:
 
 
 def sampled_rows(cell: Cell) -> np.ndarray:
-    if cell.elements <= ALL_ROWS_BELOW or cell.rows <= SAMPLED_ROWS:
+    rows = min(SAMPLED_ROWS, max(FEWEST_ROWS, SAMPLED_ELEMENTS // cell.classes))
+    if cell.elements <= ALL_ROWS_BELOW or cell.rows <= rows:
         return np.arange(cell.rows)
-    return np.unique(np.linspace(0, cell.rows - 1, SAMPLED_ROWS).astype(np.int64))
+    return np.unique(np.linspace(0, cell.rows - 1, rows).astype(np.int64))
 
 
 Answers = dict[str, np.ndarray]
@@ -157,20 +175,24 @@ def _blocks(rows: np.ndarray, classes: int) -> Iterator[np.ndarray]:
 
 def _cross_entropy(cell: Cell, problem: Problem) -> Answers:
     x = by_row(problem.x, cell.dim)
-    losses, gradients, scales = np.empty(cell.rows), [], []
+    losses = np.empty(cell.rows)
     mass = np.ones(cell.rows)  # what the row counts for in the mean
     sampled = sampled_rows(cell)
-    for rows in _blocks(np.arange(cell.rows), cell.classes):
+
+    def block(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient and its scale, of those rows that are sampled."""
         wanted = np.isin(rows, sampled)
         log_p, p = _log_softmax(x[rows].astype(np.float64))
         target = _target_rows(cell, problem, rows)
         losses[rows] = -(target * log_p).sum(-1)
         p *= target.sum(-1, keepdims=True)
-        gradients.append((p - target)[wanted])
-        scales.append((p + target).max(-1)[wanted])
         if problem.weight is not None:
             mass[rows] = target.sum(-1)
-    gradient, scale = np.concatenate(gradients), np.concatenate(scales)
+        p, target = p[wanted], target[wanted]
+        return p - target, (p + target).max(-1)
+
+    blocks = in_threads(block, _blocks(np.arange(cell.rows), cell.classes))
+    gradient, scale = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     if cell.option == "none":
         assert problem.upstream is not None
         upstream = problem.upstream.reshape(-1)[sampled].astype(np.float64)
@@ -207,16 +229,18 @@ def _target_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray:
 
 
 def errors(cell: Cell, got: dict[str, np.ndarray], expected: Answers) -> dict[str, float]:
-    """Largest |got - answer| / (eps * scale of the row) of each array; inf where not a number."""
+    """Largest |got - answer| / (eps * scale of the row) of each array; inf where not a number. What has the
+    cell's shape may be the sampled rows alone, (rows, C)."""
     rows = sampled_rows(cell)
     found = {}
     for name, array in got.items():
         answer, scale = expected[name], expected[f"{name} scale"]
         array = np.asarray(array)
         if name == "gradient" or cell.op != "cross_entropy":
-            if array.shape != cell.shape:
+            if array.shape == cell.shape:
+                array = by_row(array, cell.dim)[rows]
+            if array.shape != answer.shape:
                 raise ValueError(f"{name} has shape {array.shape}, expected {cell.shape}")
-            array = by_row(array, cell.dim)[rows]
         else:
             array = array.reshape(-1) if answer.size == 1 else array.reshape(-1)[rows]
         difference = np.abs(array.astype(np.float64) - answer)

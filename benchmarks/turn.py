@@ -33,6 +33,8 @@ class Rounds(NamedTuple):
 
 def placed_for(cell: Cell, regime: str) -> int:
     """Rounds until operands move to other pages; 1: they stay."""
+    if cell.device != "cpu":
+        return 1
     if 0 < cell.input_bytes <= LARGE:
         return PLACED_FOR
     return LARGE_PLACED_FOR if cell.elements and regime == "preallocated" else 1
@@ -48,7 +50,8 @@ class Turn:
         self.group, self.plan, self.cell = group, group.plan, cell
         self.asked = asked
         self.bytes = ops.bytes_moved(cell)
-        self.cache = machine.last_level_cache()
+        # A device's is overwritten before each call: everything comes from memory.
+        self.cache = machine.last_level_cache() if cell.device == "cpu" else 0
         # Inputs and results of a call that don't fit the cache together are meant to come from memory: if the
         # cache could hold a good part of them from call to call, copies are taken in turn.
         self.memory = cell.elements > 0 and 2 * cell.input_bytes > self.cache
@@ -80,7 +83,7 @@ class Turn:
 
     def _copies(self, size: int) -> int:
         """How many times that many bytes are twice the cache, in a cell that is to come from memory."""
-        return -(-2 * self.cache // size) if self.memory else 1
+        return max(1, -(-2 * self.cache // size)) if self.memory else 1
 
     def _ask(self, worker: Worker, message: dict[str, Any]) -> dict[str, Any] | None:
         """The answer; None if the provider has lost this cell."""

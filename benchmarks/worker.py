@@ -7,7 +7,6 @@ frameworks print goes to standard error. `benchmarks.conductor` starts it and sp
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import math
@@ -24,7 +23,6 @@ MOST_REPEATS = 2000
 # Seconds: a longer call has long warmed up what it needs. Shorter ones, of large results on huge pages, take
 # several times as long where a virtual machine's host has taken back the memory since the turn before.
 WARM_BELOW = 0.3
-SMALL_LAUNCH = 1 << 20  # bytes of input: below, a GPU finishes before the host has launched the next
 
 
 class Session:
@@ -64,18 +62,17 @@ class Session:
         reason = problems.verdict(what, found)
         if reason:
             return {"refused": reason, "error": found}
-        small = 0 < what.input_bytes < SMALL_LAUNCH
-        step, how = self.device.prepare(prepared.step, small)
+        step, how = self.device.prepare(prepared.step, what.input_bytes)
         self.step = lambda i: step(i % buffers)
         # What is free now, from this cell's check and from the cells before, would decide whether outputs are
         # fresh pages.
-        _trim_heap()
+        self.device.release()
         return {"error": found, "how": how, **self._calibrate(sample)}
 
     def release(self) -> dict[str, Any]:
         """Give the memory of the cell back to the system."""
         self.finish()
-        _trim_heap()
+        self.device.release()
         return {}
 
     def place_anew(self, **message: Any) -> dict[str, Any]:
@@ -83,7 +80,7 @@ class Session:
         return self.prepare(**message)
 
     def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:
-        got = prepared.results(prepared.step(0))
+        got = prepared.results(self.device.to_check(cell, prepared.step(0)))
         if folder is None:  # an end-to-end job compares its loss itself
             return {name: float(value.max()) / problems.EPS[cell.dtype] for name, value in got.items()}
         expected = problems.load_answers(Path(folder))
@@ -140,11 +137,6 @@ class Session:
         self.cursor = 0
         gc.collect(1)  # a cell's objects are young; a full collection takes longer than many a cell
         return {}
-
-
-def _trim_heap() -> None:
-    with contextlib.suppress(AttributeError):
-        devices.trim_heap()
 
 
 def main() -> None:

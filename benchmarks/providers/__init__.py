@@ -16,7 +16,7 @@ from benchmarks.providers.onnxruntime_ import OnnxRuntime
 from benchmarks.providers.quack import Quack
 from benchmarks.providers.softkern_inplace import SoftkernInPlace
 from benchmarks.providers.tensorflow_ import TensorFlow
-from benchmarks.providers.torch_family import Softkern, SoftkernIsa, Torch, TorchCompile
+from benchmarks.providers.torch_family import Softkern, SoftkernBackend, Torch, TorchCompile
 from benchmarks.providers.torch_out import TorchOut
 
 # In the order of the columns. The first is what ratios are against.
@@ -26,9 +26,11 @@ PROVIDERS: dict[str, Provider] = {
         Torch(),
         Softkern(),
         SoftkernInPlace(),
-        SoftkernIsa("avx512"),
-        SoftkernIsa("avx2"),
-        SoftkernIsa("portable"),
+        SoftkernBackend("avx512"),
+        SoftkernBackend("avx2"),
+        SoftkernBackend("portable"),
+        SoftkernBackend("cuda", "cuda"),
+        SoftkernBackend("triton", "cuda"),
         TorchOut(),
         TorchCompile(),
         Jax(),

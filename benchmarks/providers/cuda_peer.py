@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.cells import Cell
 from benchmarks.problems import Problem
 from benchmarks.providers.base import Absent, Prepared, Provider, peer_left_out
+from benchmarks.providers.torch_family import to_tensors
 
 
 class CudaPeer(Provider):
@@ -55,16 +56,11 @@ class CudaPeer(Provider):
         function = self.calls[cell.op]
         backward = cell.pass_name == "forward+backward"
 
-        def copy(array: np.ndarray) -> Any:
-            dtype = None if array.dtype == np.int64 else getattr(torch, cell.dtype)
-            return torch.tensor(array, dtype=dtype, device=cell.device)
-
         def copies() -> tuple[list[Any], Any]:
             """Arguments of the function and the gradient of its output; None stands for 1."""
-            arguments = [copy(problem.x).requires_grad_(backward)]
-            if problem.target is not None:
-                arguments.append(copy(problem.target))
-            return arguments, None if problem.upstream is None else copy(problem.upstream)
+            own = to_tensors(cell, problem)
+            arguments = [own.x.requires_grad_(backward)]
+            return arguments + ([] if own.target is None else [own.target]), own.upstream
 
         def run(arguments: list[Any], upstream: Any) -> tuple[Any, ...]:
             with torch.set_grad_enabled(backward):

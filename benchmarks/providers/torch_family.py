@@ -29,7 +29,22 @@ class Inputs:
     weight: Any
 
 
+# Inputs that are on a device, of the last problem: cells that share one follow each other, and to bring it
+# there takes longer than to time a cell.
+_on_device: dict[tuple[Any, ...], Inputs] = {}
+
+
 def to_tensors(cell: Cell, problem: Problem) -> Inputs:
+    if cell.device == "cpu":
+        return _to_tensors(cell, problem)
+    if cell.problem_key not in _on_device:
+        _on_device.clear()
+        _on_device[cell.problem_key] = _to_tensors(cell, problem)
+    kept = _on_device[cell.problem_key]
+    return Inputs(*(None if tensor is None else tensor.clone() for tensor in vars(kept).values()))
+
+
+def _to_tensors(cell: Cell, problem: Problem) -> Inputs:
     import torch
 
     dtype = getattr(torch, cell.dtype)
@@ -208,7 +223,6 @@ class Softkern(TorchFamily):
     """softkern, as called."""
 
     name = "softkern"
-    devices = ("cpu",)
     peer = False
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
@@ -227,26 +241,32 @@ class Softkern(TorchFamily):
     def api(self, cell: Cell) -> Any:
         import softkern
 
+        there = [b for b in softkern.backends() if b.device == cell.device]
+        if not any(b.active for b in there):  # torch would be timed under this name
+            raise Absent("; ".join(f"{b.name}: {b.reason}" for b in there))
         return softkern
 
 
-class SoftkernIsa(Softkern):
-    """softkern on an instruction set that it would not choose by itself."""
+class SoftkernBackend(Softkern):
+    """softkern on a backend that it would not choose by itself."""
 
     regimes = ("default",)
     peer = True
 
-    def __init__(self, isa: str) -> None:
-        self.isa = isa
-        self.name = f"softkern:{isa}"
+    def __init__(self, backend: str, device: str = "cpu") -> None:
+        self.backend = backend
+        self.name = f"softkern:{backend}"
+        self.devices = (device,)
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
-        if cell.input_bytes > LARGE:
+        if cell.device == "cpu" and cell.input_bytes > LARGE:
             return f"instruction sets are compared in cells of up to {LARGE >> 20} MiB"
-        return peer_left_out(cell, tuple(ops.OPS), ("float32",))
+        dtypes = ("float32",) if cell.device == "cpu" else ("float32", "bfloat16")
+        return super().left_out(cell, threads) or peer_left_out(cell, tuple(ops.OPS), dtypes)
 
     def environment(self, regime: str) -> dict[str, str]:
-        return {**super().environment(regime), "SOFTKERN_CPU_ISA": self.isa}
+        variable = "SOFTKERN_CPU_ISA" if self.devices == ("cpu",) else "SOFTKERN_BACKEND"
+        return {**super().environment(regime), variable: self.backend}
 
     def load(self, threads: int) -> str:
         try:
@@ -255,6 +275,7 @@ class SoftkernIsa(Softkern):
             raise Absent(str(error)) from error
         import softkern
 
-        if next(b.name for b in softkern.backends() if b.usable) == self.isa:
-            raise Absent(f"{self.isa} is what softkern runs on here without being asked")
+        there = (b.name for b in softkern.backends() if b.usable and b.device in self.devices)
+        if next(there) == self.backend:
+            raise Absent(f"{self.backend} is what softkern runs on here without being asked")
         return version
