@@ -94,12 +94,18 @@ def _threads_of_a_warp(device: torch.device) -> int:
 
 def options(device: torch.device, warps: int = 4, registers: int | None = None) -> dict[str, Any]:
     """Of a launch with so many warps of 32 threads. Fused are the operations that the kernels fuse
-    themselves: the same in every kernel."""
+    themselves: the same in every kernel. Where a kernel has assertions, Triton would have it assert of every
+    sum of integers that it doesn't wrap, and the bits of a NaN do."""
     if INTERPRETED:
         return {}
     nvidia = device.type != "xpu" and not torch.version.hip
     limit = {"maxnreg": registers} if nvidia and registers is not None else {}
-    return {"num_warps": warps * 32 // _threads_of_a_warp(device), "enable_fp_fusion": False, **limit}
+    return {
+        "num_warps": warps * 32 // _threads_of_a_warp(device),
+        "enable_fp_fusion": False,
+        "sanitize_overflow": False,
+        **limit,
+    }
 
 
 def _classes_in_a_dimension(x: Tensor) -> Tensor:
