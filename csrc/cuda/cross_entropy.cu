@@ -18,11 +18,12 @@ namespace {
 template <class T, bool kSpread>
 struct Losses : OneTensor<T> {
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
-  static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
-  static constexpr int kMostThreads = kSpread || sizeof(T) == 2 ? 512 : OneTensor<T>::kMostThreads;
-  static constexpr int kMostWithMany = 512;
-  static constexpr int kMostWithoutVectors = kSpread && sizeof(T) == 8 ? 256 : 512;
+  static constexpr int kMany = kSpread || sizeof(T) == 2 ? 0 : OneTensor<T>::kMany;
+  static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads;
+  static constexpr int kMostWithMany = kMostThreads;
+  static constexpr int kMostWithoutVectors = !kSpread ? 512 : sizeof(T) == 8 ? 256 : 448;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : kSpread ? 96 : 64;
+  static constexpr bool kShifted = !kSpread;
 };
 
 /// CrossEntropyArgs as kernels take them.
@@ -151,27 +152,27 @@ SK_INLINE void store_loss(const Call<T>& call, int64_t row, Compute<T> loss) {
   }
 }
 
-/// `out` has no memory where no gradient is wanted.
-template <class T, bool kSpread, class Index, class Team, class Row>
-SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
-                                 const RowTarget<T, kSpread, Index>& target, const Span<T>& out,
-                                 bool writes_loss, int64_t number) {
+template <class T, bool kSpread, class Index, class Row>
+SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, kSpread, Index>& target,
+                              const Span<T>& out, const Stats<Compute<T>>& s) {
   using A = Compute<T>;
-  const Stats<A> s = statistics<true, A>(team, row, target.mass);
-  if (writes_loss) store_loss(call, number, target.counts ? row_loss<kSpread>(s, target.hot) : A(0));
-  if (call.grad.data == nullptr) return;
   const A factor = call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
   const A inverse = inverse_of(s.total());
   const A scale = factor * (target.hot.mass + s.mass) * inverse;
+  // For chunks of one class; of larger ones there are few, and a thread that has it works it out.
   const A hot_dx = hot_gradient(s, target.hot, inverse, factor);
-  const Terms<A> terms(finite(s.m));
+  const TermsOf<T> terms(finite(s.m));
   row.write(out, [&](auto& v, Index c) {  // 3 write
     constexpr int V = sizeof(v) / sizeof(A);
     const Index own = target.hot.index - c;
     SK_UNROLL
-    for (int i = 0; i < V; ++i) {
-      v[i] = (Row::kKeeps ? v[i] : terms.of(v[i])) * scale;
-      if (i == own) v[i] = hot_dx;
+    for (int i = 0; i < V; ++i) v[i] = (Row::kHoldsTerms ? v[i] : terms.of(v[i])) * scale;
+    if constexpr (V == 1) {
+      if (own == 0) v[0] = hot_dx;
+    } else if (own >= 0 && own < V) {
+      const A dx = hot_gradient(s, target.hot, inverse, factor);
+      SK_UNROLL
+      for (int i = 0; i < V; ++i) v[i] = i == own ? dx : v[i];
     }
     if constexpr (kSpread) {
       A a[V];
@@ -186,21 +187,48 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
   });
 }
 
-template <class T, bool kSpread, int V, int E>
-__global__ void SK_BOUNDS(Losses<T, kSpread>, V, E) cross_entropy_kernel(Grid grid, Call<T> call) {
+/// `out` has no memory where no gradient is wanted. number(): of the row whose loss the thread writes, or -1.
+template <class T, bool kSpread, class Index, class Team, class Row, class Number>
+SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
+                                 const RowTarget<T, kSpread, Index>& target, const Span<T>& out,
+                                 Number number) {
+  using A = Compute<T>;
+  const Stats<A> s = statistics<true, T>(team, row, target.mass);
+  const auto write_loss = [&] {
+    const int64_t own = number();
+    if (own >= 0) store_loss(call, own, target.counts ? row_loss<kSpread>(s, target.hot) : A(0));
+  };
+  // A logarithm takes registers, of which a row that is kept leaves few before it is written.
+  if (!Row::kKeeps) write_loss();
+  if (call.grad.data != nullptr) write_gradient<T, kSpread, Index>(row, call, target, out, s);
+  if (Row::kKeeps) write_loss();
+}
+
+template <class T, bool kSpread, Access kAccess, int E>
+__global__ void SK_BOUNDS(Losses<T, kSpread>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
   using A = Compute<T>;
   Team<A> team(grid.sharing);
   const int64_t number = team.row();
   // Where a thread keeps its part, classes are few enough for an int.
   using Index = std::conditional_t<(E > 0), int, int64_t>;
-  const auto target = target_of<T, kSpread, Index>(grid, call, number);
   Span<T> x = span_of<T>(call.logits, grid, number);
-  if (!target.counts) x.classes = 0;
-  typename RowOf<T, V, E>::type row(team, x, -INFINITY);
+  using Row = typename RowOf<T, kAccess, E>::type;
+  Row row(team);
+  // Rows that are ignored need not be read, but to know it takes as long as to read a short one: that is read
+  // at the same time.
+  const bool at_once = Row::kKeeps && !kSpread && grid.sharing.kind != Shared::kCluster;
+  if (at_once) row.load(x, -INFINITY);
+  const auto target = target_of<T, kSpread, Index>(grid, call, number);
+  if (!at_once) {
+    if (!target.counts) x.classes = 0;
+    row.load(x, -INFINITY);
+  }
   team.meet();
   const Span<T> out = call.grad.data != nullptr ? span_of<T>(call.grad, grid, number) : Span<T>{};
-  cross_entropy_row<T, kSpread, Index>(team, row, call, target, out, team.rank() == 0 && number < grid.rows,
-                                       number);
+  cross_entropy_row<T, kSpread, Index>(team, row, call, target, out, [&] {
+    const int64_t again = team.row();
+    return team.rank() == 0 && again < grid.rows ? again : -1;
+  });
 }
 
 template <class T, bool kSpread>
@@ -214,7 +242,8 @@ __global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call) {
   Alone<A> team;
   const int classes = tile.own_classes();
   TileRow<T> row(tile.own(), target.counts ? classes : 0, classes);
-  cross_entropy_row<T, kSpread, int>(team, row, call, target, Span<T>{}, number < grid.rows, number);
+  cross_entropy_row<T, kSpread, int>(team, row, call, target, Span<T>{},
+                                     [&] { return number < grid.rows ? number : -1; });
   if (call.grad.data == nullptr) return;
   sync_block();
   tile.store(call.grad);
@@ -245,7 +274,7 @@ Outcome launch(const CrossEntropyArgs& args, const Target& target) {
   }
   const char* error = with_kernel<T, Losses<T, kSpread>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(cross_entropy_kernel<T, kSpread, K::V, K::E>, dims, target.stream, grid, call);
+    return start(cross_entropy_kernel<T, kSpread, K::kAccess, K::E>, dims, target.stream, grid, call);
   });
   return {error, plan.path};
 }
@@ -260,33 +289,64 @@ struct Factors {
   const A* scale;
   IndexTarget target;
 
+  SK_INLINE A all(int64_t row) const {
+    return static_cast<A>(element(upstream, type, by_row ? row : 0)) * *scale;
+  }
   SK_INLINE A of(int64_t row) const {
-    const A factor = static_cast<A>(element(upstream, type, by_row ? row : 0)) * *scale;
+    const A factor = all(row);
     // Rows stored as zeros stay zeros: 0 * inf must not make them NaN.
     return target.at != nullptr && target.of(row) == target.ignore_index ? A(0) : factor;
   }
 };
 
-/// A chunk a thread, in the order of a contiguous tensor: classes, or the rows behind them, next to each
-/// other.
+/// Chunks in the order of a contiguous tensor: classes, or the rows behind them, next to each other.
+/// `packed`: both tensors are contiguous.
 template <class T, int V>
-__global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows output) {
+__global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows output, bool packed) {
   using A = Compute<T>;
-  const int64_t item =
+  const int64_t first =
       static_cast<int64_t>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
-  const int64_t inner = grid.shape.inner, chunks = grid.shape.classes / V;
-  const int64_t position = inner == 1 ? 0 : item % inner, plane_and_chunk = inner == 1 ? item : item / inner;
-  const int64_t plane = plane_and_chunk / chunks, c = plane_and_chunk % chunks * V;
-  const int64_t row = plane * inner + position;
-  if (row >= grid.rows) return;
-  const A factor = factors.of(row);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * static_cast<int>(blockDim.x);
+  const int64_t inner = grid.shape.inner, chunks = grid.shape.classes / V, items = grid.rows * chunks;
   // What is multiplied by 1 in place need not be read.
-  if (factor == 1 && input.data == output.data) return;
-  A v[V];
-  span_of<T>(input, grid, row).load(c, v, A(0));
-  SK_UNROLL
-  for (int i = 0; i < V; ++i) v[i] *= factor;
-  span_of<T>(output, grid, row).store(c, v);
+  const bool in_place = input.data == output.data;
+  if (!factors.by_row) {
+    const A factor = factors.all(0);
+    if (factor == 1 && in_place) return;
+    if (packed && is_finite(factor)) {
+      const T* from = static_cast<const T*>(input.data);
+      T* to = static_cast<T*>(output.data);
+      for (int64_t item = first; item < items; item += step) {
+        A v[V];
+        Span<const T>{from, 1, items * V}.load(item * V, v, A(0));
+        SK_UNROLL
+        for (int i = 0; i < V; ++i) v[i] *= factor;
+        Span<T>{to, 1, items * V}.store(item * V, v);
+      }
+      return;
+    }
+  }
+  for (int64_t item = first; item < items; item += step) {
+    const int64_t position = inner == 1 ? 0 : item % inner;
+    const int64_t plane_and_chunk = inner == 1 ? item : item / inner;
+    const int64_t plane = plane_and_chunk / chunks, c = plane_and_chunk % chunks * V;
+    const int64_t row = plane * inner + position;
+    const A factor = factors.of(row);
+    if (factor == 1 && in_place) continue;
+    A v[V];
+    span_of<T>(input, grid, row).load(c, v, A(0));
+    SK_UNROLL
+    for (int i = 0; i < V; ++i) v[i] *= factor;
+    span_of<T>(output, grid, row).store(c, v);
+  }
+}
+
+/// Whether the rows fill their memory in any order.
+inline bool is_packed(const Rows& rows, const Shape& shape, int64_t count) {
+  const int64_t classes = shape.classes, inner = shape.inner;
+  if (inner == 1) return rows.class_stride == 1 && (count == 1 || rows.outer_stride == classes);
+  return rows.class_stride == inner && rows.inner_stride == 1 &&
+         (count == inner || rows.outer_stride == inner * classes);
 }
 
 }  // namespace
@@ -300,10 +360,15 @@ Outcome cross_entropy(const CrossEntropyArgs& args, const Target& target) {
 template <class T>
 Outcome scale(const ScaleArgs& args, const Target& target) {
   constexpr int V = kVector<T>, kThreads = 256;
+  // Enough for any GPU. Where there is nothing to do, a block for each 256 chunks would take longer to come
+  // and go than the kernel that made the gradient.
+  constexpr int64_t kMostBlocks = 2048;
   const bool vectors = args.shape.inner == 1 && args.shape.classes % V == 0 &&
                        takes_vectors(args.input, V, 1) && takes_vectors(args.output, V, 1);
+  const bool packed =
+      is_packed(args.input, args.shape, args.rows) && is_packed(args.output, args.shape, args.rows);
   const int64_t items = args.rows * (args.shape.classes / (vectors ? V : 1));
-  const Dims dims{(items + kThreads - 1) / kThreads, kThreads};
+  const Dims dims{std::min((items + kThreads - 1) / kThreads, kMostBlocks), kThreads};
   const Grid grid{args.rows, args.shape, {Shared::kLanes, 1}};
   const Factors<T> factors{args.upstream,
                            args.upstream_type,
@@ -311,8 +376,9 @@ Outcome scale(const ScaleArgs& args, const Target& target) {
                            static_cast<const Compute<T>*>(args.scale),
                            {args.target, args.target_type, args.ignore_index}};
   const char* error =
-      vectors ? start(scale_kernel<T, V>, dims, target.stream, grid, factors, args.input, args.output)
-              : start(scale_kernel<T, 1>, dims, target.stream, grid, factors, args.input, args.output);
+      vectors
+          ? start(scale_kernel<T, V>, dims, target.stream, grid, factors, args.input, args.output, packed)
+          : start(scale_kernel<T, 1>, dims, target.stream, grid, factors, args.input, args.output, packed);
   return {error, vectors ? "scaled by 16 bytes" : "scaled by elements"};
 }
 

@@ -15,28 +15,28 @@ namespace {
 template <class T>
 struct OneTensor {
   static constexpr int kFew = kVector<T> > 4 ? kVector<T> : 4;
-  static constexpr int kSome = 64 / sizeof(T);
-  static constexpr int kMany = sizeof(T) == 2 ? 0 : 2 * kSome;
+  static constexpr int kSome = 64 / sizeof(T), kMany = 2 * kSome;
   static constexpr int kMostThreads = sizeof(T) == 8 ? 512 : 1024;
   static constexpr int kMostWithoutVectors = 512, kMostWithMany = kMostThreads;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : 64;
+  static constexpr bool kShifted = true;
 };
 template <class T>
 struct TwoTensors : OneTensor<T> {
-  static constexpr int kSome = sizeof(T) == 8 ? 8 : 16, kMany = 0;
+  static constexpr int kSome = sizeof(T) == 8 ? 8 : 16, kMany = sizeof(T) == 2 ? 32 : 0;
 };
 
-template <class K, int V, int E>
+template <class K, Access kAccess, int E>
 constexpr int most_threads() {
-  return E > 0 && E <= K::kFew ? kSmallBlock
-         : V == 1              ? K::kMostWithoutVectors
-         : E <= K::kSome       ? K::kMostThreads
-                               : K::kMostWithMany;
+  return E > 0 && E <= K::kFew         ? kSmallBlock
+         : kAccess != Access::kVectors ? K::kMostWithoutVectors
+         : E <= K::kSome               ? K::kMostThreads
+                                       : K::kMostWithMany;
 }
 /// Of a thread of such blocks; a multiprocessor has 65,536, a thread at most 255.
-template <class K, int V, int E>
+template <class K, Access kAccess, int E>
 constexpr int most_registers() {
-  constexpr int threads = most_threads<K, V, E>();
+  constexpr int threads = most_threads<K, kAccess, E>();
   return threads == kSmallBlock ? K::kSmallRegisters : threads <= 256 ? 255 : 65536 / threads;
 }
 
@@ -50,8 +50,8 @@ constexpr int most_registers() {
 
 template <class T, class K>
 Traits traits_of(const Target& target) {
-  return {static_cast<int>(sizeof(T)), K::kFew,          K::kSome,       K::kMany, K::kMostThreads,
-          K::kMostWithoutVectors,      K::kMostWithMany, target.clusters};
+  return {static_cast<int>(sizeof(T)), K::kFew,          K::kSome,    K::kMany,       K::kMostThreads,
+          K::kMostWithoutVectors,      K::kMostWithMany, K::kShifted, target.clusters};
 }
 
 inline Sharing sharing_of(const Plan& plan) {
@@ -80,44 +80,58 @@ Dims dims_of(const Plan& plan, const Shape& shape, int64_t rows, int sums, int t
   return {(rows + each - 1) / each * plan.blocks, plan.threads, plan.blocks, shared};
 }
 
-template <int kChunk, int kKept>
+template <Access kOfAccess, int kKept>
 struct Kernel {
-  static constexpr int V = kChunk, E = kKept;
+  static constexpr Access kAccess = kOfAccess;
+  static constexpr int E = kKept;
 };
 
-/// start(Kernel<V, E>()) for the kernel that the plan names; E 0 reads again.
+/// start(Kernel<kAccess, E>()) for the kernel that the plan names; E 0 reads again.
 template <class T, class K, class F>
 const char* with_kernel(const Plan& plan, F start) {
-  constexpr int V = kVector<T>;
   const auto start_checked = [&](auto kernel) {
     using Chosen = decltype(kernel);
     // More registers than the multiprocessor has.
-    if (plan.threads > most_threads<K, Chosen::V, Chosen::E>())
+    if (plan.threads > most_threads<K, Chosen::kAccess, Chosen::E>())
       return "a plan of more threads than the kernel takes";
     return start(kernel);
   };
+  const auto start_that_keeps = [&](auto kept) {
+    constexpr int E = decltype(kept)::value;
+    if (plan.access == Access::kVectors) return start_checked(Kernel<Access::kVectors, E>());
+    if constexpr (K::kShifted) {
+      if (plan.access == Access::kShifted) return start_checked(Kernel<Access::kShifted, E>());
+    }
+    return start_checked(Kernel<Access::kElements, E>());
+  };
   switch (plan.kept) {
     case Kept::kFew:
-      return plan.vectors ? start_checked(Kernel<V, K::kFew>()) : start_checked(Kernel<1, K::kFew>());
+      return start_checked(Kernel<Access::kElements, K::kFew>());
     case Kept::kSome:
-      return plan.vectors ? start_checked(Kernel<V, K::kSome>()) : start_checked(Kernel<1, K::kSome>());
+      return start_that_keeps(std::integral_constant<int, K::kSome>());
     case Kept::kMany:
-      if constexpr (K::kMany > 0) return start_checked(Kernel<V, K::kMany>());
+      if constexpr (K::kMany > 0) {
+        if constexpr (K::kShifted && sizeof(T) == 2) {
+          if (plan.access == Access::kShifted) return start_checked(Kernel<Access::kShifted, K::kMany>());
+        }
+        return start_checked(Kernel<Access::kVectors, K::kMany>());
+      }
       break;
     case Kept::kNone:
       break;
   }
-  return plan.vectors ? start_checked(Kernel<V, 0>()) : start_checked(Kernel<1, 0>());
+  return start_that_keeps(std::integral_constant<int, 0>());
 }
 
 /// A thread's part of a row, kept or not.
-template <class T, int V, int E, int kTensors = 1>
+template <class T, Access kAccess, int E, int kTensors = 1>
 struct RowOf {
-  using type = KeptRow<T, V, E>;
+  static constexpr bool kPacked = sizeof(T) == 2 && kAccess != Access::kElements;
+  using type = std::conditional_t<kPacked, PackedRow<T, kAccess, E>, KeptRow<T, kAccess, E>>;
 };
-template <class T, int V, int kTensors>
-struct RowOf<T, V, 0, kTensors> {
-  using type = StreamedRow<T, V, kTensors>;
+template <class T, Access kAccess, int kTensors>
+struct RowOf<T, kAccess, 0, kTensors> {
+  using type = StreamedRow<T, kAccess, kTensors>;
 };
 
 }  // namespace

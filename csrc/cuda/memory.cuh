@@ -84,10 +84,14 @@ struct alignas(16) Words {
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
-/// 16 bytes at p, which is aligned to them.
+/// The same 16 bytes.
 template <class T>
-SK_INLINE void load_vector(const T* p, Compute<T>* v) {
-  const Words words = *in_global_memory(reinterpret_cast<const Words*>(p));
+struct alignas(16) Elements {
+  T of[kVector<T>];
+};
+
+template <class T>
+SK_INLINE void unpack(const Words& words, Compute<T>* v) {
   if constexpr (sizeof(T) == 2) {
     SK_UNROLL
     for (int i = 0; i < kVector<T>; ++i) {
@@ -105,7 +109,7 @@ SK_INLINE void load_vector(const T* p, Compute<T>* v) {
 }
 
 template <class T>
-SK_INLINE void store_vector(T* p, const Compute<T>* v) {
+SK_INLINE Words pack(const Compute<T>* v) {
   Words words;
   if constexpr (sizeof(T) == 2) {
     SK_UNROLL
@@ -121,7 +125,20 @@ SK_INLINE void store_vector(T* p, const Compute<T>* v) {
       words.of[2 * i + 1] = static_cast<uint32_t>(bits >> 32);
     }
   }
-  *in_global_memory(reinterpret_cast<Words*>(p)) = words;
+  return words;
+}
+
+/// 16 bytes at p, which is aligned to them.
+template <class T>
+SK_INLINE void load_vector(const T* p, Compute<T>* v) {
+  // By way of a copy: out of the memory itself each part would be read by itself.
+  const Words words = *in_global_memory(reinterpret_cast<const Words*>(p));
+  unpack<T>(words, v);
+}
+
+template <class T>
+SK_INLINE void store_vector(T* p, const Compute<T>* v) {
+  *in_global_memory(reinterpret_cast<Words*>(p)) = pack<T>(v);
 }
 
 /// The first element of a row.

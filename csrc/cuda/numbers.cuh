@@ -3,6 +3,8 @@
 // row. Compiled without contraction: fused is what says so, and the same in every kernel.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/exp.h"
 #include "../common/log.h"
 #include "target.h"
@@ -129,6 +131,29 @@ class Terms {
   A from_, least_;
   Bits exponent_;
 };
+
+/// The same terms of rows of 16 bits within 2^-18: a thousandth of what the result's own rounding is, in half
+/// of the instructions, which are what bounds a loss.
+class RoughTerms {
+  using L = Lane<float>;
+  static constexpr float kLog2E = ExpConstants<float>::kLog2E;
+  static constexpr float kLog2ELow = static_cast<float>(0x1.71547652b82fep0 - static_cast<double>(kLog2E));
+
+ public:
+  explicit SK_INLINE RoughTerms(float m) : from_(origin_of(m)) {
+    minus_n_ = ExpRange<float>::kRounder - exp_power<L>(m - from_);
+  }
+  SK_INLINE float of(float x) const {
+    const float y = x - from_;
+    return rough_exp2(fused(y, kLog2ELow, fused(y, kLog2E, minus_n_)));
+  }
+
+ private:
+  float from_, minus_n_;
+};
+
+template <class T>
+using TermsOf = std::conditional_t<sizeof(T) == 2, RoughTerms, Terms<Compute<T>>>;
 
 /// exp(x) for x <= 0, -inf included; NaN for NaN.
 template <class A>

@@ -15,13 +15,20 @@ enum class Way : int { kTile, kLanes, kBlock, kCluster, kColumns };
 /// Elements that a thread keeps, in sizes that kernels are compiled for; kNone reads the row again instead.
 enum class Kept : int { kNone, kFew, kSome, kMany };
 
+/// How threads get at the classes of a row, and how many at a time.
+enum class Access : int {
+  kElements,  // one; they may lie apart
+  kVectors,   // 16 bytes, aligned, a whole number of them in a row
+  kShifted,   // 16 bytes, of a row that may begin and end anywhere
+};
+
 struct Plan {
   Way way;
   Kept kept;
-  bool vectors;  // 16 bytes at a time
-  int threads;   // of a block
-  int team;      // of a row, in one block
-  int blocks;    // of a row
+  Access access;
+  int threads;  // of a block
+  int team;     // of a row, in one block
+  int blocks;   // of a row
   const char* path;
 };
 
@@ -31,6 +38,7 @@ struct Traits {
   int few, some, many;  // elements of Kept; many 0: not compiled, as for rows without vectors
   // Threads of a block: with vectors, without, and where each keeps many.
   int most_threads, most_without_vectors, most_with_many;
+  bool shifted;  // compiled
   bool clusters;
 };
 
@@ -53,7 +61,7 @@ inline bool is_columns(const Rows& rows, int64_t inner) {
 /// `operands`: all tensors of the rows; those without data take no part. `weights`: one a class, or null.
 inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer_list<const Rows*> operands,
                       const void* weights = nullptr) {
-  constexpr int kWarp = 32, kBlock = 512, kMostBlocks = 8;
+  constexpr int kWarp = 32, kClusterBlock = 512, kMostBlocks = 8;
   const int64_t classes = shape.classes;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const auto power_of_two = [](int64_t n) {
@@ -66,55 +74,72 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
   };
 
   const int vector = kVectorBytes / traits.element_size;
-  bool columns = false;
+  bool columns = false, side_by_side = traits.shifted;
   bool vectors = classes % vector == 0 && reinterpret_cast<uintptr_t>(weights) % kVectorBytes == 0;
   for (const Rows* rows : operands) {
     if (rows->data == nullptr) continue;
     columns = columns || is_columns(*rows, shape.inner);
+    side_by_side = side_by_side && rows->class_stride == 1;
     vectors = vectors && takes_vectors(*rows, vector, shape.inner);
   }
+  constexpr Access kElements = Access::kElements;
+  const Access access = vectors ? Access::kVectors : side_by_side ? Access::kShifted : kElements;
   if (classes <= kTileClasses) {
     const int threads = traits.element_size == 8 ? kSmallBlock / 2 : kSmallBlock;
-    return {Way::kTile, Kept::kNone, false, threads, 1, 1, "a thread a row"};
+    return {Way::kTile, Kept::kNone, kElements, threads, 1, 1, "a thread a row"};
   }
   const int most_threads = vectors ? traits.most_threads : traits.most_without_vectors;
   if (columns) {
     const int64_t team = ceil_div(classes, traits.some);
     if (team * kWarp <= most_threads) {
-      return {Way::kColumns,          Kept::kSome, false,          static_cast<int>(team) * kWarp,
+      return {Way::kColumns,          Kept::kSome, kElements,      static_cast<int>(team) * kWarp,
               static_cast<int>(team), 1,           "columns, kept"};
     }
-    return {Way::kColumns, Kept::kNone, false, most_threads, most_threads / kWarp, 1, "columns, read twice"};
-  }
-  if (classes <= static_cast<int64_t>(kWarp) * traits.few) {
-    const int team = power_of_two(ceil_div(classes, traits.few));
-    return {Way::kLanes, Kept::kFew, vectors, kSmallBlock, team, 1, "lanes, kept"};
+    return {Way::kColumns,        Kept::kNone, kElements, most_threads, most_threads / kWarp, 1,
+            "columns, read twice"};
   }
   if (classes <= static_cast<int64_t>(kWarp) * traits.some) {
-    return {Way::kLanes, Kept::kSome, vectors, kSmallBlock, kWarp, 1, "lanes, kept"};
+    // Few lanes with much to do: what a lane does once a row, and the sums over lanes, cost as much as 8
+    // classes. Without vectors neighbouring lanes have neighbouring elements, and few lanes would have few
+    // bytes.
+    if (access == Access::kVectors) {
+      const int team = power_of_two(ceil_div(classes, traits.some));
+      return {Way::kLanes, Kept::kSome, access, kSmallBlock, team, 1, "lanes, kept"};
+    }
+    if (classes <= static_cast<int64_t>(kWarp) * traits.few) {
+      const int team = power_of_two(ceil_div(classes, traits.few));
+      return {Way::kLanes, Kept::kFew, kElements, kSmallBlock, team, 1, "lanes, kept"};
+    }
+    return {Way::kLanes, Kept::kSome, access, kSmallBlock, kWarp, 1, "lanes, kept"};
   }
-  if (classes <= static_cast<int64_t>(most_threads) * traits.some) {
-    const int threads = whole_warps(ceil_div(classes, traits.some));
-    return {Way::kBlock, Kept::kSome, vectors, threads, threads, 1, "block, kept"};
-  }
-  const int many = vectors ? traits.many : 0;
-  if (traits.clusters) {
+  const bool vectorised = access == Access::kVectors;
+  const int many = vectorised || (access == Access::kShifted && traits.element_size == 2) ? traits.many : 0;
+  const int most_with_many = vectorised ? traits.most_with_many : most_threads;
+  // The more blocks a multiprocessor has, the more of them read and write while others compute: small blocks
+  // before large ones, if their threads have to keep more. One that fills the multiprocessor does better
+  // still than a cluster, whose blocks wait for each other.
+  for (const int limit : {256, 512, 1024}) {
     for (const Kept kept : {Kept::kSome, Kept::kMany}) {
       const int each = kept == Kept::kSome ? traits.some : many;
-      const int64_t threads_of_block = kept == Kept::kSome ? most_threads : traits.most_with_many;
+      const int most = std::min(limit, kept == Kept::kSome ? most_threads : most_with_many);
+      if (classes > static_cast<int64_t>(most) * each) continue;
+      const int threads = whole_warps(ceil_div(classes, each));
+      return {Way::kBlock, kept, access, threads, threads, 1, "block, kept"};
+    }
+  }
+  if (traits.clusters) {
+    for (const Kept kept : {Kept::kMany, Kept::kSome}) {
+      const int each = kept == Kept::kSome ? traits.some : many;
+      const int64_t threads_of_block = kept == Kept::kSome ? most_threads : most_with_many;
       if (classes > kMostBlocks * threads_of_block * each) continue;
-      // Smaller blocks are more of them on a multiprocessor: one reads while another computes.
-      const int64_t wanted_threads = std::min<int64_t>(kBlock, threads_of_block);
+      const int64_t wanted_threads = std::min<int64_t>(kClusterBlock, threads_of_block);
       int blocks = 2;
       while (blocks < kMostBlocks && classes > blocks * wanted_threads * each) blocks *= 2;
       const int threads = whole_warps(ceil_div(classes, static_cast<int64_t>(blocks) * each));
-      return {Way::kCluster, kept, vectors, threads, threads, blocks, "cluster, kept"};
+      return {Way::kCluster, kept, access, threads, threads, blocks, "cluster, kept"};
     }
-  } else if (classes <= static_cast<int64_t>(traits.most_with_many) * many) {
-    const int threads = whole_warps(ceil_div(classes, many));
-    return {Way::kBlock, Kept::kMany, vectors, threads, threads, 1, "block, kept"};
   }
-  return {Way::kBlock, Kept::kNone, vectors, most_threads, most_threads, 1, "block, read twice"};
+  return {Way::kBlock, Kept::kNone, access, most_threads, most_threads, 1, "block, read twice"};
 }
 
 }  // namespace softkern::cuda

@@ -9,10 +9,10 @@
 namespace softkern::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-// Rows that one block adds up, a few microseconds' work; beyond them as many blocks as needed, at most so
-// many.
-constexpr int64_t kRowsAlone = 16384, kMostParts = 1024;
+// A thread asks for so many rows before it adds up the first: it waits for memory once.
+constexpr int kThreads = 512, kAtOnce = 8;
+// Rows that one block adds up; beyond them as many blocks as needed, at most so many.
+constexpr int64_t kRowsAlone = kThreads * kAtOnce, kMostParts = 1024;
 
 int64_t parts_of(int64_t rows) {
   const int64_t parts = (rows + kRowsAlone - 1) / kRowsAlone;
@@ -22,6 +22,18 @@ int64_t parts_of(int64_t rows) {
 /// Rows r, r + kThreads, ... of a block's part.
 struct Part {
   int64_t first, end;
+
+  /// f(v) for what `at` finds in each row; none is where there is no row.
+  template <class At, class Found, class F>
+  SK_INLINE void each(At at, Found none, F f) const {
+    for (int64_t r = first; r < end; r += kRowsAlone) {
+      Found v[kAtOnce];
+      SK_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) v[j] = r + j * kThreads < end ? at(r + j * kThreads) : none;
+      SK_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) f(v[j]);
+    }
+  }
   SK_INLINE explicit Part(int64_t rows) {
     const int64_t blocks = static_cast<int64_t>(gridDim.x);
     const int64_t size = (rows + blocks - 1) / blocks;
@@ -64,14 +76,14 @@ __global__ void __launch_bounds__(kThreads)
                 int64_t classes, double* mass, FloatOrDouble factor, double* scratch) {
   const Part part(rows);
   double sums[2] = {0, 0};
-  for (int64_t r = part.first; r < part.end; r += kThreads) {
-    const int64_t y = target.of(r);
-    // What is neither a class nor ignored stops the kernel of the losses.
-    if (y == target.ignore_index || y < 0 || y >= classes) continue;
-    const double w = weight != nullptr ? element(weight, weight_type, y) : 1.0;
-    sums[0] += w;
-    sums[1] += w != 0 ? 1.0 : 0.0;
-  }
+  part.each([&](int64_t r) { return target.of(r); }, target.ignore_index,
+            [&](int64_t y) {
+              // What is neither a class nor ignored stops the kernel of the losses.
+              if (y == target.ignore_index || y < 0 || y >= classes) return;
+              const double w = weight != nullptr ? element(weight, weight_type, y) : 1.0;
+              sums[0] += w;
+              sums[1] += w != 0 ? 1.0 : 0.0;
+            });
   WholeBlock team;
   team.sum(sums);
   if (!is_first_thread()) return;
@@ -131,10 +143,11 @@ __global__ void __launch_bounds__(kThreads)
     loss_kernel(const void* losses, bool in_double, int64_t rows, Result result, double* scratch) {
   const Part part(rows);
   double sums[1] = {0};
-  for (int64_t r = part.first; r < part.end; r += kThreads) {
-    sums[0] += in_double ? static_cast<const double*>(losses)[r]
-                         : static_cast<double>(static_cast<const float*>(losses)[r]);
-  }
+  const auto loss = [&](int64_t r) {
+    return in_double ? static_cast<const double*>(losses)[r]
+                     : static_cast<double>(static_cast<const float*>(losses)[r]);
+  };
+  part.each(loss, 0.0, [&](double v) { sums[0] += v; });
   WholeBlock team;
   team.sum(sums);
   if (!is_first_thread()) return;

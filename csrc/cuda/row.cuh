@@ -4,7 +4,8 @@
 // 2 sum-exp, 3 write.
 #pragma once
 
-#include "memory.cuh"
+#include "plan.h"
+#include "shifted.cuh"
 #include "stats.cuh"
 #include "team.cuh"
 
@@ -17,6 +18,11 @@ struct Grid {
   Shape shape;
   Sharing sharing;
 };
+
+template <class T, Access kAccess>
+constexpr int chunk_of() {
+  return kAccess == Access::kElements ? 1 : kVector<T>;
+}
 
 /// A row in memory. Of V > 1 classes at a time: they lie side by side, 16 bytes aligned, in whole chunks.
 template <class T>
@@ -58,17 +64,26 @@ SK_INLINE Span<T> span_of(const Rows& rows, const Grid& grid, int64_t row) {
 }
 
 /// E elements in registers.
-template <class T, int V, int E>
+template <class T, Access kAccess, int E>
 class KeptRow {
+  static constexpr int V = chunk_of<T, kAccess>();
   static_assert(E % V == 0);
   using A = Compute<T>;
 
  public:
-  static constexpr bool kKeeps = true;
+  static constexpr bool kKeeps = true, kHoldsTerms = true;
   template <class Team>
-  SK_INLINE KeptRow(const Team& team, const Span<T>& row, A fill) : rank_(team.rank()), size_(team.size()) {
-    SK_UNROLL
-    for (int j = 0; j < E / V; ++j) row.load(at(j), v_[j], fill);
+  explicit SK_INLINE KeptRow(const Team& team) : rank_(team.rank()), size_(team.size()) {}
+  SK_INLINE void load(const Span<T>& row, A fill) {
+    if constexpr (kAccess == Access::kShifted) {
+      Words chunks[E / V];
+      load_shifted(row.at, static_cast<int>(row.classes), at(0), size_ * V, chunks, narrow<T>(fill));
+      SK_UNROLL
+      for (int j = 0; j < E / V; ++j) unpack<T>(chunks[j], v_[j]);
+    } else {
+      SK_UNROLL
+      for (int j = 0; j < E / V; ++j) row.load(at(j), v_[j], fill);
+    }
   }
   /// f(v, c) for chunks v at class c, those behind the row's end too; what f makes of them is kept.
   template <class F>
@@ -82,7 +97,7 @@ class KeptRow {
     SK_UNROLL
     for (int j = 0; j < E / V; ++j) {
       f(v_[j], at(j));
-      out.store(at(j), v_[j]);
+      store(out, j);
     }
   }
   /// Both with another row of the same chunks, f(v, w).
@@ -96,80 +111,198 @@ class KeptRow {
     SK_UNROLL
     for (int j = 0; j < E / V; ++j) {
       f(v_[j], other.v_[j]);
-      out.store(at(j), v_[j]);
+      store(out, j);
     }
   }
 
  private:
+  SK_INLINE void store(const Span<T>& out, int j) const {
+    if constexpr (kAccess == Access::kShifted) {
+      store_shifted(out.at, static_cast<int>(out.classes), at(j), v_[j]);
+    } else {
+      out.store(at(j), v_[j]);
+    }
+  }
   SK_INLINE int at(int j) const { return (rank_ + j * size_) * V; }
   A v_[E / V][V];
   int rank_, size_;
 };
 
+/// The same of 16-bit elements by 16 bytes: as they are in memory, in half of the registers.
+template <class T, Access kAccess, int E>
+class PackedRow {
+  static constexpr int V = kVector<T>;
+  static_assert(E % V == 0);
+  using A = Compute<T>;
+
+ public:
+  static constexpr bool kKeeps = true, kHoldsTerms = false;
+  template <class Team>
+  explicit SK_INLINE PackedRow(const Team& team) : rank_(team.rank()), size_(team.size()) {}
+  SK_INLINE void load(const Span<T>& row, A fill) {
+    if constexpr (kAccess == Access::kShifted) {
+      load_shifted(row.at, static_cast<int>(row.classes), at(0), size_ * V, chunks_, narrow<T>(fill));
+    } else {
+      const uint32_t fill_pair = narrow_pair<T>(fill, fill);
+      SK_UNROLL
+      for (int j = 0; j < E / V; ++j) {
+        chunks_[j] = {{fill_pair, fill_pair, fill_pair, fill_pair}};
+        if (at(j) < static_cast<int>(row.classes)) {
+          chunks_[j] = *in_global_memory(reinterpret_cast<const Words*>(row.at + at(j)));
+        }
+      }
+    }
+  }
+  /// f(v, c) for chunks v at class c; what f makes of them is not kept.
+  template <class F>
+  SK_INLINE void each(F f) {
+    SK_UNROLL
+    for (int j = 0; j < E / V; ++j) {
+      A v[V];
+      unpacked(j, v);
+      f(v, at(j));
+    }
+  }
+  template <class F>
+  SK_INLINE void write(const Span<T>& out, F f) {
+    SK_UNROLL
+    for (int j = 0; j < E / V; ++j) {
+      A v[V];
+      unpacked(j, v);
+      f(v, at(j));
+      store(out, j, v);
+    }
+  }
+  template <class F>
+  SK_INLINE void each_with(PackedRow& other, F f) {
+    SK_UNROLL
+    for (int j = 0; j < E / V; ++j) {
+      A v[V], w[V];
+      unpacked(j, v);
+      other.unpacked(j, w);
+      f(v, w);
+    }
+  }
+  template <class F>
+  SK_INLINE void write_with(PackedRow& other, const Span<T>& out, F f) {
+    SK_UNROLL
+    for (int j = 0; j < E / V; ++j) {
+      A v[V], w[V];
+      unpacked(j, v);
+      other.unpacked(j, w);
+      f(v, w);
+      store(out, j, v);
+    }
+  }
+
+ private:
+  /// Each time from the packed ones: to keep both would take more registers than what is not packed.
+  SK_INLINE void unpacked(int j, A (&v)[V]) {
+    SK_UNROLL
+    for (uint32_t& word : chunks_[j].of) forget(word);
+    unpack<T>(chunks_[j], v);
+  }
+  SK_INLINE void store(const Span<T>& out, int j, const A (&v)[V]) const {
+    if constexpr (kAccess == Access::kShifted) {
+      store_shifted(out.at, static_cast<int>(out.classes), at(j), v);
+    } else {
+      out.store(at(j), v);
+    }
+  }
+  SK_INLINE int at(int j) const { return (rank_ + j * size_) * V; }
+  Words chunks_[E / V];
+  int rank_, size_;
+};
+
 /// Read from memory in every step.
-template <class T, int V, int kTensors>
+template <class T, Access kAccess, int kTensors>
 class StreamedRow {
+  static constexpr int V = chunk_of<T, kAccess>();
   using A = Compute<T>;
   // Chunks that are asked for before the first is used: 64 bytes of what is computed with, or 32 without
   // vectors, of all tensors.
   static constexpr int kAtOnce = (V == 1 ? 32 : 64 / V) / static_cast<int>(sizeof(A)) / kTensors;
 
  public:
-  static constexpr bool kKeeps = false;
+  static constexpr bool kKeeps = false, kHoldsTerms = false;
   template <class Team>
-  SK_INLINE StreamedRow(const Team& team, const Span<T>& row, A fill)
-      : row_(row), fill_(fill), first_(static_cast<int64_t>(team.rank()) * V), step_(team.size() * V) {}
+  explicit SK_INLINE StreamedRow(const Team& team)
+      : first_(static_cast<int64_t>(team.rank()) * V), step_(team.size() * V) {}
+  SK_INLINE void load(const Span<T>& row, A fill) {
+    row_ = row;
+    fill_ = fill;
+  }
   /// f(v, c) for some chunks v[j] at the classes c + j * step().
   template <class F>
   SK_INLINE void each_block(F f) const {
-    for (int64_t c = first_; c < row_.classes; c += kAtOnce * step_) {
+    go(row_.classes, [&](int64_t c) {
       A v[kAtOnce][V];
-      load(v, c);
+      ask(v, c);
       f(v, c);
-    }
+    });
   }
   SK_INLINE int64_t step() const { return step_; }
   template <class F>
   SK_INLINE void write(const Span<T>& out, F f) const {
     // Rows that are not read, those that are ignored, are written.
-    for (int64_t c = first_; c < out.classes; c += kAtOnce * step_) {
+    go(out.classes, [&](int64_t c) {
       A v[kAtOnce][V];
-      load(v, c);
+      ask(v, c);
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) {
         f(v[j], c + j * step_);
-        out.store(c + j * step_, v[j]);
+        store(out, c + j * step_, v[j]);
       }
-    }
+    });
   }
   template <class F>
   SK_INLINE void each_with(const StreamedRow& other, F f) const {
-    for (int64_t c = first_; c < row_.classes; c += kAtOnce * step_) {
+    go(row_.classes, [&](int64_t c) {
       A v[kAtOnce][V], w[kAtOnce][V];
-      load(v, c);
-      other.load(w, c);
+      ask(v, c);
+      other.ask(w, c);
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) f(v[j], w[j]);
-    }
+    });
   }
   template <class F>
   SK_INLINE void write_with(const StreamedRow& other, const Span<T>& out, F f) const {
-    for (int64_t c = first_; c < out.classes; c += kAtOnce * step_) {
+    go(out.classes, [&](int64_t c) {
       A v[kAtOnce][V], w[kAtOnce][V];
-      load(v, c);
-      other.load(w, c);
+      ask(v, c);
+      other.ask(w, c);
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) {
         f(v[j], w[j]);
-        out.store(c + j * step_, v[j]);
+        store(out, c + j * step_, v[j]);
       }
-    }
+    });
   }
 
  private:
-  SK_INLINE void load(A (&v)[kAtOnce][V], int64_t c) const {
-    SK_UNROLL
-    for (int j = 0; j < kAtOnce; ++j) row_.load(c + j * step_, v[j], fill_);
+  /// f(c) as often for all threads of a warp, which shifted stores take part in together.
+  template <class F>
+  SK_INLINE void go(int64_t classes, F f) const {
+    const int64_t ahead = kAccess == Access::kShifted ? static_cast<int64_t>(threadIdx.x) % kWarp * V : 0;
+    for (int64_t c = first_; c - ahead < classes; c += kAtOnce * step_) f(c);
+  }
+  SK_INLINE void ask(A (&v)[kAtOnce][V], int64_t c) const {
+    if constexpr (kAccess == Access::kShifted) {
+      Words chunks[kAtOnce];
+      load_shifted(row_.at, row_.classes, c, step_, chunks, narrow<T>(fill_));
+      SK_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) unpack<T>(chunks[j], v[j]);
+    } else {
+      SK_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) row_.load(c + j * step_, v[j], fill_);
+    }
+  }
+  static SK_INLINE void store(const Span<T>& out, int64_t c, const A (&v)[V]) {
+    if constexpr (kAccess == Access::kShifted) {
+      store_shifted(out.at, out.classes, c, v);
+    } else {
+      out.store(c, v);
+    }
   }
   Span<T> row_;
   A fill_;
@@ -183,8 +316,8 @@ struct NoMass {
 
 /// Statistics of a chunk's classes relative to terms.m's maximum s.m, added to s; kTerms leaves the terms in
 /// v.
-template <bool kTerms, class A, int V, class Mass>
-SK_INLINE void add_chunk(Stats<A>& s, A (&v)[V], int64_t c, const Terms<A>& terms, A held, const Mass& mass) {
+template <bool kTerms, class A, int V, class E, class Mass>
+SK_INLINE void add_chunk(Stats<A>& s, A (&v)[V], int64_t c, const E& terms, A held, const Mass& mass) {
   if constexpr (Mass::kSpread) {
     A a[V];
     if (mass.load(c, a)) {
@@ -208,8 +341,9 @@ SK_INLINE void add_chunk(Stats<A>& s, A (&v)[V], int64_t c, const Terms<A>& term
 }
 
 /// 1 max and 2 sum-exp. kTerms: a row that is kept holds its terms afterwards.
-template <bool kTerms, class A, class Team, class Row, class Mass>
-SK_INLINE Stats<A> statistics(Team& team, Row& row, const Mass& mass) {
+template <bool kTerms, class T, class Team, class Row, class Mass>
+SK_INLINE Stats<Compute<T>> statistics(Team& team, Row& row, const Mass& mass) {
+  using A = Compute<T>;
   Stats<A> s;
   if constexpr (Row::kKeeps) {
     row.each([&](auto& v, auto) {
@@ -217,7 +351,7 @@ SK_INLINE Stats<A> statistics(Team& team, Row& row, const Mass& mass) {
     });
     s.m = team.max_of(s.m) + A(0);  // whether the maximum of zeros is -0 or +0 would depend on their order
     const A held = finite(s.m);
-    const Terms<A> terms(held);
+    const TermsOf<T> terms(held);
     row.each([&](auto& v, auto c) { add_chunk<kTerms>(s, v, c, terms, held, mass); });
   } else {
     row.each_block([&](auto& block, int64_t c) {
@@ -229,7 +363,7 @@ SK_INLINE Stats<A> statistics(Team& team, Row& row, const Mass& mass) {
       }
       s.move_to(m + A(0));
       const A held = finite(s.m);
-      const Terms<A> terms(held);
+      const TermsOf<T> terms(held);
       SK_UNROLL
       for (int j = 0; j < kChunks; ++j) {
         add_chunk<false>(s, block[j], c + j * row.step(), terms, held, mass);

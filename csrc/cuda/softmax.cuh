@@ -10,13 +10,13 @@ namespace {
 template <class Op, class T, class Team, class Row>
 SK_INLINE void forward_row(Team& team, Row& row, const Span<T>& out) {
   using A = Compute<T>;
-  const Stats<A> s = statistics<Op::kOfTerms, A>(team, row, NoMass());
+  const Stats<A> s = statistics<Op::kOfTerms, T>(team, row, NoMass());
   const A of_row = Op::row_number(s);
-  const Terms<A> terms(finite(s.m));
+  const TermsOf<T> terms(finite(s.m));
   row.write(out, [&](auto& v, auto) {  // 3 write
     for (A& x : v) {
       if constexpr (Op::kOfTerms) {
-        x = Op::value(Row::kKeeps ? x : terms.of(x), of_row);
+        x = Op::value(Row::kHoldsTerms ? x : terms.of(x), of_row);
       } else {
         x = Op::value(x, s.m, of_row);
       }
@@ -24,11 +24,12 @@ SK_INLINE void forward_row(Team& team, Row& row, const Span<T>& out) {
   });
 }
 
-template <class Op, class T, int V, int E>
-__global__ void SK_BOUNDS(OneTensor<T>, V, E) forward_kernel(Grid grid, Rows input, Rows output) {
+template <class Op, class T, Access kAccess, int E>
+__global__ void SK_BOUNDS(OneTensor<T>, kAccess, E) forward_kernel(Grid grid, Rows input, Rows output) {
   using A = Compute<T>;
   Team<A> team(grid.sharing);
-  typename RowOf<T, V, E>::type row(team, span_of<T>(input, grid, team.row()), -INFINITY);
+  typename RowOf<T, kAccess, E>::type row(team);
+  row.load(span_of<T>(input, grid, team.row()), -INFINITY);
   team.meet();
   forward_row<Op, T>(team, row, span_of<T>(output, grid, team.row()));
 }
@@ -57,7 +58,7 @@ Outcome forward(const ForwardArgs& args, const Target& target) {
   }
   const char* error = with_kernel<T, OneTensor<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(forward_kernel<Op, T, K::V, K::E>, dims, target.stream, grid, args.input, args.output);
+    return start(forward_kernel<Op, T, K::kAccess, K::E>, dims, target.stream, grid, args.input, args.output);
   });
   return {error, plan.path};
 }
@@ -79,14 +80,15 @@ SK_INLINE void backward_row(Team& team, Row& g, Row& y, const Span<T>& out) {
   });
 }
 
-template <class Op, class T, int V, int E>
-__global__ void SK_BOUNDS(TwoTensors<T>, V, E)
+template <class Op, class T, Access kAccess, int E>
+__global__ void SK_BOUNDS(TwoTensors<T>, kAccess, E)
     backward_kernel(Grid grid, Rows grad_output, Rows output, Rows grad_input) {
   using A = Compute<T>;
-  using Row = typename RowOf<T, V, E, 2>::type;
+  using Row = typename RowOf<T, kAccess, E, 2>::type;
   Team<A> team(grid.sharing);
-  Row g(team, span_of<T>(grad_output, grid, team.row()), 0);
-  Row y(team, span_of<T>(output, grid, team.row()), 0);
+  Row g(team), y(team);
+  g.load(span_of<T>(grad_output, grid, team.row()), 0);
+  y.load(span_of<T>(output, grid, team.row()), 0);
   team.meet();
   backward_row<Op, T>(team, g, y, span_of<T>(grad_input, grid, team.row()));
 }
@@ -120,8 +122,8 @@ Outcome backward(const BackwardArgs& args, const Target& target) {
   }
   const char* error = with_kernel<T, TwoTensors<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(backward_kernel<Op, T, K::V, K::E>, dims, target.stream, grid, args.grad_output, args.output,
-                 args.grad_input);
+    return start(backward_kernel<Op, T, K::kAccess, K::E>, dims, target.stream, grid, args.grad_output,
+                 args.output, args.grad_input);
   });
   return {error, plan.path};
 }

@@ -49,6 +49,13 @@ SK_INLINE A shuffle_xor(A value, int offset) {
   return simt::shuffle_xor(value, offset);
 }
 template <class A>
+SK_INLINE A shuffle_down(A value) {
+  return simt::shuffle_down(value);
+}
+SK_INLINE uint32_t shift_right(uint32_t low, uint32_t high, int bits) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> bits);
+}
+template <class A>
 SK_INLINE void store_in_block(A* at, int block, A value) {
   *simt::in_block(at, block) = value;
 }
@@ -59,9 +66,13 @@ SK_INLINE To bits_as(From from) {
   memcpy(&to, &from, sizeof(to));
   return to;
 }
+/// Of a power of two.
+SK_INLINE int log2_of(int power) { return 31 - __builtin_clz(static_cast<unsigned>(power)); }
+SK_INLINE void forget(uint32_t&) {}
 SK_INLINE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 SK_INLINE double fused(double a, double b, double c) { return fma(a, b, c); }
 SK_INLINE float rough_inverse(float b) { return 1 / b; }
+SK_INLINE float rough_exp2(float x) { return exp2f(x); }
 SK_INLINE float larger(float a, float b) { return fmaxf(a, b); }
 SK_INLINE double larger(double a, double b) { return fmax(a, b); }
 SK_INLINE float at_least(float x, float least) { return x < least ? least : x; }
@@ -101,6 +112,15 @@ template <class A>
 SK_INLINE A shuffle_xor(A value, int offset) {
   return __shfl_xor_sync(0xffffffffu, value, offset);
 }
+/// The next lane's value; the last lane's own.
+template <class A>
+SK_INLINE A shuffle_down(A value) {
+  return __shfl_down_sync(0xffffffffu, value, 1);
+}
+/// The low word of both, shifted by less than 32 bits.
+SK_INLINE uint32_t shift_right(uint32_t low, uint32_t high, int bits) {
+  return __funnelshift_r(low, high, bits);
+}
 /// value to where `at` is in the memory of another block of the cluster.
 SK_INLINE uint32_t address_in_block(const void* at, int block) {
   uint32_t there = static_cast<uint32_t>(__cvta_generic_to_shared(at));
@@ -128,6 +148,10 @@ SK_INLINE To bits_as(From from) {
   memcpy(&to, &from, sizeof(to));
   return to;
 }
+/// Of a power of two.
+SK_INLINE int log2_of(int power) { return 31 - __clz(power); }
+/// The compiler forgets what has been made of the word, and makes it again.
+SK_INLINE void forget(uint32_t& word) { asm volatile("" : "+r"(word)); }
 SK_INLINE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 SK_INLINE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 /// 1 / b within 1 ulp for b between 2^-126 and 2^126.
@@ -135,6 +159,12 @@ SK_INLINE float rough_inverse(float b) {
   float inverse;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
   return inverse;
+}
+/// 2^x within 2^-22 of it, gradual underflow included.
+SK_INLINE float rough_exp2(float x) {
+  float result;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 }
 /// The larger one, or the one that is no NaN.
 SK_INLINE float larger(float a, float b) { return fmaxf(a, b); }

@@ -20,7 +20,7 @@ enum class Shared : int {
 struct Sharing {
   Shared kind;
   int size;        // threads of a row in one block
-  int blocks = 1;  // blocks of a row
+  int blocks = 1;  // blocks of a row, a power of two
 };
 
 // Numbers that a row's threads add up at once, and rounds of such.
@@ -60,29 +60,37 @@ class Team {
  public:
   explicit SK_INLINE Team(const Sharing& sharing) : sharing_(sharing) {
     const int thread = static_cast<int>(threadIdx.x);
-    const int block = static_cast<int>(blockIdx.x);
     free_ = reinterpret_cast<A*>(shared_memory());
     block_ = 0;
     switch (sharing.kind) {
-      case Shared::kLanes: {
-        const int rows = static_cast<int>(blockDim.x) / sharing.size;
-        rank_ = thread % sharing.size;
-        row_ = static_cast<int64_t>(block) * rows + thread / sharing.size;
+      case Shared::kLanes:
+        rank_ = thread & (sharing.size - 1);
         break;
-      }
       case Shared::kColumn:
         rank_ = thread / kWarp;
-        row_ = static_cast<int64_t>(block) * kWarp + thread % kWarp;
         break;
       default:
         rank_ = thread;
-        block_ = block % sharing.blocks;
-        row_ = block / sharing.blocks;
+        block_ = static_cast<int>(blockIdx.x) & (sharing.blocks - 1);
     }
   }
 
-  /// The row, which may be one that does not exist.
-  SK_INLINE int64_t row() const { return row_; }
+  /// The row, which may be one that does not exist. Found out each time: a kept number would take registers.
+  SK_INLINE int64_t row() const {
+    uint32_t block = blockIdx.x;
+    forget(block);
+    const int thread = static_cast<int>(threadIdx.x);
+    switch (sharing_.kind) {
+      case Shared::kLanes: {
+        const int log2 = log2_of(sharing_.size);
+        return static_cast<int64_t>(block) * (static_cast<int>(blockDim.x) >> log2) + (thread >> log2);
+      }
+      case Shared::kColumn:
+        return static_cast<int64_t>(block) * kWarp + thread % kWarp;
+      default:
+        return block >> log2_of(sharing_.blocks);
+    }
+  }
   /// The thread's place among the row's, and how many there are.
   SK_INLINE int rank() const { return block_ * sharing_.size + rank_; }
   SK_INLINE int size() const { return sharing_.blocks * sharing_.size; }
@@ -190,7 +198,6 @@ class Team {
   Sharing sharing_;
   A* free_;
   int rank_, block_;
-  int64_t row_;
 };
 
 }  // namespace

@@ -104,7 +104,7 @@ class TileRow {
   using A = Compute<T>;
 
  public:
-  static constexpr bool kKeeps = true;
+  static constexpr bool kKeeps = true, kHoldsTerms = true;
   SK_INLINE TileRow(A* at, int readable, int classes) : at_(at), readable_(readable), classes_(classes) {}
   template <class F>
   SK_INLINE void each(F f) {

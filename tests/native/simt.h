@@ -276,17 +276,28 @@ const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads
   return launch.error;
 }
 
+/// The value of another lane of the warp.
 template <class T>
-T shuffle_xor(T value, int offset) {
+T shuffle(T value, unsigned from) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   Thread& t = self();
-  const unsigned lane = t.index.x % kWarpLanes;
   uint64_t* slots = t.block->warps[t.index.x / kWarpLanes].slots[t.shuffles++ % 2];
-  memcpy(&slots[lane], &value, sizeof(T));
+  memcpy(&slots[t.index.x % kWarpLanes], &value, sizeof(T));
   wait_at(Wait::kWarp);
   T other;
-  memcpy(&other, &slots[lane ^ static_cast<unsigned>(offset)], sizeof(T));
+  memcpy(&other, &slots[from], sizeof(T));
   return other;
+}
+
+template <class T>
+T shuffle_xor(T value, int offset) {
+  return shuffle(value, (self().index.x % kWarpLanes) ^ static_cast<unsigned>(offset));
+}
+
+template <class T>
+T shuffle_down(T value) {
+  const unsigned lane = self().index.x % kWarpLanes;
+  return shuffle(value, lane + 1 < kWarpLanes ? lane + 1 : lane);
 }
 
 /// Where something in the calling block's shared memory is in that of another block of the cluster.

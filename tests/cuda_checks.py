@@ -1,17 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the emulated CUDA kernels share."""
+"""What tests of the CUDA kernels share, on a GPU and emulated."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 
 import softkern
-from softkern import reference
-from softkern.verify.inputs import logits
+from softkern import _C, reference
+from softkern.verify import inputs
 
-EMULATED = softkern._C.build()["cuda_emulated"]
+BUILD = _C.build()
+COMPILED, EMULATED = bool(BUILD["cuda_architectures"]), bool(BUILD["cuda_emulated"])
+ON_GPU = COMPILED and not EMULATED and torch.cuda.is_available() and not _C.why_no_cuda(0)
+DEVICE = "cuda" if ON_GPU else "cpu"
+needs_kernels = pytest.mark.skipif(
+    not (EMULATED or ON_GPU), reason="neither the build with emulated CUDA kernels nor a GPU for them"
+)
 emulated = pytest.mark.skipif(not EMULATED, reason="not the build with emulated CUDA kernels")
+
+tensor, ones, full, zeros = (
+    partial(make, device=DEVICE) for make in (torch.tensor, torch.ones, torch.full, torch.zeros)
+)
+
+
+def logits(*shape, **kwargs):
+    return inputs.logits(*shape, **kwargs).to(DEVICE)
+
+
+def indices(*args):
+    return inputs.indices(*args).to(DEVICE)
+
+
+def class_weights(*args):
+    return inputs.class_weights(*args).to(DEVICE)
+
+
+def probabilities(*args):
+    return inputs.probabilities(*args).to(DEVICE)
+
 
 SOFTMAXES = ("softmax", "log_softmax")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -19,13 +48,14 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True)
 def cuda():
-    with softkern.use_backend("cuda"):
+    # A device's own thread of autograd would keep to itself which way it went.
+    with softkern.use_backend("cuda"), torch.autograd.set_multithreading_enabled(False):
         yield
 
 
 def way() -> str:
-    assert softkern._C.last_isa() == "cuda"
-    return softkern._C.last_path()
+    assert _C.last_isa() == "cuda"
+    return _C.last_path()
 
 
 def eps(dtype: torch.dtype) -> float:
@@ -74,8 +104,8 @@ def check_everything(x, target, **kwargs) -> list[str]:
     close(dz, reference.log_softmax_backward(g, z.double(), 1), atol=own * float(g.abs().sum(1).max()))
     close(loss, reference.cross_entropy(wide, target, reduction="none", **options), atol=own)
     expected = reference.cross_entropy_backward(
-        torch.ones(loss.shape, dtype=torch.float64), wide, target, reduction="none", **options
+        ones(loss.shape, dtype=torch.float64), wide, target, reduction="none", **options
     )
-    heaviest = float(options.get("weight", torch.ones(1)).max())
+    heaviest = float(options.get("weight", ones(1)).max())
     close(dx, expected, scale=2, atol=max(tiny, own * heaviest / classes))
     return ways

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cross_entropy by the CUDA kernels in the emulator: targets, sums over rows, upstream gradients; the ways of
-its rows are in test_cuda_emulated.py."""
+"""cross_entropy by the CUDA kernels, on a GPU or in the emulator: targets, sums over rows, upstream
+gradients; the ways of its rows are in test_cuda_kernels.py."""
 
 from __future__ import annotations
 
@@ -9,26 +9,34 @@ import math
 import pytest
 import torch
 from compare import assert_same_bits
-from emulated_checks import (
+from cuda_checks import (
     DTYPES,
+    class_weights,
     close,
     cuda,  # noqa: F401  (for every test here)
     emulated,
     eps,
+    indices,
+    logits,
+    needs_kernels,
+    ones,
+    probabilities,
+    tensor,
+    zeros,
 )
 
 import softkern
 from softkern import reference
-from softkern.verify.inputs import class_weights, indices, logits, probabilities
 
-pytestmark = emulated
+pytestmark = needs_kernels
 inf, nan = math.inf, math.nan
 
 
+@emulated  # where the kernels can raise; a GPU's assertion ends the process's use of it: test_gpu.py
 @pytest.mark.parametrize("wrong", (-1, 1000, 10**6, -(2**40), 2**62))
 @pytest.mark.parametrize("classes", (7, 45, 1000))
 def test_a_target_out_of_range_stops_the_kernel(classes, wrong):
-    x, target = logits(3, classes), torch.tensor([2, wrong, 5])
+    x, target = logits(3, classes), tensor([2, wrong, 5])
     for kwargs in ({}, {"weight": class_weights(classes)}, {"label_smoothing": 0.1}, {"reduction": "none"}):
         with pytest.raises(IndexError, match=f"Target {wrong} is out of bounds"):
             softkern.cross_entropy(x, target, **kwargs)
@@ -43,9 +51,9 @@ def test_index_dtypes(dtype):
     leaf = x.clone().requires_grad_()
     loss = softkern.cross_entropy(leaf, ignored.to(dtype), ignore_index=255)
     close(loss.detach(), expected)
-    (dx,) = torch.autograd.grad(loss, leaf, torch.tensor(0.5))
+    (dx,) = torch.autograd.grad(loss, leaf, tensor(0.5))
     assert bool((dx[::3] == 0).all())
-    wanted = reference.cross_entropy_backward(torch.tensor(0.5), x.double(), ignored, ignore_index=255)
+    wanted = reference.cross_entropy_backward(tensor(0.5), x.double(), ignored, ignore_index=255)
     close(dx, wanted, scale=2, atol=1e-9)
 
 
@@ -70,8 +78,8 @@ def test_an_upstream_gradient_scales_once_and_spares_ignored_rows(dtype, upstrea
         loss = softkern.cross_entropy(leaf, target, reduction=reduction)
         g = torch.full_like(loss, upstream)
         (dx,) = torch.autograd.grad(loss, leaf, g)
-        ones = torch.ones(loss.shape, dtype=torch.float64)
-        expected = reference.cross_entropy_backward(ones, x.double(), target, reduction=reduction)
+        one_each = ones(loss.shape, dtype=torch.float64)
+        expected = reference.cross_entropy_backward(one_each, x.double(), target, reduction=reduction)
         assert bool((dx[1] == 0).all())
         rows = [0, 2, 3]
         unit = eps(torch.float16) * 1e-4 if dtype == torch.float16 else 1e-9
@@ -106,22 +114,22 @@ def test_rows_of_different_upstream_gradients():
 
 
 def test_no_rows_have_no_mean():
-    x, target = logits(0, 5).requires_grad_(), torch.zeros(0, dtype=torch.int64)
+    x, target = logits(0, 5).requires_grad_(), zeros(0, dtype=torch.int64)
     for reduction, expected in (("mean", nan), ("sum", 0.0)):
         loss = softkern.cross_entropy(x, target, reduction=reduction)
-        close(loss.detach(), torch.tensor(expected))
+        close(loss.detach(), tensor(expected))
         (dx,) = torch.autograd.grad(loss, x)
         assert dx.shape == x.shape
     assert softkern.cross_entropy(x, target, reduction="none").shape == (0,)
 
 
 def test_weights_of_nothing_have_no_mean():
-    x, target = logits(3, 4), torch.tensor([1, 1, 1])
-    weight = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    x, target = logits(3, 4), tensor([1, 1, 1])
+    weight = tensor([1.0, 0.0, 1.0, 1.0])
     for smoothing in (0.0, 0.1):
         loss = softkern.cross_entropy(x, target, weight, label_smoothing=smoothing)
         assert loss.isnan()
-    everything_ignored = torch.tensor([-100, -100, -100])
+    everything_ignored = tensor([-100, -100, -100])
     leaf = x.clone().requires_grad_()
     loss = softkern.cross_entropy(leaf, everything_ignored)
     assert loss.isnan()
@@ -139,5 +147,5 @@ def test_half_gradients_use_the_range_of_the_format(weighted, soft):
     (dx,) = torch.autograd.grad(loss, leaf)
     wide = target.double() if soft else target
     w = None if weight is None else weight.double()
-    expected = reference.cross_entropy_backward(torch.tensor(1.0).double(), x.double(), wide, w)
+    expected = reference.cross_entropy_backward(tensor(1.0).double(), x.double(), wide, w)
     close(dx, expected, scale=4, atol=6e-8)

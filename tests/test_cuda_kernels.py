@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels on the host, in the emulator of tests/native/simt.h: every way through them, both orders
-of threads, with and without clusters. What the matrix of softkern.verify does not ask.
+"""The CUDA kernels: every way through them. What the matrix of softkern.verify does not ask.
 
-They need the build that `make emulate` makes; another run of the suite skips them."""
+On a GPU, or in the build that `make emulate` makes: on the host, in the emulator of tests/native/simt.h, in
+both orders of threads, with and without clusters. Another run of the suite skips them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,45 @@ import math
 import pytest
 import torch
 from compare import assert_same_bits
-from emulated_checks import (
+from cuda_checks import (
     DTYPES,
+    EMULATED,
     SOFTMAXES,
     check_everything,
+    class_weights,
     close,
     cuda,  # noqa: F401  (for every test here)
     emulated,
     everything,
+    full,
+    indices,
+    logits,
+    needs_kernels,
+    ones,
+    probabilities,
+    tensor,
     way,
+    zeros,
 )
 
 import softkern
 from softkern import reference
-from softkern.verify.inputs import class_weights, indices, logits, probabilities
 
-pytestmark = emulated
+pytestmark = needs_kernels
 inf, nan = math.inf, math.nan
 
 
 @pytest.fixture(params=(True, False), ids=("clusters", "no clusters"))
 def clusters(request, monkeypatch):
-    monkeypatch.setenv("SIMT_CLUSTERS", str(int(request.param)))
+    with_clusters(monkeypatch, request.param)
     return request.param
+
+
+def with_clusters(monkeypatch, there: bool) -> None:
+    """A GPU has them or not; the emulator is told."""
+    if not EMULATED and there != (torch.cuda.get_device_capability()[0] >= 9):
+        pytest.skip("a GPU of the other kind is needed")
+    monkeypatch.setenv("SIMT_CLUSTERS", str(int(there)))
 
 
 # Classes, and the ways of forward, backward and cross_entropy with and without clusters.
@@ -55,12 +71,12 @@ WAYS = {
 LONG_WAYS = {
     (8193, True): (CLUSTER, CLUSTER, CLUSTER),
     (8193, False): (TWICE, TWICE, TWICE),
-    (16388, True): (CLUSTER, CLUSTER, CLUSTER),
-    (16388, False): (BLOCK, TWICE, TWICE),
+    (16388, True): (BLOCK, CLUSTER, BLOCK),
+    (16388, False): (BLOCK, TWICE, BLOCK),
     (40000, True): (CLUSTER, CLUSTER, CLUSTER),
     (40000, False): (TWICE, TWICE, TWICE),
     (70001, True): (TWICE, TWICE, TWICE),
-    (131200, True): (CLUSTER, TWICE, TWICE),
+    (131200, True): (CLUSTER, TWICE, CLUSTER),
 }
 
 
@@ -72,11 +88,11 @@ def test_each_way_computes_what_float64_does(classes):
     assert ways == [forward, backward, forward, backward, loss]
 
 
-@pytest.mark.parametrize(("classes", "with_clusters"), LONG_WAYS, ids=str)
-def test_long_rows(monkeypatch, classes, with_clusters):
-    monkeypatch.setenv("SIMT_CLUSTERS", str(int(with_clusters)))
+@pytest.mark.parametrize(("classes", "there"), LONG_WAYS, ids=str)
+def test_long_rows(monkeypatch, classes, there):
+    with_clusters(monkeypatch, there)
     ways = check_everything(logits(2, classes), indices((2, classes)))
-    forward, backward, loss = LONG_WAYS[classes, with_clusters]
+    forward, backward, loss = LONG_WAYS[classes, there]
     assert ways == [forward, backward, forward, backward, loss]
 
 
@@ -90,7 +106,7 @@ def test_each_dtype(dtype, classes):
 
 
 def unaligned(plain):
-    return torch.cat([torch.zeros(1), plain.reshape(-1)])[1:].view(plain.shape)
+    return torch.cat([zeros(1), plain.reshape(-1)])[1:].view(plain.shape)
 
 
 OPTIONS = (
@@ -126,11 +142,11 @@ def test_each_way_takes_probabilities(classes, weighted):
     leaf = x.clone().requires_grad_()
     loss = softkern.cross_entropy(leaf, soft, reduction="none", **kwargs)
     (dx,) = torch.autograd.grad(loss.sum(), leaf)
-    ones = torch.ones(2, dtype=torch.float64)
+    one_each = ones(2, dtype=torch.float64)
     close(
         loss.detach(), reference.cross_entropy(x.double(), soft.double(), reduction="none", **wide), scale=2
     )
-    expected = reference.cross_entropy_backward(ones, x.double(), soft.double(), reduction="none", **wide)
+    expected = reference.cross_entropy_backward(one_each, x.double(), soft.double(), reduction="none", **wide)
     close(dx, expected, scale=2, atol=1e-6 / classes)
 
 
@@ -163,14 +179,14 @@ def test_layouts(shape, name):
         way()
         close(y, getattr(reference, op)(plain.double(), 1), atol=1e-6)
     wanted = reference.cross_entropy(plain.double(), target, reduction="none")
-    ones = torch.ones_like(wanted)
-    expected = reference.cross_entropy_backward(ones, plain.double(), target, reduction="none")
+    one_each = torch.ones_like(wanted)
+    expected = reference.cross_entropy_backward(one_each, plain.double(), target, reduction="none")
     leaf = x.detach().requires_grad_()
     loss = softkern.cross_entropy(leaf, target, reduction="none")
     close(loss.detach(), wanted, atol=1e-6)
     close(torch.autograd.grad(loss.sum(), leaf)[0], expected, scale=2, atol=1e-8)
     # In place, the memory between the logits is nobody's.
-    whole = torch.full((2 * x.numel() + 64,), 77.0)
+    whole = full((2 * x.numel() + 64,), 77.0)
     place = (x.shape, x.stride(), x.storage_offset())
     whole.as_strided(*place).copy_(x)
     around = whole.clone()
@@ -181,6 +197,25 @@ def test_layouts(shape, name):
     assert_same_bits(whole, around)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("classes", (1000, 2048, 4000))
+def test_a_row_has_the_same_bits_wherever_it_lies(classes, dtype):
+    """Where it begins 16 bytes aligned, and after each number of elements that it can be off by."""
+    whole, target = logits(3, classes, dtype=dtype), indices((3, classes))
+    _, aligned = everything(whole, target)
+    ones = torch.ones_like(aligned[4])
+    for off in range(1, 16 // dtype.itemsize):
+        x = torch.cat([whole.new_full((off,), nan), whole.flatten()])[off:].view(whole.shape)
+        assert x.data_ptr() % 16 == off * dtype.itemsize
+        for op, expected in zip(SOFTMAXES, aligned[:4:2], strict=True):
+            assert_same_bits(getattr(softkern, op)(x, 1), expected)
+        loss, grad, scale = torch.ops.softkern.cross_entropy_forward(x, target, None, 0, -100, 0.0, True)
+        assert_same_bits(loss, aligned[4])
+        dx = torch.ops.softkern.cross_entropy_backward(ones, grad, scale, target, -100)
+        assert_same_bits(dx, aligned[5])
+
+
+@emulated
 @pytest.mark.parametrize("classes", (10, 45, 300, 1000, 17000, 70001))
 def test_both_orders_of_threads_give_the_same_bits(monkeypatch, clusters, classes):
     """A barrier that is missing leaves one order with numbers that are not there yet."""
@@ -213,7 +248,7 @@ def test_leading_minus_infinities_are_no_nan(clusters, classes):
     x[:, : classes // 2] = -inf
     for op in SOFTMAXES:
         close(getattr(softkern, op)(x, 1), getattr(reference, op)(x.double(), 1), atol=1e-6)
-    target = torch.tensor([classes - 1, 0])
+    target = tensor([classes - 1, 0])
     for smoothing in (0.0, 0.1):
         kwargs = {"reduction": "none", "label_smoothing": smoothing}
         loss = softkern.cross_entropy(x, target, **kwargs)
@@ -224,13 +259,14 @@ def test_leading_minus_infinities_are_no_nan(clusters, classes):
 @pytest.mark.parametrize("values", ([nan], [inf], [-inf, nan], [inf, inf]), ids=str)
 def test_what_is_not_finite_reaches_the_whole_row(clusters, classes, values):
     x = logits(2, classes)
-    x[0, classes // 2 : classes // 2 + len(values)] = torch.tensor(values)
+    x[0, classes // 2 : classes // 2 + len(values)] = tensor(values)
     for op in SOFTMAXES:
         y = getattr(softkern, op)(x, 1)
         assert bool(y[0].isnan().all()) and bool(y[1].isfinite().all())
-    assert softkern.cross_entropy(x, torch.tensor([3, 3]), reduction="none").isnan().tolist() == [True, False]
+    assert softkern.cross_entropy(x, tensor([3, 3]), reduction="none").isnan().tolist() == [True, False]
 
 
+@emulated
 @pytest.mark.parametrize("classes", (40000, 70001))
 @pytest.mark.parametrize("offset", (0, 1000, 1023, -1030, 1e6))
 def test_parts_on_both_sides_of_the_direct_shift_are_merged(monkeypatch, classes, offset):
@@ -245,7 +281,7 @@ def test_parts_on_both_sides_of_the_direct_shift_are_merged(monkeypatch, classes
     for op in SOFTMAXES:
         close(getattr(softkern, op)(x, 1), getattr(reference, op)(x.double(), 1), atol=1e-30)
         assert way() == TWICE
-    target = torch.tensor([3, classes - 2, 9])
+    target = tensor([3, classes - 2, 9])
     for smoothing in (0.0, 0.1):
         loss = softkern.cross_entropy(x, target, reduction="none", label_smoothing=smoothing)
         expected = reference.cross_entropy(x.double(), target, reduction="none", label_smoothing=smoothing)
@@ -256,14 +292,14 @@ def test_parts_on_both_sides_of_the_direct_shift_are_merged(monkeypatch, classes
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
 def test_the_true_class_keeps_the_digits_of_its_gradient(classes, smoothing):
     """Of a confident row p - 1 would be rounding alone; a maximum that is not alone takes that form."""
-    x, target = logits(3, classes), torch.tensor([3, 5, 5])
+    x, target = logits(3, classes), tensor([3, 5, 5])
     x[0, 3] = x[0].max() + 12
     x[1, 2] = x[1, 5] = x[1].max() + 12
     kwargs = {"reduction": "none", "label_smoothing": smoothing}
     leaf = x.clone().requires_grad_()
     (dx,) = torch.autograd.grad(softkern.cross_entropy(leaf, target, **kwargs).sum(), leaf)
-    ones = torch.ones(3, dtype=torch.float64)
-    expected = reference.cross_entropy_backward(ones, x.double(), target, **kwargs)
+    one_each = ones(3, dtype=torch.float64)
+    expected = reference.cross_entropy_backward(one_each, x.double(), target, **kwargs)
     true = target.unsqueeze(1)
     close(dx.gather(1, true), expected.gather(1, true), scale=2)
 
@@ -279,7 +315,7 @@ def test_parts_may_be_as_far_apart_as_numbers_are(classes, apart):
     x[2, ::2] -= apart
     for op in SOFTMAXES:
         close(getattr(softkern, op)(x, 1), getattr(reference, op)(x.double(), 1), atol=1e-30)
-    target = torch.tensor([classes - 1, 0, 1])
+    target = tensor([classes - 1, 0, 1])
     loss = softkern.cross_entropy(x, target, reduction="none")
     close(loss, reference.cross_entropy(x.double(), target, reduction="none"), atol=1e-6)
 
@@ -288,7 +324,7 @@ def test_parts_may_be_as_far_apart_as_numbers_are(classes, apart):
 @pytest.mark.parametrize("classes", (10, 45, 300, 2000, 17000, 40000))
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
 def test_the_gradient_may_take_the_place_of_the_logits(clusters, dtype, classes, smoothing):
-    x, target = logits(3, classes, dtype=dtype), torch.tensor([classes - 1, -100, 5])
+    x, target = logits(3, classes, dtype=dtype), tensor([classes - 1, -100, 5])
     x[1] = nan
     wanted = []
     for inplace in (False, True):
@@ -306,7 +342,7 @@ def test_the_gradient_may_take_the_place_of_the_logits(clusters, dtype, classes,
 @pytest.mark.parametrize("op", SOFTMAXES)
 @pytest.mark.parametrize("shape", ((), (7,), (0, 5), (5, 0), (3, 1)), ids=str)
 def test_shapes_at_the_edge(op, shape):
-    x = logits(*shape).requires_grad_() if shape else torch.tensor(2.5, requires_grad=True)
+    x = logits(*shape).requires_grad_() if shape else tensor(2.5, requires_grad=True)
     y = getattr(softkern, op)(x, -1)
     assert y.shape == x.shape
     expected = getattr(torch, op)(x.detach().double(), -1)
