@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, ops, problems, regimes, results
+from benchmarks import ops, problems, regimes, results
 from benchmarks.budget import Budget, Part
 from benchmarks.cells import Cell
 from benchmarks.process import Options, Worker, WorkerLost
@@ -224,9 +224,11 @@ class Group:
             else:
                 asked.append(worker)
         turn = Turn(self, cell, asked)
-        # Each holds logits, upstream gradients and, for a backward alone, results; one at a time computes.
-        needed = cell.input_bytes * (3 * len(asked) * turn.buffers + TEMPORARIES)
-        if self.plan.options.device == "cpu" and needed > machine.available_memory() > 0:
+        # Each holds logits, upstream gradients and, for a backward alone, results, on a device the first two
+        # twice; one at a time computes.
+        each = 3 * turn.buffers + (0 if cell.device == "cpu" else 2)
+        needed = cell.input_bytes * (each * len(asked) + TEMPORARIES)
+        if cell.input_bytes > LARGE and needed > self.memory() > 0:
             for worker in asked:
                 self.leave_out(worker.label, f"the providers together need about {needed >> 30} GiB")
             return False
@@ -239,6 +241,13 @@ class Group:
             self.into["rows"] += turn.rows()
         turn.finish()
         return not turn.lost
+
+    def memory(self) -> int:
+        """Bytes that all workers may have together; 0 if that is not known."""
+        try:
+            return int(self.copy.ask({"do": "memory"})["bytes"])
+        except WorkerLost:
+            return 0
 
     def inputs_of(self, cell: Cell) -> Path | None:
         """The folder with the cell's inputs and answers; None for jobs that make their own."""

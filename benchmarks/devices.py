@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import problems
+from benchmarks import machine, problems
 from benchmarks.cells import Cell
 
 Step = Callable[[int], Any]
@@ -57,6 +57,10 @@ class Cpu:
         """Give back free memory that the process keeps."""
         with contextlib.suppress(AttributeError):
             _trim_heap()
+
+    def memory(self) -> int:
+        """Bytes that the workers of a cell may have together; 0 if that is not known."""
+        return machine.available_memory()
 
 
 def _trim_heap() -> None:
@@ -133,7 +137,11 @@ class Cuda:
         return value.detach().movedim(cell.dim, -1).flatten(0, -2)[rows]
 
     def release(self) -> None:
+        gc.collect()  # a graph that is part of a cycle keeps the memory of its calls
         self.torch.cuda.empty_cache()
+
+    def memory(self) -> int:
+        return int(self.torch.cuda.get_device_properties(0).total_memory)
 
 
 def of(name: str) -> Cpu | Cuda:

@@ -123,6 +123,9 @@ class Session:
         self.cursor += self.repeats
         return {"seconds": seconds, "faults": faults}
 
+    def memory(self) -> dict[str, Any]:
+        return {"bytes": self.device.memory()}
+
     def peak(self) -> dict[str, Any]:
         assert self.step is not None
         return {"bytes": self.device.peak(self.step)}

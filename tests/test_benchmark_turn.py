@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import results
+from benchmarks import conductor, results
 from benchmarks.budget import Budget, Part
 from benchmarks.cells import Cell
 from benchmarks.cli import FULL_ROUNDS
@@ -227,3 +228,16 @@ def test_whether_a_call_is_long_is_known_from_its_quicker_one():
         session.device = SimpleNamespace(sample=lambda *_, of=seconds: (next(of), 0))
         session._calibrate(3e-3)
         assert session.once == 0.1
+
+
+def test_a_cell_that_needs_more_memory_than_there_is_is_left_out():
+    worker = Fake("a", steady(1e-3))
+    worker.provider = SimpleNamespace(left_out=lambda cell, threads: None, peer=False)
+    into = {"left_out": [], "rows": []}
+    plan = SimpleNamespace(all_threads=2, options=conductor.Options())
+    group = conductor.Group(plan, "default", None, into, Path(), Budget(60, [Part(1.0)], PATIENCE))
+    group.workers, group.copy = [worker], Fake("copy", steady(1e-3))  # who knows of 3 MiB
+    assert not group.measure(LARGE)
+    (left_out,) = into["left_out"]
+    assert left_out == {"provider": "a", "reason": "the providers together need about 0 GiB", "cells": 1}
+    assert worker.asked == [] and into["rows"] == []

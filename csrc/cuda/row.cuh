@@ -63,6 +63,15 @@ SK_INLINE Span<T> span_of(const Rows& rows, const Grid& grid, int64_t row) {
   return {row_of<T>(rows, row, grid.shape.inner), rows.class_stride, grid.shape.classes};
 }
 
+template <Access kAccess, class T, class Index, int V>
+SK_INLINE void store_chunk(const Span<T>& out, Index c, const Compute<T> (&v)[V]) {
+  if constexpr (kAccess == Access::kShifted) {
+    store_shifted(out.at, static_cast<Index>(out.classes), c, v);
+  } else {
+    out.store(c, v);
+  }
+}
+
 /// E elements in registers.
 template <class T, Access kAccess, int E>
 class KeptRow {
@@ -97,7 +106,7 @@ class KeptRow {
     SK_UNROLL
     for (int j = 0; j < E / V; ++j) {
       f(v_[j], at(j));
-      store(out, j);
+      store_chunk<kAccess>(out, at(j), v_[j]);
     }
   }
   /// Both with another row of the same chunks, f(v, w).
@@ -111,18 +120,11 @@ class KeptRow {
     SK_UNROLL
     for (int j = 0; j < E / V; ++j) {
       f(v_[j], other.v_[j]);
-      store(out, j);
+      store_chunk<kAccess>(out, at(j), v_[j]);
     }
   }
 
  private:
-  SK_INLINE void store(const Span<T>& out, int j) const {
-    if constexpr (kAccess == Access::kShifted) {
-      store_shifted(out.at, static_cast<int>(out.classes), at(j), v_[j]);
-    } else {
-      out.store(at(j), v_[j]);
-    }
-  }
   SK_INLINE int at(int j) const { return (rank_ + j * size_) * V; }
   A v_[E / V][V];
   int rank_, size_;
@@ -170,7 +172,7 @@ class PackedRow {
       A v[V];
       unpacked(j, v);
       f(v, at(j));
-      store(out, j, v);
+      store_chunk<kAccess>(out, at(j), v);
     }
   }
   template <class F>
@@ -191,7 +193,7 @@ class PackedRow {
       unpacked(j, v);
       other.unpacked(j, w);
       f(v, w);
-      store(out, j, v);
+      store_chunk<kAccess>(out, at(j), v);
     }
   }
 
@@ -201,13 +203,6 @@ class PackedRow {
     SK_UNROLL
     for (uint32_t& word : chunks_[j].of) forget(word);
     unpack<T>(chunks_[j], v);
-  }
-  SK_INLINE void store(const Span<T>& out, int j, const A (&v)[V]) const {
-    if constexpr (kAccess == Access::kShifted) {
-      store_shifted(out.at, static_cast<int>(out.classes), at(j), v);
-    } else {
-      out.store(at(j), v);
-    }
   }
   SK_INLINE int at(int j) const { return (rank_ + j * size_) * V; }
   Words chunks_[E / V];
@@ -251,7 +246,7 @@ class StreamedRow {
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) {
         f(v[j], c + j * step_);
-        store(out, c + j * step_, v[j]);
+        store_chunk<kAccess>(out, c + j * step_, v[j]);
       }
     });
   }
@@ -274,7 +269,7 @@ class StreamedRow {
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) {
         f(v[j], w[j]);
-        store(out, c + j * step_, v[j]);
+        store_chunk<kAccess>(out, c + j * step_, v[j]);
       }
     });
   }
@@ -295,13 +290,6 @@ class StreamedRow {
     } else {
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) row_.load(c + j * step_, v[j], fill_);
-    }
-  }
-  static SK_INLINE void store(const Span<T>& out, int64_t c, const A (&v)[V]) {
-    if constexpr (kAccess == Access::kShifted) {
-      store_shifted(out.at, out.classes, c, v);
-    } else {
-      out.store(c, v);
     }
   }
   Span<T> row_;
