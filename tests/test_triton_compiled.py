@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -73,6 +74,13 @@ def test_nothing_is_spilled_and_aligned_rows_are_read_16_bytes_at_once(case, sm)
             assert merges_only or wide & set(made.loads)
             if launch.arguments.get("STAGE") != 1 and launch.arguments.get("grad_ptr", 0) is not None:
                 assert wide & set(made.stores)
+
+
+def test_assertions_are_the_kernels_own():
+    """Triton's, of integers that wrap, hold of no NaN's bits."""
+    (launch,) = tool.launches_of(tool.Case("cross_entropy", torch.float32, (64, 10), ("gradient",)))
+    asserted = re.findall(r'tt\.assert [^"]*"([^"]*)"', tool.binary_of(launch, 90).asm["ttir"])
+    assert asserted and set(asserted) == {"softkern.cross_entropy: Target is out of bounds."}
 
 
 def test_rows_that_are_not_aligned_are_not_read_as_if_they_were():

@@ -138,12 +138,16 @@ def source_of(made: Launch) -> ASTSource:
     return ASTSource(made.kernel, signature, constants, attributes)
 
 
-def compile_for(made: Launch, architecture: int) -> Made:
-    binary = triton.compile(
-        source_of(made),
-        target=GPUTarget("cuda", architecture, 32),
-        options=made.options,
+def binary_of(made: Launch, architecture: int) -> Any:
+    """As the launch would compile it, with the assertions that a kernel is declared with."""
+    target = GPUTarget("cuda", architecture, 32)
+    return triton.compile(
+        source_of(made), target=target, options={"debug": made.kernel.debug, **made.options}
     )
+
+
+def compile_for(made: Launch, architecture: int) -> Made:
+    binary = binary_of(made, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()

@@ -126,8 +126,7 @@ const char* with_kernel(const Plan& plan, F start) {
 /// A thread's part of a row, kept or not.
 template <class T, Access kAccess, int E, int kTensors = 1>
 struct RowOf {
-  static constexpr bool kPacked = sizeof(T) == 2 && kAccess != Access::kElements;
-  using type = std::conditional_t<kPacked, PackedRow<T, kAccess, E>, KeptRow<T, kAccess, E>>;
+  using type = KeptRow<T, kAccess, E>;
 };
 template <class T, Access kAccess, int kTensors>
 struct RowOf<T, kAccess, 0, kTensors> {

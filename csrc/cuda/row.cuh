@@ -72,140 +72,102 @@ SK_INLINE void store_chunk(const Span<T>& out, Index c, const Compute<T> (&v)[V]
   }
 }
 
-/// E elements in registers.
+/// E elements in registers. Of 16 bits and by 16 bytes they stay packed as they are in memory, in half of the
+/// registers, and what is made of them is not kept.
 template <class T, Access kAccess, int E>
 class KeptRow {
   static constexpr int V = chunk_of<T, kAccess>();
+  static constexpr bool kPacked = sizeof(T) == 2 && kAccess != Access::kElements;
   static_assert(E % V == 0);
   using A = Compute<T>;
+  using Chunk = A[V];
 
  public:
-  static constexpr bool kKeeps = true, kHoldsTerms = true;
+  static constexpr bool kKeeps = true, kHoldsTerms = !kPacked;
   template <class Team>
   explicit SK_INLINE KeptRow(const Team& team) : rank_(team.rank()), size_(team.size()) {}
   SK_INLINE void load(const Span<T>& row, A fill) {
-    if constexpr (kAccess == Access::kShifted) {
-      Words chunks[E / V];
-      load_shifted(row.at, static_cast<int>(row.classes), at(0), size_ * V, chunks, narrow<T>(fill));
+    if constexpr (kPacked) {
+      load_words(row, fill, chunks_);
+    } else if constexpr (kAccess == Access::kShifted) {
+      Words words[E / V];
+      load_words(row, fill, words);
       SK_UNROLL
-      for (int j = 0; j < E / V; ++j) unpack<T>(chunks[j], v_[j]);
+      for (int j = 0; j < E / V; ++j) unpack<T>(words[j], chunks_[j]);
     } else {
       SK_UNROLL
-      for (int j = 0; j < E / V; ++j) row.load(at(j), v_[j], fill);
+      for (int j = 0; j < E / V; ++j) row.load(at(j), chunks_[j], fill);
     }
   }
-  /// f(v, c) for chunks v at class c, those behind the row's end too; what f makes of them is kept.
+  /// f(v, c) for chunks v at class c, those behind the row's end too; what f makes of them is kept if not
+  /// packed.
   template <class F>
   SK_INLINE void each(F f) {
     SK_UNROLL
-    for (int j = 0; j < E / V; ++j) f(v_[j], at(j));
+    for (int j = 0; j < E / V; ++j) {
+      with(j, [&](Chunk& v) { f(v, at(j)); });
+    }
   }
   /// The same, and what f makes of them goes to `out`.
   template <class F>
   SK_INLINE void write(const Span<T>& out, F f) {
     SK_UNROLL
     for (int j = 0; j < E / V; ++j) {
-      f(v_[j], at(j));
-      store_chunk<kAccess>(out, at(j), v_[j]);
+      with(j, [&](Chunk& v) {
+        f(v, at(j));
+        store_chunk<kAccess>(out, at(j), v);
+      });
     }
   }
   /// Both with another row of the same chunks, f(v, w).
   template <class F>
   SK_INLINE void each_with(KeptRow& other, F f) {
     SK_UNROLL
-    for (int j = 0; j < E / V; ++j) f(v_[j], other.v_[j]);
+    for (int j = 0; j < E / V; ++j) {
+      with(j, [&](Chunk& v) { other.with(j, [&](Chunk& w) { f(v, w); }); });
+    }
   }
   template <class F>
   SK_INLINE void write_with(KeptRow& other, const Span<T>& out, F f) {
     SK_UNROLL
     for (int j = 0; j < E / V; ++j) {
-      f(v_[j], other.v_[j]);
-      store_chunk<kAccess>(out, at(j), v_[j]);
+      with(j, [&](Chunk& v) {
+        other.with(j, [&](Chunk& w) { f(v, w); });
+        store_chunk<kAccess>(out, at(j), v);
+      });
     }
   }
 
  private:
-  SK_INLINE int at(int j) const { return (rank_ + j * size_) * V; }
-  A v_[E / V][V];
-  int rank_, size_;
-};
-
-/// The same of 16-bit elements by 16 bytes: as they are in memory, in half of the registers.
-template <class T, Access kAccess, int E>
-class PackedRow {
-  static constexpr int V = kVector<T>;
-  static_assert(E % V == 0);
-  using A = Compute<T>;
-
- public:
-  static constexpr bool kKeeps = true, kHoldsTerms = false;
-  template <class Team>
-  explicit SK_INLINE PackedRow(const Team& team) : rank_(team.rank()), size_(team.size()) {}
-  SK_INLINE void load(const Span<T>& row, A fill) {
+  template <class F>
+  SK_INLINE void with(int j, F f) {
+    if constexpr (kPacked) {
+      Chunk v;
+      // Each time anew: to keep both would take more registers than what is not packed.
+      SK_UNROLL
+      for (uint32_t& word : chunks_[j].of) forget(word);
+      unpack<T>(chunks_[j], v);
+      f(v);
+    } else {
+      f(chunks_[j]);
+    }
+  }
+  SK_INLINE void load_words(const Span<T>& row, A fill, Words (&words)[E / V]) const {
     if constexpr (kAccess == Access::kShifted) {
-      load_shifted(row.at, static_cast<int>(row.classes), at(0), size_ * V, chunks_, narrow<T>(fill));
+      load_shifted(row.at, static_cast<int>(row.classes), at(0), size_ * V, words, narrow<T>(fill));
     } else {
       const uint32_t fill_pair = narrow_pair<T>(fill, fill);
       SK_UNROLL
       for (int j = 0; j < E / V; ++j) {
-        chunks_[j] = {{fill_pair, fill_pair, fill_pair, fill_pair}};
+        words[j] = {{fill_pair, fill_pair, fill_pair, fill_pair}};
         if (at(j) < static_cast<int>(row.classes)) {
-          chunks_[j] = *in_global_memory(reinterpret_cast<const Words*>(row.at + at(j)));
+          words[j] = *in_global_memory(reinterpret_cast<const Words*>(row.at + at(j)));
         }
       }
     }
   }
-  /// f(v, c) for chunks v at class c; what f makes of them is not kept.
-  template <class F>
-  SK_INLINE void each(F f) {
-    SK_UNROLL
-    for (int j = 0; j < E / V; ++j) {
-      A v[V];
-      unpacked(j, v);
-      f(v, at(j));
-    }
-  }
-  template <class F>
-  SK_INLINE void write(const Span<T>& out, F f) {
-    SK_UNROLL
-    for (int j = 0; j < E / V; ++j) {
-      A v[V];
-      unpacked(j, v);
-      f(v, at(j));
-      store_chunk<kAccess>(out, at(j), v);
-    }
-  }
-  template <class F>
-  SK_INLINE void each_with(PackedRow& other, F f) {
-    SK_UNROLL
-    for (int j = 0; j < E / V; ++j) {
-      A v[V], w[V];
-      unpacked(j, v);
-      other.unpacked(j, w);
-      f(v, w);
-    }
-  }
-  template <class F>
-  SK_INLINE void write_with(PackedRow& other, const Span<T>& out, F f) {
-    SK_UNROLL
-    for (int j = 0; j < E / V; ++j) {
-      A v[V], w[V];
-      unpacked(j, v);
-      other.unpacked(j, w);
-      f(v, w);
-      store_chunk<kAccess>(out, at(j), v);
-    }
-  }
-
- private:
-  /// Each time from the packed ones: to keep both would take more registers than what is not packed.
-  SK_INLINE void unpacked(int j, A (&v)[V]) {
-    SK_UNROLL
-    for (uint32_t& word : chunks_[j].of) forget(word);
-    unpack<T>(chunks_[j], v);
-  }
   SK_INLINE int at(int j) const { return (rank_ + j * size_) * V; }
-  Words chunks_[E / V];
+  std::conditional_t<kPacked, Words, Chunk> chunks_[E / V];
   int rank_, size_;
 };
 

@@ -32,6 +32,8 @@ SHORT, SHORT_PROGRAM, SHARED_PROGRAM = 64, 512, 2048
 POSITIONS, POSITIONS_BLOCK, POSITIONS_WARPS, POSITIONS_A_THREAD = 64, 2048, 8, 4
 # Registers of a multiprocessor, and the most that a thread may have.
 REGISTERS, MOST_REGISTERS = 65536, 255
+# Those of float64's short rows, of which the assembler spills some where it is not told that there are more.
+SHORT_DOUBLE_REGISTERS = 128
 # Elements of a thread, of which a warp has 32; and the warps that a program has at least, to hide the latency
 # of its loads, and at most.
 PER_THREAD, LEAST_WARPS, MOST_WARPS = 16, 4, 32
@@ -170,6 +172,11 @@ def make_plan(layout: Layout, walks: list[Walk], itemsize: int, others: bool = F
         warps = max(LEAST_WARPS, min(MOST_WARPS, weight * block_r * block_c // (32 * PER_THREAD)))
         warps = warps if whole_row <= held else LONG_WARPS
     single = block_c >= layout.classes
+    registers = None
+    if strided or not single:
+        registers = min(MOST_REGISTERS, REGISTERS // (32 * warps))
+    elif itemsize == 8 and block_c <= SHORT:
+        registers = SHORT_DOUBLE_REGISTERS
     path = f"{'flat' if flat else 'positions' if strided else 'rows'}, {'held' if single else 'in blocks'}"
     return Plan(
         path,
@@ -182,7 +189,7 @@ def make_plan(layout: Layout, walks: list[Walk], itemsize: int, others: bool = F
         block_r,
         block_c,
         warps,
-        min(MOST_REGISTERS, REGISTERS // (32 * warps)) if strided or not single else None,
+        registers,
     )
 
 
