@@ -178,8 +178,8 @@ def free_memory(needed: int) -> None:
 
 @pytest.mark.parametrize("shape", ((70_000, 32_000), (9_000, 250_000), (230_000_000, 10)), ids=str)
 def test_more_elements_than_32_bits_count(shape):
-    free_memory(20 << 30)
     torch.cuda.empty_cache()
+    free_memory(20 << 30)
     x = torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_(0, 3)
     target = targets(shape)
     last = slice(shape[0] - 2, shape[0])
