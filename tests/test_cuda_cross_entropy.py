@@ -86,6 +86,16 @@ def test_an_upstream_gradient_scales_once_and_spares_ignored_rows(dtype, upstrea
         close(dx[rows], expected[rows] * upstream, scale=4, atol=unit)
 
 
+@pytest.mark.parametrize("shape", ((4, 64), (4, 7), (4, 5, 3)), ids=str)
+@pytest.mark.parametrize("upstream", (-0.5, 0.5, -inf), ids=str)
+def test_zeros_of_ignored_rows_have_no_sign(shape, upstream):
+    x, target = logits(*shape), indices(shape)
+    target[1] = -100
+    leaf = x.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(softkern.cross_entropy(leaf, target), leaf, tensor(upstream))
+    assert_same_bits(dx[1], torch.zeros_like(dx[1]))
+
+
 @pytest.fixture
 def fresh_memory_is_nan():
     torch.use_deterministic_algorithms(True)

@@ -289,15 +289,24 @@ struct Factors {
   const A* scale;
   IndexTarget target;
 
-  SK_INLINE A all(int64_t row) const {
+  SK_INLINE A unless_ignored(int64_t row) const {
     return static_cast<A>(element(upstream, type, by_row ? row : 0)) * *scale;
   }
   SK_INLINE A of(int64_t row) const {
-    const A factor = all(row);
+    const A factor = unless_ignored(row);
     // Rows stored as zeros stay zeros: 0 * inf must not make them NaN.
     return target.at != nullptr && target.of(row) == target.ignore_index ? A(0) : factor;
   }
 };
+
+template <int V, class T>
+SK_INLINE void scale_chunk(const Span<T>& in, const Span<T>& out, int64_t c, Compute<T> factor) {
+  Compute<T> v[V];
+  in.load(c, v, Compute<T>(0));
+  SK_UNROLL
+  for (int i = 0; i < V; ++i) v[i] *= factor;
+  out.store(c, v);
+}
 
 /// Chunks in the order of a contiguous tensor: classes, or the rows behind them, next to each other.
 /// `packed`: both tensors are contiguous.
@@ -311,18 +320,13 @@ __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows out
   // What is multiplied by 1 in place need not be read.
   const bool in_place = input.data == output.data;
   if (!factors.by_row) {
-    const A factor = factors.all(0);
+    const A factor = factors.unless_ignored(0);
     if (factor == 1 && in_place) return;
-    if (packed && is_finite(factor)) {
-      const T* from = static_cast<const T*>(input.data);
-      T* to = static_cast<T*>(output.data);
-      for (int64_t item = first; item < items; item += step) {
-        A v[V];
-        Span<const T>{from, 1, items * V}.load(item * V, v, A(0));
-        SK_UNROLL
-        for (int i = 0; i < V; ++i) v[i] *= factor;
-        Span<T>{to, 1, items * V}.store(item * V, v);
-      }
+    // Rows stored as zeros stay +0 by themselves where the factor is neither negative nor without end.
+    if (packed && factor > 0 && is_finite(factor)) {
+      const Span<T> from{static_cast<T*>(input.data), 1, items * V},
+          to{static_cast<T*>(output.data), 1, items * V};
+      for (int64_t item = first; item < items; item += step) scale_chunk<V>(from, to, item * V, factor);
       return;
     }
   }
@@ -333,11 +337,7 @@ __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows out
     const int64_t row = plane * inner + position;
     const A factor = factors.of(row);
     if (factor == 1 && in_place) continue;
-    A v[V];
-    span_of<T>(input, grid, row).load(c, v, A(0));
-    SK_UNROLL
-    for (int i = 0; i < V; ++i) v[i] *= factor;
-    span_of<T>(output, grid, row).store(c, v);
+    scale_chunk<V>(span_of<T>(input, grid, row), span_of<T>(output, grid, row), c, factor);
   }
 }
 
@@ -362,13 +362,13 @@ Outcome scale(const ScaleArgs& args, const Target& target) {
   constexpr int V = kVector<T>, kThreads = 256;
   // Enough for any GPU. Where there is nothing to do, a block for each 256 chunks would take longer to come
   // and go than the kernel that made the gradient.
-  constexpr int64_t kMostBlocks = 2048;
+  constexpr int64_t kEnoughBlocks = 2048;
   const bool vectors = args.shape.inner == 1 && args.shape.classes % V == 0 &&
                        takes_vectors(args.input, V, 1) && takes_vectors(args.output, V, 1);
   const bool packed =
       is_packed(args.input, args.shape, args.rows) && is_packed(args.output, args.shape, args.rows);
   const int64_t items = args.rows * (args.shape.classes / (vectors ? V : 1));
-  const Dims dims{std::min((items + kThreads - 1) / kThreads, kMostBlocks), kThreads};
+  const Dims dims{std::min((items + kThreads - 1) / kThreads, kEnoughBlocks), kThreads};
   const Grid grid{args.rows, args.shape, {Shared::kLanes, 1}};
   const Factors<T> factors{args.upstream,
                            args.upstream_type,

@@ -137,7 +137,8 @@ class Terms {
 class RoughTerms {
   using L = Lane<float>;
   static constexpr float kLog2E = ExpConstants<float>::kLog2E;
-  static constexpr float kLog2ELow = static_cast<float>(0x1.71547652b82fep0 - static_cast<double>(kLog2E));
+  static constexpr float kLog2ELow =
+      static_cast<float>(ExpConstants<double>::kLog2E - static_cast<double>(kLog2E));
 
  public:
   explicit SK_INLINE RoughTerms(float m) : from_(origin_of(m)) {

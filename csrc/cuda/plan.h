@@ -102,7 +102,7 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
     // Few lanes with much to do: what a lane does once a row, and the sums over lanes, cost as much as 8
     // classes. Without vectors neighbouring lanes have neighbouring elements, and few lanes would have few
     // bytes.
-    if (access == Access::kVectors) {
+    if (vectors) {
       const int team = power_of_two(ceil_div(classes, traits.some));
       return {Way::kLanes, Kept::kSome, access, kSmallBlock, team, 1, "lanes, kept"};
     }
@@ -112,9 +112,8 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
     }
     return {Way::kLanes, Kept::kSome, access, kSmallBlock, kWarp, 1, "lanes, kept"};
   }
-  const bool vectorised = access == Access::kVectors;
-  const int many = vectorised || (access == Access::kShifted && traits.element_size == 2) ? traits.many : 0;
-  const int most_with_many = vectorised ? traits.most_with_many : most_threads;
+  const int many = vectors || (access == Access::kShifted && traits.element_size == 2) ? traits.many : 0;
+  const int most_with_many = vectors ? traits.most_with_many : most_threads;
   // The more blocks a multiprocessor has, the more of them read and write while others compute: small blocks
   // before large ones, if their threads have to keep more. One that fills the multiprocessor does better
   // still than a cluster, whose blocks wait for each other.
