@@ -225,10 +225,13 @@ class Group:
                 asked.append(worker)
         turn = Turn(self, cell, asked)
         # Each holds logits, upstream gradients and, for a backward alone, results, on a device the first two
-        # twice; one at a time computes.
+        # twice; one at a time computes, or all where the memory allows it: what is compiled for a device
+        # takes longer than the cell.
         each = 3 * turn.buffers + (0 if cell.device == "cpu" else 2)
         needed = cell.input_bytes * (each * len(asked) + TEMPORARIES)
-        if cell.input_bytes > LARGE and needed > self.memory() > 0:
+        there = self.memory()
+        turn.at_once = cell.device != "cpu" and cell.input_bytes * (each + TEMPORARIES) * len(asked) <= there
+        if cell.input_bytes > LARGE and needed > there > 0:
             for worker in asked:
                 self.leave_out(worker.label, f"the providers together need about {needed >> 30} GiB")
             return False

@@ -74,11 +74,18 @@ class Worker:
         return answer
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        self.tell(message)
+        return self.answer()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Set it to work; `answer` waits for the end of that."""
         if self.process is None:
             self.start()
             self.wait_started()
         self._signal(signal.SIGCONT)
         self._send(message)
+
+    def answer(self) -> dict[str, Any]:
         answer = self._receive(self.options.timeout)
         # Threads of OpenMP, XLA and ONNX Runtime spin for milliseconds after their work is done: it would be
         # into somebody else's turn.

@@ -46,6 +46,8 @@ def fewest_rounds(rounds: Rounds, cell: Cell, regime: str) -> int:
 
 
 class Turn:
+    at_once = False  # all prepare at the same time
+
     def __init__(self, group: Group, cell: Cell, asked: list[Worker]) -> None:
         self.group, self.plan, self.cell = group, group.plan, cell
         self.asked = asked
@@ -71,24 +73,46 @@ class Turn:
             "cell": self.cell.as_dict(),
             "folder": str(folder) if folder else None,
             "buffers": self.buffers,
-            "sample": self.plan.sample,
         }
+        if self.at_once:
+            told = [worker for worker in self.asked if self._tell(worker, self.message)]
+            for worker in told:
+                self._answer(worker, self.message)
         for worker in self.asked:
-            self._ask(worker, self.message)
-        self.asked = [worker for worker in self.asked if worker.label in self.state]
+            if self.at_once or self._ask(worker, self.message):
+                self._calibrate(worker)
+        self.asked = self._there()
         if self.asked and self.bytes >= SMALLEST_COPY:
             buffers = self._copies(self.bytes)
-            copy = {"do": "prepare_copy", "total": self.bytes, "buffers": buffers, "sample": self.plan.sample}
-            self._ask(self.group.copy, copy)
+            self._ask(self.group.copy, {"do": "prepare_copy", "total": self.bytes, "buffers": buffers})
+            self._calibrate(self.group.copy)
 
     def _copies(self, size: int) -> int:
         """How many times that many bytes are twice the cache, in a cell that is to come from memory."""
         return max(1, -(-2 * self.cache // size)) if self.memory else 1
 
+    def _calibrate(self, worker: Worker) -> None:
+        """Of one that is prepared, in its turn."""
+        if worker.label in self.state:
+            answer = self._ask(worker, {"do": "calibrate", "sample": self.plan.sample})
+            self.state.get(worker.label, {}).update(answer or {})
+
     def _ask(self, worker: Worker, message: dict[str, Any]) -> dict[str, Any] | None:
         """The answer; None if the provider has lost this cell."""
+        return self._answer(worker, message) if self._tell(worker, message) else None
+
+    def _tell(self, worker: Worker, message: dict[str, Any]) -> bool:
+        """Whether it is at work now."""
         try:
-            answer = worker.ask(message)
+            worker.tell(message)
+        except WorkerLost as lost:
+            self.lost[worker.label] = ("failed", str(lost))
+            return False
+        return True
+
+    def _answer(self, worker: Worker, message: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            answer = worker.answer()
         except WorkerLost as lost:
             self.lost[worker.label] = ("failed", str(lost))
             return None
@@ -153,6 +177,7 @@ class Turn:
         going = self._going()
         for worker in going[turn % len(going) :] + going[: turn % len(going)] if going else []:
             self._ask(worker, {**self.message, "do": "place_anew"})
+            self._calibrate(worker)
 
     def _there(self) -> list[Worker]:
         return [worker for worker in self.asked if worker.label not in self.lost]

@@ -50,10 +50,8 @@ class Session:
         gc.freeze()  # a framework's modules are many objects: going through them takes 0.1 s a collection
         return {"version": version}
 
-    def prepare(
-        self, cell: dict[str, Any], folder: str | None, buffers: int, sample: float
-    ) -> dict[str, Any]:
-        """Make the inputs, check the result of a first call, find how many calls make a sample."""
+    def prepare(self, cell: dict[str, Any], folder: str | None, buffers: int) -> dict[str, Any]:
+        """Make the inputs and check the result of a first call."""
         assert self.provider is not None
         what = Cell.from_dict(cell)
         problem = problems.load(Path(folder)) if folder else None
@@ -67,7 +65,7 @@ class Session:
         # What is free now, from this cell's check and from the cells before, would decide whether outputs are
         # fresh pages.
         self.device.release()
-        return {"error": found, "how": how, **self._calibrate(sample)}
+        return {"error": found, "how": how}
 
     def release(self) -> dict[str, Any]:
         """Give the memory of the cell back to the system."""
@@ -86,22 +84,25 @@ class Session:
         expected = problems.load_answers(Path(folder))
         return problems.errors(cell, got, expected)
 
-    def prepare_copy(self, total: int, buffers: int, sample: float) -> dict[str, Any]:
-        if self.device_name != "cpu":
+    def prepare_copy(self, total: int, buffers: int) -> dict[str, Any]:
+        if self.device_name == "cpu":
+            self.copy = bandwidth.Copy(total, self.threads, buffers)
+        else:
             on_device = bandwidth.DeviceCopy(total, buffers, self.device_name)
             self.step = lambda i: on_device.step(i % buffers)
-            return self._calibrate(sample)
-        self.copy = bandwidth.Copy(total, self.threads, buffers)
-        self.copy.run(1)
-        self.repeats = self._repeats(self.copy.run(1), sample)
-        return {"repeats": self.repeats}
+        return {}
 
     def sample_copy(self) -> dict[str, Any]:
         if self.copy is None:
             return self.sample()
         return {"seconds": self.copy.run(self.repeats), "faults": 0.0}
 
-    def _calibrate(self, sample: float) -> dict[str, Any]:
+    def calibrate(self, sample: float) -> dict[str, Any]:
+        """Find how many calls make a sample of that many seconds; what has been prepared, in its turn."""
+        if self.copy is not None:
+            self.copy.run(1)
+            self.repeats = self._repeats(self.copy.run(1), sample)
+            return {"repeats": self.repeats}
         assert self.step is not None
         first, _ = self.device.sample(self.step, 0, 1)
         second, _ = self.device.sample(self.step, 1, 1)

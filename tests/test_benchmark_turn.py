@@ -31,12 +31,23 @@ class Fake:
     def __init__(self, label: str, seconds: Callable[[int], float]) -> None:
         self.label, self.seconds, self.version = label, seconds, "1"
         self.asked: list[str] = []
+        self.at_work = False
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        self.tell(message)
+        return self.answer()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        assert not self.at_work
         self.asked.append(message["do"])
-        if message["do"].startswith("sample"):
+        self.at_work = True
+
+    def answer(self) -> dict[str, Any]:
+        self.at_work = False
+        what = self.asked[-1]
+        if what.startswith("sample"):
             clock.now += clock.tick
-            return {"seconds": self.seconds(self.asked.count(message["do"]) - 1), "faults": 0}
+            return {"seconds": self.seconds(self.asked.count(what) - 1), "faults": 0}
         return {"repeats": 1, "bytes": 3 << 20}
 
 
@@ -69,7 +80,12 @@ def drifting(k: int) -> float:
 
 
 def turn_of(
-    *workers: Fake, cell: Cell = SMALL, regime: str = "default", share: float = PATIENCE, most: int = 101
+    *workers: Fake,
+    cell: Cell = SMALL,
+    regime: str = "default",
+    share: float = PATIENCE,
+    most: int = 101,
+    at_once: bool = False,
 ) -> Turn:
     """A turn whose providers are ready; it has that share of the time."""
     group = SimpleNamespace(
@@ -82,6 +98,7 @@ def turn_of(
         inputs_of=lambda cell: None,
     )
     turn = Turn(group, cell, list(workers))
+    turn.at_once = at_once
     turn.prepare()
     return turn
 
@@ -226,7 +243,7 @@ def test_whether_a_call_is_long_is_known_from_its_quicker_one():
     for first, second in ((1.0, 0.1), (0.1, 1.0)):
         seconds = iter((first, second))
         session.device = SimpleNamespace(sample=lambda *_, of=seconds: (next(of), 0))
-        session._calibrate(3e-3)
+        session.calibrate(3e-3)
         assert session.once == 0.1
 
 
@@ -241,3 +258,26 @@ def test_a_cell_that_needs_more_memory_than_there_is_is_left_out():
     (left_out,) = into["left_out"]
     assert left_out == {"provider": "a", "reason": "the providers together need about 0 GiB", "cells": 1}
     assert worker.asked == [] and into["rows"] == []
+
+
+@pytest.mark.parametrize("at_once", (False, True))
+def test_all_may_prepare_at_once_but_are_timed_in_turn(at_once):
+    """What a device needs is compiled; how many calls make a sample must not depend on the others."""
+    workers = [Fake("torch", steady(1.0)), Fake("broken", steady(1.0)), Fake("a", steady(1.0))]
+    at_work: list[list[str]] = []
+
+    def answer(worker: Fake) -> dict[str, Any]:
+        at_work.append([other.label for other in workers if other.at_work])
+        given = Fake.answer(worker)
+        return {"failed": "no kernel"} if worker.label == "broken" else given
+
+    for worker in workers:
+        worker.answer = lambda worker=worker: answer(worker)
+    turn = turn_of(*workers, at_once=at_once)
+    if at_once:
+        assert at_work[:3] == [["torch", "broken", "a"], ["broken", "a"], ["a"]]
+        del at_work[:3]
+    assert all(len(labels) == 1 for labels in at_work)
+    assert workers[0].asked == workers[2].asked == ["prepare", "calibrate"]
+    assert workers[1].asked == ["prepare"] and turn.lost == {"broken": ("failed", "no kernel")}
+    assert turn.state["a"]["repeats"] == 1
