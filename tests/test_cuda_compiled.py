@@ -36,7 +36,7 @@ KERNEL = re.compile(
     r"(?:(forward|backward)_kernelINS1_\w+?OpE|(cross_entropy)_kernelI)"
     r"(f|d|NS_8BFloat16E|NS_4HalfE)(?:Lb([01])E)?LNS\w*?_6AccessE([012])ELi(\d+)E"
 )
-BY_ELEMENTS, BY_VECTORS, SHIFTED = "012"
+BY_ELEMENTS, BY_VECTORS, SPANS = "012"
 IN_16_BYTES = {"f": 4, "d": 2, "NS_8BFloat16E": 8, "NS_4HalfE": 8}
 
 
@@ -84,8 +84,9 @@ def ceiling(name: str) -> int:
     if few:
         return 128 if double else 96 if spread else 64
     if double or spread:
-        return 255 if double and spread else 146 if access == BY_ELEMENTS else 128
-    return 64 if access == BY_VECTORS else 128
+        return 255 if double and spread else 152 if access == BY_ELEMENTS else 128
+    many = element not in "fd" and access == SPANS and match[2] and int(kept) == 64
+    return 80 if many else 128 if access == BY_ELEMENTS else 64
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -94,8 +95,16 @@ def test_registers_stay_below_what_the_blocks_leave_them(architecture):
     assert {name: use.registers for name, use in kernels.items() if use.registers > ceiling(name)} == {}
 
 
+def accesses(text: str, name: str, bits: int) -> list[int]:
+    """The distances that instructions of that width have from their register."""
+    width = "" if bits == 32 else rf"\.(?:\w+\.)*{bits}"
+    found = re.findall(rf"\b{name}\.E{width}(?:\.CONSTANT)? [^;]*?\.64(?:\+(-?0x[0-9a-f]+))?\]", text)
+    return [int(at or "0", 16) for at in found]
+
+
 @pytest.mark.parametrize("name", OBJECTS)
-def test_aligned_rows_are_read_and_written_16_bytes_at_a_time(name):
+def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name):
+    """The latter, two of 16 bits together, by distances that are part of the instruction."""
     nvidia = pytest.importorskip("triton.backends.nvidia", reason="its cuobjdump is Triton's")
     tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
     if not tool.exists():
@@ -112,16 +121,16 @@ def test_aligned_rows_are_read_and_written_16_bytes_at_a_time(name):
         match = KERNEL.search(kernel)
         if match is None or match[5] == BY_ELEMENTS:
             continue
-        # Of two doubles that lie in two words, half of each is needed.
-        widths = "128|64" if match[3] == "d" and match[5] == SHIFTED else "128"
-        loads = re.findall(rf"\bLDG\.E\.(?:\w+\.)*(?:{widths})", text)
-        stores = re.findall(r"\bSTG\.E\.(?:\w+\.)*128", text)
-        chunks = max(1, int(match[6]) // IN_16_BYTES[match[3]])
-        # A row that is kept is read once: as many loads as it has chunks, two where these lie in two words,
-        # and one more tensor in a backward.
+        in_16_bytes, spans = IN_16_BYTES[match[3]], match[5] == SPANS
+        bits = 128 if not spans else 64 if match[3] == "d" else 32
+        loads, stores = accesses(text, "LDG", bits), accesses(text, "STG", bits)
+        chunks = max(1, int(match[6]) // max(1, in_16_bytes * bits // 128))
+        # A row that is kept is read once: as many loads as it has chunks, and one more tensor in a backward.
         tensors = 2 if match[1] == "backward" else 1
-        assert len(loads) >= tensors * chunks * (2 if match[5] == SHIFTED else 1), kernel
+        assert len(loads) >= tensors * chunks, kernel
         assert len(stores) >= chunks, kernel
+        if spans:  # each 32 such accesses behind the one before
+            assert {at - min(stores) for at in stores} >= {32 * bits // 8 * j for j in range(chunks)}, kernel
         checked += 1
     assert checked > 0 or name == "reduce"
 

@@ -18,12 +18,14 @@ namespace {
 template <class T, bool kSpread>
 struct Losses : OneTensor<T> {
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
-  static constexpr int kMany = kSpread || sizeof(T) == 2 ? 0 : OneTensor<T>::kMany;
+  static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
   static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads;
   static constexpr int kMostWithMany = kMostThreads;
-  static constexpr int kMostWithoutVectors = !kSpread ? 512 : sizeof(T) == 8 ? 256 : 448;
+  // As many as have room for 51,200 classes.
+  static constexpr int kMostSpansWithMany = sizeof(T) == 2 ? 800 : kMostThreads;
+  static constexpr int kMostWithElements = !kSpread ? 512 : sizeof(T) == 8 ? 256 : 416;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : kSpread ? 96 : 64;
-  static constexpr bool kShifted = !kSpread;
+  static constexpr bool kSpans = !kSpread;
 };
 
 /// CrossEntropyArgs as kernels take them.
@@ -92,13 +94,6 @@ struct Hot {
   A x = 0;
 };
 
-template <bool kSpread, class A, class Index>
-SK_INLINE A row_loss(const Stats<A>& s, const Hot<A, Index>& hot) {
-  const A log_d = s.log_d();
-  const A own = hot.index >= 0 ? hot.mass * ((s.m - hot.x) + log_d) : A(0);
-  return kSpread ? own + fused(s.mass, log_d, s.below) : own;
-}
-
 /// The true class, but for its spread mass, from numbers of the compute type: p - 1 of a p already rounded to
 /// 16 bits is off by up to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1,
 /// and the other classes give it.
@@ -114,18 +109,20 @@ template <class T, bool kSpread, class Index>
 struct RowTarget {
   using A = Compute<T>;
   Hot<A, Index> hot;
-  bool counts;  // exists, and is not ignored
+  bool spread_counts;
   typename MassOf<T, kSpread>::type mass;
+  /// Whether the row exists, and is not ignored.
+  SK_INLINE bool counts() const { return kSpread ? spread_counts : hot.index >= 0; }
 };
 
 template <class T, bool kSpread, class Index>
 SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>& call, int64_t row) {
   RowTarget<T, kSpread, Index> result;
-  result.counts = row < grid.rows;
-  if (result.counts && call.target.at != nullptr) {
+  bool counts = row < grid.rows;
+  if (counts && call.target.at != nullptr) {
     const int64_t y = call.target.of(row);
-    result.counts = y != call.target.ignore_index;
-    if (result.counts) {
+    counts = y != call.target.ignore_index;
+    if (counts) {
       // Nothing is read for a class that is not there.
       stop_unless(y >= 0 && y < grid.shape.classes, kOutOfBounds);
       const T* x = row_of<const T>(call.logits, row, grid.shape.inner);
@@ -135,10 +132,10 @@ SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>
     }
   }
   if constexpr (kSpread) {
-    const int64_t classes = result.counts ? grid.shape.classes : 0;
+    result.spread_counts = counts;
     Span<const T> t{nullptr, 0, 0};
     if (call.probabilities.data != nullptr) t = span_of<const T>(call.probabilities, grid, row);
-    result.mass = {t, call.weight, call.keep, call.share, classes};
+    result.mass = {t, call.weight, call.keep, call.share, counts ? grid.shape.classes : 0};
   }
   return result;
 }
@@ -158,21 +155,21 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
   using A = Compute<T>;
   const A factor = call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
   const A inverse = inverse_of(s.total());
-  const A scale = factor * (target.hot.mass + s.mass) * inverse;
-  // For chunks of one class; of larger ones there are few, and a thread that has it works it out.
-  const A hot_dx = hot_gradient(s, target.hot, inverse, factor);
+  A scale = factor * (target.hot.mass + s.mass) * inverse * TermsOf<T>::kUnit;
+  // An ignored row that is kept as logits holds zeros, one that is not kept has no terms: times 0 that is +0.
+  if (!Row::kHoldsTerms && !target.counts()) scale = 0;
+  A hot_dx = hot_gradient(s, target.hot, inverse, factor);
+  if constexpr (kSpread) {
+    A a[1];
+    if (target.hot.index >= 0 && target.mass.load(target.hot.index, a)) hot_dx = fused(a[0], -factor, hot_dx);
+  }
   const TermsOf<T> terms(finite(s.m));
   row.write(out, [&](auto& v, Index c) {  // 3 write
     constexpr int V = sizeof(v) / sizeof(A);
-    const Index own = target.hot.index - c;
     SK_UNROLL
-    for (int i = 0; i < V; ++i) v[i] = (Row::kHoldsTerms ? v[i] : terms.of(v[i])) * scale;
-    if constexpr (V == 1) {
-      if (own == 0) v[0] = hot_dx;
-    } else if (own >= 0 && own < V) {
-      const A dx = hot_gradient(s, target.hot, inverse, factor);
-      SK_UNROLL
-      for (int i = 0; i < V; ++i) v[i] = i == own ? dx : v[i];
+    for (int i = 0; i < V; ++i) {
+      v[i] = (Row::kHoldsTerms ? v[i] : terms.of(v[i])) * scale;
+      if (Row::kHoldsTerms && !target.counts()) v[i] = 0;
     }
     if constexpr (kSpread) {
       A a[V];
@@ -181,10 +178,12 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
         for (int i = 0; i < V; ++i) v[i] = fused(a[i], -factor, v[i]);
       }
     }
-    if (!target.counts) {
-      for (A& x : v) x = 0;
-    }
   });
+  // Later, because to compare each class with it would take as long as to multiply. Forgotten, or there would
+  // be two copies of the loop, one for rows without.
+  Index hot = target.hot.index;
+  forget(hot);
+  if (hot >= 0) row.put(out, hot, hot_dx);
 }
 
 /// `out` has no memory where no gradient is wanted. number(): of the row whose loss the thread writes, or -1.
@@ -193,10 +192,15 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
                                  const RowTarget<T, kSpread, Index>& target, const Span<T>& out,
                                  Number number) {
   using A = Compute<T>;
-  const Stats<A> s = statistics<true, T>(team, row, target.mass);
+  const Stats<A> s = statistics<true, true, T>(team, row, target.mass);
+  const A d_less_one = s.d_less_one(), below = s.m - target.hot.x;
   const auto write_loss = [&] {
     const int64_t own = number();
-    if (own >= 0) store_loss(call, own, target.counts ? row_loss<kSpread>(s, target.hot) : A(0));
+    if (own < 0) return;
+    const A log_d = log_one_plus_of(d_less_one);
+    A loss = target.hot.index >= 0 ? target.hot.mass * (below + log_d) : A(0);
+    if (kSpread) loss += fused(s.mass, log_d, s.below);
+    store_loss(call, own, target.counts() ? loss : A(0));
   };
   // A logarithm takes registers, of which a row that is kept leaves few before it is written.
   if (!Row::kKeeps) write_loss();
@@ -206,8 +210,7 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
 
 template <class T, bool kSpread, Access kAccess, int E>
 __global__ void SK_BOUNDS(Losses<T, kSpread>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
-  using A = Compute<T>;
-  Team<A> team(grid.sharing);
+  TeamOf<Losses<T, kSpread>, T, E> team(grid.sharing);
   const int64_t number = team.row();
   // Where a thread keeps its part, classes are few enough for an int.
   using Index = std::conditional_t<(E > 0), int, int64_t>;
@@ -220,8 +223,10 @@ __global__ void SK_BOUNDS(Losses<T, kSpread>, kAccess, E) cross_entropy_kernel(G
   if (at_once) row.load(x, -INFINITY);
   const auto target = target_of<T, kSpread, Index>(grid, call, number);
   if (!at_once) {
-    if (!target.counts) x.classes = 0;
+    if (!target.counts()) x.classes = 0;
     row.load(x, -INFINITY);
+  } else if constexpr (!Row::kHoldsTerms && Row::kKeeps) {
+    if (!target.counts()) row.clear();
   }
   team.meet();
   const Span<T> out = call.grad.data != nullptr ? span_of<T>(call.grad, grid, number) : Span<T>{};
@@ -241,7 +246,7 @@ __global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call) {
   sync_block();
   Alone<A> team;
   const int classes = tile.own_classes();
-  TileRow<T> row(tile.own(), target.counts ? classes : 0, classes);
+  TileRow<T> row(tile.own(), target.counts() ? classes : 0, classes);
   cross_entropy_row<T, kSpread, int>(team, row, call, target, Span<T>{},
                                      [&] { return number < grid.rows ? number : -1; });
   if (call.grad.data == nullptr) return;

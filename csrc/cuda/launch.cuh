@@ -3,7 +3,7 @@
 #pragma once
 
 #include "plan.h"
-#include "row.cuh"
+#include "spans.cuh"
 #include "tile.cuh"
 
 namespace softkern::cuda {
@@ -17,9 +17,10 @@ struct OneTensor {
   static constexpr int kFew = kVector<T> > 4 ? kVector<T> : 4;
   static constexpr int kSome = 64 / sizeof(T), kMany = 2 * kSome;
   static constexpr int kMostThreads = sizeof(T) == 8 ? 512 : 1024;
-  static constexpr int kMostWithoutVectors = 512, kMostWithMany = kMostThreads;
+  static constexpr int kMostWithElements = 512, kMostWithMany = kMostThreads,
+                       kMostSpansWithMany = kMostThreads;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : 64;
-  static constexpr bool kShifted = true;
+  static constexpr bool kSpans = true;
 };
 template <class T>
 struct TwoTensors : OneTensor<T> {
@@ -28,16 +29,17 @@ struct TwoTensors : OneTensor<T> {
 
 template <class K, Access kAccess, int E>
 constexpr int most_threads() {
-  return E > 0 && E <= K::kFew         ? kSmallBlock
-         : kAccess != Access::kVectors ? K::kMostWithoutVectors
-         : E <= K::kSome               ? K::kMostThreads
-                                       : K::kMostWithMany;
+  return E > 0 && E <= K::kFew          ? kSmallBlock
+         : kAccess == Access::kElements ? K::kMostWithElements
+         : E <= K::kSome                ? K::kMostThreads
+         : kAccess == Access::kSpans    ? K::kMostSpansWithMany
+                                        : K::kMostWithMany;
 }
-/// Of a thread of such blocks; a multiprocessor has 65,536, a thread at most 255.
+/// Of a thread of such blocks; a multiprocessor has 65,536 and gives them out by 8, a thread has at most 255.
 template <class K, Access kAccess, int E>
 constexpr int most_registers() {
   constexpr int threads = most_threads<K, kAccess, E>();
-  return threads == kSmallBlock ? K::kSmallRegisters : threads <= 256 ? 255 : 65536 / threads;
+  return threads == kSmallBlock ? K::kSmallRegisters : threads <= 256 ? 255 : 65536 / threads / 8 * 8;
 }
 
 // NVIDIA's assembler, told of threads alone, spills registers to make room for another block on the
@@ -50,8 +52,16 @@ constexpr int most_registers() {
 
 template <class T, class K>
 Traits traits_of(const Target& target) {
-  return {static_cast<int>(sizeof(T)), K::kFew,          K::kSome,    K::kMany,       K::kMostThreads,
-          K::kMostWithoutVectors,      K::kMostWithMany, K::kShifted, target.clusters};
+  return {static_cast<int>(sizeof(T)),
+          K::kFew,
+          K::kSome,
+          K::kMany,
+          K::kMostThreads,
+          K::kMostWithElements,
+          K::kMostWithMany,
+          K::kMostSpansWithMany,
+          K::kSpans,
+          target.clusters};
 }
 
 inline Sharing sharing_of(const Plan& plan) {
@@ -99,8 +109,8 @@ const char* with_kernel(const Plan& plan, F start) {
   const auto start_that_keeps = [&](auto kept) {
     constexpr int E = decltype(kept)::value;
     if (plan.access == Access::kVectors) return start_checked(Kernel<Access::kVectors, E>());
-    if constexpr (K::kShifted) {
-      if (plan.access == Access::kShifted) return start_checked(Kernel<Access::kShifted, E>());
+    if constexpr (K::kSpans && E > 0) {
+      if (plan.access == Access::kSpans) return start_checked(Kernel<Access::kSpans, E>());
     }
     return start_checked(Kernel<Access::kElements, E>());
   };
@@ -111,8 +121,8 @@ const char* with_kernel(const Plan& plan, F start) {
       return start_that_keeps(std::integral_constant<int, K::kSome>());
     case Kept::kMany:
       if constexpr (K::kMany > 0) {
-        if constexpr (K::kShifted && sizeof(T) == 2) {
-          if (plan.access == Access::kShifted) return start_checked(Kernel<Access::kShifted, K::kMany>());
+        if constexpr (K::kSpans) {
+          if (plan.access == Access::kSpans) return start_checked(Kernel<Access::kSpans, K::kMany>());
         }
         return start_checked(Kernel<Access::kVectors, K::kMany>());
       }
@@ -123,10 +133,17 @@ const char* with_kernel(const Plan& plan, F start) {
   return start_that_keeps(std::integral_constant<int, 0>());
 }
 
+template <class K, class T, int E>
+using TeamOf = Team<Compute<T>, (E > 0 && E == K::kMany)>;
+
 /// A thread's part of a row, kept or not.
 template <class T, Access kAccess, int E, int kTensors = 1>
 struct RowOf {
   using type = KeptRow<T, kAccess, E>;
+};
+template <class T, int E, int kTensors>
+struct RowOf<T, Access::kSpans, E, kTensors> {
+  using type = SpannedRow<T, E>;
 };
 template <class T, Access kAccess, int kTensors>
 struct RowOf<T, kAccess, 0, kTensors> {

@@ -20,9 +20,9 @@ struct LogSoftmaxOp {
   static SK_INLINE A summand(A g, A) {
     return g;
   }
-  template <class A>
+  template <class T, class A>
   static SK_INLINE A gradient(A g, A y, A total) {
-    return g - exp_of(y) * total;
+    return g - exp_of<T>(y) * total;
   }
 };
 

@@ -63,6 +63,39 @@ SK_INLINE uint32_t narrow_pair<Half>(float low, float high) {
 }
 #endif
 
+/// Two 16-bit elements in a word, the first in its low half.
+template <class T>
+SK_INLINE void unpack_pair(uint32_t word, float& low, float& high) {
+  low = widen(T{static_cast<uint16_t>(word)});
+  high = widen(T{static_cast<uint16_t>(word >> 16)});
+}
+
+/// The larger ones of two such pairs; of a NaN and a number, the number.
+#if defined(SOFTKERN_EMULATED)
+template <class T>
+SK_INLINE uint32_t larger_pair(uint32_t a, uint32_t b) {
+  float a_low, a_high, b_low, b_high;
+  unpack_pair<T>(a, a_low, a_high);
+  unpack_pair<T>(b, b_low, b_high);
+  return narrow_pair<T>(larger(a_low, b_low), larger(a_high, b_high));
+}
+#else
+template <class T>
+SK_INLINE uint32_t larger_pair(uint32_t a, uint32_t b);
+template <>
+SK_INLINE uint32_t larger_pair<BFloat16>(uint32_t a, uint32_t b) {
+  uint32_t result;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+template <>
+SK_INLINE uint32_t larger_pair<Half>(uint32_t a, uint32_t b) {
+  uint32_t result;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+#endif
+
 /// One element of a type that the kernel is not compiled for.
 SK_INLINE double element(const void* at, ElementType type, int64_t i) {
   switch (type) {
@@ -94,9 +127,7 @@ template <class T>
 SK_INLINE void unpack(const Words& words, Compute<T>* v) {
   if constexpr (sizeof(T) == 2) {
     SK_UNROLL
-    for (int i = 0; i < kVector<T>; ++i) {
-      v[i] = widen(T{static_cast<uint16_t>(words.of[i / 2] >> (16 * (i % 2)))});
-    }
+    for (int i = 0; i < 4; ++i) unpack_pair<T>(words.of[i], v[2 * i], v[2 * i + 1]);
   } else if constexpr (sizeof(T) == 4) {
     SK_UNROLL
     for (int i = 0; i < kVector<T>; ++i) v[i] = bits_as<float>(words.of[i]);

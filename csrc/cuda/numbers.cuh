@@ -112,6 +112,7 @@ class Terms {
   using Bits = typename F::Bits;
 
  public:
+  static constexpr A kUnit = 1;
   explicit SK_INLINE Terms(A m) {
     from_ = origin_of(m);
     const A highest = m - from_;
@@ -132,34 +133,38 @@ class Terms {
   Bits exponent_;
 };
 
-/// The same terms of rows of 16 bits within 2^-18: a thousandth of what the result's own rounding is, in half
-/// of the instructions, which are what bounds a loss.
+/// The same terms of rows of 16 bits in three instructions, which are what bounds such a row: within 2^-16,
+/// those above e^-17 of the row's largest, which is all that float16 has, within 2^-18. Results are rounded
+/// to 2^-9 and 2^-12.
 class RoughTerms {
   using L = Lane<float>;
   static constexpr float kLog2E = ExpConstants<float>::kLog2E;
   static constexpr float kLog2ELow =
       static_cast<float>(ExpConstants<double>::kLog2E - static_cast<double>(kLog2E));
+  // rough_exp2 has no subnormal results, but bfloat16 has, down to 2^-133.
+  static constexpr int kUp = 16;
 
  public:
-  explicit SK_INLINE RoughTerms(float m) : from_(origin_of(m)) {
-    minus_n_ = ExpRange<float>::kRounder - exp_power<L>(m - from_);
+  /// What `of` is in units of.
+  static constexpr float kUnit = 0x1p-16f;
+  explicit SK_INLINE RoughTerms(float m) : m_(m) {
+    const float x = m - origin_of(m);
+    const float n = exp_power<L>(x) - ExpRange<float>::kRounder;
+    of_m_ = fused(x, kLog2ELow, fused(x, kLog2E, -n)) + kUp;
   }
-  SK_INLINE float of(float x) const {
-    const float y = x - from_;
-    return rough_exp2(fused(y, kLog2ELow, fused(y, kLog2E, minus_n_)));
-  }
+  SK_INLINE float of(float x) const { return rough_exp2(fused(x - m_, kLog2E, of_m_)); }
 
  private:
-  float from_, minus_n_;
+  float m_, of_m_;
 };
 
 template <class T>
 using TermsOf = std::conditional_t<sizeof(T) == 2, RoughTerms, Terms<Compute<T>>>;
 
-/// exp(x) for x <= 0, -inf included; NaN for NaN.
-template <class A>
-SK_INLINE A exp_of(A x) {
-  return Terms<A>(0).of(x);
+/// exp(x) for x <= 0, -inf included; NaN for NaN. As exact as results of T need it.
+template <class T>
+SK_INLINE Compute<T> exp_of(Compute<T> x) {
+  return TermsOf<T>(0).of(x) * TermsOf<T>::kUnit;
 }
 
 /// log(1 + q) for finite q >= 0; NaN for NaN.

@@ -19,7 +19,7 @@ enum class Kept : int { kNone, kFew, kSome, kMany };
 enum class Access : int {
   kElements,  // one; they may lie apart
   kVectors,   // 16 bytes, aligned, a whole number of them in a row
-  kShifted,   // 16 bytes, of a row that may begin and end anywhere
+  kSpans,     // one, of classes side by side, of which a warp has a span: kept rows alone
 };
 
 struct Plan {
@@ -36,9 +36,10 @@ struct Plan {
 struct Traits {
   int element_size;
   int few, some, many;  // elements of Kept; many 0: not compiled, as for rows without vectors
-  // Threads of a block: with vectors, without, and where each keeps many.
-  int most_threads, most_without_vectors, most_with_many;
-  bool shifted;  // compiled
+  // Threads of a block: with vectors or spans, with elements, and where each keeps many, of vectors and
+  // spans.
+  int most_threads, most_with_elements, most_with_many, most_spans_with_many;
+  bool spans;  // compiled
   bool clusters;
 };
 
@@ -74,7 +75,7 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
   };
 
   const int vector = kVectorBytes / traits.element_size;
-  bool columns = false, side_by_side = traits.shifted;
+  bool columns = false, side_by_side = traits.spans;
   bool vectors = classes % vector == 0 && reinterpret_cast<uintptr_t>(weights) % kVectorBytes == 0;
   for (const Rows* rows : operands) {
     if (rows->data == nullptr) continue;
@@ -83,12 +84,12 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
     vectors = vectors && takes_vectors(*rows, vector, shape.inner);
   }
   constexpr Access kElements = Access::kElements;
-  const Access access = vectors ? Access::kVectors : side_by_side ? Access::kShifted : kElements;
+  const Access access = vectors ? Access::kVectors : side_by_side ? Access::kSpans : kElements;
   if (classes <= kTileClasses) {
     const int threads = traits.element_size == 8 ? kSmallBlock / 2 : kSmallBlock;
     return {Way::kTile, Kept::kNone, kElements, threads, 1, 1, "a thread a row"};
   }
-  const int most_threads = vectors ? traits.most_threads : traits.most_without_vectors;
+  const int most_threads = access == kElements ? traits.most_with_elements : traits.most_threads;
   if (columns) {
     const int64_t team = ceil_div(classes, traits.some);
     if (team * kWarp <= most_threads) {
@@ -112,8 +113,8 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
     }
     return {Way::kLanes, Kept::kSome, access, kSmallBlock, kWarp, 1, "lanes, kept"};
   }
-  const int many = vectors || (access == Access::kShifted && traits.element_size == 2) ? traits.many : 0;
-  const int most_with_many = vectors ? traits.most_with_many : most_threads;
+  const int many = access == kElements ? 0 : traits.many;
+  const int most_with_many = vectors ? traits.most_with_many : traits.most_spans_with_many;
   // The more blocks a multiprocessor has, the more of them read and write while others compute: small blocks
   // before large ones, if their threads have to keep more. One that fills the multiprocessor does better
   // still than a cluster, whose blocks wait for each other.
@@ -138,7 +139,8 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
       return {Way::kCluster, kept, access, threads, threads, blocks, "cluster, kept"};
     }
   }
-  return {Way::kBlock, Kept::kNone, access, most_threads, most_threads, 1, "block, read twice"};
+  const int threads = vectors ? traits.most_threads : traits.most_with_elements;
+  return {Way::kBlock, Kept::kNone, vectors ? access : kElements, threads, threads, 1, "block, read twice"};
 }
 
 }  // namespace softkern::cuda

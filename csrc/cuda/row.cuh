@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A thread's part of a row, V classes at a time: chunk k of the row belongs to thread k % size. Kept in
-// registers between the steps, or read again for each. Steps and names are those of the CPU's kernels: 1 max,
-// 2 sum-exp, 3 write.
+// A thread's part of a row, V classes at a time: chunk k of the row belongs to thread k % size, or a warp has
+// classes next to each other. Kept in registers between the steps, or read again for each. Steps and names
+// are those of the CPU's kernels: 1 max, 2 sum-exp, 3 write.
 #pragma once
 
+#include "memory.cuh"
 #include "plan.h"
-#include "shifted.cuh"
 #include "stats.cuh"
 #include "team.cuh"
 
@@ -63,15 +63,6 @@ SK_INLINE Span<T> span_of(const Rows& rows, const Grid& grid, int64_t row) {
   return {row_of<T>(rows, row, grid.shape.inner), rows.class_stride, grid.shape.classes};
 }
 
-template <Access kAccess, class T, class Index, int V>
-SK_INLINE void store_chunk(const Span<T>& out, Index c, const Compute<T> (&v)[V]) {
-  if constexpr (kAccess == Access::kShifted) {
-    store_shifted(out.at, static_cast<Index>(out.classes), c, v);
-  } else {
-    out.store(c, v);
-  }
-}
-
 /// E elements in registers. Of 16 bits and by 16 bytes they stay packed as they are in memory, in half of the
 /// registers, and what is made of them is not kept.
 template <class T, Access kAccess, int E>
@@ -88,15 +79,37 @@ class KeptRow {
   explicit SK_INLINE KeptRow(const Team& team) : rank_(team.rank()), size_(team.size()) {}
   SK_INLINE void load(const Span<T>& row, A fill) {
     if constexpr (kPacked) {
-      load_words(row, fill, chunks_);
-    } else if constexpr (kAccess == Access::kShifted) {
-      Words words[E / V];
-      load_words(row, fill, words);
+      const uint32_t fill_pair = narrow_pair<T>(fill, fill);
       SK_UNROLL
-      for (int j = 0; j < E / V; ++j) unpack<T>(words[j], chunks_[j]);
+      for (int j = 0; j < E / V; ++j) {
+        chunks_[j] = {{fill_pair, fill_pair, fill_pair, fill_pair}};
+        if (at(j) < static_cast<int>(row.classes)) {
+          chunks_[j] = *in_global_memory(reinterpret_cast<const Words*>(row.at + at(j)));
+        }
+      }
     } else {
       SK_UNROLL
       for (int j = 0; j < E / V; ++j) row.load(at(j), chunks_[j], fill);
+    }
+  }
+  /// Of what is packed: all of it 0.
+  SK_INLINE void clear() {
+    static_assert(kPacked);
+    for (Words& chunk : chunks_) chunk = Words{};
+  }
+  SK_INLINE A max() const {
+    if constexpr (kPacked) {
+      uint32_t m = chunks_[0].of[0];
+      SK_UNROLL
+      for (int i = 1; i < E / 2; ++i) m = larger_pair<T>(m, chunks_[i / 4].of[i % 4]);
+      A low, high;
+      unpack_pair<T>(m, low, high);
+      return larger(low, high);
+    } else {
+      A m = -INFINITY;
+      SK_UNROLL
+      for (int i = 0; i < E; ++i) m = larger(m, chunks_[i / V][i % V]);
+      return m;
     }
   }
   /// f(v, c) for chunks v at class c, those behind the row's end too; what f makes of them is kept if not
@@ -115,9 +128,13 @@ class KeptRow {
     for (int j = 0; j < E / V; ++j) {
       with(j, [&](Chunk& v) {
         f(v, at(j));
-        store_chunk<kAccess>(out, at(j), v);
+        out.store(at(j), v);
       });
     }
+  }
+  /// After write(): v to class c, by the thread that has it.
+  SK_INLINE void put(const Span<T>& out, int c, A v) const {
+    if (c / V % size_ == rank_) out.store(c, {v});
   }
   /// Both with another row of the same chunks, f(v, w).
   template <class F>
@@ -133,7 +150,7 @@ class KeptRow {
     for (int j = 0; j < E / V; ++j) {
       with(j, [&](Chunk& v) {
         other.with(j, [&](Chunk& w) { f(v, w); });
-        store_chunk<kAccess>(out, at(j), v);
+        out.store(at(j), v);
       });
     }
   }
@@ -150,20 +167,6 @@ class KeptRow {
       f(v);
     } else {
       f(chunks_[j]);
-    }
-  }
-  SK_INLINE void load_words(const Span<T>& row, A fill, Words (&words)[E / V]) const {
-    if constexpr (kAccess == Access::kShifted) {
-      load_shifted(row.at, static_cast<int>(row.classes), at(0), size_ * V, words, narrow<T>(fill));
-    } else {
-      const uint32_t fill_pair = narrow_pair<T>(fill, fill);
-      SK_UNROLL
-      for (int j = 0; j < E / V; ++j) {
-        words[j] = {{fill_pair, fill_pair, fill_pair, fill_pair}};
-        if (at(j) < static_cast<int>(row.classes)) {
-          words[j] = *in_global_memory(reinterpret_cast<const Words*>(row.at + at(j)));
-        }
-      }
     }
   }
   SK_INLINE int at(int j) const { return (rank_ + j * size_) * V; }
@@ -208,9 +211,12 @@ class StreamedRow {
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) {
         f(v[j], c + j * step_);
-        store_chunk<kAccess>(out, c + j * step_, v[j]);
+        out.store(c + j * step_, v[j]);
       }
     });
+  }
+  SK_INLINE void put(const Span<T>& out, int64_t c, A v) const {
+    if (c / V % (step_ / V) == first_ / V) out.store(c, {v});
   }
   template <class F>
   SK_INLINE void each_with(const StreamedRow& other, F f) const {
@@ -231,28 +237,19 @@ class StreamedRow {
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) {
         f(v[j], w[j]);
-        store_chunk<kAccess>(out, c + j * step_, v[j]);
+        out.store(c + j * step_, v[j]);
       }
     });
   }
 
  private:
-  /// f(c) as often for all threads of a warp, which shifted stores take part in together.
   template <class F>
   SK_INLINE void go(int64_t classes, F f) const {
-    const int64_t ahead = kAccess == Access::kShifted ? static_cast<int64_t>(threadIdx.x) % kWarp * V : 0;
-    for (int64_t c = first_; c - ahead < classes; c += kAtOnce * step_) f(c);
+    for (int64_t c = first_; c < classes; c += kAtOnce * step_) f(c);
   }
   SK_INLINE void ask(A (&v)[kAtOnce][V], int64_t c) const {
-    if constexpr (kAccess == Access::kShifted) {
-      Words chunks[kAtOnce];
-      load_shifted(row_.at, row_.classes, c, step_, chunks, narrow<T>(fill_));
-      SK_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) unpack<T>(chunks[j], v[j]);
-    } else {
-      SK_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) row_.load(c + j * step_, v[j], fill_);
-    }
+    SK_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) row_.load(c + j * step_, v[j], fill_);
   }
   Span<T> row_;
   A fill_;
@@ -264,10 +261,12 @@ struct NoMass {
   static constexpr bool kSpread = false;
 };
 
-/// Statistics of a chunk's classes relative to terms.m's maximum s.m, added to s; kTerms leaves the terms in
-/// v.
-template <bool kTerms, class A, int V, class E, class Mass>
-SK_INLINE void add_chunk(Stats<A>& s, A (&v)[V], int64_t c, const E& terms, A held, const Mass& mass) {
+/// Statistics of a chunk's classes relative to the maximum s.m, added to s, but for its rest: that goes, in
+/// units of the terms, to `rest`. kTerms leaves the terms in v; without kTies the rest is the sum of them
+/// all.
+template <bool kTerms, bool kTies, class A, int V, class E, class Mass>
+SK_INLINE void add_chunk(Stats<A>& s, A& rest, A (&v)[V], int64_t c, const E& terms, A held,
+                         const Mass& mass) {
   if constexpr (Mass::kSpread) {
     A a[V];
     if (mass.load(c, a)) {
@@ -281,28 +280,28 @@ SK_INLINE void add_chunk(Stats<A>& s, A (&v)[V], int64_t c, const E& terms, A he
   SK_UNROLL
   for (int i = 0; i < V; ++i) {
     const A e = terms.of(v[i]);
-    if (v[i] == s.m) {
+    if (kTies && v[i] == s.m) {
       s.ties += 1;
     } else {
-      s.rest += e;
+      rest += e;
     }
     if constexpr (kTerms) v[i] = e;
   }
 }
 
 /// 1 max and 2 sum-exp. kTerms: a row that is kept holds its terms afterwards.
-template <bool kTerms, class T, class Team, class Row, class Mass>
+template <bool kTerms, bool kTies, class T, class Team, class Row, class Mass>
 SK_INLINE Stats<Compute<T>> statistics(Team& team, Row& row, const Mass& mass) {
   using A = Compute<T>;
   Stats<A> s;
   if constexpr (Row::kKeeps) {
-    row.each([&](auto& v, auto) {
-      for (const A x : v) s.m = larger(s.m, x);
-    });
-    s.m = team.max_of(s.m) + A(0);  // whether the maximum of zeros is -0 or +0 would depend on their order
+    s.m = team.max_of(row.max()) +
+          A(0);  // whether the maximum of zeros is -0 or +0 would depend on their order
     const A held = finite(s.m);
     const TermsOf<T> terms(held);
-    row.each([&](auto& v, auto c) { add_chunk<kTerms>(s, v, c, terms, held, mass); });
+    A rest = 0;
+    row.each([&](auto& v, auto c) { add_chunk<kTerms, kTies>(s, rest, v, c, terms, held, mass); });
+    s.rest = rest * TermsOf<T>::kUnit;
   } else {
     row.each_block([&](auto& block, int64_t c) {
       constexpr int kChunks = sizeof(block) / sizeof(block[0]);
@@ -314,10 +313,12 @@ SK_INLINE Stats<Compute<T>> statistics(Team& team, Row& row, const Mass& mass) {
       s.move_to(m + A(0));
       const A held = finite(s.m);
       const TermsOf<T> terms(held);
+      A rest = 0;
       SK_UNROLL
       for (int j = 0; j < kChunks; ++j) {
-        add_chunk<false>(s, block[j], c + j * row.step(), terms, held, mass);
+        add_chunk<false, kTies>(s, rest, block[j], c + j * row.step(), terms, held, mass);
       }
+      s.rest += rest * TermsOf<T>::kUnit;
     });
     s.move_to(team.max_of(s.m));
   }

@@ -19,7 +19,7 @@ struct SoftmaxOp {
   static SK_INLINE A summand(A g, A y) {
     return g * y;
   }
-  template <class A>
+  template <class T, class A>
   static SK_INLINE A gradient(A g, A y, A dot) {
     return y * (g - dot);
   }

@@ -10,8 +10,11 @@ namespace {
 template <class Op, class T, class Team, class Row>
 SK_INLINE void forward_row(Team& team, Row& row, const Span<T>& out) {
   using A = Compute<T>;
-  const Stats<A> s = statistics<Op::kOfTerms, T>(team, row, NoMass());
-  const A of_row = Op::row_number(s);
+  // A logarithm close to 0 needs the maximum's terms apart from the others; their sum alone, in more digits
+  // than the result has, does not.
+  constexpr bool kTies = !(Op::kOfTerms && sizeof(T) == 2);
+  const Stats<A> s = statistics<Op::kOfTerms, kTies, T>(team, row, NoMass());
+  const A of_row = Op::row_number(s) * (Op::kOfTerms ? TermsOf<T>::kUnit : A(1));
   const TermsOf<T> terms(finite(s.m));
   row.write(out, [&](auto& v, auto) {  // 3 write
     for (A& x : v) {
@@ -26,8 +29,7 @@ SK_INLINE void forward_row(Team& team, Row& row, const Span<T>& out) {
 
 template <class Op, class T, Access kAccess, int E>
 __global__ void SK_BOUNDS(OneTensor<T>, kAccess, E) forward_kernel(Grid grid, Rows input, Rows output) {
-  using A = Compute<T>;
-  Team<A> team(grid.sharing);
+  TeamOf<OneTensor<T>, T, E> team(grid.sharing);
   typename RowOf<T, kAccess, E>::type row(team);
   row.load(span_of<T>(input, grid, team.row()), -INFINITY);
   team.meet();
@@ -75,7 +77,7 @@ SK_INLINE void backward_row(Team& team, Row& g, Row& y, const Span<T>& out) {
   y.write_with(g, out, [&](auto& vy, auto& vg) {  // 3 write
     SK_UNROLL
     for (int i = 0; i < static_cast<int>(sizeof(vy) / sizeof(A)); ++i) {
-      vy[i] = Op::gradient(vg[i], vy[i], total[0]);
+      vy[i] = Op::template gradient<T>(vg[i], vy[i], total[0]);
     }
   });
 }
@@ -83,9 +85,8 @@ SK_INLINE void backward_row(Team& team, Row& g, Row& y, const Span<T>& out) {
 template <class Op, class T, Access kAccess, int E>
 __global__ void SK_BOUNDS(TwoTensors<T>, kAccess, E)
     backward_kernel(Grid grid, Rows grad_output, Rows output, Rows grad_input) {
-  using A = Compute<T>;
   using Row = typename RowOf<T, kAccess, E, 2>::type;
-  Team<A> team(grid.sharing);
+  TeamOf<TwoTensors<T>, T, E> team(grid.sharing);
   Row g(team), y(team);
   g.load(span_of<T>(grad_output, grid, team.row()), 0);
   y.load(span_of<T>(output, grid, team.row()), 0);

@@ -24,7 +24,8 @@ struct Stats {
   SK_INLINE A top() const { return is_finite(m) ? Terms<A>(m).of(m) : static_cast<A>(NAN); }
   /// sum of e; e_c / total = exp(x_c - m) / d.
   SK_INLINE A total() const { return fused(ties, top(), rest); }
-  SK_INLINE A log_d() const { return log_one_plus_of((ties - 1) + divide(rest, top())); }
+  SK_INLINE A d_less_one() const { return (ties - 1) + divide(rest, top()); }
+  SK_INLINE A log_d() const { return log_one_plus_of(d_less_one()); }
 
   /// This part in terms of the maximum of more than the part.
   SK_INLINE void move_to(A larger_m) {

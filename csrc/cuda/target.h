@@ -48,12 +48,8 @@ template <class A>
 SK_INLINE A shuffle_xor(A value, int offset) {
   return simt::shuffle_xor(value, offset);
 }
-template <class A>
-SK_INLINE A shuffle_down(A value) {
-  return simt::shuffle_down(value);
-}
-SK_INLINE uint32_t shift_right(uint32_t low, uint32_t high, int bits) {
-  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> bits);
+SK_INLINE uint32_t shuffle(uint32_t value, int from) {
+  return simt::shuffle(value, static_cast<unsigned>(from));
 }
 template <class A>
 SK_INLINE void store_in_block(A* at, int block, A value) {
@@ -68,11 +64,15 @@ SK_INLINE To bits_as(From from) {
 }
 /// Of a power of two.
 SK_INLINE int log2_of(int power) { return 31 - __builtin_clz(static_cast<unsigned>(power)); }
-SK_INLINE void forget(uint32_t&) {}
+template <class I>
+SK_INLINE void forget(I&) {}
 SK_INLINE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 SK_INLINE double fused(double a, double b, double c) { return fma(a, b, c); }
 SK_INLINE float rough_inverse(float b) { return 1 / b; }
-SK_INLINE float rough_exp2(float x) { return exp2f(x); }
+SK_INLINE float rough_exp2(float x) {
+  const float result = exp2f(x);
+  return result < 0x1p-126f ? 0 : result;
+}
 SK_INLINE float larger(float a, float b) { return fmaxf(a, b); }
 SK_INLINE double larger(double a, double b) { return fmax(a, b); }
 SK_INLINE float at_least(float x, float least) { return x < least ? least : x; }
@@ -112,15 +112,8 @@ template <class A>
 SK_INLINE A shuffle_xor(A value, int offset) {
   return __shfl_xor_sync(0xffffffffu, value, offset);
 }
-/// The next lane's value; the last lane's own.
-template <class A>
-SK_INLINE A shuffle_down(A value) {
-  return __shfl_down_sync(0xffffffffu, value, 1);
-}
-/// The low word of both, shifted by less than 32 bits.
-SK_INLINE uint32_t shift_right(uint32_t low, uint32_t high, int bits) {
-  return __funnelshift_r(low, high, bits);
-}
+/// The value of that lane.
+SK_INLINE uint32_t shuffle(uint32_t value, int from) { return __shfl_sync(0xffffffffu, value, from); }
 /// value to where `at` is in the memory of another block of the cluster.
 SK_INLINE uint32_t address_in_block(const void* at, int block) {
   uint32_t there = static_cast<uint32_t>(__cvta_generic_to_shared(at));
@@ -152,6 +145,8 @@ SK_INLINE To bits_as(From from) {
 SK_INLINE int log2_of(int power) { return 31 - __clz(power); }
 /// The compiler forgets what has been made of the word, and makes it again.
 SK_INLINE void forget(uint32_t& word) { asm volatile("" : "+r"(word)); }
+SK_INLINE void forget(int& word) { asm volatile("" : "+r"(word)); }
+SK_INLINE void forget(int64_t& word) { asm volatile("" : "+l"(word)); }
 SK_INLINE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 SK_INLINE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 /// 1 / b within 1 ulp for b between 2^-126 and 2^126.
@@ -160,10 +155,10 @@ SK_INLINE float rough_inverse(float b) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
   return inverse;
 }
-/// 2^x within 2^-22 of it, gradual underflow included.
+/// 2^x within 2^-22 of it; 0 below 2^-126, or it would take four instructions.
 SK_INLINE float rough_exp2(float x) {
   float result;
-  asm("ex2.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 /// The larger one, or the one that is no NaN.

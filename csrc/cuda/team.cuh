@@ -55,14 +55,15 @@ struct Alone {
   SK_INLINE void sum(A (&)[K]) const {}
 };
 
-template <class A>
+/// kWhole: of whole blocks, as the kernels whose threads keep many elements have no registers to ask which.
+template <class A, bool kWhole = false>
 class Team {
  public:
   explicit SK_INLINE Team(const Sharing& sharing) : sharing_(sharing) {
     const int thread = static_cast<int>(threadIdx.x);
     free_ = reinterpret_cast<A*>(shared_memory());
     block_ = 0;
-    switch (sharing.kind) {
+    switch (kind()) {
       case Shared::kLanes:
         rank_ = thread & (sharing.size - 1);
         break;
@@ -80,7 +81,7 @@ class Team {
     uint32_t block = blockIdx.x;
     forget(block);
     const int thread = static_cast<int>(threadIdx.x);
-    switch (sharing_.kind) {
+    switch (kind()) {
       case Shared::kLanes: {
         const int log2 = log2_of(sharing_.size);
         return static_cast<int64_t>(block) * (static_cast<int>(blockDim.x) >> log2) + (thread >> log2);
@@ -97,7 +98,7 @@ class Team {
 
   /// Before anything is told to others, once: blocks of a cluster need not have begun yet.
   SK_INLINE void meet() const {
-    if (sharing_.kind == Shared::kCluster) sync_cluster();
+    if (kind() == Shared::kCluster) sync_cluster();
   }
 
   SK_INLINE A max_of(A v) {
@@ -112,9 +113,13 @@ class Team {
   }
 
  private:
+  SK_INLINE Shared kind() const {
+    if (!kWhole || sharing_.kind == Shared::kCluster) return sharing_.kind;
+    return Shared::kBlock;
+  }
   template <int K, class F>
   SK_INLINE void combine(A* v, F f) {
-    switch (sharing_.kind) {
+    switch (kind()) {
       case Shared::kLanes:
         across_lanes<K>(v, sharing_.size, f);
         // What follows may write to where others of the row have read.

@@ -106,6 +106,11 @@ class TileRow {
  public:
   static constexpr bool kKeeps = true, kHoldsTerms = true;
   SK_INLINE TileRow(A* at, int readable, int classes) : at_(at), readable_(readable), classes_(classes) {}
+  SK_INLINE A max() const {
+    A m = -INFINITY;
+    for (int c = 0; c < readable_; ++c) m = larger(m, at_[c]);
+    return m;
+  }
   template <class F>
   SK_INLINE void each(F f) {
     go(readable_, f);
@@ -114,6 +119,7 @@ class TileRow {
   SK_INLINE void write(const Span<T>&, F f) {
     go(classes_, f);
   }
+  SK_INLINE void put(const Span<T>&, int c, A v) { at_[c] = v; }
   template <class F>
   SK_INLINE void each_with(TileRow& other, F f) {
     go(readable_, [&](auto& v, int c) {

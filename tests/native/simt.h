@@ -294,12 +294,6 @@ T shuffle_xor(T value, int offset) {
   return shuffle(value, (self().index.x % kWarpLanes) ^ static_cast<unsigned>(offset));
 }
 
-template <class T>
-T shuffle_down(T value) {
-  const unsigned lane = self().index.x % kWarpLanes;
-  return shuffle(value, lane + 1 < kWarpLanes ? lane + 1 : lane);
-}
-
 /// Where something in the calling block's shared memory is in that of another block of the cluster.
 template <class T>
 T* in_block(T* at, int block) {
