@@ -34,6 +34,7 @@ class Session:
         self.step: devices.Step | None = None
         self.copy: bandwidth.Copy | None = None
         self.cursor = 0
+        self.captured = False
         self.repeats = 1
         self.once = 0.0
 
@@ -61,6 +62,7 @@ class Session:
         if reason:
             return {"refused": reason, "error": found}
         step, how = self.device.prepare(prepared.step, what.input_bytes)
+        self.captured = how == devices.CAPTURED
         self.step = lambda i: step(i % buffers)
         # What is free now, from this cell's check and from the cells before, would decide whether outputs are
         # fresh pages.
@@ -129,7 +131,7 @@ class Session:
 
     def peak(self) -> dict[str, Any]:
         assert self.step is not None
-        return {"bytes": self.device.peak(self.step)}
+        return {"bytes": None if self.captured else self.device.peak(self.step)}
 
     def bandwidth(self, quick: bool) -> dict[str, Any]:
         if self.device_name != "cpu":

@@ -177,6 +177,41 @@ def test_update_writes_what_current_recognises(page: Path) -> None:
     assert page.read_text() == text
 
 
+def test_a_page_may_have_blocks_of_several_files(page: Path) -> None:
+    page.write_text(page.read_text() * 2)
+    cpu, cuda, others = (
+        page.parent / "cpu.json",
+        page.parent / "cuda.json",
+        page.parent / "other" / "cuda.json",
+    )
+    for source, time in ((cpu, 1 * MS), (cuda, 0.5 * MS), (others, 0.25 * MS)):
+        results_file.write(results_of(torch_row(), row(time=time)), source)
+        readme.update(page, source)
+    text = page.read_text()
+    assert [text.count(f"begin {name} -->") for name in ("cpu.json", "cuda.json", "other/cuda.json")] == [
+        1,
+        0,
+        1,
+    ]
+    assert text.index("**2.00**") < text.index("**8.00**") and "**4.00**" not in text
+    assert readme.current(page)
+    page.write_text(text.replace("**8.00**", "**9.00**"))
+    assert not readme.current(page)
+
+
+def test_the_caption_of_a_device_names_it_and_its_backend() -> None:
+    peer = row("liger", time=4 * MS) | {"how": "not captured in a CUDA graph: an error"}
+    results = results_of(torch_row(), row(), peer)
+    results["environment"] |= {"device": "Some GPU, CUDA 13.0", "active on cuda": "cuda"}
+    text = readme.block(results, "r.json")
+    assert "Some GPU, CUDA 13.0, torch 2.13.0, softkern 0.1.0 (cuda), short calls replayed from CUDA" in text
+    assert "Some CPU" not in text and "huge pages" not in text
+    assert "| liger 0.50 with its launches |" in text
+    # The memory of what is captured was there before.
+    captured = readme.block(results_of(torch_row(), row() | {"how": "CUDA graph"}), "r.json")
+    assert "| 82 | 1.00 |  |  |" in captured
+
+
 @pytest.mark.parametrize("where", ["json", "page"])
 def test_a_block_that_differs_from_its_json_is_not_current(page: Path, where: str) -> None:
     source = page.parent / "r.json"

@@ -84,9 +84,9 @@ def ceiling(name: str) -> int:
     if few:
         return 128 if double else 96 if spread else 64
     if double or spread:
-        return 255 if double and spread else 152 if access == BY_ELEMENTS else 128
+        return 255 if double and spread else 168 if access == BY_ELEMENTS else 128
     many = element not in "fd" and access == SPANS and match[2] and int(kept) == 64
-    return 80 if many else 128 if access == BY_ELEMENTS else 64
+    return 72 if many else 128 if access == BY_ELEMENTS else 64
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

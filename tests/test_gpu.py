@@ -98,6 +98,8 @@ def steps(x: torch.Tensor, target: torch.Tensor) -> dict[str, Callable[[], list[
     return {"loss": loss, "scaled": scaled, "normalised": normalised}
 
 
+# Said once in a process, by whichever test comes first.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("name", ("loss", "scaled", "normalised"))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_nothing_waits_for_the_device(shape, name):
@@ -218,6 +220,7 @@ def test_under_autocast():
     torch.testing.assert_close(torch.autograd.grad(loss, x)[0], torch.autograd.grad(wanted, x)[0])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of Inductor's own
 def test_compiled():
     def step(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return softkern.cross_entropy(x * 2, target) + softkern.softmax(x, 1).square().sum()

@@ -142,7 +142,20 @@ def test_few_long_rows_are_computed_in_parts_and_many_are_not(monkeypatch):
     assert stages(x, layout_of(x, 1), plan_of(x))[1] == [(0, 1)]
 
 
-def test_walks_of_one_row_do_not_follow_strides_without_meaning():
-    """A dimension of one element may have any stride."""
-    x = torch.empty_strided((1, 8), (3, 1))
-    assert walk_of(x, 1) == Walk(0, 0, 1)
+def test_one_row_is_walked_like_one_of_a_batch():
+    """Strides decide which accesses are compiled, and these in which order a row is summed up. A dimension of
+    one element may have any stride: one without meaning is not followed."""
+    wide = torch.empty(4, 12)[:, :10]
+    for batch, dim in (
+        (torch.empty(4, 10), 1),
+        (wide, 1),
+        (torch.empty(4, 10, 6), 1),
+        (torch.empty(4, 6, 10), 2),
+        (torch.empty(4, 10, 6, 5).to(memory_format=torch.channels_last), 1),
+    ):
+        whole = walk_of(batch, dim)
+        assert walk_of(batch[:1], dim) == whole
+        if batch is not wide:
+            assert walk_of(torch.empty_like(batch[:1]), dim) == whole
+    assert walk_of(torch.empty(10), 0) == walk_of(torch.empty(4, 10), 1)
+    assert walk_of(torch.empty_strided((1, 8), (3, 1)), 1) == Walk(0, 8, 1)

@@ -56,16 +56,17 @@ def _caption(results: Results, source: str) -> str:
     threads = rows[0]["threads"] if rows else environment["threads"]
     dirty = environment.get("dirty", "no").lower() not in ("", "no", "false", "0")
     commit = environment.get("commit", "unknown")[:12] + (" with changes" if dirty else "")
+    on_device = "device" in environment
+    backend = environment["active on cuda" if on_device else "active on cpu"]
     where = (
-        *(
-            [environment["device"]]
-            if "device" in environment
-            else [environment["cpu"], _threads(int(threads))]
-        ),
+        *([environment["device"]] if on_device else [environment["cpu"], _threads(int(threads))]),
         f"torch {environment['torch']}",
-        f"softkern {environment['softkern']} ({environment['active on cpu']})",
-        "default allocator",
-        f"transparent huge pages on {huge_page_mode(environment)}",
+        f"softkern {environment['softkern']} ({backend})",
+        *(
+            ["short calls replayed from CUDA graphs"]
+            if on_device
+            else ["default allocator", f"transparent huge pages on {huge_page_mode(environment)}"]
+        ),
         results["started"][:10],
         f"commit {commit}",
     )
@@ -99,9 +100,14 @@ def _line(rows: list[Row]) -> list[str]:
         "" if percent is None else f"{percent:.0f}",
         _memory(torch),
         _memory(ours),
-        "" if best is None else f"{best['provider']} {best['ratio']:.2f}",
+        "" if best is None else _best(best),
     )
     return [f"| {' | '.join(values)} |"]
+
+
+def _best(row: Row) -> str:
+    launched = " with its launches" if row.get("how", "").startswith("not captured") else ""
+    return f"{row['provider']} {row['ratio']:.2f}{launched}"
 
 
 def _has_ratio(row: Row) -> bool:
@@ -164,10 +170,10 @@ def _without_times(results: Results) -> list[str]:
     return ["", "Cells where softkern has no time:", "", *lines] if lines else []
 
 
-def _marked(readme: Path) -> tuple[str, re.Match[str]]:
+def _marked(readme: Path) -> tuple[str, list[re.Match[str]]]:
     page = readme.read_text(encoding="utf-8")
-    found = MARKED.search(page)
-    if found is None:
+    found = list(MARKED.finditer(page))
+    if not found:
         raise results_file.BadResults(
             f"{readme}: no <!-- benchmarks: begin FILE --> and <!-- benchmarks: end --> in it"
         )
@@ -175,8 +181,9 @@ def _marked(readme: Path) -> tuple[str, re.Match[str]]:
 
 
 def update(readme: Path, results_path: Path) -> None:
-    """Put the block of that results file between the README's markers."""
-    page, found = _marked(readme)
+    """Put the block of that results file between the README's markers: of those that name a file of that
+    name, or none yet; else of the first."""
+    page, blocks = _marked(readme)
     source = Path(os.path.relpath(results_path, readme.parent)).as_posix()
     results = results_file.read(results_path)
     if baseline(results) not in ("torch", None):
@@ -185,11 +192,15 @@ def update(readme: Path, results_path: Path) -> None:
         )
     text = block(results, source, short=True)
     new = f"<!-- benchmarks: begin {source} -->\n{text}<!-- benchmarks: end -->"
+    its_own = (found for found in blocks if Path(found[1]).name in (results_path.name, ""))
+    found = next(its_own, blocks[0])
     readme.write_text(page[: found.start()] + new + page[found.end() :], encoding="utf-8")
 
 
 def current(readme: Path) -> bool:
-    """Whether the README says what the results file named in its marker gives."""
-    _, found = _marked(readme)
-    source, text = found.groups()
-    return block(results_file.read(readme.parent / source), source, short=True) == text
+    """Whether the README says what the results files named in its markers give."""
+    _, blocks = _marked(readme)
+    return all(
+        block(results_file.read(readme.parent / source), source, short=True) == text
+        for source, text in (found.groups() for found in blocks)
+    )

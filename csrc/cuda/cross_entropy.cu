@@ -23,7 +23,7 @@ struct Losses : OneTensor<T> {
   static constexpr int kMostWithMany = kMostThreads;
   // As many as have room for 51,200 classes.
   static constexpr int kMostSpansWithMany = sizeof(T) == 2 ? 800 : kMostThreads;
-  static constexpr int kMostWithElements = !kSpread ? 512 : sizeof(T) == 8 ? 256 : 416;
+  static constexpr int kMostWithElements = !kSpread ? 512 : sizeof(T) == 8 ? 256 : 384;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : kSpread ? 96 : 64;
   static constexpr bool kSpans = !kSpread;
 };

@@ -35,11 +35,15 @@ constexpr int most_threads() {
          : kAccess == Access::kSpans    ? K::kMostSpansWithMany
                                         : K::kMostWithMany;
 }
-/// Of a thread of such blocks; a multiprocessor has 65,536 and gives them out by 8, a thread has at most 255.
+/// Of a thread of such blocks, at most 255. A warp has its registers, by 8 a thread, from one of the four
+/// parts of a multiprocessor, each of which has 16,384 and a fourth of the block's warps, rounded up.
 template <class K, Access kAccess, int E>
 constexpr int most_registers() {
   constexpr int threads = most_threads<K, kAccess, E>();
-  return threads == kSmallBlock ? K::kSmallRegisters : threads <= 256 ? 255 : 65536 / threads / 8 * 8;
+  constexpr int warps_of_a_part = (threads + 4 * kWarp - 1) / (4 * kWarp);
+  return threads == kSmallBlock ? K::kSmallRegisters
+         : threads <= 256       ? 255
+                                : 16384 / (warps_of_a_part * kWarp) / 8 * 8;
 }
 
 // NVIDIA's assembler, told of threads alone, spills registers to make room for another block on the

@@ -118,7 +118,13 @@ def walk_of(x: Tensor, dim: int) -> Walk | None:
     behind = _step(x.shape[dim + 1 :], x.stride()[dim + 1 :])
     if before is None or behind is None:
         return None
-    return Walk(before, behind, x.stride(dim)) if layout_of(x, dim).behind else Walk(0, before, x.stride(dim))
+    layout, cls = layout_of(x, dim), x.stride(dim)
+    if x.shape[:dim].numel() == 1:
+        # Unused, but what it is divisible by decides how many elements a thread reads at once, and so in
+        # which order a row is summed up: that must be the one of a batch.
+        said = x.stride(dim - 1) if dim else 0
+        before = max(said, layout.classes * cls, layout.inner * behind if layout.behind else 0)
+    return Walk(before, behind, cls) if layout.behind else Walk(0, before, cls)
 
 
 def walkable(x: Tensor, dim: int) -> tuple[Tensor, Walk]:
