@@ -8,24 +8,19 @@
 namespace softkern::cpu {
 namespace {
 
-/// The targets of a block, in lanes. Ignored rows and lanes without a row: index -1, mass 0.
+/// The targets of a block's rows. Numbers and not vectors: they are written one by one, and read as a vector
+/// when that is long done. Ignored rows and lanes without a row have no mass.
 template <class A>
 struct LaneTargets {
-  typename Simd<A>::Reg index, mass;
-  int32_t
-      place[Simd<A>::kLanes];  // of the target's element among those of a block; of some element if ignored
+  static constexpr int L = Simd<A>::kLanes;
+  int32_t place[L];  // of the target's element among those of the block; of some element if ignored
+  A mass[L];
+  A spread[L];   // the target's part of the mass that every class has
+  A ignored[L];  // 1 where it is; not set where all count
+  A x[L];        // the target's logit
+  A e[L];        // and its term, later its gradient
   bool all_count;
 };
-
-/// The targets' elements of a block.
-template <class A>
-SK_INLINE typename Simd<A>::Reg pick(const typename Simd<A>::Reg* x, const LaneTargets<A>& hot) {
-  A lanes[Simd<A>::kLanes];
-  for (int l = 0; l < Simd<A>::kLanes; ++l) {
-    __builtin_memcpy(lanes + l, reinterpret_cast<const char*>(x) + hot.place[l] * sizeof(A), sizeof(A));
-  }
-  return Simd<A>::load(lanes);
-}
 
 // The mass that a class has in all rows, or in a row each: what UniformMass, WeightMass and ProbabilityMass
 // are to a row.
@@ -34,7 +29,7 @@ struct LaneMass {
   using A = Compute<T>;
   const T* weight;
   A share;  // s/C
-  SK_INLINE typename Simd<A>::Reg of(int64_t c) const {
+  SK_INLINE typename Simd<A>::Reg of(int, int64_t c) const {
     return Simd<A>::broadcast(weight == nullptr ? share : share * widen(weight[c]));
   }
 };
@@ -44,74 +39,107 @@ struct LaneProbabilityMass {
   using A = Compute<T>;
   using S = Simd<A>;
   const T* weight;
-  const typename S::Reg* probability;
+  LaneTile<A> probability;
   A keep, share;  // 1 - s, s/C
-  SK_INLINE typename S::Reg of(int64_t c) const {
-    const auto t = S::fma(probability[c], S::broadcast(keep), S::broadcast(share));
+  SK_INLINE typename S::Reg of(int b, int64_t c) const {
+    const auto t = S::fma(probability[b][c], S::broadcast(keep), S::broadcast(share));
     return weight == nullptr ? t : S::mul(t, S::broadcast(widen(weight[c])));
   }
 };
 
-/// Losses of a block with the target masses hot.mass (at the index) and mass (of all classes). With
-/// need_grad, x becomes the gradient times factor; e is memory for a block.
+/// Losses of blocks with the target masses hot[b].mass (at the index), where kHot, and mass (of all classes).
+/// With need_grad, x becomes the gradient times factor.
 template <class A, class Order, bool kHot, class Mass>
-SK_CALL typename Simd<A>::Reg cross_entropy_block(typename Simd<A>::Reg* x, typename Simd<A>::Reg* e,
-                                                  const Mass& mass, const LaneTargets<A>& hot,
-                                                  int64_t classes, bool need_grad, A grad_factor) {
+SK_CALL void cross_entropy_blocks(const LaneTile<A>& x, const Mass& mass, LaneTargets<A>* hot, int count,
+                                  int64_t classes, bool need_grad, A grad_factor,
+                                  typename Simd<A>::Reg* loss) {
   using S = Simd<A>;
   using Reg = typename S::Reg;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
+  constexpr int L = S::kLanes;
   const Reg zero = S::broadcast(0);
-  const LaneStats<A, Order> stats = lane_stats<A, Order>(x, need_grad ? e : nullptr, classes);  // 1, 2
-  const Reg log_d = stats.log_d();
-  Reg loss = zero, hot_x = zero;
+  LaneStats<A, Order> stats[kBlocksAtOnce];
+  Reg spread[kBlocksAtOnce][2];  // sums of masses and of their costs
   if constexpr (kHot) {
-    hot_x = pick<A>(x, hot);
-    loss = S::mul(hot.mass, S::add(S::sub(stats.m, hot_x), log_d));
+    for (int b = 0; b < count; ++b) {
+      for (int l = 0; l < L; ++l) {
+        const char* const from = reinterpret_cast<const char*>(x[b]) + hot[b].place[l] * sizeof(A);
+        __builtin_memcpy(hot[b].x + l, from, sizeof(A));
+        __builtin_memcpy(hot[b].e + l, from, sizeof(A));
+      }
+    }
   }
-  Reg spread = zero;
+  lane_range(x, count, classes, stats);  // 1 max
   if constexpr (kSpread) {
-    Reg sums[2];  // of masses and of their costs
-    Order::sum(classes, sums, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
-      const Reg a = mass.of(c);
-      acc[0] = S::add(acc[0], a);
-      acc[1] = S::fma(a, S::sub(stats.m, x[c]), acc[1]);
-    });
-    spread = sums[0];
-    loss = S::add(loss, S::add(sums[1], S::mul(spread, log_d)));
+    for (int b = 0; b < count; ++b) {
+      Order::sum(classes, spread[b], [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
+        const Reg a = mass.of(b, c);
+        acc[0] = S::add(acc[0], a);
+        acc[1] = S::fma(a, S::sub(stats[b].m, x[b][c]), acc[1]);
+      });
+    }
   }
-  // Exact zeros for ignored rows, whatever their logits: 0 * NaN would spread the NaN of a padded row.
-  const bool ignore = kHot && !hot.all_count;
-  if (ignore) loss = S::if_less(hot.index, zero, zero, loss);
-  if (!need_grad) return loss;
+  lane_sums(x, need_grad, count, classes, stats, [&](int b) { return kHot ? hot[b].e : nullptr; });  // 2
 
   const Reg factor = S::broadcast(grad_factor);
-  const Reg sum = stats.sum();
-  const Reg scale = S::div(S::mul(factor, S::add(hot.mass, spread)), sum);
-  Reg hot_grad = zero;
-  if constexpr (kHot) {
-    const Reg p = S::div(pick<A>(e, hot), sum);
-    // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its digits.
-    const Reg others = S::sub(zero, S::div(stats.rest, sum));
-    const Reg alone = S::if_equal(hot_x, stats.m, stats.ties, zero);
-    const Reg off = S::if_equal(alone, S::broadcast(1), others, S::sub(p, S::broadcast(1)));
-    hot_grad = S::mul(factor, S::add(S::mul(hot.mass, off), S::mul(spread, p)));
-  }
-  Reg here = zero;
-  for (int64_t c = 0; c < classes; ++c) {  // 3 write
-    Reg v, own = hot_grad;
-    if constexpr (kSpread) {
-      const Reg minus_mass = S::mul(S::broadcast(-grad_factor), mass.of(c));
-      v = S::fma(e[c], scale, minus_mass);
-      own = S::add(hot_grad, minus_mass);
-    } else {
-      v = S::mul(e[c], scale);
+  Reg scale[kBlocksAtOnce];
+  for (int b = 0; b < count; ++b) {
+    const LaneStats<A, Order>& of = stats[b];
+    const bool ignore = kHot && !hot[b].all_count;
+    const Reg log_d = of.log_d();
+    Reg own = zero, hot_x = zero, spread_mass = zero, losses = zero;
+    if constexpr (kHot) {
+      own = S::load(hot[b].mass);
+      hot_x = S::load(hot[b].x);
+      losses = S::mul(own, S::add(S::sub(of.m, hot_x), log_d));
     }
-    if constexpr (kHot) v = S::if_equal(hot.index, here, own, v);
-    here = S::add(here, S::broadcast(1));
-    x[c] = ignore ? S::if_less(hot.index, zero, zero, v) : v;
+    if constexpr (kSpread) {
+      spread_mass = spread[b][0];
+      losses = S::add(losses, S::add(spread[b][1], S::mul(spread_mass, log_d)));
+    }
+    // Exact zeros for ignored rows, whatever their logits: 0 * NaN would spread the NaN of a padded row.
+    if (ignore) losses = S::if_less(zero, S::load(hot[b].ignored), zero, losses);
+    loss[b] = losses;
+    if (!need_grad) continue;
+
+    const Reg sum = of.sum();
+    scale[b] = S::div(S::mul(factor, S::add(own, spread_mass)), sum);
+    if constexpr (kHot) {
+      const Reg p = S::div(S::load(hot[b].e), sum);
+      // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its digits.
+      const Reg others = S::sub(zero, S::div(of.rest, sum));
+      const Reg alone = S::if_equal(hot_x, of.m, of.ties, zero);
+      const Reg off = S::if_equal(alone, S::broadcast(1), others, S::sub(p, S::broadcast(1)));
+      Reg gradient = S::mul(factor, S::add(S::mul(own, off), S::mul(spread_mass, p)));
+      if constexpr (kSpread) {
+        gradient = S::add(gradient, S::mul(S::broadcast(-grad_factor), S::load(hot[b].spread)));
+      }
+      if (ignore) gradient = S::if_less(zero, S::load(hot[b].ignored), zero, gradient);
+      S::store(hot[b].e, gradient);
+    }
   }
-  return loss;
+  if (!need_grad) return;
+
+  for (int b = 0; b < count; ++b) {  // 3 write
+    const bool ignore = kHot && !hot[b].all_count;
+    const Reg ignored = ignore ? S::load(hot[b].ignored) : zero;
+    for (int64_t c = 0; c < classes; ++c) {
+      Reg v;
+      if constexpr (kSpread) {
+        v = S::fma(x[b][c], scale[b], S::mul(S::broadcast(-grad_factor), mass.of(b, c)));
+      } else {
+        v = S::mul(x[b][c], scale[b]);
+      }
+      x[b][c] = ignore ? S::if_less(zero, ignored, zero, v) : v;
+    }
+  }
+  if constexpr (kHot) {
+    for (int b = 0; b < count; ++b) {
+      for (int l = 0; l < L; ++l) {
+        __builtin_memcpy(reinterpret_cast<char*>(x[b]) + hot[b].place[l] * sizeof(A), hot[b].e + l, sizeof(A));
+      }
+    }
+  }
 }
 
 template <class T, class Order>
@@ -136,58 +164,65 @@ class CrossEntropyLanes {
   template <class Tiles>
   void run(Tiles& tiles) {
     const LaneTile<A> x = tiles.first(), t = tiles.second();
-    Reg* const e = tiles.block();
     for_each_group<A>(a_.shape, range_, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       logits_.load(blocks, count, x);
       if (probabilities_.given()) probabilities_.load(blocks, count, t);
-      for (int b = 0; b < count; ++b) put(blocks[b], losses(blocks[b], x[b], t[b], e));
+      for_each_batch(count, [&](int first, int some) {
+        compute(blocks + first, {x[first], x.pitch}, {t[first], t.pitch}, some);
+      });
       if (grad_.given()) grad_.store(blocks, count, x);
     });
   }
 
  private:
-  SK_INLINE Reg losses(const LaneBlock& block, Reg* x, const Reg* t, Reg* e) const {
+  SK_INLINE void compute(const LaneBlock* blocks, const LaneTile<A>& x, const LaneTile<A>& t,
+                         int count) const {
+    LaneTargets<A> hot[kBlocksAtOnce];
+    Reg loss[kBlocksAtOnce];
     if (probabilities_.given()) {
-      const LaneProbabilityMass<T> mass{weight_, t, keep_, share_};
-      return call<false>(x, e, mass, {S::broadcast(-1), S::broadcast(0), {}, true});
+      call<false>(x, LaneProbabilityMass<T>{weight_, t, keep_, share_}, hot, count, loss);
+    } else {
+      for (int b = 0; b < count; ++b) find(blocks[b], hot[b]);
+      if (share_ == 0) {
+        call<true>(x, NoMass{}, hot, count, loss);
+      } else {
+        call<true>(x, LaneMass<T>{weight_, share_}, hot, count, loss);
+      }
     }
-    if (share_ == 0) return call<true>(x, e, NoMass{}, find(block));
-    return call<true>(x, e, LaneMass<T>{weight_, share_}, find(block));
+    for (int b = 0; b < count; ++b) put(blocks[b], loss[b]);
   }
   template <bool kHot, class Mass>
-  SK_INLINE Reg call(Reg* x, Reg* e, const Mass& mass, const LaneTargets<A>& hot) const {
-    return cross_entropy_block<A, Order, kHot>(x, e, mass, hot, classes_, grad_.given(),
-                                               static_cast<A>(a_.grad_factor));
+  SK_INLINE void call(const LaneTile<A>& x, const Mass& mass, LaneTargets<A>* hot, int count,
+                      Reg* loss) const {
+    cross_entropy_blocks<A, Order, kHot>(x, mass, hot, count, classes_, grad_.given(),
+                                         static_cast<A>(a_.grad_factor), loss);
   }
-  SK_INLINE LaneTargets<A> find(const LaneBlock& block) const {
+  SK_INLINE void find(const LaneBlock& block, LaneTargets<A>& hot) const {
     const int64_t* target = a_.target + block.first;
-    LaneTargets<A> hot;
-    A index[L], mass[L];
     int64_t ignored = block.count < L;
     for (int l = 0; l < block.count; ++l) ignored += target[l] == a_.options.ignore_index;
     hot.all_count = ignored == 0;
     if (hot.all_count) {
       for (int l = 0; l < L; ++l) {
-        const int32_t y = static_cast<int32_t>(target[l]);
-        index[l] = static_cast<A>(y);
-        hot.place[l] = y * L + l;
-        mass[l] = keep_;
+        hot.place[l] = static_cast<int32_t>(target[l]) * L + l;
+        hot.mass[l] = keep_;
       }
     } else {
       for (int l = 0; l < L; ++l) {
         const bool counts = l < block.count && target[l] != a_.options.ignore_index;
-        const int32_t y = counts ? static_cast<int32_t>(target[l]) : 0;
-        index[l] = counts ? static_cast<A>(y) : A(-1);
-        hot.place[l] = y * L + l;
-        mass[l] = counts ? keep_ : A(0);
+        hot.place[l] = (counts ? static_cast<int32_t>(target[l]) : 0) * L + l;
+        hot.mass[l] = counts ? keep_ : A(0);
+        hot.ignored[l] = counts ? A(0) : A(1);
       }
     }
+    for (int l = 0; l < L; ++l) hot.spread[l] = share_;
     if (weight_ != nullptr) {
-      for (int l = 0; l < L; ++l) mass[l] *= widen(weight_[hot.place[l] / L]);
+      for (int l = 0; l < L; ++l) {
+        const A weight = widen(weight_[hot.place[l] / L]);
+        hot.mass[l] *= weight;
+        hot.spread[l] *= weight;
+      }
     }
-    hot.index = S::load(index);
-    hot.mass = S::load(mass);
-    return hot;
   }
   SK_INLINE void put(const LaneBlock& block, const Reg& loss) const {
     A* losses = static_cast<A*>(a_.loss) + block.first;

@@ -106,55 +106,93 @@ struct AsRows {
   }
 };
 
-/// RowStats of a block.
+/// The blocks of a group.
+template <class A>
+struct LaneTile {
+  typename Simd<A>::Reg* data;
+  int64_t pitch;
+  SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
+};
+
+/// Of so many blocks a step is done before the next step: steps of a block wait for each other, those of
+/// other blocks don't.
+constexpr int kBlocksAtOnce = 8;
+
+/// body(first, count) for a group of blocks.
+template <class Body>
+SK_INLINE void for_each_batch(int blocks, Body body) {
+  for (int b = 0; b < blocks; b += kBlocksAtOnce) {
+    body(b, blocks - b < kBlocksAtOnce ? blocks - b : kBlocksAtOnce);
+  }
+}
+
+/// RowStats of a block, and its smallest logits.
 template <class A, class Order>
 struct LaneStats {
   using Reg = typename Simd<A>::Reg;
-  Reg m, top, ties, rest;
+  Reg m, least, top, ties, rest;
 
   SK_INLINE Reg sum() const { return Order::total(ties, top, rest); }
   SK_INLINE Reg log_d() const { return Order::log_d(ties, top, rest); }
 };
 
+/// 1 max
+template <class A, class Order>
+SK_CALL void lane_range(const LaneTile<A>& x, int count, int64_t classes, LaneStats<A, Order>* stats) {
+  using S = Simd<A>;
+  const A inf = __builtin_inf();
+  for (int b = 0; b < count; ++b) {
+    Accumulators<A> most(-inf), least(inf);
+    for_each_class(classes, [&](auto slot, int64_t c) __attribute__((always_inline)) {
+      most.take_max(slot, x[b][c]);
+      least.take_min(slot, x[b][c]);
+    });
+    stats[b].m = S::add(most.lane_max(), S::broadcast(0));
+    stats[b].least = least.lane_min();
+  }
+}
+
 template <class Terms, class A, class Order>
 SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int64_t classes,
-                          LaneStats<A, Order>& stats) {
+                          LaneStats<A, Order>& stats, A* picked) {
   using S = Simd<A>;
   using Reg = typename S::Reg;
   const Reg one = S::broadcast(1), m = stats.m;
   const Terms terms(m);
   stats.top = terms.of(m);
-  Reg ties = S::broadcast(0), rest[1];  // ties are exact in any order
+  if (picked != nullptr) S::store(picked, terms.of(S::load(picked)));
+  Reg others = S::broadcast(0), rest[1];  // counts are exact in any order
   Order::sum(classes, rest, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
     const Reg v = x[c];
     const Reg t = terms.of(v);
-    ties = S::add_if_equal(ties, one, v, m);
+    others = S::add_unless_equal(others, one, v, m);
     acc[0] = S::add_unless_equal(acc[0], t, v, m);
     if (e != nullptr) e[c] = t;
   });
-  stats.ties = ties;
+  stats.ties = S::sub(S::broadcast(static_cast<A>(classes)), others);
   stats.rest = rest[0];
 }
 
-/// 1 max, 2 sum-exp; e, where given, receives the terms and may be x.
-template <class A, class Order>
-SK_CALL LaneStats<A, Order> lane_stats(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e,
-                                       int64_t classes) {
-  using S = Simd<A>;
-  const A inf = __builtin_inf();
-  Accumulators<A> most(-inf), least(inf);
-  for_each_class(classes, [&](auto slot, int64_t c) __attribute__((always_inline)) {
-    most.take_max(slot, x[c]);
-    least.take_min(slot, x[c]);
-  });
-  LaneStats<A, Order> stats;
-  stats.m = S::add(most.lane_max(), S::broadcast(0));
-  if (NormalTerms<A>::fit(stats.m, least.lane_min())) {
-    lane_terms<NormalTerms<A>>(x, e, classes, stats);
-  } else {
-    lane_terms<WideTerms<A>>(x, e, classes, stats);
+/// 2 sum-exp. With `keep`, the terms take the logits' place, as do those of picked(b), where that is not null.
+template <class A, class Order, class Picked>
+SK_CALL void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t classes,
+                       LaneStats<A, Order>* stats, Picked picked) {
+  for (int b = 0; b < count; ++b) {
+    typename Simd<A>::Reg* const e = keep ? x[b] : nullptr;
+    if (NormalTerms<A>::fit(stats[b].m, stats[b].least)) {
+      lane_terms<NormalTerms<A>>(x[b], e, classes, stats[b], picked(b));
+    } else {
+      lane_terms<WideTerms<A>>(x[b], e, classes, stats[b], picked(b));
+    }
   }
-  return stats;
+}
+
+/// 1 max, 2 sum-exp
+template <class A, class Order>
+SK_INLINE void lane_stats(const LaneTile<A>& x, bool keep, int count, int64_t classes,
+                          LaneStats<A, Order>* stats) {
+  lane_range(x, count, classes, stats);
+  lane_sums(x, keep, count, classes, stats, [](int) -> A* { return nullptr; });
 }
 
 }  // namespace

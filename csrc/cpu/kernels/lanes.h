@@ -35,15 +35,7 @@ SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, 
   }
 }
 
-/// The blocks of a group.
-template <class A>
-struct LaneTile {
-  typename Simd<A>::Reg* data;
-  int64_t pitch;
-  SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
-};
-
-/// Memory of a call: two tiles and a block. On the stack, for rows of few classes side by side.
+/// Memory of a call: two tiles. On the stack, for rows of few classes side by side.
 template <class A>
 class SmallTiles {
   using Reg = typename Simd<A>::Reg;
@@ -53,10 +45,9 @@ class SmallTiles {
   int blocks() const { return kBlocks; }
   LaneTile<A> first() { return {memory_, kLaneClasses}; }
   LaneTile<A> second() { return {memory_ + kTile, kLaneClasses}; }
-  Reg* block() { return memory_ + 2 * kTile; }
 
  private:
-  Reg memory_[2 * kTile + kLaneClasses];
+  Reg memory_[2 * kTile];
 };
 
 /// In the range's scratch memory, as large as a cache allows.
@@ -68,12 +59,11 @@ class WideTiles {
   WideTiles(const Range& range, const Shape& shape)
       : classes_(shape.classes), blocks_(tile_blocks(shape.classes, range.end - range.begin)) {
     Arena arena(range.scratch);
-    memory_ = reinterpret_cast<Reg*>(arena.take<A>((2 * blocks_ + 1) * classes_ * Simd<A>::kLanes));
+    memory_ = reinterpret_cast<Reg*>(arena.take<A>(2 * blocks_ * classes_ * Simd<A>::kLanes));
   }
   int blocks() const { return blocks_; }
   LaneTile<A> first() const { return {memory_, classes_}; }
   LaneTile<A> second() const { return {memory_ + blocks_ * classes_, classes_}; }
-  Reg* block() const { return memory_ + 2 * blocks_ * classes_; }
 
  private:
   int64_t classes_;
@@ -112,13 +102,12 @@ class LaneOperand {
     if (block->one_slice && step_ == 1 && rows_.class_stride != 1) {
       for (int c = 0; c < classes_; ++c) {
         const T* p = at(block->first) + c * rows_.class_stride;
-        // No hardware prefetcher follows strides of more than a page.
-        const int64_t ahead = c + kAhead < classes_ ? kAhead * rows_.class_stride : 0;
+        // The next group's: what hardware prefetches of a class ends with the page.
+        const int64_t ahead = static_cast<int64_t>(count) * L;
         for (int b = 0; b < count; ++b, p += L) {
-          __builtin_prefetch(p + ahead);
+          __builtin_prefetch(p + ahead, 0, 2);
           x[b][c] = block[b].count == L ? S::load(p) : S::load(p, block[b].count, 0);
         }
-        __builtin_prefetch(p + ahead);
       }
     } else if (rows_.class_stride == 1) {
       for (int b = 0; b < count; ++b) load_rows(block[b], x[b]);

@@ -110,13 +110,19 @@ void log_softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<C
     log_softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.range(), row.size());
 }
 
-/// A block of rows a lane each: x becomes y.
+/// Rows a lane each: x becomes y.
 template <class A, class Order>
-SK_CALL void log_softmax_lanes(typename Simd<A>::Reg* x, int64_t classes) {
+SK_CALL void log_softmax_lanes(const LaneTile<A>& tile, int blocks, int64_t classes) {
   using S = Simd<A>;
-  const auto stats = lane_stats<A, Order>(x, nullptr, classes);  // 1 max, 2 sum-exp
-  const auto log_d = stats.log_d();
-  for (int64_t c = 0; c < classes; ++c) x[c] = S::sub(S::sub(x[c], stats.m), log_d);  // 3 write
+  for_each_batch(blocks, [&](int first, int count) __attribute__((always_inline)) {
+    const LaneTile<A> x{tile[first], tile.pitch};
+    LaneStats<A, Order> stats[kBlocksAtOnce];
+    lane_stats(x, false, count, classes, stats);  // 1 max, 2 sum-exp
+    for (int b = 0; b < count; ++b) {             // 3 write
+      const auto m = stats[b].m, log_d = stats[b].log_d();
+      for (int64_t c = 0; c < classes; ++c) x[b][c] = S::sub(S::sub(x[b][c], m), log_d);
+    }
+  });
 }
 
 /// g becomes dx.

@@ -16,14 +16,9 @@ constexpr Ran kRowsRan = {SOFTKERN_ISA, "rows"}, kSharedRan = {SOFTKERN_ISA, "sh
 /// classes of an operand lie apart.
 template <class A, class Body>
 SK_INLINE bool in_lanes(const Shape& shape, const Range& range, bool packed, Body body) {
-  const bool wide = packed && fits_lanes(shape, range.end - range.begin, sizeof(A));
   if (shape.classes <= kLaneClasses) {
-    if (wide) {
-      body(FewClasses<A>{}, WideTiles<A>(range, shape));
-    } else {
-      body(FewClasses<A>{}, SmallTiles<A>());
-    }
-  } else if (wide) {
+    body(FewClasses<A>{}, SmallTiles<A>());
+  } else if (packed && fits_lanes(shape, range.end - range.begin, sizeof(A))) {
     body(AsRows<A>{}, WideTiles<A>(range, shape));
   } else {
     return false;
@@ -53,21 +48,20 @@ SK_INLINE void forward_lanes(const ForwardArgs& a, const Range& range, Tiles& ti
   const auto x = tiles.first();
   for_each_group<Compute<T>>(a.shape, range, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
     input.load(blocks, count, x);
-    for (int b = 0; b < count; ++b) lanes(x[b], blocks[b]);
+    lanes(x, blocks, count);
     output.store(blocks, count, x);
   });
 }
 
-/// lanes(order, x, block) turns a block of rows into its results; row(r, x, y, next, stream) a row.
+/// lanes(order, x, blocks, count) turns blocks of rows into their results; row(r, x, y, next, stream) a row.
 template <class T, class Lanes, class Row>
 SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Row row) {
   const bool packed = is_packed(a.input) || is_packed(a.output);
   Ran ran = rows_ran(packed);
   const bool done = in_lanes<Compute<T>>(a.shape, range, packed, [&](auto order, auto&& tiles) {
     ran = order.kRan;
-    forward_lanes<T>(a, range, tiles, [&](auto* x, const LaneBlock& block) __attribute__((always_inline)) {
-      lanes(order, x, block);
-    });
+    forward_lanes<T>(a, range, tiles, [&](const auto& x, const LaneBlock* blocks, int count)
+                                          __attribute__((always_inline)) { lanes(order, x, blocks, count); });
   });
   if (!done) forward_rows<T>(a, range, arena, row);
   return ran;
@@ -99,7 +93,9 @@ Ran softmax(const ForwardArgs& a, Range range) {
   A* scratch = take_compute_row<T>(arena, classes, a.stream);
   return forward<T>(
       a, range, arena,
-      [&](auto order, auto* x, const LaneBlock&) { softmax_lanes<A, decltype(order)>(x, classes); },
+      [&](auto order, const auto& x, const LaneBlock*, int count) {
+        softmax_lanes<A, decltype(order)>(x, count, classes);
+      },
       [&](int64_t, const T* x, T* y, const T* next, bool stream) {
         softmax_row(x, y, scratch, classes, next, stream);
       });
@@ -110,8 +106,8 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
   const int64_t classes = a.shape.classes;
   return forward<T>(
       a, range, Arena(range.scratch),
-      [&](auto order, auto* x, const LaneBlock&) {
-        log_softmax_lanes<Compute<T>, decltype(order)>(x, classes);
+      [&](auto order, const auto& x, const LaneBlock*, int count) {
+        log_softmax_lanes<Compute<T>, decltype(order)>(x, count, classes);
       },
       [&](int64_t, const T* x, T* y, const T* next, bool stream) {
         log_softmax_row(x, y, classes, next, stream);
@@ -279,11 +275,13 @@ Ran scale(const ScaleArgs& a, Range range) {
   const A* factor = static_cast<const A*>(a.factor);
   return forward<T>(
       {a.shape, a.input, a.output, a.stream}, range, Arena(range.scratch),
-      [&](auto, auto* x, const LaneBlock& block) __attribute__((always_inline)) {
-        A lanes[S::kLanes] = {};
-        for (int l = 0; l < block.count; ++l) lanes[l] = factor[(block.first + l) * a.factor_step];
-        const auto f = S::load(lanes);
-        for (int64_t c = 0; c < a.shape.classes; ++c) x[c] = S::fma(x[c], f, zero);
+      [&](auto, const auto& x, const LaneBlock* blocks, int count) __attribute__((always_inline)) {
+        for (int b = 0; b < count; ++b) {
+          A lanes[S::kLanes] = {};
+          for (int l = 0; l < blocks[b].count; ++l) lanes[l] = factor[(blocks[b].first + l) * a.factor_step];
+          const auto f = S::load(lanes);
+          for (int64_t c = 0; c < a.shape.classes; ++c) x[b][c] = S::fma(x[b][c], f, zero);
+        }
       },
       [&](int64_t r, const T* x, T* y, const T*, bool stream) __attribute__((always_inline)) {
         const auto f = S::broadcast(factor[r * a.factor_step]);

@@ -83,13 +83,20 @@ void softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compu
   if (step == 1) softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.size());
 }
 
-/// A block of rows a lane each: x becomes y.
+/// Rows a lane each: x becomes y.
 template <class A, class Order>
-SK_CALL void softmax_lanes(typename Simd<A>::Reg* x, int64_t classes) {
+SK_CALL void softmax_lanes(const LaneTile<A>& tile, int blocks, int64_t classes) {
   using S = Simd<A>;
-  const auto d = lane_stats<A, Order>(x, x, classes).sum();  // 1 max, 2 sum-exp
-  const auto inverse = S::div(S::broadcast(1), d);
-  for (int64_t c = 0; c < classes; ++c) x[c] = quotient<A>(x[c], d, inverse);  // 3 write
+  for_each_batch(blocks, [&](int first, int count) __attribute__((always_inline)) {
+    const LaneTile<A> x{tile[first], tile.pitch};
+    LaneStats<A, Order> stats[kBlocksAtOnce];
+    lane_stats(x, true, count, classes, stats);  // 1 max, 2 sum-exp
+    for (int b = 0; b < count; ++b) {            // 3 write
+      const auto d = stats[b].sum();
+      const auto inverse = S::div(S::broadcast(1), d);
+      for (int64_t c = 0; c < classes; ++c) x[b][c] = quotient<A>(x[b][c], d, inverse);
+    }
+  });
 }
 
 /// g becomes dx.
