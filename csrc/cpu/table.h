@@ -126,10 +126,11 @@ constexpr int64_t kShareClasses = kBlockBytes / static_cast<int64_t>(sizeof(floa
 constexpr int64_t kTileBytes = 128 << 10;
 
 /// Rows whose classes lie apart are computed a row a lane too, if a row is one block of sums and there are
-/// rows enough: a cache line of each class is a vector then. As many blocks of lanes as fit a tile are loaded
-/// together: prefetchers and DRAM pages want more than a line of a class at a time.
+/// rows enough: a cache line of each class is a vector then.
 constexpr int64_t kLaneBytes = 64, kLeastLaneRows = 8;
-constexpr int kMostBlocks = 64;
+/// Blocks of lanes that are computed together, if they fit a tile: more than one line of a class at a time
+/// suits DRAM, and a block's steps wait for each other, but not for those of other blocks.
+constexpr int kMostBlocks = 8;
 static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t element_size) {
   const size_t compute = element_size < sizeof(float) ? sizeof(float) : element_size;
   return rows >= kLeastLaneRows && shape.classes * static_cast<int64_t>(compute) <= kBlockBytes;
@@ -155,7 +156,7 @@ static inline constexpr int64_t packed_rows(const Shape& shape, int64_t rows, si
   return (tile_rows(shape, rows, element_size) + kLeastTileRows - 1) / kLeastTileRows * kLeastTileRows;
 }
 
-/// Upper bound over all kernels: two tiles and a block; or a tile for each strided operand and one row in the
+/// Upper bound over all kernels: two tiles; or a tile for each strided operand and one row in the
 /// compute type.
 static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, size_t element_size,
                                              int strided_operands) {
@@ -163,7 +164,7 @@ static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, s
   const size_t strided = static_cast<size_t>(strided_operands);
   const size_t ends = 64 * (strided + 4);
   if (strided_operands > 0 && fits_lanes(shape, rows, element_size)) {
-    const size_t blocks = 2 * static_cast<size_t>(tile_blocks(shape.classes, rows)) + 1;
+    const size_t blocks = 2 * static_cast<size_t>(tile_blocks(shape.classes, rows));
     return blocks * static_cast<size_t>(shape.classes * kLaneBytes) + ends;
   }
   const size_t tiles = strided * static_cast<size_t>(packed_rows(shape, rows, element_size));

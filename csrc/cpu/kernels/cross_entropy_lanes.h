@@ -9,17 +9,20 @@ namespace softkern::cpu {
 namespace {
 
 /// The targets of a block's rows. Numbers and not vectors: they are written one by one, and read as a vector
-/// when that is long done. Ignored rows and lanes without a row have no mass.
+/// when that is long done. Ignored rows and lanes without a row: index -1, mass 0.
 template <class A>
 struct LaneTargets {
   static constexpr int L = Simd<A>::kLanes;
+  A index[L], mass[L];
   int32_t place[L];  // of the target's element among those of the block; of some element if ignored
-  A mass[L];
-  A spread[L];   // the target's part of the mass that every class has
-  A ignored[L];  // 1 where it is; not set where all count
-  A x[L];        // the target's logit
-  A e[L];        // and its term, later its gradient
+  A x[L], e[L];      // the target's logit, and its term
   bool all_count;
+};
+
+/// What makes gradients of a block's terms.
+template <class A>
+struct LaneGradient {
+  typename Simd<A>::Reg scale, hot;
 };
 
 // The mass that a class has in all rows, or in a row each: what UniformMass, WeightMass and ProbabilityMass
@@ -48,96 +51,69 @@ struct LaneProbabilityMass {
 };
 
 /// Losses of blocks with the target masses hot[b].mass (at the index), where kHot, and mass (of all classes).
-/// With need_grad, x becomes the gradient times factor.
+/// With need_grad, x becomes the terms of the gradient.
 template <class A, class Order, bool kHot, class Mass>
-SK_CALL void cross_entropy_blocks(const LaneTile<A>& x, const Mass& mass, LaneTargets<A>* hot, int count,
-                                  int64_t classes, bool need_grad, A grad_factor,
+SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range, const Mass& mass,
+                                  LaneTargets<A>* hot, int count, int64_t classes, bool need_grad,
+                                  A grad_factor, const Ahead& ahead, LaneGradient<A>* gradient,
                                   typename Simd<A>::Reg* loss) {
   using S = Simd<A>;
   using Reg = typename S::Reg;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   constexpr int L = S::kLanes;
   const Reg zero = S::broadcast(0);
-  LaneStats<A, Order> stats[kBlocksAtOnce];
-  Reg spread[kBlocksAtOnce][2];  // sums of masses and of their costs
-  if constexpr (kHot) {
-    for (int b = 0; b < count; ++b) {
+  LaneStats<A, Order> stats[kMostBlocks];
+  Reg spread[kMostBlocks][2];  // sums of masses and of their costs
+  for (int b = 0; b < count; ++b) {
+    const Reg* const of = x[b];
+    if constexpr (kHot) {
       for (int l = 0; l < L; ++l) {
-        const char* const from = reinterpret_cast<const char*>(x[b]) + hot[b].place[l] * sizeof(A);
-        __builtin_memcpy(hot[b].x + l, from, sizeof(A));
-        __builtin_memcpy(hot[b].e + l, from, sizeof(A));
+        A own;
+        __builtin_memcpy(&own, reinterpret_cast<const char*>(of) + hot[b].place[l] * sizeof(A), sizeof(A));
+        hot[b].x[l] = hot[b].e[l] = own;
       }
     }
-  }
-  lane_range(x, count, classes, stats);  // 1 max
-  if constexpr (kSpread) {
-    for (int b = 0; b < count; ++b) {
+    if constexpr (kSpread) {
+      const Reg m = S::add(range[b].most, zero);
       Order::sum(classes, spread[b], [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
         const Reg a = mass.of(b, c);
         acc[0] = S::add(acc[0], a);
-        acc[1] = S::fma(a, S::sub(stats[b].m, x[b][c]), acc[1]);
+        acc[1] = S::fma(a, S::sub(m, of[c]), acc[1]);
       });
     }
   }
-  lane_sums(x, need_grad, count, classes, stats, [&](int b) { return kHot ? hot[b].e : nullptr; });  // 2
+  lane_sums(x, need_grad, count, classes, range, stats, ahead,
+            [&](int b) __attribute__((always_inline)) { return kHot && need_grad ? hot[b].e : nullptr; });  // 2
 
   const Reg factor = S::broadcast(grad_factor);
-  Reg scale[kBlocksAtOnce];
   for (int b = 0; b < count; ++b) {
     const LaneStats<A, Order>& of = stats[b];
-    const bool ignore = kHot && !hot[b].all_count;
     const Reg log_d = of.log_d();
-    Reg own = zero, hot_x = zero, spread_mass = zero, losses = zero;
+    Reg index = zero, own = zero, hot_x = zero, spread_mass = zero;
+    loss[b] = zero;
     if constexpr (kHot) {
+      index = S::load(hot[b].index);
       own = S::load(hot[b].mass);
       hot_x = S::load(hot[b].x);
-      losses = S::mul(own, S::add(S::sub(of.m, hot_x), log_d));
+      loss[b] = S::mul(own, S::add(S::sub(of.m, hot_x), log_d));
     }
     if constexpr (kSpread) {
       spread_mass = spread[b][0];
-      losses = S::add(losses, S::add(spread[b][1], S::mul(spread_mass, log_d)));
+      loss[b] = S::add(loss[b], S::add(spread[b][1], S::mul(spread_mass, log_d)));
     }
     // Exact zeros for ignored rows, whatever their logits: 0 * NaN would spread the NaN of a padded row.
-    if (ignore) losses = S::if_less(zero, S::load(hot[b].ignored), zero, losses);
-    loss[b] = losses;
+    if (kHot && !hot[b].all_count) loss[b] = S::if_less(index, zero, zero, loss[b]);
     if (!need_grad) continue;
 
     const Reg sum = of.sum();
-    scale[b] = S::div(S::mul(factor, S::add(own, spread_mass)), sum);
+    gradient[b].scale = S::div(S::mul(factor, S::add(own, spread_mass)), sum);
     if constexpr (kHot) {
       const Reg p = S::div(S::load(hot[b].e), sum);
       // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its digits.
       const Reg others = S::sub(zero, S::div(of.rest, sum));
       const Reg alone = S::if_equal(hot_x, of.m, of.ties, zero);
       const Reg off = S::if_equal(alone, S::broadcast(1), others, S::sub(p, S::broadcast(1)));
-      Reg gradient = S::mul(factor, S::add(S::mul(own, off), S::mul(spread_mass, p)));
-      if constexpr (kSpread) {
-        gradient = S::add(gradient, S::mul(S::broadcast(-grad_factor), S::load(hot[b].spread)));
-      }
-      if (ignore) gradient = S::if_less(zero, S::load(hot[b].ignored), zero, gradient);
-      S::store(hot[b].e, gradient);
-    }
-  }
-  if (!need_grad) return;
-
-  for (int b = 0; b < count; ++b) {  // 3 write
-    const bool ignore = kHot && !hot[b].all_count;
-    const Reg ignored = ignore ? S::load(hot[b].ignored) : zero;
-    for (int64_t c = 0; c < classes; ++c) {
-      Reg v;
-      if constexpr (kSpread) {
-        v = S::fma(x[b][c], scale[b], S::mul(S::broadcast(-grad_factor), mass.of(b, c)));
-      } else {
-        v = S::mul(x[b][c], scale[b]);
-      }
-      x[b][c] = ignore ? S::if_less(zero, ignored, zero, v) : v;
-    }
-  }
-  if constexpr (kHot) {
-    for (int b = 0; b < count; ++b) {
-      for (int l = 0; l < L; ++l) {
-        __builtin_memcpy(reinterpret_cast<char*>(x[b]) + hot[b].place[l] * sizeof(A), hot[b].e + l, sizeof(A));
-      }
+      gradient[b].hot = S::mul(factor, S::add(S::mul(own, off), S::mul(spread_mass, p)));
     }
   }
 }
@@ -165,63 +141,84 @@ class CrossEntropyLanes {
   void run(Tiles& tiles) {
     const LaneTile<A> x = tiles.first(), t = tiles.second();
     for_each_group<A>(a_.shape, range_, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
-      logits_.load(blocks, count, x);
-      if (probabilities_.given()) probabilities_.load(blocks, count, t);
-      for_each_batch(count, [&](int first, int some) {
-        compute(blocks + first, {x[first], x.pitch}, {t[first], t.pitch}, some);
-      });
-      if (grad_.given()) grad_.store(blocks, count, x);
+      LaneRange<A> range[kMostBlocks];
+      LaneTargets<A> hot[kMostBlocks];
+      logits_.load(blocks, count, x, range);  // 1 max
+      if (probabilities_.given()) {
+        probabilities_.load(blocks, count, t);
+        compute<false>(blocks, count, x, range, LaneProbabilityMass<T>{weight_, t, keep_, share_}, hot);
+        return;
+      }
+      for (int b = 0; b < count; ++b) find(blocks[b], hot[b]);
+      if (share_ == 0) {
+        compute<true>(blocks, count, x, range, NoMass{}, hot);
+      } else {
+        compute<true>(blocks, count, x, range, LaneMass<T>{weight_, share_}, hot);
+      }
     });
   }
 
  private:
-  SK_INLINE void compute(const LaneBlock* blocks, const LaneTile<A>& x, const LaneTile<A>& t,
-                         int count) const {
-    LaneTargets<A> hot[kBlocksAtOnce];
-    Reg loss[kBlocksAtOnce];
-    if (probabilities_.given()) {
-      call<false>(x, LaneProbabilityMass<T>{weight_, t, keep_, share_}, hot, count, loss);
-    } else {
-      for (int b = 0; b < count; ++b) find(blocks[b], hot[b]);
-      if (share_ == 0) {
-        call<true>(x, NoMass{}, hot, count, loss);
-      } else {
-        call<true>(x, LaneMass<T>{weight_, share_}, hot, count, loss);
-      }
-    }
-    for (int b = 0; b < count; ++b) put(blocks[b], loss[b]);
-  }
   template <bool kHot, class Mass>
-  SK_INLINE void call(const LaneTile<A>& x, const Mass& mass, LaneTargets<A>* hot, int count,
-                      Reg* loss) const {
-    cross_entropy_blocks<A, Order, kHot>(x, mass, hot, count, classes_, grad_.given(),
-                                         static_cast<A>(a_.grad_factor), loss);
+  SK_INLINE void compute(const LaneBlock* blocks, int count, const LaneTile<A>& x, const LaneRange<A>* range,
+                         const Mass& mass, LaneTargets<A>* hot) const {
+    const A factor = static_cast<A>(a_.grad_factor);
+    LaneGradient<A> gradient[kMostBlocks];
+    Reg loss[kMostBlocks];
+    cross_entropy_blocks<A, Order, kHot>(x, range, mass, hot, count, classes_, grad_.given(), factor,
+                                         logits_.ahead(blocks, count, x.data), gradient, loss);
+    for (int b = 0; b < count; ++b) put(blocks[b], loss[b]);
+    if (!grad_.given()) return;
+    grad_.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {  // 3 write
+      const Reg* const e = x[b];
+      const Reg zero = S::broadcast(0), scale = gradient[b].scale;
+      Reg index = zero, hot_grad = zero;
+      if constexpr (kHot) {
+        index = S::load(hot[b].index);
+        hot_grad = gradient[b].hot;
+      }
+      const bool ignore = kHot && !hot[b].all_count;
+      body([&](int c) __attribute__((always_inline)) {
+        Reg v, own = hot_grad;
+        if constexpr (__is_same(Mass, NoMass)) {
+          v = S::mul(e[c], scale);
+        } else {
+          const Reg minus_mass = S::mul(S::broadcast(-factor), mass.of(b, c));
+          v = S::fma(e[c], scale, minus_mass);
+          own = S::add(hot_grad, minus_mass);
+        }
+        if constexpr (kHot) v = S::if_equal(index, S::broadcast(static_cast<A>(c)), own, v);
+        return ignore ? S::if_less(index, zero, zero, v) : v;
+      });
+    });
   }
   SK_INLINE void find(const LaneBlock& block, LaneTargets<A>& hot) const {
-    const int64_t* target = a_.target + block.first;
-    int64_t ignored = block.count < L;
-    for (int l = 0; l < block.count; ++l) ignored += target[l] == a_.options.ignore_index;
+    const int64_t* const target = a_.target + block.first;
+    const int64_t ignore = a_.options.ignore_index;
+    int64_t ignored = 1;
+    if (block.count == L) {
+      ignored = 0;
+      for (int l = 0; l < L; ++l) ignored += target[l] == ignore;
+    }
     hot.all_count = ignored == 0;
     if (hot.all_count) {
       for (int l = 0; l < L; ++l) {
-        hot.place[l] = static_cast<int32_t>(target[l]) * L + l;
+        const int32_t y = static_cast<int32_t>(target[l]);
+        hot.index[l] = static_cast<A>(y);
+        hot.place[l] = y * L + l;
         hot.mass[l] = keep_;
       }
     } else {
       for (int l = 0; l < L; ++l) {
-        const bool counts = l < block.count && target[l] != a_.options.ignore_index;
-        hot.place[l] = (counts ? static_cast<int32_t>(target[l]) : 0) * L + l;
+        const bool counts = l < block.count && target[l] != ignore;
+        const int32_t y = counts ? static_cast<int32_t>(target[l]) : 0;
+        hot.index[l] = counts ? static_cast<A>(y) : A(-1);
+        hot.place[l] = y * L + l;
         hot.mass[l] = counts ? keep_ : A(0);
-        hot.ignored[l] = counts ? A(0) : A(1);
       }
     }
-    for (int l = 0; l < L; ++l) hot.spread[l] = share_;
     if (weight_ != nullptr) {
-      for (int l = 0; l < L; ++l) {
-        const A weight = widen(weight_[hot.place[l] / L]);
-        hot.mass[l] *= weight;
-        hot.spread[l] *= weight;
-      }
+      for (int l = 0; l < L; ++l) hot.mass[l] *= widen(weight_[hot.place[l] / L]);
     }
   }
   SK_INLINE void put(const LaneBlock& block, const Reg& loss) const {

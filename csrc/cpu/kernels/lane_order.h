@@ -114,47 +114,43 @@ struct LaneTile {
   SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
 };
 
-/// Of so many blocks a step is done before the next step: steps of a block wait for each other, those of
-/// other blocks don't.
-constexpr int kBlocksAtOnce = 8;
+/// Memory to be fetched into the cache while blocks are computed: a line for each of their vectors.
+struct Ahead {
+  const char* from;
+  int64_t block_step, class_step;
+};
 
-/// body(first, count) for a group of blocks.
-template <class Body>
-SK_INLINE void for_each_batch(int blocks, Body body) {
-  for (int b = 0; b < blocks; b += kBlocksAtOnce) {
-    body(b, blocks - b < kBlocksAtOnce ? blocks - b : kBlocksAtOnce);
+/// The largest and the smallest logits of a block's rows. NaNs are left out, as in Accumulators.
+template <class A>
+struct LaneRange {
+  using S = Simd<A>;
+  using Reg = typename S::Reg;
+  Reg most, least;
+  SK_INLINE LaneRange() : most(S::broadcast(-__builtin_inf())), least(S::broadcast(__builtin_inf())) {}
+  SK_INLINE void take(const Reg& v) {
+    most = S::max(v, most);
+    least = S::min(v, least);
   }
-}
+  // GCC gives the members that it makes itself no target instruction set: no implicit copies.
+  SK_INLINE void set(const LaneRange& other) {
+    most = other.most;
+    least = other.least;
+  }
+};
 
-/// RowStats of a block, and its smallest logits.
+/// RowStats of a block.
 template <class A, class Order>
 struct LaneStats {
   using Reg = typename Simd<A>::Reg;
-  Reg m, least, top, ties, rest;
+  Reg m, top, ties, rest;
 
   SK_INLINE Reg sum() const { return Order::total(ties, top, rest); }
   SK_INLINE Reg log_d() const { return Order::log_d(ties, top, rest); }
 };
 
-/// 1 max
-template <class A, class Order>
-SK_CALL void lane_range(const LaneTile<A>& x, int count, int64_t classes, LaneStats<A, Order>* stats) {
-  using S = Simd<A>;
-  const A inf = __builtin_inf();
-  for (int b = 0; b < count; ++b) {
-    Accumulators<A> most(-inf), least(inf);
-    for_each_class(classes, [&](auto slot, int64_t c) __attribute__((always_inline)) {
-      most.take_max(slot, x[b][c]);
-      least.take_min(slot, x[b][c]);
-    });
-    stats[b].m = S::add(most.lane_max(), S::broadcast(0));
-    stats[b].least = least.lane_min();
-  }
-}
-
 template <class Terms, class A, class Order>
 SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int64_t classes,
-                          LaneStats<A, Order>& stats, A* picked) {
+                          LaneStats<A, Order>& stats, A* picked, const char* next, int64_t next_step) {
   using S = Simd<A>;
   using Reg = typename S::Reg;
   const Reg one = S::broadcast(1), m = stats.m;
@@ -168,31 +164,33 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
     others = S::add_unless_equal(others, one, v, m);
     acc[0] = S::add_unless_equal(acc[0], t, v, m);
     if (e != nullptr) e[c] = t;
+    __builtin_prefetch(next + c * next_step, 0, 2);
   });
   stats.ties = S::sub(S::broadcast(static_cast<A>(classes)), others);
   stats.rest = rest[0];
 }
 
-/// 2 sum-exp. With `keep`, the terms take the logits' place, as do those of picked(b), where that is not null.
+/// 2 sum-exp, after the range. With `keep`, the terms take the logits' place, as do those of picked(b), where
+/// that is not null.
 template <class A, class Order, class Picked>
-SK_CALL void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t classes,
-                       LaneStats<A, Order>* stats, Picked picked) {
+SK_CALL void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t classes, const LaneRange<A>* range,
+                       LaneStats<A, Order>* stats, const Ahead& ahead, Picked picked) {
+  using S = Simd<A>;
   for (int b = 0; b < count; ++b) {
-    typename Simd<A>::Reg* const e = keep ? x[b] : nullptr;
-    if (NormalTerms<A>::fit(stats[b].m, stats[b].least)) {
-      lane_terms<NormalTerms<A>>(x[b], e, classes, stats[b], picked(b));
+    typename S::Reg* const e = keep ? x[b] : nullptr;
+    const char* const next = ahead.from + b * ahead.block_step;
+    stats[b].m = S::add(range[b].most, S::broadcast(0));
+    if (NormalTerms<A>::fit(stats[b].m, range[b].least)) {
+      lane_terms<NormalTerms<A>>(x[b], e, classes, stats[b], picked(b), next, ahead.class_step);
     } else {
-      lane_terms<WideTerms<A>>(x[b], e, classes, stats[b], picked(b));
+      lane_terms<WideTerms<A>>(x[b], e, classes, stats[b], picked(b), next, ahead.class_step);
     }
   }
 }
-
-/// 1 max, 2 sum-exp
 template <class A, class Order>
-SK_INLINE void lane_stats(const LaneTile<A>& x, bool keep, int count, int64_t classes,
-                          LaneStats<A, Order>* stats) {
-  lane_range(x, count, classes, stats);
-  lane_sums(x, keep, count, classes, stats, [](int) -> A* { return nullptr; });
+SK_INLINE void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t classes, const LaneRange<A>* range,
+                         LaneStats<A, Order>* stats, const Ahead& ahead) {
+  lane_sums(x, keep, count, classes, range, stats, ahead, [](int) -> A* { return nullptr; });
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ struct LaneBlock {
   bool one_slice;
 };
 
-/// body(blocks, count) for the rows of a range, count <= most <= kMostBlocks.
+/// body(blocks, count) for the rows of a range, count <= most <= kMostBlocks. All but the last are whole.
 template <class A, class Body>
 SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, Body body) {
   constexpr int64_t L = Simd<A>::kLanes;
@@ -39,7 +39,7 @@ SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, 
 template <class A>
 class SmallTiles {
   using Reg = typename Simd<A>::Reg;
-  static constexpr int kBlocks = 8, kTile = kBlocks * kLaneClasses;
+  static constexpr int kBlocks = kMostBlocks, kTile = kBlocks * kLaneClasses;
 
  public:
   int blocks() const { return kBlocks; }
@@ -87,7 +87,8 @@ class LaneOperand {
         shape_(shape),
         stream_(stream),
         classes_(static_cast<int>(shape.classes)),
-        step_(shape.inner == 1 ? rows.outer_stride : rows.inner_stride) {
+        step_(shape.inner == 1 ? rows.outer_stride : rows.inner_stride),
+        end_(range.end) {
     if (!given() || range.begin >= range.end) return;
     // Rows that follow each other upwards in memory: what lies between two of them is the tensor's own.
     const bool upwards =
@@ -98,39 +99,53 @@ class LaneOperand {
 
   bool given() const { return rows_.data != nullptr; }
 
-  SK_CALL void load(const LaneBlock* block, int count, const LaneTile<A>& x) const {
-    if (block->one_slice && step_ == 1 && rows_.class_stride != 1) {
-      for (int c = 0; c < classes_; ++c) {
-        const T* p = at(block->first) + c * rows_.class_stride;
-        // The next group's: what hardware prefetches of a class ends with the page.
-        const int64_t ahead = static_cast<int64_t>(count) * L;
-        for (int b = 0; b < count; ++b, p += L) {
-          __builtin_prefetch(p + ahead, 0, 2);
-          x[b][c] = block[b].count == L ? S::load(p) : S::load(p, block[b].count, 0);
-        }
-      }
-    } else if (rows_.class_stride == 1) {
-      for (int b = 0; b < count; ++b) load_rows(block[b], x[b]);
-    } else {
-      for (int b = 0; b < count; ++b) load_elements(block[b], x[b]);
-    }
+  void load(const LaneBlock* block, int count, const LaneTile<A>& x) const {
+    fetch<false>(block, count, x, nullptr);
+  }
+  /// And the range of each block.
+  void load(const LaneBlock* block, int count, const LaneTile<A>& x, LaneRange<A>* range) const {
+    fetch<true>(block, count, x, range);
   }
 
-  SK_CALL void store(const LaneBlock* block, int count, const LaneTile<A>& y) const {
-    if (block->one_slice && step_ == 1 && rows_.class_stride != 1) {
+  /// What is loaded after these blocks, and where hardware does not see it coming: what it prefetches of a
+  /// class ends with the page. Else `here`.
+  Ahead ahead(const LaneBlock* block, int count, const void* here) const {
+    const int64_t next = block[count - 1].first + block[count - 1].count;
+    if (!is_across(*block) || next >= end_) {
+      return {static_cast<const char*>(here), 0, 0};
+    }
+    constexpr int64_t kSize = sizeof(T);
+    return {reinterpret_cast<const char*>(at(next)), L * kSize, rows_.class_stride * kSize};
+  }
+
+  /// write(b, body) calls body(value), and value(c) is class c of block b.
+  template <class Write>
+  SK_CALL void store(const LaneBlock* block, int count, const Write& write) const {
+    int b = 0;
+    if (is_across(*block)) {
       const bool stream = stream_ && is_aligned(at(block->first), rows_);
-      for (int c = 0; c < classes_; ++c) {
-        T* p = at(block->first) + c * rows_.class_stride;
-        const int64_t ahead = !stream && c + kAhead < classes_ ? kAhead * rows_.class_stride : 0;
-        for (int b = 0; b < count; ++b, p += L) {
-          if (ahead) __builtin_prefetch(p + ahead, 1);
-          store_lanes(p, y[b][c], block[b].count, stream);
-        }
+      for (; b + 1 < count && block[b + 1].count == L; b += 2) {
+        write(b, [&](auto low) __attribute__((always_inline)) {
+          write(b + 1, [&](auto high) __attribute__((always_inline)) {
+            store_lanes_of<2>(block[b], stream, [&](int k, int c) __attribute__((always_inline)) {
+              return k == 0 ? low(c) : high(c);
+            });
+          });
+        });
       }
-    } else if (rows_.class_stride == 1) {
-      for (int b = 0; b < count; ++b) store_rows(block[b], y[b]);
-    } else {
-      for (int b = 0; b < count; ++b) store_elements(block[b], y[b]);
+    }
+    for (; b < count; ++b) {
+      write(b, [&](auto value) __attribute__((always_inline)) {
+        if (is_across(*block)) {
+          const bool stream = stream_ && is_aligned(at(block->first), rows_);
+          store_lanes_of<1>(block[b], stream,
+                            [&](int, int c) __attribute__((always_inline)) { return value(c); });
+        } else if (rows_.class_stride == 1) {
+          store_rows(block[b], value);
+        } else {
+          store_elements(block[b], value);
+        }
+      });
     }
   }
 
@@ -150,12 +165,66 @@ class LaneOperand {
     T of[P];
   };
 
-  SK_INLINE void load_rows(const LaneBlock& block, Reg* x) const {
+  /// Whether vectors over rows lie in memory as they are.
+  bool is_across(const LaneBlock& block) const {
+    return block.one_slice && step_ == 1 && rows_.class_stride != 1;
+  }
+
+  template <bool kRange>
+  SK_CALL void fetch(const LaneBlock* block, int count, const LaneTile<A>& x, LaneRange<A>* range) const {
+    int b = 0;
+    if (is_across(*block)) {
+      for (; b + 1 < count && block[b + 1].count == L; b += 2) load_lanes<2, kRange>(block[b], b, x, range);
+    }
+    for (; b < count; ++b) {
+      if (is_across(*block)) {
+        load_lanes<1, kRange>(block[b], b, x, range);
+        continue;
+      }
+      LaneRange<A> seen;
+      if (rows_.class_stride == 1) {
+        load_rows(block[b], x[b], seen);
+      } else {
+        load_elements(block[b], x[b], seen);
+      }
+      if constexpr (kRange) range[b].set(seen);
+    }
+  }
+
+  /// N blocks side by side.
+  template <int N, bool kRange>
+  SK_INLINE void load_lanes(const LaneBlock& block, int b, const LaneTile<A>& x, LaneRange<A>* range) const {
+    const T* p = at(block.first);
+    Reg* to[N];
+    for (int k = 0; k < N; ++k) to[k] = x[b + k];
+    LaneRange<A> seen[N];
+    for (int c = 0; c < classes_; ++c, p += rows_.class_stride) {
+      for (int k = 0; k < N; ++k) {
+        const Reg v = N > 1 || block.count == L ? S::load(p + k * L) : S::load(p, block.count, 0);
+        to[k][c] = v;
+        if constexpr (kRange) seen[k].take(v);
+      }
+    }
+    if constexpr (kRange) {
+      for (int k = 0; k < N; ++k) range[b + k].set(seen[k]);
+    }
+  }
+  template <int N, class Value>
+  SK_INLINE void store_lanes_of(const LaneBlock& block, bool stream, Value value) const {
+    T* p = at(block.first);
+    for (int c = 0; c < classes_; ++c, p += rows_.class_stride) {
+      // No hardware prefetcher follows strides of more than a page.
+      if (!stream && c + kAhead < classes_) __builtin_prefetch(p + kAhead * rows_.class_stride, 1);
+      for (int k = 0; k < N; ++k) store_lanes(p + k * L, value(k, c), N > 1 ? L : block.count, stream);
+    }
+  }
+
+  SK_INLINE void load_rows(const LaneBlock& block, Reg* x, LaneRange<A>& seen) const {
     const T* const base = at(block.first);
     if (block.count == L && block.one_slice && base + (L - 1) * step_ + round_up(classes_) <= readable_end_) {
       for (int start = 0; start < classes_; start += P) {
         const T* const p = base + start;
-        take(start, x, [&](int l) __attribute__((always_inline)) { return p + l * step_; });
+        take(start, x, seen, [&](int l) __attribute__((always_inline)) { return p + l * step_; });
       }
       return;
     }
@@ -166,11 +235,12 @@ class LaneOperand {
       for (int c = start; c < start + P && c < classes_; ++c) {
         for (int l = 0; l < block.count; ++l) pieces[l].of[c - start] = row[l][c];
       }
-      take(start, x, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
+      take(start, x, seen, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
     }
   }
 
-  SK_INLINE void store_rows(const LaneBlock& block, const Reg* y) const {
+  template <class Value>
+  SK_INLINE void store_rows(const LaneBlock& block, Value value) const {
     T* const base = at(block.first);
     Piece pieces[L];
     if (block.count == L && block.one_slice && step_ == classes_ && classes_ > 1) {
@@ -180,9 +250,9 @@ class LaneOperand {
       for (int start = (classes_ - 1) / P * P; start >= 0; start -= P) {
         T* const p = base + start;
         if (start + P <= classes_) {
-          put(start, y, [&](int l) __attribute__((always_inline)) { return p + l * step_; });
+          put(start, value, [&](int l) __attribute__((always_inline)) { return p + l * step_; });
         } else {
-          put(start, y, [&](int l) __attribute__((always_inline)) {
+          put(start, value, [&](int l) __attribute__((always_inline)) {
             return l == L - 1 ? pieces[l].of : p + l * step_;
           });
           for (int c = start; c < classes_; ++c) last[c] = pieces[L - 1].of[c - start];
@@ -193,7 +263,7 @@ class LaneOperand {
     T* row[L];
     find(block, row);
     for (int start = 0; start < classes_; start += P) {
-      put(start, y, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
+      put(start, value, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
       for (int c = start; c < start + P && c < classes_; ++c) {
         for (int l = 0; l < block.count; ++l) row[l][c] = pieces[l].of[c - start];
       }
@@ -201,35 +271,42 @@ class LaneOperand {
   }
 
   static SK_INLINE int round_up(int classes) { return (classes + P - 1) / P * P; }
-  /// Vectors start..start+P-1 of a block, some of them perhaps behind the classes.
+  /// Vectors start..start+P-1 of a block, as far as there are classes.
   template <class Row>
-  static SK_INLINE void take(int start, Reg* x, Row row) {
+  SK_INLINE void take(int start, Reg* x, LaneRange<A>& seen, Row row) const {
     Reg v[P];
     S::load_columns(row, v);
-    for (int c = 0; c < P; ++c) x[start + c] = v[c];
+    SK_UNROLL
+    for (int k = 0; k < P; ++k) {
+      if (start + k >= classes_) break;
+      x[start + k] = v[k];
+      seen.take(v[k]);
+    }
   }
-  template <class Row>
-  static SK_INLINE void put(int start, const Reg* y, Row row) {
+  template <class Value, class Row>
+  SK_INLINE void put(int start, Value value, Row row) const {
     Reg v[P];
-    for (int c = 0; c < P; ++c) v[c] = y[start + c];
+    for (int k = 0; k < P; ++k) v[k] = value(start + k < classes_ ? start + k : classes_ - 1);
     S::store_columns(row, v);
   }
 
-  void load_elements(const LaneBlock& block, Reg* x) const {
+  SK_INLINE void load_elements(const LaneBlock& block, Reg* x, LaneRange<A>& seen) const {
     T* row[L];
     find(block, row);
     A lanes[L] = {};
     for (int c = 0; c < classes_; ++c) {
       for (int l = 0; l < block.count; ++l) lanes[l] = widen(row[l][c * rows_.class_stride]);
       x[c] = Simd<A>::load(lanes);
+      seen.take(x[c]);
     }
   }
-  void store_elements(const LaneBlock& block, const Reg* y) const {
+  template <class Value>
+  SK_INLINE void store_elements(const LaneBlock& block, Value value) const {
     T* row[L];
     find(block, row);
     A lanes[L];
     for (int c = 0; c < classes_; ++c) {
-      Simd<A>::store(lanes, y[c]);
+      Simd<A>::store(lanes, value(c));
       for (int l = 0; l < block.count; ++l) row[l][c * rows_.class_stride] = Narrow<T>::from(lanes[l]);
     }
   }
@@ -238,7 +315,7 @@ class LaneOperand {
   Shape shape_;
   bool stream_;
   int classes_;
-  int64_t step_;
+  int64_t step_, end_;
   const T* readable_end_ = nullptr;
 };
 

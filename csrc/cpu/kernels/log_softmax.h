@@ -110,41 +110,48 @@ void log_softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<C
     log_softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.range(), row.size());
 }
 
-/// Rows a lane each: x becomes y.
-template <class A, class Order>
-SK_CALL void log_softmax_lanes(const LaneTile<A>& tile, int blocks, int64_t classes) {
+/// Rows a lane each.
+template <class T, class Order>
+SK_INLINE void log_softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& output,
+                                 const LaneBlock* blocks, int count, const LaneTile<Compute<T>>& x,
+                                 int64_t classes) {
+  using A = Compute<T>;
   using S = Simd<A>;
-  for_each_batch(blocks, [&](int first, int count) __attribute__((always_inline)) {
-    const LaneTile<A> x{tile[first], tile.pitch};
-    LaneStats<A, Order> stats[kBlocksAtOnce];
-    lane_stats(x, false, count, classes, stats);  // 1 max, 2 sum-exp
-    for (int b = 0; b < count; ++b) {             // 3 write
-      const auto m = stats[b].m, log_d = stats[b].log_d();
-      for (int64_t c = 0; c < classes; ++c) x[b][c] = S::sub(S::sub(x[b][c], m), log_d);
-    }
+  LaneRange<A> range[kMostBlocks];
+  LaneStats<A, Order> stats[kMostBlocks];
+  input.load(blocks, count, x, range);  // 1 max
+  lane_sums(x, false, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
+  output.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {      // 3 write
+    const auto* const xb = x[b];
+    const auto m = stats[b].m, log_d = stats[b].log_d();
+    body([&](int64_t c) __attribute__((always_inline)) { return S::sub(S::sub(xb[c], m), log_d); });
   });
 }
 
-/// g becomes dx.
-template <class A, class Order>
-SK_CALL void log_softmax_backward_lanes(typename Simd<A>::Reg* g, const typename Simd<A>::Reg* y,
-                                        int64_t classes) {
+template <class T, class Order>
+SK_INLINE void log_softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock* blocks, int count,
+                                          const LaneTile<Compute<T>>& g, const LaneTile<Compute<T>>& y,
+                                          int64_t classes) {
+  using A = Compute<T>;
   using S = Simd<A>;
   using Reg = typename S::Reg;
-  const A inf = __builtin_inf();
-  Reg total[1], least = S::broadcast(inf), most = S::broadcast(-inf);
-  Order::sum(classes, total, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
-    acc[0] = S::add(acc[0], g[c]);
-    least = S::min(y[c], least);
-    most = S::max(y[c], most);
+  dx.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {
+    const Reg *const gb = g[b], *const yb = y[b];
+    LaneRange<A> range;
+    Reg total[1];
+    Order::sum(classes, total, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
+      acc[0] = S::add(acc[0], gb[c]);
+      range.take(yb[c]);
+    });
+    const Reg minus_sum = S::sub(S::broadcast(-0.0), total[0]);  // of +0: -0
+    const Reg normal = S::broadcast(ExpRange<A>::kNormal);
+    const bool fit =
+        S::all_at_least(range.least, S::sub(S::broadcast(0), normal)) && S::all_at_least(normal, range.most);
+    body([&](int64_t c) __attribute__((always_inline)) {
+      return fit ? log_softmax_gradient<A, true>(gb[c], yb[c], minus_sum)
+                 : log_softmax_gradient<A, false>(gb[c], yb[c], minus_sum);
+    });
   });
-  const Reg minus_sum = S::sub(S::broadcast(-0.0), total[0]);  // of +0: -0
-  const Reg normal = S::broadcast(ExpRange<A>::kNormal);
-  if (S::all_at_least(least, S::sub(S::broadcast(0), normal)) && S::all_at_least(normal, most)) {
-    for (int64_t c = 0; c < classes; ++c) g[c] = log_softmax_gradient<A, true>(g[c], y[c], minus_sum);
-  } else {
-    for (int64_t c = 0; c < classes; ++c) g[c] = log_softmax_gradient<A, false>(g[c], y[c], minus_sum);
-  }
 }
 
 }  // namespace

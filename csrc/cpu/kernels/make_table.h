@@ -42,26 +42,19 @@ SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena aren
   });
 }
 
-template <class T, class Tiles, class Lanes>
-SK_INLINE void forward_lanes(const ForwardArgs& a, const Range& range, Tiles& tiles, Lanes lanes) {
-  const LaneOperand<T> input(a.input, a.shape, range), output(a.output, a.shape, range, a.stream);
-  const auto x = tiles.first();
-  for_each_group<Compute<T>>(a.shape, range, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
-    input.load(blocks, count, x);
-    lanes(x, blocks, count);
-    output.store(blocks, count, x);
-  });
-}
-
-/// lanes(order, x, blocks, count) turns blocks of rows into their results; row(r, x, y, next, stream) a row.
+/// lanes(order, input, output, blocks, count, x) computes blocks of rows, x being memory for them; row(r, x, y,
+/// next, stream) a row.
 template <class T, class Lanes, class Row>
 SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Row row) {
   const bool packed = is_packed(a.input) || is_packed(a.output);
   Ran ran = rows_ran(packed);
   const bool done = in_lanes<Compute<T>>(a.shape, range, packed, [&](auto order, auto&& tiles) {
     ran = order.kRan;
-    forward_lanes<T>(a, range, tiles, [&](const auto& x, const LaneBlock* blocks, int count)
-                                          __attribute__((always_inline)) { lanes(order, x, blocks, count); });
+    const LaneOperand<T> input(a.input, a.shape, range), output(a.output, a.shape, range, a.stream);
+    const auto x = tiles.first();
+    for_each_group<Compute<T>>(a.shape, range, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
+      lanes(order, input, output, blocks, count, x);
+    });
   });
   if (!done) forward_rows<T>(a, range, arena, row);
   return ran;
@@ -93,8 +86,8 @@ Ran softmax(const ForwardArgs& a, Range range) {
   A* scratch = take_compute_row<T>(arena, classes, a.stream);
   return forward<T>(
       a, range, arena,
-      [&](auto order, const auto& x, const LaneBlock*, int count) {
-        softmax_lanes<A, decltype(order)>(x, count, classes);
+      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count, const auto& x) {
+        softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes);
       },
       [&](int64_t, const T* x, T* y, const T* next, bool stream) {
         softmax_row(x, y, scratch, classes, next, stream);
@@ -106,8 +99,8 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
   const int64_t classes = a.shape.classes;
   return forward<T>(
       a, range, Arena(range.scratch),
-      [&](auto order, const auto& x, const LaneBlock*, int count) {
-        log_softmax_lanes<Compute<T>, decltype(order)>(x, count, classes);
+      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count, const auto& x) {
+        log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes);
       },
       [&](int64_t, const T* x, T* y, const T* next, bool stream) {
         log_softmax_row(x, y, classes, next, stream);
@@ -126,8 +119,7 @@ SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
     for_each_group<Compute<T>>(a.shape, range, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       g.load(blocks, count, gs);
       y.load(blocks, count, ys);
-      for (int b = 0; b < count; ++b) lanes(order, gs[b], ys[b]);
-      dx.store(blocks, count, gs);
+      lanes(order, dx, blocks, count, gs, ys);
     });
   });
   if (done) return ran;
@@ -148,15 +140,17 @@ SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
 
 template <class T>
 Ran softmax_backward(const BackwardArgs& a, Range range) {
-  return backward<T, &softmax_backward_row<T>>(a, range, [&](auto order, auto* g, const auto* y) {
-    softmax_backward_lanes<Compute<T>, decltype(order)>(g, y, a.shape.classes);
+  return backward<T, &softmax_backward_row<T>>(a, range, [&](auto order, const auto& dx, const LaneBlock* blocks, int count,
+                                                       const auto& g, const auto& y) {
+    softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
   });
 }
 
 template <class T>
 Ran log_softmax_backward(const BackwardArgs& a, Range range) {
-  return backward<T, &log_softmax_backward_row<T>>(a, range, [&](auto order, auto* g, const auto* y) {
-    log_softmax_backward_lanes<Compute<T>, decltype(order)>(g, y, a.shape.classes);
+  return backward<T, &log_softmax_backward_row<T>>(a, range, [&](auto order, const auto& dx, const LaneBlock* blocks, int count,
+                                                       const auto& g, const auto& y) {
+    log_softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
   });
 }
 
@@ -275,13 +269,15 @@ Ran scale(const ScaleArgs& a, Range range) {
   const A* factor = static_cast<const A*>(a.factor);
   return forward<T>(
       {a.shape, a.input, a.output, a.stream}, range, Arena(range.scratch),
-      [&](auto, const auto& x, const LaneBlock* blocks, int count) __attribute__((always_inline)) {
-        for (int b = 0; b < count; ++b) {
+      [&](auto, const auto& input, const auto& output, const LaneBlock* blocks, int count, const auto& x) {
+        input.load(blocks, count, x);
+        output.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {
           A lanes[S::kLanes] = {};
           for (int l = 0; l < blocks[b].count; ++l) lanes[l] = factor[(blocks[b].first + l) * a.factor_step];
           const auto f = S::load(lanes);
-          for (int64_t c = 0; c < a.shape.classes; ++c) x[b][c] = S::fma(x[b][c], f, zero);
-        }
+          const auto* const xb = x[b];
+          body([&](int64_t c) __attribute__((always_inline)) { return S::fma(xb[c], f, zero); });
+        });
       },
       [&](int64_t r, const T* x, T* y, const T*, bool stream) __attribute__((always_inline)) {
         const auto f = S::broadcast(factor[r * a.factor_step]);

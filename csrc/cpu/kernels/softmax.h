@@ -83,33 +83,38 @@ void softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compu
   if (step == 1) softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.size());
 }
 
-/// Rows a lane each: x becomes y.
-template <class A, class Order>
-SK_CALL void softmax_lanes(const LaneTile<A>& tile, int blocks, int64_t classes) {
+/// Rows a lane each.
+template <class T, class Order>
+SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& output, const LaneBlock* blocks,
+                             int count, const LaneTile<Compute<T>>& x, int64_t classes) {
+  using A = Compute<T>;
   using S = Simd<A>;
-  for_each_batch(blocks, [&](int first, int count) __attribute__((always_inline)) {
-    const LaneTile<A> x{tile[first], tile.pitch};
-    LaneStats<A, Order> stats[kBlocksAtOnce];
-    lane_stats(x, true, count, classes, stats);  // 1 max, 2 sum-exp
-    for (int b = 0; b < count; ++b) {            // 3 write
-      const auto d = stats[b].sum();
-      const auto inverse = S::div(S::broadcast(1), d);
-      for (int64_t c = 0; c < classes; ++c) x[b][c] = quotient<A>(x[b][c], d, inverse);
-    }
+  LaneRange<A> range[kMostBlocks];
+  LaneStats<A, Order> stats[kMostBlocks];
+  input.load(blocks, count, x, range);  // 1 max
+  lane_sums(x, true, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
+  output.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {     // 3 write
+    const auto* const e = x[b];
+    const auto d = stats[b].sum();
+    const auto inverse = S::div(S::broadcast(1), d);
+    body([&](int64_t c) __attribute__((always_inline)) { return quotient<A>(e[c], d, inverse); });
   });
 }
 
-/// g becomes dx.
-template <class A, class Order>
-SK_CALL void softmax_backward_lanes(typename Simd<A>::Reg* g, const typename Simd<A>::Reg* y,
-                                    int64_t classes) {
-  using S = Simd<A>;
+template <class T, class Order>
+SK_INLINE void softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock* blocks, int count,
+                                      const LaneTile<Compute<T>>& g, const LaneTile<Compute<T>>& y,
+                                      int64_t classes) {
+  using S = Simd<Compute<T>>;
   using Reg = typename S::Reg;
-  Reg dot[1];
-  Order::sum(classes, dot, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
-    acc[0] = S::fma(g[c], y[c], acc[0]);
+  dx.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {
+    const Reg *const gb = g[b], *const yb = y[b];
+    Reg dot[1];
+    Order::sum(classes, dot, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
+      acc[0] = S::fma(gb[c], yb[c], acc[0]);
+    });
+    body([&](int64_t c) __attribute__((always_inline)) { return S::mul(yb[c], S::sub(gb[c], dot[0])); });
   });
-  for (int64_t c = 0; c < classes; ++c) g[c] = S::mul(y[c], S::sub(g[c], dot[0]));
 }
 
 }  // namespace
