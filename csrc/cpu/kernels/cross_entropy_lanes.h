@@ -8,15 +8,14 @@
 namespace softkern::cpu {
 namespace {
 
-/// The targets of a block's rows. Numbers and not vectors: they are written one by one, and read as a vector
+/// The targets of blocks of rows. Numbers and not vectors: logits are picked one by one, and read as a vector
 /// when that is long done. Ignored rows and lanes without a row: index -1, mass 0.
 template <class A>
 struct LaneTargets {
-  static constexpr int L = Simd<A>::kLanes;
-  A index[L], mass[L];
-  int32_t place[L];  // of the target's element among those of the block; of some element if ignored
-  A x[L], e[L];      // the target's logit, and its term
-  bool all_count;
+  static constexpr int L = Simd<A>::kLanes, kRows = kMostBlocks * L;
+  alignas(64) A index[kRows], mass[kRows];
+  alignas(64) A x[kRows], e[kRows];  // the target's logit, and its term
+  int32_t place[kRows];  // of the target's element among those of its block; of some element if ignored
 };
 
 /// What makes gradients of a block's terms.
@@ -50,11 +49,11 @@ struct LaneProbabilityMass {
   }
 };
 
-/// Losses of blocks with the target masses hot[b].mass (at the index), where kHot, and mass (of all classes).
+/// Losses of blocks with the target masses hot.mass (at the index), where kHot, and mass (of all classes).
 /// With need_grad, x becomes the terms of the gradient.
 template <class A, class Order, bool kHot, class Mass>
 SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range, const Mass& mass,
-                                  LaneTargets<A>* hot, int count, int64_t classes, bool need_grad,
+                                  LaneTargets<A>& hot, int count, int64_t classes, bool need_grad,
                                   A grad_factor, const Ahead& ahead, LaneGradient<A>* gradient,
                                   typename Simd<A>::Reg* loss) {
   using S = Simd<A>;
@@ -67,10 +66,10 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
   for (int b = 0; b < count; ++b) {
     const Reg* const of = x[b];
     if constexpr (kHot) {
-      for (int l = 0; l < L; ++l) {
+      for (int i = b * L; i < (b + 1) * L; ++i) {
         A own;
-        __builtin_memcpy(&own, reinterpret_cast<const char*>(of) + hot[b].place[l] * sizeof(A), sizeof(A));
-        hot[b].x[l] = hot[b].e[l] = own;
+        __builtin_memcpy(&own, reinterpret_cast<const char*>(of) + hot.place[i] * sizeof(A), sizeof(A));
+        hot.x[i] = hot.e[i] = own;
       }
     }
     if constexpr (kSpread) {
@@ -83,7 +82,7 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
     }
   }
   lane_sums(x, need_grad, count, classes, range, stats, ahead,
-            [&](int b) __attribute__((always_inline)) { return kHot && need_grad ? hot[b].e : nullptr; });  // 2
+            [&](int b) __attribute__((always_inline)) { return kHot && need_grad ? hot.e + b * L : nullptr; });  // 2
 
   const Reg factor = S::broadcast(grad_factor);
   for (int b = 0; b < count; ++b) {
@@ -92,9 +91,9 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
     Reg index = zero, own = zero, hot_x = zero, spread_mass = zero;
     loss[b] = zero;
     if constexpr (kHot) {
-      index = S::load(hot[b].index);
-      own = S::load(hot[b].mass);
-      hot_x = S::load(hot[b].x);
+      index = S::load(hot.index + b * L);
+      own = S::load(hot.mass + b * L);
+      hot_x = S::load(hot.x + b * L);
       loss[b] = S::mul(own, S::add(S::sub(of.m, hot_x), log_d));
     }
     if constexpr (kSpread) {
@@ -102,13 +101,13 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
       loss[b] = S::add(loss[b], S::add(spread[b][1], S::mul(spread_mass, log_d)));
     }
     // Exact zeros for ignored rows, whatever their logits: 0 * NaN would spread the NaN of a padded row.
-    if (kHot && !hot[b].all_count) loss[b] = S::if_less(index, zero, zero, loss[b]);
+    if constexpr (kHot) loss[b] = S::if_less(index, zero, zero, loss[b]);
     if (!need_grad) continue;
 
     const Reg sum = of.sum();
     gradient[b].scale = S::div(S::mul(factor, S::add(own, spread_mass)), sum);
     if constexpr (kHot) {
-      const Reg p = S::div(S::load(hot[b].e), sum);
+      const Reg p = S::div(S::load(hot.e + b * L), sum);
       // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its digits.
       const Reg others = S::sub(zero, S::div(of.rest, sum));
       const Reg alone = S::if_equal(hot_x, of.m, of.ties, zero);
@@ -142,14 +141,15 @@ class CrossEntropyLanes {
     const LaneTile<A> x = tiles.first(), t = tiles.second();
     for_each_group<A>(a_.shape, range_, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       LaneRange<A> range[kMostBlocks];
-      LaneTargets<A> hot[kMostBlocks];
+      LaneTargets<A> hot;
       logits_.load(blocks, count, x, range);  // 1 max
       if (probabilities_.given()) {
         probabilities_.load(blocks, count, t);
         compute<false>(blocks, count, x, range, LaneProbabilityMass<T>{weight_, t, keep_, share_}, hot);
         return;
       }
-      for (int b = 0; b < count; ++b) find(blocks[b], hot[b]);
+      const int64_t first = blocks->first, end = blocks[count - 1].first + blocks[count - 1].count;
+      find(first, static_cast<int>(end - first), count, hot);
       if (share_ == 0) {
         compute<true>(blocks, count, x, range, NoMass{}, hot);
       } else {
@@ -161,7 +161,7 @@ class CrossEntropyLanes {
  private:
   template <bool kHot, class Mass>
   SK_INLINE void compute(const LaneBlock* blocks, int count, const LaneTile<A>& x, const LaneRange<A>* range,
-                         const Mass& mass, LaneTargets<A>* hot) const {
+                         const Mass& mass, LaneTargets<A>& hot) const {
     const A factor = static_cast<A>(a_.grad_factor);
     LaneGradient<A> gradient[kMostBlocks];
     Reg loss[kMostBlocks];
@@ -174,10 +174,10 @@ class CrossEntropyLanes {
       const Reg zero = S::broadcast(0), scale = gradient[b].scale;
       Reg index = zero, hot_grad = zero;
       if constexpr (kHot) {
-        index = S::load(hot[b].index);
+        index = S::load(hot.index + b * L);
         hot_grad = gradient[b].hot;
       }
-      const bool ignore = kHot && !hot[b].all_count;
+      const bool ignore = kHot && !S::all_at_least(index, zero);
       body([&](int c) __attribute__((always_inline)) {
         Reg v, own = hot_grad;
         if constexpr (__is_same(Mass, NoMass)) {
@@ -192,33 +192,23 @@ class CrossEntropyLanes {
       });
     });
   }
-  SK_INLINE void find(const LaneBlock& block, LaneTargets<A>& hot) const {
-    const int64_t* const target = a_.target + block.first;
+  SK_INLINE void find(int64_t first, int count, int blocks, LaneTargets<A>& hot) const {
+    const int64_t* const target = a_.target + first;
     const int64_t ignore = a_.options.ignore_index;
-    int64_t ignored = 1;
-    if (block.count == L) {
-      ignored = 0;
-      for (int l = 0; l < L; ++l) ignored += target[l] == ignore;
+    for (int i = 0; i < count; ++i) {
+      const bool counts = target[i] != ignore;
+      const int32_t y = counts ? static_cast<int32_t>(target[i]) : 0;
+      hot.index[i] = counts ? static_cast<A>(y) : A(-1);
+      hot.mass[i] = counts ? keep_ : A(0);
+      hot.place[i] = y * L + i % L;
     }
-    hot.all_count = ignored == 0;
-    if (hot.all_count) {
-      for (int l = 0; l < L; ++l) {
-        const int32_t y = static_cast<int32_t>(target[l]);
-        hot.index[l] = static_cast<A>(y);
-        hot.place[l] = y * L + l;
-        hot.mass[l] = keep_;
-      }
-    } else {
-      for (int l = 0; l < L; ++l) {
-        const bool counts = l < block.count && target[l] != ignore;
-        const int32_t y = counts ? static_cast<int32_t>(target[l]) : 0;
-        hot.index[l] = counts ? static_cast<A>(y) : A(-1);
-        hot.place[l] = y * L + l;
-        hot.mass[l] = counts ? keep_ : A(0);
-      }
+    for (int i = count; i < blocks * L; ++i) {
+      hot.index[i] = -1;
+      hot.mass[i] = 0;
+      hot.place[i] = i % L;
     }
     if (weight_ != nullptr) {
-      for (int l = 0; l < L; ++l) hot.mass[l] *= widen(weight_[hot.place[l] / L]);
+      for (int i = 0; i < blocks * L; ++i) hot.mass[i] *= widen(weight_[hot.place[i] / L]);
     }
   }
   SK_INLINE void put(const LaneBlock& block, const Reg& loss) const {

@@ -42,6 +42,7 @@ class SmallTiles {
   static constexpr int kBlocks = kMostBlocks, kTile = kBlocks * kLaneClasses;
 
  public:
+  SmallTiles() {}  // what is in the memory does not matter
   int blocks() const { return kBlocks; }
   LaneTile<A> first() { return {memory_, kLaneClasses}; }
   LaneTile<A> second() { return {memory_ + kTile, kLaneClasses}; }
