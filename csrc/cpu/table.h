@@ -130,7 +130,7 @@ constexpr int64_t kTileBytes = 128 << 10;
 constexpr int64_t kLaneBytes = 64, kLeastLaneRows = 8;
 /// Blocks of lanes that are computed together, if they fit a tile: more than one line of a class at a time
 /// suits DRAM, and a block's steps wait for each other, but not for those of other blocks.
-constexpr int kMostBlocks = 8;
+constexpr int kMostBlocks = 4;
 static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t element_size) {
   const size_t compute = element_size < sizeof(float) ? sizeof(float) : element_size;
   return rows >= kLeastLaneRows && shape.classes * static_cast<int64_t>(compute) <= kBlockBytes;

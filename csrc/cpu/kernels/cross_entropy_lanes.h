@@ -81,8 +81,9 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
       });
     }
   }
-  lane_sums(x, need_grad, count, classes, range, stats, ahead,
-            [&](int b) __attribute__((always_inline)) { return kHot && need_grad ? hot.e + b * L : nullptr; });  // 2
+  lane_sums(x, need_grad, count, classes, range, stats, ahead, [&](int b) __attribute__((always_inline)) {
+    return kHot && need_grad ? hot.e + b * L : nullptr;
+  });  // 2
 
   const Reg factor = S::broadcast(grad_factor);
   for (int b = 0; b < count; ++b) {
@@ -108,7 +109,8 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
     gradient[b].scale = S::div(S::mul(factor, S::add(own, spread_mass)), sum);
     if constexpr (kHot) {
       const Reg p = S::div(S::load(hot.e + b * L), sum);
-      // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its digits.
+      // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its
+      // digits.
       const Reg others = S::sub(zero, S::div(of.rest, sum));
       const Reg alone = S::if_equal(hot_x, of.m, of.ties, zero);
       const Reg off = S::if_equal(alone, S::broadcast(1), others, S::sub(p, S::broadcast(1)));

@@ -188,8 +188,8 @@ SK_CALL void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t class
   }
 }
 template <class A, class Order>
-SK_INLINE void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t classes, const LaneRange<A>* range,
-                         LaneStats<A, Order>* stats, const Ahead& ahead) {
+SK_INLINE void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t classes,
+                         const LaneRange<A>* range, LaneStats<A, Order>* stats, const Ahead& ahead) {
   lane_sums(x, keep, count, classes, range, stats, ahead, [](int) -> A* { return nullptr; });
 }
 

@@ -195,11 +195,14 @@ class LaneOperand {
   /// N blocks side by side.
   template <int N, bool kRange>
   SK_INLINE void load_lanes(const LaneBlock& block, int b, const LaneTile<A>& x, LaneRange<A>* range) const {
+    // Copies: what vectors are stored to could be this object, for all a compiler knows.
+    const int classes = classes_;
+    const int64_t step = rows_.class_stride;
     const T* p = at(block.first);
     Reg* to[N];
     for (int k = 0; k < N; ++k) to[k] = x[b + k];
     LaneRange<A> seen[N];
-    for (int c = 0; c < classes_; ++c, p += rows_.class_stride) {
+    for (int c = 0; c < classes; ++c, p += step) {
       for (int k = 0; k < N; ++k) {
         const Reg v = N > 1 || block.count == L ? S::load(p + k * L) : S::load(p, block.count, 0);
         to[k][c] = v;
@@ -212,60 +215,65 @@ class LaneOperand {
   }
   template <int N, class Value>
   SK_INLINE void store_lanes_of(const LaneBlock& block, bool stream, Value value) const {
+    const int classes = classes_;
+    const int64_t step = rows_.class_stride;
     T* p = at(block.first);
-    for (int c = 0; c < classes_; ++c, p += rows_.class_stride) {
+    for (int c = 0; c < classes; ++c, p += step) {
       // No hardware prefetcher follows strides of more than a page.
-      if (!stream && c + kAhead < classes_) __builtin_prefetch(p + kAhead * rows_.class_stride, 1);
+      if (!stream && c + kAhead < classes) __builtin_prefetch(p + kAhead * step, 1);
       for (int k = 0; k < N; ++k) store_lanes(p + k * L, value(k, c), N > 1 ? L : block.count, stream);
     }
   }
 
   SK_INLINE void load_rows(const LaneBlock& block, Reg* x, LaneRange<A>& seen) const {
+    const int classes = classes_;
+    const int64_t step = step_;
     const T* const base = at(block.first);
-    if (block.count == L && block.one_slice && base + (L - 1) * step_ + round_up(classes_) <= readable_end_) {
-      for (int start = 0; start < classes_; start += P) {
+    if (block.count == L && block.one_slice && base + (L - 1) * step + round_up(classes) <= readable_end_) {
+      for (int start = 0; start < classes; start += P) {
         const T* const p = base + start;
-        take(start, x, seen, [&](int l) __attribute__((always_inline)) { return p + l * step_; });
+        take(start, classes, x, seen, [&](int l) __attribute__((always_inline)) { return p + l * step; });
       }
       return;
     }
     const T* row[L];
     find(block, row);
     Piece pieces[L] = {};
-    for (int start = 0; start < classes_; start += P) {
-      for (int c = start; c < start + P && c < classes_; ++c) {
+    for (int start = 0; start < classes; start += P) {
+      for (int c = start; c < start + P && c < classes; ++c) {
         for (int l = 0; l < block.count; ++l) pieces[l].of[c - start] = row[l][c];
       }
-      take(start, x, seen, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
+      take(start, classes, x, seen, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
     }
   }
 
   template <class Value>
   SK_INLINE void store_rows(const LaneBlock& block, Value value) const {
+    const int classes = classes_;
+    const int64_t step = step_;
     T* const base = at(block.first);
     Piece pieces[L];
-    if (block.count == L && block.one_slice && step_ == classes_ && classes_ > 1) {
+    if (block.count == L && block.one_slice && step == classes && classes > 1) {
       // Rows side by side: whole pieces are stored, and what that spoils of the next row is stored after it.
       // So last classes first, and rows upwards.
-      T* const last = base + (L - 1) * step_;
-      for (int start = (classes_ - 1) / P * P; start >= 0; start -= P) {
+      T* const last = base + (L - 1) * step;
+      for (int start = (classes - 1) / P * P; start >= 0; start -= P) {
         T* const p = base + start;
-        if (start + P <= classes_) {
-          put(start, value, [&](int l) __attribute__((always_inline)) { return p + l * step_; });
+        if (start + P <= classes) {
+          put(start, classes, value, [&](int l) __attribute__((always_inline)) { return p + l * step; });
         } else {
-          put(start, value, [&](int l) __attribute__((always_inline)) {
-            return l == L - 1 ? pieces[l].of : p + l * step_;
-          });
-          for (int c = start; c < classes_; ++c) last[c] = pieces[L - 1].of[c - start];
+          put(start, classes, value,
+              [&](int l) __attribute__((always_inline)) { return l == L - 1 ? pieces[l].of : p + l * step; });
+          for (int c = start; c < classes; ++c) last[c] = pieces[L - 1].of[c - start];
         }
       }
       return;
     }
     T* row[L];
     find(block, row);
-    for (int start = 0; start < classes_; start += P) {
-      put(start, value, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
-      for (int c = start; c < start + P && c < classes_; ++c) {
+    for (int start = 0; start < classes; start += P) {
+      put(start, classes, value, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
+      for (int c = start; c < start + P && c < classes; ++c) {
         for (int l = 0; l < block.count; ++l) row[l][c] = pieces[l].of[c - start];
       }
     }
@@ -274,20 +282,20 @@ class LaneOperand {
   static SK_INLINE int round_up(int classes) { return (classes + P - 1) / P * P; }
   /// Vectors start..start+P-1 of a block, as far as there are classes.
   template <class Row>
-  SK_INLINE void take(int start, Reg* x, LaneRange<A>& seen, Row row) const {
+  static SK_INLINE void take(int start, int classes, Reg* x, LaneRange<A>& seen, Row row) {
     Reg v[P];
     S::load_columns(row, v);
     SK_UNROLL
     for (int k = 0; k < P; ++k) {
-      if (start + k >= classes_) break;
+      if (start + k >= classes) break;
       x[start + k] = v[k];
       seen.take(v[k]);
     }
   }
   template <class Value, class Row>
-  SK_INLINE void put(int start, Value value, Row row) const {
+  static SK_INLINE void put(int start, int classes, Value value, Row row) {
     Reg v[P];
-    for (int k = 0; k < P; ++k) v[k] = value(start + k < classes_ ? start + k : classes_ - 1);
+    for (int k = 0; k < P; ++k) v[k] = value(start + k < classes ? start + k : classes - 1);
     S::store_columns(row, v);
   }
 

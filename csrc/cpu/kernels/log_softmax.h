@@ -119,7 +119,7 @@ SK_INLINE void log_softmax_lanes(const LaneOperand<T>& input, const LaneOperand<
   using S = Simd<A>;
   LaneRange<A> range[kMostBlocks];
   LaneStats<A, Order> stats[kMostBlocks];
-  input.load(blocks, count, x, range);  // 1 max
+  input.load(blocks, count, x, range);                                                    // 1 max
   lane_sums(x, false, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
   output.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {      // 3 write
     const auto* const xb = x[b];

@@ -42,8 +42,8 @@ SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena aren
   });
 }
 
-/// lanes(order, input, output, blocks, count, x) computes blocks of rows, x being memory for them; row(r, x, y,
-/// next, stream) a row.
+/// lanes(order, input, output, blocks, count, x) computes blocks of rows, x being memory for them; row(r, x,
+/// y, next, stream) a row.
 template <class T, class Lanes, class Row>
 SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Row row) {
   const bool packed = is_packed(a.input) || is_packed(a.output);
@@ -86,9 +86,8 @@ Ran softmax(const ForwardArgs& a, Range range) {
   A* scratch = take_compute_row<T>(arena, classes, a.stream);
   return forward<T>(
       a, range, arena,
-      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count, const auto& x) {
-        softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes);
-      },
+      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
+          const auto& x) { softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
       [&](int64_t, const T* x, T* y, const T* next, bool stream) {
         softmax_row(x, y, scratch, classes, next, stream);
       });
@@ -99,9 +98,8 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
   const int64_t classes = a.shape.classes;
   return forward<T>(
       a, range, Arena(range.scratch),
-      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count, const auto& x) {
-        log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes);
-      },
+      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
+          const auto& x) { log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
       [&](int64_t, const T* x, T* y, const T* next, bool stream) {
         log_softmax_row(x, y, classes, next, stream);
       });
@@ -140,18 +138,20 @@ SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
 
 template <class T>
 Ran softmax_backward(const BackwardArgs& a, Range range) {
-  return backward<T, &softmax_backward_row<T>>(a, range, [&](auto order, const auto& dx, const LaneBlock* blocks, int count,
-                                                       const auto& g, const auto& y) {
-    softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
-  });
+  return backward<T, &softmax_backward_row<T>>(
+      a, range,
+      [&](auto order, const auto& dx, const LaneBlock* blocks, int count, const auto& g, const auto& y) {
+        softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
+      });
 }
 
 template <class T>
 Ran log_softmax_backward(const BackwardArgs& a, Range range) {
-  return backward<T, &log_softmax_backward_row<T>>(a, range, [&](auto order, const auto& dx, const LaneBlock* blocks, int count,
-                                                       const auto& g, const auto& y) {
-    log_softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
-  });
+  return backward<T, &log_softmax_backward_row<T>>(
+      a, range,
+      [&](auto order, const auto& dx, const LaneBlock* blocks, int count, const auto& g, const auto& y) {
+        log_softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
+      });
 }
 
 /// What all rows of a call have in common, and the choice of a row's masses.

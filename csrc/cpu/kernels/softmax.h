@@ -85,13 +85,14 @@ void softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compu
 
 /// Rows a lane each.
 template <class T, class Order>
-SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& output, const LaneBlock* blocks,
-                             int count, const LaneTile<Compute<T>>& x, int64_t classes) {
+SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& output,
+                             const LaneBlock* blocks, int count, const LaneTile<Compute<T>>& x,
+                             int64_t classes) {
   using A = Compute<T>;
   using S = Simd<A>;
   LaneRange<A> range[kMostBlocks];
   LaneStats<A, Order> stats[kMostBlocks];
-  input.load(blocks, count, x, range);  // 1 max
+  input.load(blocks, count, x, range);                                                   // 1 max
   lane_sums(x, true, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
   output.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {     // 3 write
     const auto* const e = x[b];
