@@ -15,6 +15,7 @@ namespace softkern::cpu {
 namespace {
 
 // The part of the mass that every class has, as vectors; the class index's own part (`hot`) is a scalar.
+// fetch_next(i): what the next row has at i, into the cache.
 struct NoMass {};
 
 template <class A>
@@ -24,6 +25,7 @@ struct UniformMass {
   SK_INLINE auto load(const At&, int64_t) const {
     return Simd<A>::broadcast(share);
   }
+  SK_INLINE void fetch_next(int64_t) const {}
 };
 
 template <class T>
@@ -35,6 +37,7 @@ struct WeightMass {
   SK_INLINE auto load(const At& at, int64_t i) const {
     return Simd<A>::mul(Simd<A>::broadcast(share), at.load(weight + i, 0));
   }
+  SK_INLINE void fetch_next(int64_t) const {}
 };
 
 template <class T, bool kWeighted>
@@ -42,8 +45,9 @@ struct ProbabilityMass {
   using A = Compute<T>;
   const T* weight;
   const T* probability;
-  A keep;   // 1 - s
-  A share;  // s/C
+  const T* next;  // of the next row; or null
+  A keep;         // 1 - s
+  A share;        // s/C
   template <class At>
   SK_INLINE auto load(const At& at, int64_t i) const {
     using S = Simd<A>;
@@ -53,6 +57,9 @@ struct ProbabilityMass {
     } else {
       return t;
     }
+  }
+  SK_INLINE void fetch_next(int64_t i) const {
+    if (next != nullptr) __builtin_prefetch(next + i);
   }
 };
 
@@ -73,6 +80,7 @@ SK_INLINE void sum_mass(const T* x, A m, const Mass& mass, int64_t begin, int64_
         // s/C is a mass of classes, not of lanes: those behind the end are cleared. There x is filled with m,
         // so that they don't make 0 * inf.
         const auto a = at.keep(mass.load(at, begin + i));
+        mass.fetch_next(begin + i);
         part[0].add(slot, a);
         part[1].add_product(slot, a, S::sub(vm, at.load(x + begin + i, m)));
       },

@@ -169,14 +169,15 @@ class RowMasses {
 
   bool ignored(int64_t r) const { return target_ != nullptr && target_[r] == ignore_index_; }
 
-  /// body(mass, hot) for row r, which is not ignored, with these probabilities where there are no indices.
+  /// body(mass, hot) for row r, which is not ignored, with these probabilities where there are no indices,
+  /// and those of the next row.
   template <class Body>
-  SK_INLINE void with(int64_t r, const T* probabilities, Body body) const {
+  SK_INLINE void with(int64_t r, const T* probabilities, const T* next, Body body) const {
     if (target_ == nullptr) {
       if (weight_ != nullptr) {
-        body(ProbabilityMass<T, true>{weight_, probabilities, keep_, share_}, Hot<A>{-1, 0});
+        body(ProbabilityMass<T, true>{weight_, probabilities, next, keep_, share_}, Hot<A>{-1, 0});
       } else {
-        body(ProbabilityMass<T, false>{nullptr, probabilities, keep_, share_}, Hot<A>{-1, 0});
+        body(ProbabilityMass<T, false>{nullptr, probabilities, next, keep_, share_}, Hot<A>{-1, 0});
       }
       return;
     }
@@ -227,7 +228,8 @@ Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
         continue;
       }
       const T* t = probabilities.given() ? probabilities.row(r, first) : nullptr;
-      masses.with(r, t, [&](const auto& mass, const Hot<A>& hot) {
+      const T* next = probabilities.given() ? probabilities.next(r, range.end) : nullptr;
+      masses.with(r, t, next, [&](const auto& mass, const Hot<A>& hot) {
         loss[r] = cross_entropy_row(logits.row(r, first), mass, hot, dx, static_cast<A>(a.grad_factor),
                                     scratch, a.shape.classes, logits.next(r, range.end), grad.streamed());
       });
@@ -253,7 +255,7 @@ Ran cross_entropy_share(const CrossEntropyArgs& a, const Share& share, int step)
   }
   const T* t = a.probabilities.data == nullptr ? nullptr : row_at<T>(a.probabilities, a.shape, r);
   const SharedRow<A> shared(share, a.shape.classes, kHasScratch<T>);
-  masses.with(r, t, [&](const auto& mass, const Hot<A>& hot) {
+  masses.with(r, t, nullptr, [&](const auto& mass, const Hot<A>& hot) {
     cross_entropy_share(row_at<T>(a.logits, a.shape, r), mass, hot, grad, static_cast<A>(a.grad_factor), loss,
                         shared, step);
   });
