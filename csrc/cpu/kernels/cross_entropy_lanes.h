@@ -171,7 +171,7 @@ class CrossEntropyLanes {
                                          logits_.ahead(blocks, count, x.data), gradient, loss);
     for (int b = 0; b < count; ++b) put(blocks[b], loss[b]);
     if (!grad_.given()) return;
-    grad_.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {  // 3 write
+    grad_.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {  // 3 write
       const Reg* const e = x[b];
       const Reg zero = S::broadcast(0), scale = gradient[b].scale;
       Reg index = zero, hot_grad = zero;

@@ -119,32 +119,23 @@ class LaneOperand {
     return {reinterpret_cast<const char*>(at(next)), L * kSize, rows_.class_stride * kSize};
   }
 
-  /// write(b, body) calls body(value), and value(c) is class c of block b.
+  /// write(b, body) calls body(value), and value(c) is class c of block b. It may be written to x[b][c]
+  /// first, and nothing else of x is read for it that was not read before.
   template <class Write>
-  SK_CALL void store(const LaneBlock* block, int count, const Write& write) const {
+  SK_CALL void store(const LaneBlock* block, int count, const LaneTile<A>& x, const Write& write) const {
     int b = 0;
-    if (is_across(*block)) {
-      const bool stream = stream_ && is_aligned(at(block->first), rows_);
-      for (; b + 1 < count && block[b + 1].count == L; b += 2) {
-        write(b, [&](auto low) __attribute__((always_inline)) {
-          write(b + 1, [&](auto high) __attribute__((always_inline)) {
-            store_lanes_of<2>(block[b], stream, [&](int k, int c) __attribute__((always_inline)) {
-              return k == 0 ? low(c) : high(c);
-            });
-          });
-        });
-      }
+    for (; is_across(*block) && b + 1 < count && block[b + 1].count == L; b += 2) {
+      write(b, [&](auto low) __attribute__((always_inline)) {
+        write(b + 1, [&](auto high) __attribute__((always_inline)) { store_pair(block[b], low, high); });
+      });
     }
     for (; b < count; ++b) {
       write(b, [&](auto value) __attribute__((always_inline)) {
-        if (is_across(*block)) {
-          const bool stream = stream_ && is_aligned(at(block->first), rows_);
-          store_lanes_of<1>(block[b], stream,
-                            [&](int, int c) __attribute__((always_inline)) { return value(c); });
-        } else if (rows_.class_stride == 1) {
-          store_rows(block[b], value);
+        if (is_side_by_side(block[b])) {
+          store_side_by_side(block[b], value);
         } else {
-          store_elements(block[b], value);
+          for (int c = 0; c < classes_; ++c) x[b][c] = value(c);
+          store_block(block[b], x[b]);
         }
       });
     }
@@ -213,15 +204,29 @@ class LaneOperand {
       for (int k = 0; k < N; ++k) range[b + k].set(seen[k]);
     }
   }
-  template <int N, class Value>
-  SK_INLINE void store_lanes_of(const LaneBlock& block, bool stream, Value value) const {
+  /// Two blocks, the second one of which follows the first.
+  template <class Low, class High>
+  SK_INLINE void store_pair(const LaneBlock& block, Low low, High high) const {
     const int classes = classes_;
     const int64_t step = rows_.class_stride;
     T* p = at(block.first);
+    const bool stream = stream_ && is_aligned(p, rows_);
     for (int c = 0; c < classes; ++c, p += step) {
       // No hardware prefetcher follows strides of more than a page.
       if (!stream && c + kAhead < classes) __builtin_prefetch(p + kAhead * step, 1);
-      for (int k = 0; k < N; ++k) store_lanes(p + k * L, value(k, c), N > 1 ? L : block.count, stream);
+      store_lanes(p, low(c), L, stream);
+      store_lanes(p + L, high(c), L, stream);
+    }
+  }
+  SK_CALL void store_block(const LaneBlock& block, const Reg* y) const {
+    if (is_across(block)) {
+      T* p = at(block.first);
+      const bool stream = stream_ && is_aligned(p, rows_);
+      for (int c = 0; c < classes_; ++c, p += rows_.class_stride) store_lanes(p, y[c], block.count, stream);
+    } else if (rows_.class_stride == 1) {
+      store_rows(block, y);
+    } else {
+      store_elements(block, y);
     }
   }
 
@@ -247,33 +252,38 @@ class LaneOperand {
     }
   }
 
+  bool is_side_by_side(const LaneBlock& block) const {
+    return rows_.class_stride == 1 && block.count == L && block.one_slice && step_ == classes_ &&
+           classes_ > 1;
+  }
+  /// Whole pieces are stored, and what that spoils of the next row is stored after it. So last classes first,
+  /// and rows upwards.
   template <class Value>
-  SK_INLINE void store_rows(const LaneBlock& block, Value value) const {
+  SK_INLINE void store_side_by_side(const LaneBlock& block, Value value) const {
     const int classes = classes_;
-    const int64_t step = step_;
     T* const base = at(block.first);
-    Piece pieces[L];
-    if (block.count == L && block.one_slice && step == classes && classes > 1) {
-      // Rows side by side: whole pieces are stored, and what that spoils of the next row is stored after it.
-      // So last classes first, and rows upwards.
-      T* const last = base + (L - 1) * step;
-      for (int start = (classes - 1) / P * P; start >= 0; start -= P) {
-        T* const p = base + start;
-        if (start + P <= classes) {
-          put(start, classes, value, [&](int l) __attribute__((always_inline)) { return p + l * step; });
-        } else {
-          put(start, classes, value,
-              [&](int l) __attribute__((always_inline)) { return l == L - 1 ? pieces[l].of : p + l * step; });
-          for (int c = start; c < classes; ++c) last[c] = pieces[L - 1].of[c - start];
-        }
+    T* const last = base + (L - 1) * static_cast<int64_t>(classes);
+    Piece piece;
+    for (int start = (classes - 1) / P * P; start >= 0; start -= P) {
+      T* const p = base + start;
+      if (start + P <= classes) {
+        put(start, classes, value, [&](int l) __attribute__((always_inline)) { return p + l * classes; });
+      } else {
+        put(start, classes, value,
+            [&](int l) __attribute__((always_inline)) { return l == L - 1 ? piece.of : p + l * classes; });
+        for (int c = start; c < classes; ++c) last[c] = piece.of[c - start];
       }
-      return;
     }
+  }
+  SK_INLINE void store_rows(const LaneBlock& block, const Reg* y) const {
     T* row[L];
     find(block, row);
-    for (int start = 0; start < classes; start += P) {
-      put(start, classes, value, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
-      for (int c = start; c < start + P && c < classes; ++c) {
+    Piece pieces[L];
+    for (int start = 0; start < classes_; start += P) {
+      put(
+          start, classes_, [&](int c) __attribute__((always_inline)) { return y[c]; },
+          [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
+      for (int c = start; c < start + P && c < classes_; ++c) {
         for (int l = 0; l < block.count; ++l) row[l][c] = pieces[l].of[c - start];
       }
     }
@@ -309,13 +319,12 @@ class LaneOperand {
       seen.take(x[c]);
     }
   }
-  template <class Value>
-  SK_INLINE void store_elements(const LaneBlock& block, Value value) const {
+  SK_INLINE void store_elements(const LaneBlock& block, const Reg* y) const {
     T* row[L];
     find(block, row);
     A lanes[L];
     for (int c = 0; c < classes_; ++c) {
-      Simd<A>::store(lanes, value(c));
+      Simd<A>::store(lanes, y[c]);
       for (int l = 0; l < block.count; ++l) row[l][c * rows_.class_stride] = Narrow<T>::from(lanes[l]);
     }
   }

@@ -121,7 +121,7 @@ SK_INLINE void log_softmax_lanes(const LaneOperand<T>& input, const LaneOperand<
   LaneStats<A, Order> stats[kMostBlocks];
   input.load(blocks, count, x, range);                                                    // 1 max
   lane_sums(x, false, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
-  output.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {      // 3 write
+  output.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {   // 3 write
     const auto* const xb = x[b];
     const auto m = stats[b].m, log_d = stats[b].log_d();
     body([&](int64_t c) __attribute__((always_inline)) { return S::sub(S::sub(xb[c], m), log_d); });
@@ -135,7 +135,7 @@ SK_INLINE void log_softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBl
   using A = Compute<T>;
   using S = Simd<A>;
   using Reg = typename S::Reg;
-  dx.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {
+  dx.store(blocks, count, g, [&](int b, auto body) __attribute__((always_inline)) {
     const Reg *const gb = g[b], *const yb = y[b];
     LaneRange<A> range;
     Reg total[1];

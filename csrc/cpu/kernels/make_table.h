@@ -273,7 +273,7 @@ Ran scale(const ScaleArgs& a, Range range) {
       {a.shape, a.input, a.output, a.stream}, range, Arena(range.scratch),
       [&](auto, const auto& input, const auto& output, const LaneBlock* blocks, int count, const auto& x) {
         input.load(blocks, count, x);
-        output.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {
+        output.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {
           A lanes[S::kLanes] = {};
           for (int l = 0; l < blocks[b].count; ++l) lanes[l] = factor[(blocks[b].first + l) * a.factor_step];
           const auto f = S::load(lanes);

@@ -94,7 +94,7 @@ SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& 
   LaneStats<A, Order> stats[kMostBlocks];
   input.load(blocks, count, x, range);                                                   // 1 max
   lane_sums(x, true, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
-  output.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {     // 3 write
+  output.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {  // 3 write
     const auto* const e = x[b];
     const auto d = stats[b].sum();
     const auto inverse = S::div(S::broadcast(1), d);
@@ -108,7 +108,7 @@ SK_INLINE void softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock*
                                       int64_t classes) {
   using S = Simd<Compute<T>>;
   using Reg = typename S::Reg;
-  dx.store(blocks, count, [&](int b, auto body) __attribute__((always_inline)) {
+  dx.store(blocks, count, g, [&](int b, auto body) __attribute__((always_inline)) {
     const Reg *const gb = g[b], *const yb = y[b];
     Reg dot[1];
     Order::sum(classes, dot, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
