@@ -197,6 +197,9 @@ class CrossEntropyLanes {
   SK_INLINE void find(int64_t first, int count, int blocks, LaneTargets<A>& hot) const {
     const int64_t* const target = a_.target + first;
     const int64_t ignore = a_.options.ignore_index;
+    // The next ones: between the logits' many streams, hardware loses sight of this one.
+    constexpr int kLine = 64 / sizeof(*target);
+    for (int i = 0; i < count; i += kLine) __builtin_prefetch(target + count + i);
     for (int i = 0; i < count; ++i) {
       const bool counts = target[i] != ignore;
       const int32_t y = counts ? static_cast<int32_t>(target[i]) : 0;
