@@ -35,7 +35,7 @@ SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, 
   }
 }
 
-/// Memory of a call: two tiles. On the stack, for rows of few classes side by side.
+/// Memory of a call: two tiles. On the stack, for rows of few classes.
 template <class A>
 class SmallTiles {
   using Reg = typename Simd<A>::Reg;
@@ -51,7 +51,7 @@ class SmallTiles {
   Reg memory_[2 * kTile];
 };
 
-/// In the range's scratch memory, as large as a cache allows.
+/// In the range's scratch memory, for rows of more classes.
 template <class A>
 class WideTiles {
   using Reg = typename Simd<A>::Reg;
@@ -164,13 +164,17 @@ class LaneOperand {
 
   template <bool kRange>
   SK_CALL void fetch(const LaneBlock* block, int count, const LaneTile<A>& x, LaneRange<A>* range) const {
+    // With a range, exponentials follow: they leave more time for it.
+    const Ahead next = kRange ? Ahead{} : ahead(block, count, x.data);
     int b = 0;
     if (is_across(*block)) {
-      for (; b + 1 < count && block[b + 1].count == L; b += 2) load_lanes<2, kRange>(block[b], b, x, range);
+      for (; b + 1 < count && block[b + 1].count == L; b += 2) {
+        load_lanes<2, kRange>(block[b], b, x, range, next);
+      }
     }
     for (; b < count; ++b) {
       if (is_across(*block)) {
-        load_lanes<1, kRange>(block[b], b, x, range);
+        load_lanes<1, kRange>(block[b], b, x, range, next);
         continue;
       }
       LaneRange<A> seen;
@@ -185,7 +189,8 @@ class LaneOperand {
 
   /// N blocks side by side.
   template <int N, bool kRange>
-  SK_INLINE void load_lanes(const LaneBlock& block, int b, const LaneTile<A>& x, LaneRange<A>* range) const {
+  SK_INLINE void load_lanes(const LaneBlock& block, int b, const LaneTile<A>& x, LaneRange<A>* range,
+                            const Ahead& next) const {
     // Copies: what vectors are stored to could be this object, for all a compiler knows.
     const int classes = classes_;
     const int64_t step = rows_.class_stride;
@@ -197,7 +202,11 @@ class LaneOperand {
       for (int k = 0; k < N; ++k) {
         const Reg v = N > 1 || block.count == L ? S::load(p + k * L) : S::load(p, block.count, 0);
         to[k][c] = v;
-        if constexpr (kRange) seen[k].take(v);
+        if constexpr (kRange) {
+          seen[k].take(v);
+        } else {
+          __builtin_prefetch(next.from + (b + k) * next.block_step + c * next.class_step, 0, 2);
+        }
       }
     }
     if constexpr (kRange) {
