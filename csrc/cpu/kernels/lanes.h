@@ -314,7 +314,9 @@ class LaneOperand {
   template <class Value, class Row>
   static SK_INLINE void put(int start, int classes, Value value, Row row) {
     Reg v[P];
-    for (int k = 0; k < P; ++k) v[k] = value(start + k < classes ? start + k : classes - 1);
+    v[0] = value(start);
+    SK_UNROLL
+    for (int k = 1; k < P; ++k) v[k] = start + k < classes ? value(start + k) : v[k - 1];
     S::store_columns(row, v);
   }
 
