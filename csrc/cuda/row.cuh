@@ -295,8 +295,8 @@ SK_INLINE Stats<Compute<T>> statistics(Team& team, Row& row, const Mass& mass) {
   using A = Compute<T>;
   Stats<A> s;
   if constexpr (Row::kKeeps) {
-    s.m = team.max_of(row.max()) +
-          A(0);  // whether the maximum of zeros is -0 or +0 would depend on their order
+    // + 0, because whether the maximum of zeros is -0 or +0 would depend on their order.
+    s.m = team.max_of(row.max()) + A(0);
     const A held = finite(s.m);
     const TermsOf<T> terms(held);
     A rest = 0;
