@@ -230,13 +230,13 @@ class Group:
         each = 3 * turn.buffers + (0 if cell.device == "cpu" else 2)
         needed = cell.input_bytes * (each * len(asked) + TEMPORARIES)
         there = self.memory()
-        turn.at_once = cell.device != "cpu" and cell.input_bytes * (each + TEMPORARIES) * len(asked) <= there
+        at_once = cell.device != "cpu" and cell.input_bytes * (each + TEMPORARIES) * len(asked) <= there
         if cell.input_bytes > LARGE and needed > there > 0:
             for worker in asked:
                 self.leave_out(worker.label, f"the providers together need about {needed >> 30} GiB")
             return False
         try:
-            turn.prepare()
+            turn.prepare(at_once)
             turn.rounds()
             turn.peaks()
         finally:

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, problems
+from benchmarks import machine, problems, results
 from benchmarks.cells import Cell
 
 Step = Callable[[int], Any]
-CAPTURED = "CUDA graph"  # such a call has all of its memory before it is asked for its peak
 
 
 class Cpu:
@@ -125,8 +124,8 @@ class Cuda:
             with cuda.graph(graph):
                 step(0)
         except RuntimeError as error:
-            return step, f"not captured in a CUDA graph: {str(error).splitlines()[0]}"
-        return lambda _: graph.replay(), CAPTURED
+            return step, f"{results.NOT_CAPTURED}: {str(error).splitlines()[0]}"
+        return lambda _: graph.replay(), results.CAPTURED
 
     def to_check(self, cell: Cell, value: Any) -> Any:
         """The sampled rows: all of them would take longer to come from the device than the cell."""

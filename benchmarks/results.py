@@ -50,6 +50,10 @@ from typing import Any
 
 SCHEMA = 1
 KEY = ("cell", "provider", "regime", "threads", "device")
+# How a device's row was timed: replayed from a graph, which has all of its memory before it is asked for its
+# peak; or, followed by why, not.
+CAPTURED = "CUDA graph"
+NOT_CAPTURED = "not captured in a CUDA graph"
 
 Row = dict[str, Any]
 Results = dict[str, Any]

@@ -46,8 +46,6 @@ def fewest_rounds(rounds: Rounds, cell: Cell, regime: str) -> int:
 
 
 class Turn:
-    at_once = False  # all prepare at the same time
-
     def __init__(self, group: Group, cell: Cell, asked: list[Worker]) -> None:
         self.group, self.plan, self.cell = group, group.plan, cell
         self.asked = asked
@@ -66,7 +64,8 @@ class Turn:
         self.settled: set[str] = set()
         self.peak: dict[str, int | None] = {}
 
-    def prepare(self) -> None:
+    def prepare(self, at_once: bool = False) -> None:
+        """`at_once`: all at the same time."""
         folder = self.group.inputs_of(self.cell)
         self.message = {
             "do": "prepare",
@@ -74,14 +73,14 @@ class Turn:
             "folder": str(folder) if folder else None,
             "buffers": self.buffers,
         }
-        if self.at_once:
+        if at_once:
             told = [worker for worker in self.asked if self._tell(worker, self.message)]
             for worker in told:
                 self._answer(worker, self.message)
         for worker in self.asked:
-            if self.at_once or self._ask(worker, self.message):
+            if at_once or self._ask(worker, self.message):
                 self._calibrate(worker)
-        self.asked = self._there()
+        self.asked = [worker for worker in self._there() if worker.label in self.state]
         if self.asked and self.bytes >= SMALLEST_COPY:
             buffers = self._copies(self.bytes)
             self._ask(self.group.copy, {"do": "prepare_copy", "total": self.bytes, "buffers": buffers})

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bandwidth, devices, problems, providers
+from benchmarks import bandwidth, devices, problems, providers, results
 from benchmarks.cells import Cell
 from benchmarks.providers.base import Absent, Prepared, Provider
 
@@ -62,7 +62,7 @@ class Session:
         if reason:
             return {"refused": reason, "error": found}
         step, how = self.device.prepare(prepared.step, what.input_bytes)
-        self.captured = how == devices.CAPTURED
+        self.captured = how == results.CAPTURED
         self.step = lambda i: step(i % buffers)
         # What is free now, from this cell's check and from the cells before, would decide whether outputs are
         # fresh pages.

@@ -86,6 +86,7 @@ def turn_of(
     share: float = PATIENCE,
     most: int = 101,
     at_once: bool = False,
+    leave_out: Callable[[str, str], None] | None = None,
 ) -> Turn:
     """A turn whose providers are ready; it has that share of the time."""
     group = SimpleNamespace(
@@ -96,10 +97,10 @@ def turn_of(
         regime=regime,
         threads=2,
         inputs_of=lambda cell: None,
+        leave_out=leave_out,
     )
     turn = Turn(group, cell, list(workers))
-    turn.at_once = at_once
-    turn.prepare()
+    turn.prepare(at_once)
     return turn
 
 
@@ -281,3 +282,16 @@ def test_all_may_prepare_at_once_but_are_timed_in_turn(at_once):
     assert workers[0].asked == workers[2].asked == ["prepare", "calibrate"]
     assert workers[1].asked == ["prepare"] and turn.lost == {"broken": ("failed", "no kernel")}
     assert turn.state["a"]["repeats"] == 1
+
+
+def test_who_lacks_what_a_cell_needs_is_not_asked_further():
+    """The data of a whole job, say: no row, and one line that says why."""
+    torch, without = Fake("torch", steady(1.0)), Fake("without", steady(1.0))
+    without.answer = lambda: Fake.answer(without) and {"absent": "no data set"}
+    left_out = []
+    turn = turn_of(torch, without, most=7, leave_out=lambda label, reason: left_out.append((label, reason)))
+    turn.rounds()
+    turn.peaks()
+    turn.finish()
+    assert without.asked == ["prepare"] and left_out == [("without", "no data set")]
+    assert [row["provider"] for row in turn.rows()] == ["torch"] and turn.lost == {}

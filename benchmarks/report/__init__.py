@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.cells import Cell
-from benchmarks.devices import CAPTURED
-from benchmarks.results import Results, Row
+from benchmarks.results import CAPTURED, Results, Row
 
 MIB = 1 << 20
 

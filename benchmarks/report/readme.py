@@ -106,7 +106,7 @@ def _line(rows: list[Row]) -> list[str]:
 
 
 def _best(row: Row) -> str:
-    launched = " with its launches" if row.get("how", "").startswith("not captured") else ""
+    launched = " with its launches" if row.get("how", "").startswith(results_file.NOT_CAPTURED) else ""
     return f"{row['provider']} {row['ratio']:.2f}{launched}"
 
 

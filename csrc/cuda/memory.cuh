@@ -117,12 +117,6 @@ struct alignas(16) Words {
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
-/// The same 16 bytes.
-template <class T>
-struct alignas(16) Elements {
-  T of[kVector<T>];
-};
-
 template <class T>
 SK_INLINE void unpack(const Words& words, Compute<T>* v) {
   if constexpr (sizeof(T) == 2) {
