@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # first call to the last, and in a virtual machine some pages are further away than others: worth a quarter of
 # the time in large cells. So that luck evens out, operands are placed anew after as many rounds.
 PLACED_FOR, LARGE_PLACED_FOR = 7, 5  # rounds
+SMALLEST_ASIDE = 2 << 20  # bytes: a huge page
+PARTS_ASIDE = 8  # of the logits; a power of two: steps of 3 go through all of them
 SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
 
 
@@ -170,12 +172,16 @@ class Turn:
 
     def _place_anew(self, turn: int) -> None:
         """All give their pages back before anybody takes new ones, and somebody else takes first: one that
-        gives and takes alone gets the same pages again."""
+        gives and takes alone gets the same pages again. Each sets some aside before, never as many as the
+        last time."""
         for worker in self._going():
             self._ask(worker, {"do": "release"})
+        # Multiples of huge pages: how the bounds of those lie in what follows stays as it was.
+        unit = max(1, self.cell.input_bytes // PARTS_ASIDE // SMALLEST_ASIDE) * SMALLEST_ASIDE
         going = self._going()
         for worker in going[turn % len(going) :] + going[: turn % len(going)] if going else []:
-            self._ask(worker, {**self.message, "do": "place_anew"})
+            aside = (1 + (3 * turn + 5 * self.asked.index(worker)) % PARTS_ASIDE) * unit
+            self._ask(worker, {**self.message, "do": "place_anew", "aside": aside})
             self._calibrate(worker)
 
     def _there(self) -> list[Worker]:

@@ -10,16 +10,22 @@ from __future__ import annotations
 import gc
 import json
 import math
+import mmap
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks import bandwidth, devices, problems, providers, results
 from benchmarks.cells import Cell
 from benchmarks.providers.base import Absent, Prepared, Provider
 
 MOST_REPEATS = 2000
+# The first calls of a process whose turn it is wait for its threads and for memory: a sample that is as long
+# as they would have it is a few calls short, and those few are slower than many.
+MOST_CALIBRATING = 10
 # Seconds: a longer call has long warmed up what it needs. Shorter ones, of large results on huge pages, take
 # several times as long where a virtual machine's host has taken back the memory since the turn before.
 WARM_BELOW = 0.3
@@ -33,6 +39,7 @@ class Session:
         self.device_name = "cpu"
         self.step: devices.Step | None = None
         self.copy: bandwidth.Copy | None = None
+        self.aside: mmap.mmap | None = None
         self.cursor = 0
         self.captured = False
         self.repeats = 1
@@ -72,11 +79,16 @@ class Session:
     def release(self) -> dict[str, Any]:
         """Give the memory of the cell back to the system."""
         self.finish()
+        self.aside = None
         self.device.release()
         return {}
 
-    def place_anew(self, **message: Any) -> dict[str, Any]:
-        """The same cell, checked again, on pages that were free; after `release`."""
+    def place_anew(self, aside: int, **message: Any) -> dict[str, Any]:
+        """The same cell, checked again, on pages that were free; after `release`. That many bytes are taken
+        before it and held until the next `release`: the system hands out first what came back last, and
+        the order of giving and taking alone deals out the same pages again."""
+        self.aside = mmap.mmap(-1, aside)
+        np.frombuffer(self.aside, np.uint8)[:: mmap.PAGESIZE] = 1
         return self.prepare(**message)
 
     def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:
@@ -101,20 +113,19 @@ class Session:
 
     def calibrate(self, sample: float) -> dict[str, Any]:
         """Find how many calls make a sample of that many seconds; what has been prepared, in its turn."""
-        if self.copy is not None:
-            self.copy.run(1)
-            self.repeats = self._repeats(self.copy.run(1), sample)
-            return {"repeats": self.repeats}
-        assert self.step is not None
-        first, _ = self.device.sample(self.step, 0, 1)
-        second, _ = self.device.sample(self.step, 1, 1)
-        self.once = min(first, second)
-        self.repeats = self._repeats(second, sample)
+        taken: list[float] = []
+        while len(taken) < 2 or (len(taken) < MOST_CALIBRATING and sum(taken) < sample):
+            taken.append(self._once(len(taken)))
+        self.once = min(taken)
+        self.repeats = min(MOST_REPEATS, max(1, math.ceil(sample / max(self.once, 1e-7))))
         return {"repeats": self.repeats}
 
-    @staticmethod
-    def _repeats(once: float, sample: float) -> int:
-        return min(MOST_REPEATS, max(1, math.ceil(sample / max(once, 1e-7))))
+    def _once(self, k: int) -> float:
+        """Seconds of one call, on the k-th copy."""
+        if self.copy is not None:
+            return self.copy.run(1)
+        assert self.step is not None
+        return self.device.sample(self.step, k, 1)[0]
 
     def sample(self) -> dict[str, Any]:
         """One sample, after a call that isn't timed, on the copy that was used last: the only one where

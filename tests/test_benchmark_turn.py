@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -16,8 +17,8 @@ from benchmarks.budget import Budget, Part
 from benchmarks.cells import Cell
 from benchmarks.cli import FULL_ROUNDS
 from benchmarks.process import WorkerLost
-from benchmarks.turn import Turn
-from benchmarks.worker import WARM_BELOW, Session
+from benchmarks.turn import SMALLEST_ASIDE, Turn
+from benchmarks.worker import MOST_CALIBRATING, WARM_BELOW, Session
 
 PATIENCE = 6.0
 SMALL, MIDDLE, LARGE = (
@@ -31,6 +32,7 @@ class Fake:
     def __init__(self, label: str, seconds: Callable[[int], float]) -> None:
         self.label, self.seconds, self.version = label, seconds, "1"
         self.asked: list[str] = []
+        self.messages: list[dict[str, Any]] = []
         self.at_work = False
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +42,7 @@ class Fake:
     def tell(self, message: dict[str, Any]) -> None:
         assert not self.at_work
         self.asked.append(message["do"])
+        self.messages.append(message)
         self.at_work = True
 
     def answer(self) -> dict[str, Any]:
@@ -239,13 +242,54 @@ def test_an_untimed_call_precedes_a_sample_of_calls_that_are_not_long(once, unti
 
 def test_whether_a_call_is_long_is_known_from_its_quicker_one():
     """One of the first two may have to wait for memory."""
-    session = Session(1)
-    session.step = lambda i: None
     for first, second in ((1.0, 0.1), (0.1, 1.0)):
-        seconds = iter((first, second))
-        session.device = SimpleNamespace(sample=lambda *_, of=seconds: (next(of), 0))
-        session.calibrate(3e-3)
-        assert session.once == 0.1
+        session = calibrated(first, second)
+        assert session.once == 0.1 and session.repeats == 1
+
+
+def test_how_many_calls_a_sample_has_does_not_depend_on_those_that_wait():
+    session = calibrated(1e-3, 9e-4, 2.5e-4, 3e-4, 6e-4)
+    assert session.once == 2.5e-4 and session.repeats == 12
+    assert calibrated(*[1e-5] * MOST_CALIBRATING).repeats == 300
+    session = calibrated(*[1e-3] * 3, copy=True)
+    assert session.once == 1e-3 and session.repeats == 3
+
+
+def calibrated(*seconds: float, copy: bool = False) -> Session:
+    """Of calls that take so long: all of them, and no more."""
+    session, taken = Session(1), iter(seconds)
+    if copy:
+        session.copy = SimpleNamespace(run=lambda repeats: next(taken))
+    session.step = lambda i: None
+    session.device = SimpleNamespace(sample=lambda step, first, repeats: (next(taken), 0))
+    session.calibrate(3e-3)
+    assert next(taken, None) is None
+    return session
+
+
+@pytest.mark.parametrize("count", (1, 2, 3))
+def test_each_sets_other_pages_aside_before_it_is_placed_anew(count):
+    """Or it gets those that it had."""
+    workers = [Fake(f"provider {i}", noisy(1.0)) for i in range(count)]
+    turn = turn_of(*workers, cell=MIDDLE)
+    for k in range(1, 5):
+        turn._place_anew(k)
+    asides = [[m["aside"] for m in w.messages if m["do"] == "place_anew"] for w in workers]
+    for sizes in asides:
+        assert len(sizes) == 4 and all(a != b for a, b in pairwise(sizes))
+        assert all(size > 0 and size % SMALLEST_ASIDE == 0 for size in sizes)
+    for at_once in zip(*asides, strict=True):
+        assert len(set(at_once)) == len(workers)
+
+
+def test_what_is_set_aside_is_there_until_the_next_release():
+    session = Session(1)
+    seen = []
+    session.prepare = lambda **message: seen.append(bytes(session.aside[:1])) or message
+    assert session.place_anew(aside=SMALLEST_ASIDE, cell={}) == {"cell": {}}
+    assert seen == [b"\1"] and len(session.aside) == SMALLEST_ASIDE
+    session.release()
+    assert session.aside is None
 
 
 def test_a_cell_that_needs_more_memory_than_there_is_is_left_out():
