@@ -29,6 +29,8 @@ MOST_CALIBRATING = 10
 # Seconds: a longer call has long warmed up what it needs. Shorter ones, of large results on huge pages, take
 # several times as long where a virtual machine's host has taken back the memory since the turn before.
 WARM_BELOW = 0.3
+# Bytes: as large as results are, or it would come from what small objects left; nine cache lines a step.
+HEAP_ASIDE, HEAP_STEP = 1 << 20, 9 * 64
 
 
 class Session:
@@ -39,7 +41,7 @@ class Session:
         self.device_name = "cpu"
         self.step: devices.Step | None = None
         self.copy: bandwidth.Copy | None = None
-        self.aside: mmap.mmap | None = None
+        self.aside: tuple[mmap.mmap, bytearray] | None = None
         self.cursor = 0
         self.captured = False
         self.repeats = 1
@@ -86,9 +88,11 @@ class Session:
     def place_anew(self, aside: int, **message: Any) -> dict[str, Any]:
         """The same cell, checked again, on pages that were free; after `release`. That many bytes are taken
         before it and held until the next `release`: the system hands out first what came back last, and
-        the order of giving and taking alone deals out the same pages again."""
-        self.aside = mmap.mmap(-1, aside)
-        np.frombuffer(self.aside, np.uint8)[:: mmap.PAGESIZE] = 1
+        the order of giving and taking alone deals out the same pages again. And a piece of the heap: how
+        operands lie to each other in a page depends on what the cells before left there."""
+        pages = mmap.mmap(-1, aside)
+        np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE] = 1
+        self.aside = pages, bytearray(HEAP_ASIDE + aside // (2 << 20) * HEAP_STEP)
         return self.prepare(**message)
 
     def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:

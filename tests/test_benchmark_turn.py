@@ -285,9 +285,11 @@ def test_each_sets_other_pages_aside_before_it_is_placed_anew(count):
 def test_what_is_set_aside_is_there_until_the_next_release():
     session = Session(1)
     seen = []
-    session.prepare = lambda **message: seen.append(bytes(session.aside[:1])) or message
-    assert session.place_anew(aside=SMALLEST_ASIDE, cell={}) == {"cell": {}}
-    assert seen == [b"\1"] and len(session.aside) == SMALLEST_ASIDE
+    session.prepare = lambda **message: seen.append([len(part) for part in session.aside]) or message
+    for k in (1, 2):
+        assert session.place_anew(aside=k * SMALLEST_ASIDE, cell={}) == {"cell": {}}
+    (pages, heap), (more_pages, more_heap) = seen
+    assert (pages, more_pages) == (SMALLEST_ASIDE, 2 * SMALLEST_ASIDE) and (more_heap - heap) % 4096
     session.release()
     assert session.aside is None
 
