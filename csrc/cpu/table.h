@@ -122,6 +122,15 @@ constexpr int64_t kBlockBytes = 32 * 4 * 64;
 /// Whole blocks of every compute type.
 constexpr int64_t kShareClasses = kBlockBytes / static_cast<int64_t>(sizeof(float));
 
+/// Rows of up to this many bytes of the compute type are finished when the next has begun, so that nothing
+/// waits for their sums. Of longer ones the next would push out of the first-level cache what is to be
+/// finished, and there is little to be gained.
+constexpr int64_t kLagBytes = 8 << 10;
+static inline constexpr bool lags(int64_t classes, size_t element_size) {
+  return classes * static_cast<int64_t>(element_size < sizeof(float) ? sizeof(float) : element_size) <=
+         kLagBytes;
+}
+
 /// Tiles hold what fits a good part of a second-level cache.
 constexpr int64_t kTileBytes = 128 << 10;
 
@@ -157,7 +166,7 @@ static inline constexpr int64_t packed_rows(const Shape& shape, int64_t rows, si
 }
 
 /// Upper bound over all kernels: two tiles; or a tile for each strided operand and one row in the
-/// compute type.
+/// compute type, two where rows lag.
 static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, size_t element_size,
                                              int strided_operands) {
   const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
@@ -168,7 +177,8 @@ static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, s
     return blocks * static_cast<size_t>(shape.classes * kLaneBytes) + ends;
   }
   const size_t tiles = strided * static_cast<size_t>(packed_rows(shape, rows, element_size));
-  return pitch * (tiles * element_size + sizeof(double)) + ends;
+  const size_t rows_in_work = lags(shape.classes, element_size) ? 2 : 1;
+  return pitch * (tiles * element_size + rows_in_work * sizeof(double)) + ends;
 }
 
 /// Upper bound over all kernels: the sums of a row's blocks, what each share found, a row in the compute

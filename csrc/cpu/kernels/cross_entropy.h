@@ -63,6 +63,9 @@ struct ProbabilityMass {
   }
 };
 
+template <class Mass>
+constexpr bool kIsSpread = !__is_same(Mass, NoMass);
+
 template <class A>
 struct Hot {
   int64_t index;  // -1: none
@@ -95,8 +98,7 @@ struct CrossEntropySums {
   A hot_x;
   Sums<A, 2> mass;  // of the classes but for the hot part, and mass times (m - x)
 
-  A loss() const {
-    const A log_d = stats.log_d();
+  A loss(A log_d) const {
     const A own = hot.index >= 0 ? hot.mass * ((stats.m - hot_x) + log_d) : A(0);
     return kSpread ? own + (mass.of[1] + mass.of[0] * log_d) : own;
   }
@@ -114,9 +116,9 @@ struct CrossEntropySums {
 
 /// 3 write, of the classes [begin, end); grad may be e.
 template <class T, class Mass, bool kSpread>
-SK_INLINE void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& row, const Compute<T>* e,
-                                   T* grad, const Mass& mass, Compute<T> factor, int64_t begin, int64_t end,
-                                   bool stream = false) {
+SK_CALL void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& row, const Compute<T>* e,
+                                 T* grad, const Mass& mass, Compute<T> factor, int64_t begin, int64_t end,
+                                 bool stream = false) {
   using A = Compute<T>;
   using S = Simd<A>;
   const int64_t y = row.hot.index;
@@ -157,32 +159,55 @@ SK_INLINE void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& 
   });
 }
 
-/// Loss of a row; with grad given, its gradient times factor. grad may be x: nothing is read from x once e is
-/// written.
+/// 1 max and 2 sum-exp of a row. e, where given, receives the terms; it may be the row itself.
 template <class T, class Mass>
-Compute<T> cross_entropy_row(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
-                             Compute<T>* scratch, int64_t n, const T* next, bool stream) {
+SK_CALL CrossEntropySums<Compute<T>, kIsSpread<Mass>> cross_entropy_sums(const T* x, const Mass& mass,
+                                                                         Hot<Compute<T>> hot, Compute<T>* e,
+                                                                         int64_t n, const T* next) {
   using A = Compute<T>;
-  constexpr bool kSpread = !__is_same(Mass, NoMass);
-  A* e = grad != nullptr ? compute_row(grad, scratch) : nullptr;
   const A hot_x = hot.index >= 0 ? widen(x[hot.index]) : A(0);
-  const RowRange<A> range = row_range<A>(x, n);  // 1 max
+  const RowRange<A> range = row_range<A>(x, n);
   BlockSums<A, 2> spread;
-  if constexpr (kSpread) {
+  if constexpr (kIsSpread<Mass>) {
     sum_mass<A>(x, range.most, mass, 0, n,
                 [&](const Accumulators<A>* part) __attribute__((always_inline)) { spread.add(part); });
   }
-  const CrossEntropySums<A, kSpread> row{row_stats<A>(x, e, n, next, range), hot, hot_x,  // 2 sum-exp
-                                         kSpread ? spread.sums() : Sums<A, 2>{}};
-  if (grad != nullptr) cross_entropy_write(row, e, grad, mass, factor, 0, n, stream);  // 3 write
-  return row.loss();
+  return {row_stats<A>(x, e, n, next, range), hot, hot_x, kIsSpread<Mass> ? spread.sums() : Sums<A, 2>{}};
 }
+
+/// The losses of rows, as many at a time as a vector has logarithms: a row's own would keep the next row
+/// waiting.
+template <class A, bool kSpread>
+class Losses {
+  using S = Simd<double>;
+
+ public:
+  explicit Losses(A* loss) : loss_(loss) {}
+  void add(int64_t r, const CrossEntropySums<A, kSpread>& row) {
+    index_[count_] = r;
+    row_[count_++] = row;
+    if (count_ == S::kLanes) flush();
+  }
+  SK_CALL void flush() {
+    double q[S::kLanes] = {};
+    for (int l = 0; l < count_; ++l) q[l] = row_[l].stats.others();
+    S::store(q, log_one_plus<S>(S::load(q)));
+    for (int l = 0; l < count_; ++l) loss_[index_[l]] = row_[l].loss(static_cast<A>(q[l]));
+    count_ = 0;
+  }
+
+ private:
+  A* loss_;
+  int count_ = 0;
+  int64_t index_[S::kLanes];
+  CrossEntropySums<A, kSpread> row_[S::kLanes];
+};
 
 template <class T, class Mass>
 void cross_entropy_share(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
                          Compute<T>* loss, const SharedRow<Compute<T>>& shared, int step) {
   using A = Compute<T>;
-  constexpr bool kSpread = !__is_same(Mass, NoMass);
+  constexpr bool kSpread = kIsSpread<Mass>;
   A* e = grad != nullptr ? compute_row(grad, shared.scratch()) : nullptr;
   if (step == 0) {
     // Where the gradient is written over the logits, this one is gone when the loss is made.
@@ -197,7 +222,7 @@ void cross_entropy_share(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* g
   if (step == 2) {
     const CrossEntropySums<A, kSpread> row{shared.stats(), hot, shared.hot_x(),
                                            kSpread ? shared.stored_mass() : Sums<A, 2>{}};
-    if (shared.first()) *loss = row.loss();
+    if (shared.first()) *loss = row.loss(row.stats.log_d());
     if (grad != nullptr) cross_entropy_write(row, e, grad, mass, factor, shared.begin(), shared.end());
   }
 }

@@ -10,13 +10,17 @@
 namespace softkern::cpu {
 namespace {
 
+template <class A>
+struct LogNormaliser {
+  A m, log_d;
+};
+
 template <class T>
-SK_INLINE void log_softmax_write(const T* x, T* y, const RowStats<Compute<T>>& stats, int64_t n,
-                                 bool stream = false) {
+SK_CALL void log_softmax_write(const T* x, T* y, LogNormaliser<Compute<T>> row, int64_t n, bool stream) {
   using A = Compute<T>;
   using S = Simd<A>;
-  const auto m = S::broadcast(stats.m);
-  const auto log_d = S::broadcast(stats.log_d());
+  const auto m = S::broadcast(row.m);
+  const auto log_d = S::broadcast(row.log_d);
   write_vectors<A>(y, n, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {
     // Not x - (m + log d): with logits around 1e6 that sum would lose log d.
     return S::sub(S::sub(at.load(x + i, 0), m), log_d);
@@ -24,18 +28,21 @@ SK_INLINE void log_softmax_write(const T* x, T* y, const RowStats<Compute<T>>& s
 }
 
 template <class T>
-void log_softmax_row(const T* x, T* y, int64_t n, const T* next, bool stream) {
+SK_INLINE LogNormaliser<Compute<T>> log_softmax_normaliser(const T* x, int64_t n, const T* next) {
   using A = Compute<T>;
   const RowStats<A> stats =
       row_stats<A>(x, static_cast<A*>(nullptr), n, next, row_range<A>(x, n));  // 1 max, 2 sum-exp
-  log_softmax_write(x, y, stats, n, stream);                                   // 3 write
+  return {stats.m, stats.log_d()};
 }
 
 template <class T>
 void log_softmax_share(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
   if (step == 0) row.find_range(x);
   if (step == 1) row.sum_terms(x, static_cast<Compute<T>*>(nullptr));
-  if (step == 2) log_softmax_write(x + row.begin(), y + row.begin(), row.stats(), row.size());
+  if (step == 2) {
+    const RowStats<Compute<T>> stats = row.stats();
+    log_softmax_write(x + row.begin(), y + row.begin(), {stats.m, stats.log_d()}, row.size(), false);
+  }
 }
 
 /// What the backward's rows have in common: sum g, and whether exp(y) is a normal number for all y.

@@ -29,23 +29,30 @@ SK_INLINE bool in_lanes(const Shape& shape, const Range& range, bool packed, Bod
 /// What ran, if it was not in lanes.
 SK_INLINE Ran rows_ran(bool packed) { return packed ? Ran{SOFTKERN_ISA, "tiles"} : kRowsRan; }
 
-template <class T, class Row>
-SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena arena, Row row) {
+template <class T, class Begin, class Finish>
+SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena arena, Begin begin,
+                            Finish finish) {
   const Operand<T> input(a.input, a.shape, range, arena);
   const Operand<T> output(a.output, a.shape, range, arena, &input, a.stream);
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     input.stage(first, count);
-    for (int64_t r = first; r < first + count; ++r) {
-      row(r, input.row(r, first), output.row(r, first), input.next(r, range.end), output.streamed());
-    }
+    for_each_row(
+        first, count, lags(a.shape.classes, sizeof(T)),
+        [&](int64_t r) __attribute__((always_inline)) {
+          return begin(r, input.row(r, first), output.row(r, first), input.next(r, range.end));
+        },
+        [&](int64_t r, const auto& begun) __attribute__((always_inline)) {
+          finish(r, input.row(r, first), output.row(r, first), begun, output.streamed());
+        });
     output.flush(first, count);
   });
 }
 
-/// lanes(order, input, output, blocks, count, x) computes blocks of rows, x being memory for them; row(r, x,
-/// y, next, stream) a row.
-template <class T, class Lanes, class Row>
-SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Row row) {
+/// lanes(order, input, output, blocks, count, x) computes blocks of rows, x being memory for them; a row is
+/// finish(r, x, y, begin(r, x, y, next), stream).
+template <class T, class Lanes, class Begin, class Finish>
+SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Begin begin,
+                      Finish finish) {
   const bool packed = is_packed(a.input) || is_packed(a.output);
   Ran ran = rows_ran(packed);
   const bool done = in_lanes<Compute<T>>(a.shape, range, packed, [&](auto order, auto&& tiles) {
@@ -56,7 +63,7 @@ SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lan
       lanes(order, input, output, blocks, count, x);
     });
   });
-  if (!done) forward_rows<T>(a, range, arena, row);
+  if (!done) forward_rows<T>(a, range, arena, begin, finish);
   return ran;
 }
 
@@ -83,26 +90,29 @@ Ran softmax(const ForwardArgs& a, Range range) {
   using A = Compute<T>;
   const int64_t classes = a.shape.classes;
   Arena arena(range.scratch);
-  A* scratch = take_compute_row<T>(arena, classes, a.stream);
+  const ComputeRows<T> terms(arena, classes, a.stream);
   return forward<T>(
       a, range, arena,
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
-      [&](int64_t, const T* x, T* y, const T* next, bool stream) {
-        softmax_row(x, y, scratch, classes, next, stream);
-      });
+      [&](int64_t r, const T* x, T* y, const T* next)
+          __attribute__((always_inline)) { return softmax_sum(x, terms.row(r, y), classes, next); },
+      [&](int64_t r, const T*, T* y, A sum, bool stream)
+          __attribute__((always_inline)) { softmax_write(terms.row(r, y), y, sum, classes, stream); });
 }
 
 template <class T>
 Ran log_softmax(const ForwardArgs& a, Range range) {
+  using A = Compute<T>;
   const int64_t classes = a.shape.classes;
   return forward<T>(
       a, range, Arena(range.scratch),
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
-      [&](int64_t, const T* x, T* y, const T* next, bool stream) {
-        log_softmax_row(x, y, classes, next, stream);
-      });
+      [&](int64_t, const T* x, T*, const T* next)
+          __attribute__((always_inline)) { return log_softmax_normaliser(x, classes, next); },
+      [&](int64_t, const T* x, T* y, const LogNormaliser<A>& row, bool stream)
+          __attribute__((always_inline)) { log_softmax_write(x, y, row, classes, stream); });
 }
 
 template <class T, void (*kRow)(const T*, const T*, T*, int64_t, bool), class Lanes>
@@ -154,7 +164,7 @@ Ran log_softmax_backward(const BackwardArgs& a, Range range) {
       });
 }
 
-/// What all rows of a call have in common, and the choice of a row's masses.
+/// What all rows of a call have in common, and the kind of their masses.
 template <class T>
 class RowMasses {
   using A = Compute<T>;
@@ -168,27 +178,30 @@ class RowMasses {
         share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
 
   bool ignored(int64_t r) const { return target_ != nullptr && target_[r] == ignore_index_; }
-
-  /// body(mass, hot) for row r, which is not ignored, with these probabilities where there are no indices,
-  /// and those of the next row.
-  template <class Body>
-  SK_INLINE void with(int64_t r, const T* probabilities, const T* next, Body body) const {
-    if (target_ == nullptr) {
-      if (weight_ != nullptr) {
-        body(ProbabilityMass<T, true>{weight_, probabilities, next, keep_, share_}, Hot<A>{-1, 0});
-      } else {
-        body(ProbabilityMass<T, false>{nullptr, probabilities, next, keep_, share_}, Hot<A>{-1, 0});
-      }
-      return;
-    }
+  /// Of row r, which is not ignored.
+  Hot<A> hot(int64_t r) const {
+    if (target_ == nullptr) return {-1, 0};
     const int64_t y = target_[r];
-    const Hot<A> hot{y, keep_ * (weight_ != nullptr ? widen(weight_[y]) : A(1))};
-    if (share_ == 0) {
-      body(NoMass{}, hot);
+    return {y, keep_ * (weight_ != nullptr ? widen(weight_[y]) : A(1))};
+  }
+  /// body(mass_of): mass_of(t, next) is what a row's classes have, with these probabilities where there are
+  /// no indices, and those of the next row.
+  template <class Body>
+  SK_INLINE void with(Body body) const {
+    if (target_ == nullptr && weight_ != nullptr) {
+      body([&](const T* t, const T* next) {
+        return ProbabilityMass<T, true>{weight_, t, next, keep_, share_};
+      });
+    } else if (target_ == nullptr) {
+      body([&](const T* t, const T* next) {
+        return ProbabilityMass<T, false>{nullptr, t, next, keep_, share_};
+      });
+    } else if (share_ == 0) {
+      body([](const T*, const T*) { return NoMass{}; });
     } else if (weight_ != nullptr) {
-      body(WeightMass<T>{weight_, share_}, hot);
+      body([&](const T*, const T*) { return WeightMass<T>{weight_, share_}; });
     } else {
-      body(UniformMass<A>{share_}, hot);
+      body([&](const T*, const T*) { return UniformMass<A>{share_}; });
     }
   }
 
@@ -198,6 +211,58 @@ class RowMasses {
   const T* weight_;
   A keep_, share_;
 };
+
+template <class T, class MassOf>
+void cross_entropy_rows(const CrossEntropyArgs& a, const Range& range, const RowMasses<T>& masses,
+                        MassOf mass_of) {
+  using A = Compute<T>;
+  using Mass = decltype(mass_of(nullptr, nullptr));
+  struct Begun {
+    CrossEntropySums<A, kIsSpread<Mass>> sums;
+    Mass mass;
+    bool ignored;
+  };
+  const int64_t classes = a.shape.classes;
+  Arena arena(range.scratch);
+  const Operand<T> logits(a.logits, a.shape, range, arena);
+  const Operand<T> probabilities(a.probabilities, a.shape, range, arena);
+  const Operand<T> grad(a.grad, a.shape, range, arena, &logits, a.stream);
+  const ComputeRows<T> terms =
+      grad.given() ? ComputeRows<T>(arena, classes, grad.streamed()) : ComputeRows<T>();
+  Losses<A, kIsSpread<Mass>> losses(static_cast<A*>(a.loss));
+  for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
+    logits.stage(first, count);
+    probabilities.stage(first, count);
+    const auto begin = [&](int64_t r) __attribute__((always_inline)) {
+      Begun row{{}, mass_of(nullptr, nullptr), masses.ignored(r)};
+      if (row.ignored) return row;
+      if (probabilities.given())
+        row.mass = mass_of(probabilities.row(r, first), probabilities.next(r, range.end));
+      A* const e = grad.given() ? terms.row(r, grad.row(r, first)) : nullptr;
+      row.sums = cross_entropy_sums(logits.row(r, first), row.mass, masses.hot(r), e, classes,
+                                    logits.next(r, range.end));
+      return row;
+    };
+    const auto finish = [&](int64_t r, const Begun& row) __attribute__((always_inline)) {
+      T* const dx = grad.given() ? grad.row(r, first) : nullptr;
+      if (row.ignored) {
+        // Exact zeros, whatever the logits: 0 * NaN would spread the NaN of a padded row.
+        if (dx != nullptr) zero_row(dx, classes);
+        static_cast<A*>(a.loss)[r] = 0;
+        return;
+      }
+      losses.add(r, row.sums);
+      if (dx != nullptr) {
+        cross_entropy_write(row.sums, terms.row(r, dx), dx, row.mass, static_cast<A>(a.grad_factor), 0,
+                            classes,
+                            grad.streamed());  // 3 write
+      }
+    };
+    for_each_row(first, count, grad.given() && lags(classes, sizeof(T)), begin, finish);
+    grad.flush(first, count);
+  });
+  losses.flush();
+}
 
 template <class T>
 Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
@@ -209,33 +274,8 @@ Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
     CrossEntropyLanes<T, decltype(order)>(a, range).run(tiles);
   });
   if (done) return ran;
-  Arena arena(range.scratch);
-  const Operand<T> logits(a.logits, a.shape, range, arena);
-  const Operand<T> probabilities(a.probabilities, a.shape, range, arena);
-  const Operand<T> grad(a.grad, a.shape, range, arena, &logits, a.stream);
-  A* scratch = grad.given() ? take_compute_row<T>(arena, a.shape.classes, grad.streamed()) : nullptr;
-  A* loss = static_cast<A*>(a.loss);
   const RowMasses<T> masses(a);
-  for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
-    logits.stage(first, count);
-    probabilities.stage(first, count);
-    for (int64_t r = first; r < first + count; ++r) {
-      T* dx = grad.given() ? grad.row(r, first) : nullptr;
-      if (masses.ignored(r)) {
-        // Exact zeros, whatever the logits: 0 * NaN would spread the NaN of a padded row.
-        if (dx != nullptr) zero_row(dx, a.shape.classes);
-        loss[r] = 0;
-        continue;
-      }
-      const T* t = probabilities.given() ? probabilities.row(r, first) : nullptr;
-      const T* next = probabilities.given() ? probabilities.next(r, range.end) : nullptr;
-      masses.with(r, t, next, [&](const auto& mass, const Hot<A>& hot) {
-        loss[r] = cross_entropy_row(logits.row(r, first), mass, hot, dx, static_cast<A>(a.grad_factor),
-                                    scratch, a.shape.classes, logits.next(r, range.end), grad.streamed());
-      });
-    }
-    grad.flush(first, count);
-  });
+  masses.with([&](const auto& mass_of) { cross_entropy_rows<T>(a, range, masses, mass_of); });
   return ran;
 }
 
@@ -255,9 +295,9 @@ Ran cross_entropy_share(const CrossEntropyArgs& a, const Share& share, int step)
   }
   const T* t = a.probabilities.data == nullptr ? nullptr : row_at<T>(a.probabilities, a.shape, r);
   const SharedRow<A> shared(share, a.shape.classes, kHasScratch<T>);
-  masses.with(r, t, nullptr, [&](const auto& mass, const Hot<A>& hot) {
-    cross_entropy_share(row_at<T>(a.logits, a.shape, r), mass, hot, grad, static_cast<A>(a.grad_factor), loss,
-                        shared, step);
+  masses.with([&](const auto& mass_of) {
+    cross_entropy_share(row_at<T>(a.logits, a.shape, r), mass_of(t, nullptr), masses.hot(r), grad,
+                        static_cast<A>(a.grad_factor), loss, shared, step);
   });
   return kSharedRan;
 }
@@ -281,7 +321,8 @@ Ran scale(const ScaleArgs& a, Range range) {
           body([&](int64_t c) __attribute__((always_inline)) { return S::fma(xb[c], f, zero); });
         });
       },
-      [&](int64_t r, const T* x, T* y, const T*, bool stream) __attribute__((always_inline)) {
+      [](int64_t, const T*, T*, const T*) { return 0; },
+      [&](int64_t r, const T* x, T* y, int, bool stream) __attribute__((always_inline)) {
         const auto f = S::broadcast(factor[r * a.factor_step]);
         write_vectors<A>(y, a.shape.classes, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {
           return S::fma(at.load(x + i, 0), f, zero);

@@ -186,11 +186,47 @@ SK_INLINE A* compute_row(T*, A* scratch) {
   return scratch;
 }
 
-/// Where the types differ, and for an output that is written once and past the caches.
-template <class T>
-SK_INLINE Compute<T>* take_compute_row(Arena& arena, int64_t classes, bool stream) {
-  return stream || sizeof(T) < sizeof(Compute<T>) ? arena.take<Compute<T>>(row_pitch(classes)) : nullptr;
+/// finish(r, begin(r)) for the rows [first, first + count), and in this order. With `lag`, a row is finished
+/// when the next has begun.
+template <class Begin, class Finish>
+SK_INLINE void for_each_row(int64_t first, int64_t count, bool lag, Begin begin, Finish finish) {
+  const int64_t end = first + count;
+  if (!lag) {
+    for (int64_t r = first; r < end; ++r) finish(r, begin(r));
+    return;
+  }
+  auto begun = begin(first);
+  for (int64_t r = first + 1; r < end; ++r) {
+    const auto next = begin(r);
+    finish(r - 1, begun);
+    begun = next;
+  }
+  finish(end - 1, begun);
 }
+
+/// Memory of rows for exp in the compute type: scratch, where the types differ and for an output that is
+/// written once and past the caches; else the output row.
+template <class T>
+class ComputeRows {
+  using A = Compute<T>;
+
+ public:
+  ComputeRows() = default;
+  ComputeRows(Arena& arena, int64_t classes, bool stream) : pitch_(row_pitch(classes)) {
+    if (stream || sizeof(T) < sizeof(A))
+      scratch_ = arena.take<A>((lags(classes, sizeof(T)) ? 2 : 1) * pitch_);
+    lag_ = lags(classes, sizeof(T));
+  }
+  A* row(int64_t r, T* output) const {
+    if (scratch_ != nullptr) return scratch_ + (lag_ ? r & 1 : 0) * pitch_;
+    return compute_row(output, static_cast<A*>(nullptr));
+  }
+
+ private:
+  A* scratch_ = nullptr;
+  int64_t pitch_ = 0;
+  bool lag_ = false;
+};
 
 }  // namespace
 }  // namespace softkern::cpu

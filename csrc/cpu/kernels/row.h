@@ -51,18 +51,14 @@ struct Tail {
   }
 };
 
-/// body(slot, access, i) for the vectors at i = 0, kLanes, ... of a row of n elements.
-template <class A, class Body>
-SK_INLINE void for_each_vector(int64_t n, Body body) {
+/// body(slot, access, i) for the vectors at i = 0, kLanes, ... of a row of n elements, but four(i) where
+/// four whole ones begin.
+template <class A, class Four, class Body>
+SK_INLINE void for_each_four(int64_t n, Four four, Body body) {
   constexpr int64_t L = Simd<A>::kLanes;
   constexpr Whole<A> whole{};
   int64_t i = 0;
-  for (; i + 4 * L <= n; i += 4 * L) {
-    body(Slot<0>{}, whole, i);
-    body(Slot<1>{}, whole, i + L);
-    body(Slot<2>{}, whole, i + 2 * L);
-    body(Slot<3>{}, whole, i + 3 * L);
-  }
+  for (; i + 4 * L <= n; i += 4 * L) four(i);
   if (i + L <= n) {
     body(Slot<0>{}, whole, i);
     i += L;
@@ -76,6 +72,21 @@ SK_INLINE void for_each_vector(int64_t n, Body body) {
     }
   }
   if (i < n) body(Slot<3>{}, Tail<A>{static_cast<int>(n - i)}, i);
+}
+
+template <class A, class Body>
+SK_INLINE void for_each_vector(int64_t n, Body body) {
+  constexpr int64_t L = Simd<A>::kLanes;
+  constexpr Whole<A> whole{};
+  for_each_four<A>(
+      n,
+      [&](int64_t i) __attribute__((always_inline)) {
+        body(Slot<0>{}, whole, i);
+        body(Slot<1>{}, whole, i + L);
+        body(Slot<2>{}, whole, i + 2 * L);
+        body(Slot<3>{}, whole, i + 3 * L);
+      },
+      body);
 }
 
 /// body(access, i) is stored at y + i, for the vectors of a row of n elements.
@@ -133,6 +144,9 @@ class Accumulators {
   SK_INLINE void add(Slot<K>, const Reg& v) {
     v_[K] = S::add(v_[K], v);
   }
+  SK_INLINE void add(const Reg (&four)[4]) {
+    for (int k = 0; k < 4; ++k) v_[k] = S::add(v_[k], four[k]);
+  }
   template <int K>
   SK_INLINE void add_unless_equal(Slot<K>, const Reg& v, const Reg& a, const Reg& b) {
     v_[K] = S::add_unless_equal(v_[K], v, a, b);
@@ -163,18 +177,23 @@ class Accumulators {
   Reg v_[4];
 };
 
+/// body(start, n) for the blocks of a row.
+template <class A, class Body>
+SK_INLINE void for_each_block(int64_t n, Body body) {
+  constexpr int64_t kBlock = kBlockBytes / sizeof(A);
+  for (int64_t start = 0; start < n; start += kBlock) body(start, n - start < kBlock ? n - start : kBlock);
+}
+
 /// K sums over a row in blocks: body(part, slot, access, i) adds a vector's share to part[0], ..., part[K -
 /// 1], take(part) gets the sums of each block in order.
 template <class A, int K, class Body, class Take>
 SK_INLINE void sum_blocks(int64_t n, Body body, Take take) {
-  constexpr int64_t kBlock = kBlockBytes / sizeof(A);
-  for (int64_t start = 0; start < n; start += kBlock) {
+  for_each_block<A>(n, [&](int64_t start, int64_t size) __attribute__((always_inline)) {
     Accumulators<A> part[K];
-    for_each_vector<A>(n - start < kBlock ? n - start : kBlock,
-                       [&](auto slot, auto at, int64_t i)
-                           __attribute__((always_inline)) { body(part, slot, at, start + i); });
+    for_each_vector<A>(size, [&](auto slot, auto at, int64_t i)
+                                 __attribute__((always_inline)) { body(part, slot, at, start + i); });
     take(part);
-  }
+  });
 }
 
 template <class A, int K>

@@ -12,6 +12,7 @@
 
 #include "../../common/exp.h"
 #include "../../common/log.h"
+#include "../simd/in_step.h"
 #include "row.h"
 
 namespace softkern::cpu {
@@ -45,6 +46,10 @@ class WideTerms {
     // The logit is max's second operand: a NaN stays.
     return exp_shifted<S>(S::max(least_, S::sub(x, from_)), power_);
   }
+  template <class W>
+  SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
+    return exp_shifted<W>(W::max(W::all(least_), W::sub(x, W::all(from_))), W::all(power_));
+  }
 
  private:
   Reg from_, least_, power_;
@@ -64,10 +69,28 @@ class NormalTerms {
   }
   explicit SK_INLINE NormalTerms(const Reg& m) : biased_(S::sub(exp_power<S>(m), S::broadcast(S::kBias))) {}
   SK_INLINE Reg of(const Reg& x) const { return exp_shifted_normal<S>(x, biased_); }
+  template <class W>
+  SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
+    return exp_shifted_normal<W>(x, W::all(biased_));
+  }
 
  private:
   Reg biased_;
 };
+
+/// The terms of four vectors.
+template <class S, class Terms>
+SK_INLINE void four_terms(const Terms& terms, const typename S::Reg (&x)[4], typename S::Reg (&e)[4]) {
+  constexpr int K = S::kInStep;
+  using W = InStep<S, K>;
+  SK_UNROLL
+  for (int i = 0; i < 4; i += K) {
+    typename W::Reg v;
+    for (int k = 0; k < K; ++k) v.of[k] = x[i + k];
+    const auto t = terms.template in_step<W>(v);
+    for (int k = 0; k < K; ++k) e[i + k] = t.of[k];
+  }
+}
 
 template <class A>
 struct RowStats {
@@ -122,22 +145,51 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, const T* next, A most, Take tak
   const WideTerms<A> tail_terms(m);  // of a vector filled up with -inf
   // Counts are exact in any order: one accumulator, which leaves registers to the others.
   auto ties = S::broadcast(0);
-  sum_blocks<A, 1>(
-      n,
-      [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-        const auto v = at.load(x + i, lowest);
-        typename S::Reg t;
-        if constexpr (decltype(at)::kWhole) {
-          t = terms.of(v);
-        } else {
-          t = tail_terms.of(v);
-        }
-        ties = S::add_if_equal(ties, one, v, m);
-        part->add_unless_equal(slot, t, v, m);
-        if (e != nullptr) at.store(e + i, t);
-        if (next != nullptr) __builtin_prefetch(next + i);
-      },
-      take);
+  for_each_block<A>(n, [&](int64_t start, int64_t size) __attribute__((always_inline)) {
+    Accumulators<A> part;
+    const auto add = [&](auto slot, const auto& v, const auto& t) __attribute__((always_inline)) {
+      ties = S::add_if_equal(ties, one, v, m);
+      part.add_unless_equal(slot, t, v, m);
+    };
+    const auto four = [&](int64_t at) __attribute__((always_inline)) {
+      constexpr int64_t L = S::kLanes;
+      const int64_t i = start + at;
+      typename S::Reg v[4], t[4];
+      for (int k = 0; k < 4; ++k) v[k] = S::load(x + i + k * L);
+      four_terms<S>(terms, v, t);
+      // One comparison for four vectors, hardly any of which has the maximum: comparisons wait for the units
+      // that multiply. If a NaN hides a maximum here, all that is made of these sums is NaN.
+      if (__builtin_expect(S::any_equal(S::max(S::max(v[0], v[1]), S::max(v[2], v[3])), m), 0)) {
+        add(Slot<0>{}, v[0], t[0]);
+        add(Slot<1>{}, v[1], t[1]);
+        add(Slot<2>{}, v[2], t[2]);
+        add(Slot<3>{}, v[3], t[3]);
+      } else {
+        part.add(t);
+      }
+      if (e != nullptr) {
+        for (int k = 0; k < 4; ++k) S::store(e + i + k * L, t[k]);
+      }
+      if (next != nullptr) {
+        constexpr int64_t kLine = 64 / sizeof(T);
+        for (int64_t k = 0; k < 4 * L; k += kLine) __builtin_prefetch(next + i + k);
+      }
+    };
+    for_each_four<A>(size, four, [&](auto slot, auto at, int64_t k) __attribute__((always_inline)) {
+      const int64_t i = start + k;
+      const auto v = at.load(x + i, lowest);
+      typename S::Reg t;
+      if constexpr (decltype(at)::kWhole) {
+        t = terms.of(v);
+      } else {
+        t = tail_terms.of(v);
+      }
+      add(slot, v, t);
+      if (e != nullptr) at.store(e + i, t);
+      if (next != nullptr) __builtin_prefetch(next + i);
+    });
+    take(&part);
+  });
   return S::reduce_add(ties);
 }
 

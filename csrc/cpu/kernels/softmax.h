@@ -30,12 +30,11 @@ SK_INLINE void softmax_write(const Compute<T>* e, T* y, Compute<T> total, int64_
   });
 }
 
+/// The terms, to e, and their sum.
 template <class T>
-void softmax_row(const T* x, T* y, Compute<T>* scratch, int64_t n, const T* next, bool stream) {
+SK_INLINE Compute<T> softmax_sum(const T* x, Compute<T>* e, int64_t n, const T* next) {
   using A = Compute<T>;
-  A* e = compute_row(y, scratch);
-  const A sum = row_stats<A>(x, e, n, next, row_range<A>(x, n)).sum();  // 1 max, 2 sum-exp
-  softmax_write(e, y, sum, n, stream);                                  // 3 write
+  return row_stats<A>(x, e, n, next, row_range<A>(x, n)).sum();  // 1 max, 2 sum-exp
 }
 
 template <class T>

@@ -11,7 +11,7 @@ namespace {
 template <>
 struct Simd<float> {
   using Number = float;
-  static constexpr int kLanes = 16, kPiece = 4, kBias = 127;
+  static constexpr int kLanes = 16, kPiece = 4, kBias = 127, kInStep = 1;
   struct Half256 {
     using type = __m256;
   };
@@ -111,6 +111,11 @@ struct Simd<float> {
     const __m256 both =
         _mm256_and_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ));
     return _mm256_movemask_ps(both) == 0xff;
+  }
+  static SK_INLINE bool any_equal(Reg a, Reg b) {
+    const __m256 either =
+        _mm256_or_ps(_mm256_cmp_ps(a.low, b.low, _CMP_EQ_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ));
+    return _mm256_movemask_ps(either) != 0;
   }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
@@ -225,7 +230,7 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   using Number = double;
-  static constexpr int kLanes = 8, kPiece = 2, kBias = 1023;
+  static constexpr int kLanes = 8, kPiece = 2, kBias = 1023, kInStep = 1;
   struct Half256 {
     using type = __m256d;
   };
@@ -293,6 +298,11 @@ struct Simd<double> {
     const __m256d both =
         _mm256_and_pd(_mm256_cmp_pd(a.low, b.low, _CMP_GE_OQ), _mm256_cmp_pd(a.high, b.high, _CMP_GE_OQ));
     return _mm256_movemask_pd(both) == 0xf;
+  }
+  static SK_INLINE bool any_equal(Reg a, Reg b) {
+    const __m256d either =
+        _mm256_or_pd(_mm256_cmp_pd(a.low, b.low, _CMP_EQ_OQ), _mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ));
+    return _mm256_movemask_pd(either) != 0;
   }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {

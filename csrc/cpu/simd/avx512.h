@@ -10,7 +10,7 @@ namespace {
 template <>
 struct Simd<float> {
   using Number = float;
-  static constexpr int kLanes = 16, kPiece = 4, kBias = 127;
+  static constexpr int kLanes = 16, kPiece = 4, kBias = 127, kInStep = 4;
   using Reg = __m512;
 
   static SK_INLINE Reg broadcast(float a) { return _mm512_set1_ps(a); }
@@ -73,6 +73,7 @@ struct Simd<float> {
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
   }
   static SK_INLINE bool all_at_least(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) == 0xffff; }
+  static SK_INLINE bool any_equal(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_ps(v, n); }
   // The integers stand in the low bits of t and s.
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
@@ -160,7 +161,7 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   using Number = double;
-  static constexpr int kLanes = 8, kPiece = 2, kBias = 1023;
+  static constexpr int kLanes = 8, kPiece = 2, kBias = 1023, kInStep = 4;
   using Reg = __m512d;
 
   static SK_INLINE Reg broadcast(double a) { return _mm512_set1_pd(a); }
@@ -191,6 +192,7 @@ struct Simd<double> {
     return _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), x);
   }
   static SK_INLINE bool all_at_least(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ) == 0xff; }
+  static SK_INLINE bool any_equal(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ) != 0; }
   static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_pd(v, n); }
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
     const __m512i n = _mm512_sub_epi64(_mm512_castpd_si512(t), _mm512_castpd_si512(s));

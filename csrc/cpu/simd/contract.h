@@ -7,6 +7,8 @@
 // reductions are defined over these lanes, so that every ISA adds the same numbers in the same order.
 //
 //   Number, Reg          what a lane is, kLanes of them
+//   kInStep              how many registers' exponentials are computed in step (in_step.h): as many as there
+//                        are registers for
 //   broadcast(a)         a in all lanes, -0 included
 //   load(p)              kLanes elements at p, in the compute type; p need not be aligned
 //   load(p, n, fill)     elements 0..n-1, 0 < n < kLanes; fill in the other lanes
@@ -22,6 +24,7 @@
 //   if_equal(a, b, x, y)          x in the lanes where a == b, y elsewhere, also where either is NaN
 //   if_less(a, b, x, y)           x in the lanes where a < b, y elsewhere
 //   all_at_least(a, b)            whether a >= b in every lane: false if there is a NaN
+//   any_equal(a, b)      whether a == b in any lane
 //   ldexp(v, n)          v * 2^n, n integral in [-1080, 1030], 0.5 <= |v| < 2; rounded once; NaN kept
 //   scale(v, t, s)       v * 2^(t - s - kBias), for t and s that are integers plus the same power of two with
 //                        a last bit of 1; 0 < t - s <= 2 kBias = 254 (2046 in double); rounded once; NaN kept

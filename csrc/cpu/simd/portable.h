@@ -68,7 +68,7 @@ struct PortableSimd {
   using Number = A;
   static constexpr int kLanes = 64 / sizeof(A), kPiece = 16 / sizeof(A);
   using P = PartOf<A>;
-  static constexpr int kBias = P::kExponentBias;
+  static constexpr int kBias = P::kExponentBias, kInStep = 1;
   using Vec = typename P::Vec;
   using Int = typename P::Int;
   struct Reg {
@@ -151,6 +151,14 @@ struct PortableSimd {
     bool all = true;
     for (int l = 0; l < kLanes; ++l) all = all && x[l] >= y[l];
     return all;
+  }
+  static SK_INLINE bool any_equal(const Reg& a, const Reg& b) {
+    A x[kLanes], y[kLanes];
+    store(x, a);
+    store(y, b);
+    bool any = false;
+    for (int l = 0; l < kLanes; ++l) any = any || x[l] == y[l];
+    return any;
   }
   static SK_INLINE Reg ldexp(const Reg& v, const Reg& n) {
     return map(

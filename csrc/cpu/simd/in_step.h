@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// K registers of an ISA as one: the steps of several vectors' exponentials alternate. One after the other,
+// each a chain of fourteen operations that wait for the one before, they would fill the processor's
+// schedulers with what can't run yet.
+#pragma once
+
+#include "../../common/inline.h"
+
+namespace softkern::cpu {
+namespace {
+
+template <class S, int K>
+struct InStep {
+  using Number = typename S::Number;
+  using One = typename S::Reg;
+  static constexpr int kBias = S::kBias;
+  /// Copied one by one, as Pair is.
+  struct Reg {
+    One of[K];
+    Reg() = default;
+    SK_INLINE Reg(const Reg& r) { set(r); }
+    SK_INLINE Reg& operator=(const Reg& r) {
+      set(r);
+      return *this;
+    }
+
+   private:
+    SK_INLINE void set(const Reg& r) {
+      for (int k = 0; k < K; ++k) of[k] = r.of[k];
+    }
+  };
+
+  static SK_INLINE Reg all(const One& v) {
+    return make([&](int) __attribute__((always_inline)) { return v; });
+  }
+  static SK_INLINE Reg broadcast(Number a) { return all(S::broadcast(a)); }
+  static SK_INLINE Reg sub(const Reg& a, const Reg& b) {
+    return make([&](int k) __attribute__((always_inline)) { return S::sub(a.of[k], b.of[k]); });
+  }
+  static SK_INLINE Reg max(const Reg& a, const Reg& b) {
+    return make([&](int k) __attribute__((always_inline)) { return S::max(a.of[k], b.of[k]); });
+  }
+  static SK_INLINE Reg fma(const Reg& a, const Reg& b, const Reg& c) {
+    return make([&](int k) __attribute__((always_inline)) { return S::fma(a.of[k], b.of[k], c.of[k]); });
+  }
+  static SK_INLINE Reg ldexp(const Reg& v, const Reg& n) {
+    return make([&](int k) __attribute__((always_inline)) { return S::ldexp(v.of[k], n.of[k]); });
+  }
+  static SK_INLINE Reg scale(const Reg& v, const Reg& t, const Reg& s) {
+    return make([&](int k) __attribute__((always_inline)) { return S::scale(v.of[k], t.of[k], s.of[k]); });
+  }
+
+ private:
+  template <class Make>
+  static SK_INLINE Reg make(Make value) {
+    Reg r;
+    SK_UNROLL
+    for (int k = 0; k < K; ++k) r.of[k] = value(k);
+    return r;
+  }
+};
+
+}  // namespace
+}  // namespace softkern::cpu
