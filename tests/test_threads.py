@@ -98,6 +98,29 @@ def test_threads_that_share_the_logits():
                 assert_same_bits(a, b)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=name)
+def test_the_weight_of_many_rows_does_not_depend_on_the_number_of_threads(dtype):
+    """Added up in blocks of rows by as many threads as there are, some rows ignored."""
+    x, target = logits(20_011, 3, dtype=dtype), torch.arange(20_011) % 3
+    target[::7] = -100
+    weight = torch.tensor([0.1, 1.7, 0.9], dtype=dtype)
+    want = F.cross_entropy(x.double(), target, weight.double())
+    counted = weight.double()[target[target >= 0]].sum()
+    threads = torch.get_num_threads()
+    got = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            got.append(softkern.cross_entropy(x, target, weight))
+    finally:
+        torch.set_num_threads(threads)
+    for loss in got:
+        assert_same_bits(loss, got[0])
+    none = softkern.cross_entropy(x.float(), target, weight.float(), reduction="none").double()
+    assert torch.finfo(dtype).eps >= abs(got[0].double() / want - 1)
+    assert abs(none.sum() / counted / want - 1) <= 1e-6
+
+
 def test_threads_that_add_to_one_gradient():
     """backward() from several threads: autograd adds, and no addend is lost or counted twice."""
     x, target, kwargs = problem((200, 50), torch.float64)

@@ -233,7 +233,7 @@ int main(int argc, char** argv) {
       for (int64_t inner : {1, 3, 23}) {
         for (int n = 0; n < 6; ++n) {
           // 32: the last block of lanes is whole and ends where the tensor ends.
-          const int64_t slices = classes > 500 ? 1 : inner == 1 ? (n < 3 ? 37 : 32) : 3;
+          const int64_t slices = classes > 500 ? (inner == 1 ? 3 : 1) : inner == 1 ? (n < 3 ? 37 : 32) : 3;
           const Case c{type, classes, inner, slices * inner, n % 2 == 1, static_cast<Case::Values>(n / 2)};
           const size_t count = static_cast<size_t>(c.rows * classes), size = kSize[type];
           std::string logits(count * size, '\0'), others(count * size, '\0');

@@ -161,46 +161,47 @@ SK_CALL void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& ro
 
 /// 1 max and 2 sum-exp of a row. e, where given, receives the terms; it may be the row itself.
 template <class T, class Mass>
-SK_CALL CrossEntropySums<Compute<T>, kIsSpread<Mass>> cross_entropy_sums(const T* x, const Mass& mass,
-                                                                         Hot<Compute<T>> hot, Compute<T>* e,
-                                                                         int64_t n, const T* next) {
+SK_INLINE CrossEntropySums<Compute<T>, kIsSpread<Mass>> cross_entropy_sums(RowWalk<T>& walk, const T* x,
+                                                                           const Mass& mass,
+                                                                           Hot<Compute<T>> hot, Compute<T>* e,
+                                                                           int64_t n, const T* next) {
   using A = Compute<T>;
   const A hot_x = hot.index >= 0 ? widen(x[hot.index]) : A(0);
-  const RowRange<A> range = row_range<A>(x, n);
+  const RowRange<A> range = walk.range(x);
   BlockSums<A, 2> spread;
   if constexpr (kIsSpread<Mass>) {
     sum_mass<A>(x, range.most, mass, 0, n,
                 [&](const Accumulators<A>* part) __attribute__((always_inline)) { spread.add(part); });
   }
-  return {row_stats<A>(x, e, n, next, range), hot, hot_x, kIsSpread<Mass> ? spread.sums() : Sums<A, 2>{}};
+  return {walk.stats(x, e, next, range), hot, hot_x, kIsSpread<Mass> ? spread.sums() : Sums<A, 2>{}};
 }
 
-/// The losses of rows, as many at a time as a vector has logarithms: a row's own would keep the next row
-/// waiting.
+/// The losses of rows, many at a time: a row's own logarithm would keep the next row waiting.
 template <class A, bool kSpread>
 class Losses {
   using S = Simd<double>;
+  static constexpr int kRows = 4 * S::kLanes;
 
  public:
   explicit Losses(A* loss) : loss_(loss) {}
   void add(int64_t r, const CrossEntropySums<A, kSpread>& row) {
     index_[count_] = r;
     row_[count_++] = row;
-    if (count_ == S::kLanes) flush();
+    if (count_ == kRows) flush();
   }
   SK_CALL void flush() {
-    double q[S::kLanes] = {};
-    for (int l = 0; l < count_; ++l) q[l] = row_[l].stats.others();
-    S::store(q, log_one_plus<S>(S::load(q)));
-    for (int l = 0; l < count_; ++l) loss_[index_[l]] = row_[l].loss(static_cast<A>(q[l]));
+    double q[kRows] = {};
+    for (int k = 0; k < count_; ++k) q[k] = row_[k].stats.others();
+    for (int k = 0; k < count_; k += S::kLanes) S::store(q + k, log_one_plus<S>(S::load(q + k)));
+    for (int k = 0; k < count_; ++k) loss_[index_[k]] = row_[k].loss(static_cast<A>(q[k]));
     count_ = 0;
   }
 
  private:
   A* loss_;
   int count_ = 0;
-  int64_t index_[S::kLanes];
-  CrossEntropySums<A, kSpread> row_[S::kLanes];
+  int64_t index_[kRows];
+  CrossEntropySums<A, kSpread> row_[kRows];
 };
 
 template <class T, class Mass>

@@ -28,10 +28,9 @@ SK_CALL void log_softmax_write(const T* x, T* y, LogNormaliser<Compute<T>> row, 
 }
 
 template <class T>
-SK_INLINE LogNormaliser<Compute<T>> log_softmax_normaliser(const T* x, int64_t n, const T* next) {
+SK_INLINE LogNormaliser<Compute<T>> log_softmax_normaliser(RowWalk<T>& walk, const T* x, const T* next) {
   using A = Compute<T>;
-  const RowStats<A> stats =
-      row_stats<A>(x, static_cast<A*>(nullptr), n, next, row_range<A>(x, n));  // 1 max, 2 sum-exp
+  const RowStats<A> stats = walk.stats(x, nullptr, next, walk.range(x));  // 1 max, 2 sum-exp
   return {stats.m, stats.log_d()};
 }
 
@@ -80,14 +79,36 @@ SK_INLINE RowRange<Compute<T>> log_softmax_sum(const T* g, const T* y, int64_t n
   return {least.min(), most.max()};
 }
 
+/// exp of any numbers, for four_terms.
+template <bool kNormal>
+struct PlainExp {
+  template <class W>
+  SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
+    if constexpr (kNormal) {
+      return exp_normal<W>(x);
+    } else {
+      return exp<W>(x);
+    }
+  }
+};
+
 template <bool kNormal, class T>
 SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum, int64_t n,
                                           bool stream) {
   using A = Compute<T>;
-  const auto minus_sum = Simd<A>::broadcast(-sum);
-  write_vectors<A>(dx, n, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {
-    return log_softmax_gradient<A, kNormal>(at.load(g + i, 0), at.load(y + i, 0), minus_sum);
-  });
+  using S = Simd<A>;
+  const auto minus_sum = S::broadcast(-sum);
+  write_fours<A>(
+      dx, n, stream,
+      [&](int64_t i, typename S::Reg(&v)[4]) __attribute__((always_inline)) {
+        typename S::Reg p[4];
+        for (int k = 0; k < 4; ++k) v[k] = S::load(y + i + k * S::kLanes);
+        four_terms<S>(PlainExp<kNormal>(), v, p);
+        for (int k = 0; k < 4; ++k) v[k] = S::fma(p[k], minus_sum, S::load(g + i + k * S::kLanes));
+      },
+      [&](auto at, int64_t i) __attribute__((always_inline)) {
+        return log_softmax_gradient<A, kNormal>(at.load(g + i, 0), at.load(y + i, 0), minus_sum);
+      });
 }
 
 template <class T>

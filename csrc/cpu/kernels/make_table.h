@@ -91,12 +91,13 @@ Ran softmax(const ForwardArgs& a, Range range) {
   const int64_t classes = a.shape.classes;
   Arena arena(range.scratch);
   const ComputeRows<T> terms(arena, classes, a.stream);
+  RowWalk<T> walk(classes);
   return forward<T>(
       a, range, arena,
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
       [&](int64_t r, const T* x, T* y, const T* next)
-          __attribute__((always_inline)) { return softmax_sum(x, terms.row(r, y), classes, next); },
+          __attribute__((always_inline)) { return softmax_sum(walk, x, terms.row(r, y), next); },
       [&](int64_t r, const T*, T* y, A sum, bool stream)
           __attribute__((always_inline)) { softmax_write(terms.row(r, y), y, sum, classes, stream); });
 }
@@ -105,12 +106,13 @@ template <class T>
 Ran log_softmax(const ForwardArgs& a, Range range) {
   using A = Compute<T>;
   const int64_t classes = a.shape.classes;
+  RowWalk<T> walk(classes);
   return forward<T>(
       a, range, Arena(range.scratch),
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
       [&](int64_t, const T* x, T*, const T* next)
-          __attribute__((always_inline)) { return log_softmax_normaliser(x, classes, next); },
+          __attribute__((always_inline)) { return log_softmax_normaliser(walk, x, next); },
       [&](int64_t, const T* x, T* y, const LogNormaliser<A>& row, bool stream)
           __attribute__((always_inline)) { log_softmax_write(x, y, row, classes, stream); });
 }
@@ -229,6 +231,7 @@ void cross_entropy_rows(const CrossEntropyArgs& a, const Range& range, const Row
   const Operand<T> grad(a.grad, a.shape, range, arena, &logits, a.stream);
   const ComputeRows<T> terms =
       grad.given() ? ComputeRows<T>(arena, classes, grad.streamed()) : ComputeRows<T>();
+  RowWalk<T> walk(classes);
   Losses<A, kIsSpread<Mass>> losses(static_cast<A*>(a.loss));
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     logits.stage(first, count);
@@ -239,7 +242,7 @@ void cross_entropy_rows(const CrossEntropyArgs& a, const Range& range, const Row
       if (probabilities.given())
         row.mass = mass_of(probabilities.row(r, first), probabilities.next(r, range.end));
       A* const e = grad.given() ? terms.row(r, grad.row(r, first)) : nullptr;
-      row.sums = cross_entropy_sums(logits.row(r, first), row.mass, masses.hot(r), e, classes,
+      row.sums = cross_entropy_sums(walk, logits.row(r, first), row.mass, masses.hot(r), e, classes,
                                     logits.next(r, range.end));
       return row;
     };

@@ -77,7 +77,7 @@ class Operand {
   /// Row r; after stage(first, count) for a tile that holds it.
   T* row(int64_t r, int64_t first) const { return is_packed(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
 
-  /// The row after r, to be fetched into the cache ahead of its time; null where there is none in place.
+  /// The row after r, for which something can be done ahead of its time; null where there is none in place.
   const T* next(int64_t r, int64_t end) const {
     return is_packed(rows_) || r + 1 >= end ? nullptr : at(r + 1);
   }

@@ -96,14 +96,19 @@ SK_INLINE void store_vectors(T* y, int64_t n, Body body) {
       n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) { at.store(y + i, body(at, i)); });
 }
 
-/// The same past the caches: vectors begin at multiples of their size in memory, so that they are written
-/// whole.
+/// How many of n elements lie in front of the first vector that begins at a multiple of its size in memory.
+template <class A, class T>
+SK_INLINE int64_t unaligned_head(const T* y, int64_t n) {
+  const auto before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % Simd<A>::kLanes);
+  return before < n ? before : n;
+}
+
+/// The same past the caches, in vectors that begin so: they are written whole.
 template <class A, class T, class Body>
 SK_INLINE void stream_vectors(T* y, int64_t n, Body body) {
   using S = Simd<A>;
   constexpr int64_t L = S::kLanes;
-  const int64_t before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % L);
-  int64_t i = before < n ? before : n;
+  int64_t i = unaligned_head<A>(y, n);
   if (i > 0) {
     const Tail<A> head{static_cast<int>(i)};
     head.store(y, body(head, 0));
@@ -122,6 +127,34 @@ SK_INLINE void write_vectors(T* y, int64_t n, bool stream, Body body) {
   } else {
     store_vectors<A>(y, n, body);
   }
+}
+
+/// The same, four vectors at a time where there are four whole ones: four(i, v) makes those from i on.
+template <class A, class T, class Four, class Body>
+SK_INLINE void write_fours(T* y, int64_t n, bool stream, Four four, Body body) {
+  using S = Simd<A>;
+  constexpr int64_t L = S::kLanes;
+  if (!stream) {
+    for_each_four<A>(
+        n,
+        [&](int64_t i) __attribute__((always_inline)) {
+          typename S::Reg v[4];
+          four(i, v);
+          for (int k = 0; k < 4; ++k) S::store(y + i + k * L, v[k]);
+        },
+        [&](auto, auto at, int64_t i) __attribute__((always_inline)) { at.store(y + i, body(at, i)); });
+    return;
+  }
+  const int64_t before = unaligned_head<A>(y, n);
+  int64_t i = before + (n - before) / (4 * L) * (4 * L);
+  stream_vectors<A>(y, before, body);
+  for (int64_t at = before; at < i; at += 4 * L) {
+    typename S::Reg v[4];
+    four(at, v);
+    for (int k = 0; k < 4; ++k) S::stream(y + at + k * L, v[k]);
+  }
+  stream_vectors<A>(y + i, n - i,
+                    [&](auto at, int64_t k) __attribute__((always_inline)) { return body(at, i + k); });
 }
 
 template <class A>

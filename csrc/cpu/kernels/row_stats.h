@@ -114,6 +114,57 @@ struct RowRange {
   A least, most;
 };
 
+template <class A>
+SK_INLINE RowRange<A> make_range(const typename Simd<A>::Reg& least, const typename Simd<A>::Reg& most) {
+  using S = Simd<A>;
+  // Whether the maximum of a row of zeros is -0 or +0 would depend on their order.
+  return {-S::reduce_max(S::sub(S::broadcast(0), least)), S::reduce_max(most) + A(0)};
+}
+
+/// What is done about rows that follow while a row's terms are summed.
+template <class T>
+class Following {
+  using A = Compute<T>;
+  using S = Simd<A>;
+
+ public:
+  /// `fetched` comes into the cache, memory of the process or not. The range of `ranged` is found, which
+  /// costs little beside exponentials and much by itself. Either may be null.
+  SK_INLINE Following(const T* fetched, const T* ranged)
+      : fetched_(fetched),
+        ranged_(ranged),
+        most_(S::broadcast(-__builtin_inf())),
+        least_(S::broadcast(__builtin_inf())) {}
+  SK_INLINE void four(int64_t i) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    if (fetched_ != nullptr) {
+      for (int64_t k = 0; k < 4 * S::kLanes; k += kLine) __builtin_prefetch(fetched_ + i + k);
+    }
+    if (ranged_ != nullptr) {
+      for (int k = 0; k < 4; ++k) {
+        const auto v = S::load(ranged_ + i + k * S::kLanes);
+        take(v, v);
+      }
+    }
+  }
+  template <class At>
+  SK_INLINE void one(const At& at, int64_t i) {
+    if (fetched_ != nullptr) __builtin_prefetch(fetched_ + i);
+    if (ranged_ == nullptr) return;
+    take(at.load(ranged_ + i, -__builtin_inf()), at.load(ranged_ + i, __builtin_inf()));
+  }
+  SK_INLINE RowRange<A> range() const { return make_range<A>(least_, most_); }
+
+ private:
+  /// NaNs are left out, as in Accumulators.
+  SK_INLINE void take(const typename S::Reg& high, const typename S::Reg& low) {
+    most_ = S::max(high, most_);
+    least_ = S::min(low, least_);
+  }
+  const T *fetched_, *ranged_;
+  typename S::Reg most_, least_;
+};
+
 /// 1 max. NaNs are left out.
 template <class A, class T>
 SK_CALL RowRange<A> row_range(const T* x, int64_t n) {
@@ -129,14 +180,13 @@ SK_CALL RowRange<A> row_range(const T* x, int64_t n) {
       least.take_min(slot, at.load(x + i, inf));
     }
   });
-  // Whether the maximum of a row of zeros is -0 or +0 would depend on their order.
-  return {least.min(), most.max() + A(0)};
+  return make_range<A>(least.lane_min(), most.lane_max());
 }
 
 /// 2 sum-exp of a row or of whole blocks of it, given the row's m: returns the ties, and take gets the sums
 /// of the rest. e, where given, receives the terms; it may be the row itself.
 template <class Terms, class A, class T, class Take>
-SK_INLINE A sum_exp(const T* x, A* e, int64_t n, const T* next, A most, Take take) {
+SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most, Take take) {
   using S = Simd<A>;
   const A lowest = -__builtin_inf();
   const auto m = S::broadcast(most);
@@ -170,10 +220,7 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, const T* next, A most, Take tak
       if (e != nullptr) {
         for (int k = 0; k < 4; ++k) S::store(e + i + k * L, t[k]);
       }
-      if (next != nullptr) {
-        constexpr int64_t kLine = 64 / sizeof(T);
-        for (int64_t k = 0; k < 4 * L; k += kLine) __builtin_prefetch(next + i + k);
-      }
+      following.four(i);
     };
     for_each_four<A>(size, four, [&](auto slot, auto at, int64_t k) __attribute__((always_inline)) {
       const int64_t i = start + k;
@@ -186,7 +233,7 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, const T* next, A most, Take tak
       }
       add(slot, v, t);
       if (e != nullptr) at.store(e + i, t);
-      if (next != nullptr) __builtin_prefetch(next + i);
+      following.one(at, i);
     });
     take(&part);
   });
@@ -195,12 +242,13 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, const T* next, A most, Take tak
 
 /// The same with the shortest exp that the row's range allows.
 template <class A, class T, class Take>
-SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, const T* next, Take take) {
+SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, Following<T>& following,
+                           Take take) {
   using S = Simd<A>;
   if (NormalTerms<A>::fit(S::broadcast(range.most), S::broadcast(range.least))) {
-    return sum_exp<NormalTerms<A>>(x, e, n, next, range.most, take);
+    return sum_exp<NormalTerms<A>>(x, e, n, following, range.most, take);
   }
-  return sum_exp<WideTerms<A>>(x, e, n, next, range.most, take);
+  return sum_exp<WideTerms<A>>(x, e, n, following, range.most, take);
 }
 
 template <class A>
@@ -211,15 +259,45 @@ SK_INLINE RowStats<A> make_stats(A m, A ties, A rest) {
   return {m, top[0], ties, rest};
 }
 
-/// 2 sum-exp, after the range. `next` is a row to be fetched into the cache meanwhile, or null.
+/// 2 sum-exp, after the range, which becomes that of `ranged`.
 template <class A, class T>
-SK_CALL RowStats<A> row_stats(const T* x, A* e, int64_t n, const T* next, const RowRange<A>& range) {
+SK_CALL RowStats<A> row_stats(const T* x, A* e, int64_t n, const T* fetched, const T* ranged,
+                              RowRange<A>& range) {
+  const A m = range.most;
   BlockSums<A, 1> all;
+  Following<T> following(fetched, ranged);
   const A ties =
-      sum_exp_within<A>(range, x, e, n, next,
+      sum_exp_within<A>(range, x, e, n, following,
                         [&](const Accumulators<A>* part) __attribute__((always_inline)) { all.add(part); });
-  return make_stats<A>(range.most, ties, all.sums().of[0]);
+  range = following.range();
+  return make_stats<A>(m, ties, all.sums().of[0]);
 }
+
+/// 1 max and 2 sum-exp of one row after the other.
+template <class T>
+class RowWalk {
+  using A = Compute<T>;
+  // Rows whose ranges are found while others are summed are short: what is to be fetched begins behind them.
+  // Longer ones are fetched whole.
+  static constexpr int64_t kAhead = 4096 / sizeof(T);
+
+ public:
+  explicit RowWalk(int64_t classes) : classes_(classes), lag_(lags(classes, sizeof(T))) {}
+  /// Of the row at x. Where rows lag, its range is known if it was the last one's `next`, which is a row in
+  /// place: no other will come to lie there.
+  SK_INLINE RowRange<A> range(const T* x) const { return x == known_ ? range_ : row_range<A>(x, classes_); }
+  SK_INLINE RowStats<A> stats(const T* x, A* e, const T* next, const RowRange<A>& range) {
+    range_ = range;
+    known_ = lag_ ? next : nullptr;
+    return row_stats<A>(x, e, classes_, lag_ && next != nullptr ? next + kAhead : next, known_, range_);
+  }
+
+ private:
+  int64_t classes_;
+  bool lag_;
+  const T* known_ = nullptr;
+  RowRange<A> range_ = {0, 0};
+};
 
 }  // namespace
 }  // namespace softkern::cpu

@@ -49,8 +49,9 @@ class SharedRow {
   }
   template <class T>
   void sum_terms(const T* x, A* e) const {
+    Following<T> nothing(nullptr, nullptr);
     ties_[share_.index] = sum_exp_within<A>(range(), x + begin(), e == nullptr ? e : e + begin(), size(),
-                                            static_cast<const T*>(nullptr), store_sums());
+                                            nothing, store_sums());
   }
   /// Take the sums of this share's blocks.
   Store<1> store_sums() const { return {sums_ + share_.begin / kBlock}; }

@@ -32,9 +32,8 @@ SK_INLINE void softmax_write(const Compute<T>* e, T* y, Compute<T> total, int64_
 
 /// The terms, to e, and their sum.
 template <class T>
-SK_INLINE Compute<T> softmax_sum(const T* x, Compute<T>* e, int64_t n, const T* next) {
-  using A = Compute<T>;
-  return row_stats<A>(x, e, n, next, row_range<A>(x, n)).sum();  // 1 max, 2 sum-exp
+SK_INLINE Compute<T> softmax_sum(RowWalk<T>& walk, const T* x, Compute<T>* e, const T* next) {
+  return walk.stats(x, e, next, walk.range(x)).sum();  // 1 max, 2 sum-exp
 }
 
 template <class T>

@@ -40,6 +40,9 @@ struct InStep {
   static SK_INLINE Reg max(const Reg& a, const Reg& b) {
     return make([&](int k) __attribute__((always_inline)) { return S::max(a.of[k], b.of[k]); });
   }
+  static SK_INLINE Reg min(const Reg& a, const Reg& b) {
+    return make([&](int k) __attribute__((always_inline)) { return S::min(a.of[k], b.of[k]); });
+  }
   static SK_INLINE Reg fma(const Reg& a, const Reg& b, const Reg& c) {
     return make([&](int k) __attribute__((always_inline)) { return S::fma(a.of[k], b.of[k], c.of[k]); });
   }

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <vector>
 
 #include "../cross_entropy.h"
 #include "cpu.h"
@@ -48,6 +49,49 @@ struct Targets {
   double mass;      // sum of w_y over the rows that count
 };
 
+/// weightless and mass, of targets in range; in a fixed order, whatever the number of threads.
+template <class T>
+void add_up_weights(const T* weight, const int64_t* target, int64_t rows, int64_t ignore_index,
+                    Targets& result) {
+  // Rows of a block go to its sums in turn: one sum would have each addition wait for the one before.
+  constexpr int64_t kBlock = 4096, kSums = 4;
+  struct Block {
+    double sum[kSums] = {};
+    bool weighs = false;
+  };
+  struct Call {
+    const T* weight;
+    const int64_t* target;
+    int64_t rows, ignore_index;
+    std::vector<Block> blocks;
+  } call{weight, target, rows, ignore_index, std::vector<Block>((rows + kBlock - 1) / kBlock)};
+  const auto part = [](int64_t begin, int64_t end, void* context) {
+    Call& c = *static_cast<Call*>(context);
+    for (int64_t b = begin; b < end; ++b) {
+      Block& block = c.blocks[b];
+      const int64_t stop = std::min(c.rows, (b + 1) * kBlock);
+      for (int64_t r = b * kBlock; r < stop; ++r) {
+        const bool counts = c.target[r] != c.ignore_index;
+        const double own = counts ? static_cast<double>(c.weight[counts ? c.target[r] : 0]) : 0.0;
+        block.sum[r % kSums] += own;
+        block.weighs = block.weighs || own != 0;
+      }
+    }
+  };
+  const auto count = static_cast<int64_t>(call.blocks.size());
+  if (count > 1) {
+    torch_parallel_for(0, count, 4, part, &call);
+  } else {
+    part(0, count, &call);
+  }
+  result.weightless = true;
+  result.mass = 0;
+  for (const Block& block : call.blocks) {
+    result.weightless = result.weightless && !block.weighs;
+    result.mass += (block.sum[0] + block.sum[1]) + (block.sum[2] + block.sum[3]);
+  }
+}
+
 Targets check_targets(const KernelTable& kernels, const Tensor& target, int64_t classes, int64_t ignore_index,
                       const Tensor& weight) {
   const int64_t* y = target.const_data_ptr<int64_t>();
@@ -72,16 +116,9 @@ Targets check_targets(const KernelTable& kernels, const Tensor& target, int64_t 
   }
   Targets result{count.outside == 0, count.counted == 0, static_cast<double>(count.counted)};
   if (!result.in_range || !weight.defined()) return result;
-  result.weightless = true;
-  result.mass = 0;
   with_type(weight.scalar_type(), [&](auto zero) {
     const auto* w = static_cast<const decltype(zero)*>(weight.const_data_ptr());
-    for (int64_t r = 0; r < rows; ++r) {
-      if (y[r] == ignore_index) continue;
-      const double own = static_cast<double>(w[y[r]]);
-      result.weightless = result.weightless && own == 0;
-      result.mass += own;
-    }
+    add_up_weights(w, y, rows, ignore_index, result);
   });
   return result;
 }
