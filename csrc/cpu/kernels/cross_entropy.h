@@ -179,8 +179,7 @@ SK_INLINE CrossEntropySums<Compute<T>, kIsSpread<Mass>> cross_entropy_sums(RowWa
 /// The losses of rows, many at a time: a row's own logarithm would keep the next row waiting.
 template <class A, bool kSpread>
 class Losses {
-  using S = Simd<double>;
-  static constexpr int kRows = 4 * S::kLanes;
+  static constexpr int kRows = 32;
 
  public:
   explicit Losses(A* loss) : loss_(loss) {}
@@ -190,9 +189,9 @@ class Losses {
     if (count_ == kRows) flush();
   }
   SK_CALL void flush() {
-    double q[kRows] = {};
+    double q[kRows];
     for (int k = 0; k < count_; ++k) q[k] = row_[k].stats.others();
-    for (int k = 0; k < count_; k += S::kLanes) S::store(q + k, log_one_plus<S>(S::load(q + k)));
+    log_one_plus_of(q, count_);
     for (int k = 0; k < count_; ++k) loss_[index_[k]] = row_[k].loss(static_cast<A>(q[k]));
     count_ = 0;
   }

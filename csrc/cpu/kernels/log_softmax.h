@@ -27,11 +27,23 @@ SK_CALL void log_softmax_write(const T* x, T* y, LogNormaliser<Compute<T>> row, 
   });
 }
 
-template <class T>
-SK_INLINE LogNormaliser<Compute<T>> log_softmax_normaliser(RowWalk<T>& walk, const T* x, const T* next) {
-  using A = Compute<T>;
-  const RowStats<A> stats = walk.stats(x, nullptr, next, walk.range(x));  // 1 max, 2 sum-exp
-  return {stats.m, stats.log_d()};
+/// finish(r, what normalises it) for the rows [first, first + count), of which begin(r) gives the statistics.
+/// Several rows take their logarithms together: a row's own would keep its neighbours waiting.
+template <class A, class Begin, class Finish>
+SK_INLINE void for_each_log_softmax_row(int64_t first, int64_t count, bool lag, Begin begin, Finish finish) {
+  constexpr int kMost = 4;
+  const int most = lag ? kMost : 1;
+  RowStats<A> stats[kMost];
+  for (int64_t r = first; r < first + count; r += most) {
+    const int n = static_cast<int>(first + count - r < most ? first + count - r : most);
+    double q[kMost];
+    for (int k = 0; k < n; ++k) {
+      stats[k] = begin(r + k);
+      q[k] = stats[k].others();
+    }
+    log_one_plus_of(q, n);
+    for (int k = 0; k < n; ++k) finish(r + k, LogNormaliser<A>{stats[k].m, static_cast<A>(q[k])});
+  }
 }
 
 template <class T>

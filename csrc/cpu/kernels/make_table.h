@@ -29,14 +29,14 @@ SK_INLINE bool in_lanes(const Shape& shape, const Range& range, bool packed, Bod
 /// What ran, if it was not in lanes.
 SK_INLINE Ran rows_ran(bool packed) { return packed ? Ran{SOFTKERN_ISA, "tiles"} : kRowsRan; }
 
-template <class T, class Begin, class Finish>
-SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena arena, Begin begin,
+template <class T, class Each, class Begin, class Finish>
+SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena arena, Each each, Begin begin,
                             Finish finish) {
   const Operand<T> input(a.input, a.shape, range, arena);
   const Operand<T> output(a.output, a.shape, range, arena, &input, a.stream);
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     input.stage(first, count);
-    for_each_row(
+    each(
         first, count, lags(a.shape.classes, sizeof(T)),
         [&](int64_t r) __attribute__((always_inline)) {
           return begin(r, input.row(r, first), output.row(r, first), input.next(r, range.end));
@@ -48,11 +48,19 @@ SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena aren
   });
 }
 
+/// for_each_row, as an argument.
+struct EachRow {
+  template <class Begin, class Finish>
+  SK_INLINE void operator()(int64_t first, int64_t count, bool lag, Begin begin, Finish finish) const {
+    for_each_row(first, count, lag, begin, finish);
+  }
+};
+
 /// lanes(order, input, output, blocks, count, x) computes blocks of rows, x being memory for them; a row is
-/// finish(r, x, y, begin(r, x, y, next), stream).
-template <class T, class Lanes, class Begin, class Finish>
-SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Begin begin,
-                      Finish finish) {
+/// begin(r, x, y, next) and finish(r, x, y, what of that `each` makes, stream).
+template <class T, class Lanes, class Each, class Begin, class Finish>
+SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Each each,
+                      Begin begin, Finish finish) {
   const bool packed = is_packed(a.input) || is_packed(a.output);
   Ran ran = rows_ran(packed);
   const bool done = in_lanes<Compute<T>>(a.shape, range, packed, [&](auto order, auto&& tiles) {
@@ -63,7 +71,7 @@ SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lan
       lanes(order, input, output, blocks, count, x);
     });
   });
-  if (!done) forward_rows<T>(a, range, arena, begin, finish);
+  if (!done) forward_rows<T>(a, range, arena, each, begin, finish);
   return ran;
 }
 
@@ -96,6 +104,7 @@ Ran softmax(const ForwardArgs& a, Range range) {
       a, range, arena,
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
+      EachRow(),
       [&](int64_t r, const T* x, T* y, const T* next)
           __attribute__((always_inline)) { return softmax_sum(walk, x, terms.row(r, y), next); },
       [&](int64_t r, const T*, T* y, A sum, bool stream)
@@ -111,8 +120,11 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
       a, range, Arena(range.scratch),
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
-      [&](int64_t, const T* x, T*, const T* next)
-          __attribute__((always_inline)) { return log_softmax_normaliser(walk, x, next); },
+      [](int64_t first, int64_t count, bool lag, auto begin, auto finish)
+          __attribute__((always_inline)) { for_each_log_softmax_row<A>(first, count, lag, begin, finish); },
+      [&](int64_t, const T* x, T*, const T* next) __attribute__((always_inline)) {
+        return walk.stats(x, nullptr, next, walk.range(x));  // 1 max, 2 sum-exp
+      },
       [&](int64_t, const T* x, T* y, const LogNormaliser<A>& row, bool stream)
           __attribute__((always_inline)) { log_softmax_write(x, y, row, classes, stream); });
 }
@@ -324,7 +336,7 @@ Ran scale(const ScaleArgs& a, Range range) {
           body([&](int64_t c) __attribute__((always_inline)) { return S::fma(xb[c], f, zero); });
         });
       },
-      [](int64_t, const T*, T*, const T*) { return 0; },
+      EachRow(), [](int64_t, const T*, T*, const T*) { return 0; },
       [&](int64_t r, const T* x, T* y, int, bool stream) __attribute__((always_inline)) {
         const auto f = S::broadcast(factor[r * a.factor_step]);
         write_vectors<A>(y, a.shape.classes, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {

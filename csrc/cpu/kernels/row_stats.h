@@ -20,12 +20,12 @@ namespace {
 
 constexpr int kDirect = 1024;
 
-/// log(1 + q) of one number, in double.
-SK_INLINE double log_one_plus_of(double q) {
+/// q becomes log(1 + q), of n numbers, in double.
+SK_INLINE void log_one_plus_of(double* q, int n) {
   using S = Simd<double>;
-  double lanes[S::kLanes];
-  S::store(lanes, log_one_plus<S>(S::broadcast(q)));
-  return lanes[0];
+  int i = 0;
+  for (; i + S::kLanes <= n; i += S::kLanes) S::store(q + i, log_one_plus<S>(S::load(q + i)));
+  if (i < n) S::store(q + i, log_one_plus<S>(S::load(q + i, n - i, 0)), n - i);
 }
 
 /// The terms e = exp(x) 2^-N of rows with the maxima m, as vectors: one row's in all lanes, or a row a lane.
@@ -102,7 +102,11 @@ struct RowStats {
   /// sum of e; e_c / sum() = exp(x_c - m) / d.
   SK_INLINE A sum() const { return static_cast<A>(static_cast<double>(ties) * top + rest); }
   /// log d
-  SK_INLINE A log_d() const { return static_cast<A>(log_one_plus_of(others())); }
+  SK_INLINE A log_d() const {
+    double q[Simd<double>::kLanes] = {others()};
+    log_one_plus_of(q, 1);
+    return static_cast<A>(q[0]);
+  }
   /// d - 1
   SK_INLINE double others() const {
     return (static_cast<double>(ties) - 1) + static_cast<double>(rest) / top;
