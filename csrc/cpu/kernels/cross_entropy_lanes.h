@@ -197,23 +197,28 @@ class CrossEntropyLanes {
   SK_INLINE void find(int64_t first, int count, int blocks, LaneTargets<A>& hot) const {
     const int64_t* const target = a_.target + first;
     const int64_t ignore = a_.options.ignore_index;
+    // Copies: what is stored could be this object, for all a compiler knows, and then it makes no vectors of
+    // the loop.
+    const A keep = keep_;
+    A* const __restrict index = hot.index, * const __restrict mass = hot.mass;
+    int32_t* const __restrict place = hot.place;
     // The next ones: between the logits' many streams, hardware loses sight of this one.
     constexpr int kLine = 64 / sizeof(*target);
     for (int i = 0; i < count; i += kLine) __builtin_prefetch(target + count + i);
     for (int i = 0; i < count; ++i) {
       const bool counts = target[i] != ignore;
       const int32_t y = counts ? static_cast<int32_t>(target[i]) : 0;
-      hot.index[i] = counts ? static_cast<A>(y) : A(-1);
-      hot.mass[i] = counts ? keep_ : A(0);
-      hot.place[i] = y * L + i % L;
+      index[i] = counts ? static_cast<A>(y) : A(-1);
+      mass[i] = counts ? keep : A(0);
+      place[i] = y * L + i % L;
     }
     for (int i = count; i < blocks * L; ++i) {
-      hot.index[i] = -1;
-      hot.mass[i] = 0;
-      hot.place[i] = i % L;
+      index[i] = -1;
+      mass[i] = 0;
+      place[i] = i % L;
     }
-    if (weight_ != nullptr) {
-      for (int i = 0; i < blocks * L; ++i) hot.mass[i] *= widen(weight_[hot.place[i] / L]);
+    if (const T* const weight = weight_; weight != nullptr) {
+      for (int i = 0; i < blocks * L; ++i) mass[i] *= widen(weight[place[i] / L]);
     }
   }
   SK_INLINE void put(const LaneBlock& block, const Reg& loss) const {

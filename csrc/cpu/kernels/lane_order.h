@@ -38,18 +38,6 @@ struct FewClasses {
     });
     for (int k = 0; k < K; ++k) sums[k] = S::add(S::add(sums[k], odd[k]), S::broadcast(0));
   }
-  /// One sum, four classes at a time: four(c, a, b, c, d) adds those of class c and its followers to
-  /// accumulators, one(c, a) the others.
-  template <class Four, class One>
-  static SK_INLINE void sum_fours(int64_t classes, Reg& sum, Four four, One one) {
-    Reg even = S::broadcast(0), odd = S::broadcast(0);
-    int64_t c = 0;
-    for (; c + 4 <= classes; c += 4) four(c, even, odd, even, odd);
-    if (c < classes) one(c, even);
-    if (c + 1 < classes) one(c + 1, odd);
-    if (c + 2 < classes) one(c + 2, even);
-    sum = S::add(S::add(even, odd), S::broadcast(0));
-  }
   /// RowStats::sum() and RowStats::log_d().
   static SK_INLINE Reg total(const Reg& ties, const Reg& top, const Reg& rest) {
     return S::fma(ties, top, rest);
@@ -78,20 +66,19 @@ struct AsRows {
       // The vector of a row that is not whole goes to the last accumulator.
       body(acc + (c < whole ? c % kSlots : 3 * L + c - whole) * K, c);
     }
-    for (int k = 0; k < K; ++k) add_up<K>(acc + k, sums[k]);
-  }
-  template <class Four, class One>
-  static SK_INLINE void sum_fours(int64_t classes, Reg& sum, Four four, One one) {
-    const Reg zero = S::broadcast(0);
-    Reg acc[kSlots];
-    for (Reg& v : acc) v = zero;
-    const int64_t whole = classes / L * L;
-    for (int64_t c = 0; c < whole; c += 4) {
-      Reg* const of = acc + c % kSlots;
-      four(c, of[0], of[1], of[2], of[3]);
+    for (int k = 0; k < K; ++k) {
+      Reg lane[L];
+      for (int64_t l = 0; l < L; ++l) {
+        const Reg* const v = acc + l * K + k;
+        lane[l] = S::add(S::add(v[0], v[L * K]), S::add(v[2 * L * K], v[3 * L * K]));
+        // A row adds its block to +0, which leaves no -0.
+        lane[l] = S::add(lane[l], zero);
+      }
+      for (int64_t half = L / 2; half > 0; half /= 2) {
+        for (int64_t l = 0; l < half; ++l) lane[l] = S::add(lane[l], lane[l + half]);
+      }
+      sums[k] = lane[0];
     }
-    for (int64_t c = whole; c < classes; ++c) one(c, acc[3 * L + c - whole]);
-    add_up<1>(acc, sum);
   }
   static SK_INLINE Reg total(const Reg& ties, const Reg& top, const Reg& rest) {
     A sum[L];
@@ -109,21 +96,6 @@ struct AsRows {
   }
 
  private:
-  /// The accumulators acc[0], acc[K], ... of a row, as Accumulators::sum() does it.
-  template <int K>
-  static SK_INLINE void add_up(const Reg* acc, Reg& sum) {
-    Reg lane[L];
-    for (int64_t l = 0; l < L; ++l) {
-      const Reg* const v = acc + l * K;
-      lane[l] = S::add(S::add(v[0], v[L * K]), S::add(v[2 * L * K], v[3 * L * K]));
-      // A row adds its block to +0, which leaves no -0.
-      lane[l] = S::add(lane[l], S::broadcast(0));
-    }
-    for (int64_t half = L / 2; half > 0; half /= 2) {
-      for (int64_t l = 0; l < half; ++l) lane[l] = S::add(lane[l], lane[l + half]);
-    }
-    sum = lane[0];
-  }
   template <class Body>
   static SK_INLINE void for_each_row(const Reg& ties, const Reg& top, const Reg& rest, Body body) {
     A t[L], p[L], r[L];
@@ -185,29 +157,17 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
   const Terms terms(m);
   stats.top = terms.of(m);
   if (picked != nullptr) S::store(picked, terms.of(S::load(picked)));
-  Reg others = S::broadcast(0);  // counts are exact in any order
-  const auto add = [&](int64_t c, Reg& acc, const Reg& v, const Reg& t) __attribute__((always_inline)) {
+  Reg others = S::broadcast(0), rest[1];  // counts are exact in any order
+  Order::sum(classes, rest, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
+    const Reg v = x[c];
+    const Reg t = terms.of(v);
     others = S::add_unless_equal(others, one, v, m);
-    acc = S::add_unless_equal(acc, t, v, m);
+    acc[0] = S::add_unless_equal(acc[0], t, v, m);
     if (e != nullptr) e[c] = t;
     __builtin_prefetch(next + c * next_step, 0, 2);
-  };
-  Order::sum_fours(
-      classes, stats.rest,
-      [&](int64_t c, Reg& a0, Reg& a1, Reg& a2, Reg& a3) __attribute__((always_inline)) {
-        Reg v[4], t[4];
-        for (int k = 0; k < 4; ++k) v[k] = x[c + k];
-        four_terms<S>(terms, v, t);
-        add(c, a0, v[0], t[0]);
-        add(c + 1, a1, v[1], t[1]);
-        add(c + 2, a2, v[2], t[2]);
-        add(c + 3, a3, v[3], t[3]);
-      },
-      [&](int64_t c, Reg& acc) __attribute__((always_inline)) {
-        const Reg v = x[c];
-        add(c, acc, v, terms.of(v));
-      });
+  });
   stats.ties = S::sub(S::broadcast(static_cast<A>(classes)), others);
+  stats.rest = rest[0];
 }
 
 /// 2 sum-exp, after the range. With `keep`, the terms take the logits' place, as do those of picked(b), where
