@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # of the time in some cells that fit them. Where outputs are preallocated, they lie on the same pages from the
 # first call to the last, and in a virtual machine some pages are further away than others: worth a quarter of
 # the time in large cells. So that luck evens out, operands are placed anew after as many rounds.
-PLACED_FOR, LARGE_PLACED_FOR = 7, 5  # rounds
+PLACED_FOR, LARGE_PLACED_FOR = 7, 3  # rounds
 SMALLEST_ASIDE = 2 << 20  # bytes: a huge page
 PARTS_ASIDE = 8  # of the logits; a power of two: steps of 3 go through all of them
 SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
@@ -43,8 +43,9 @@ def placed_for(cell: Cell, regime: str) -> int:
 
 
 def fewest_rounds(rounds: Rounds, cell: Cell, regime: str) -> int:
-    """Where time is short: a placement, at least."""
-    return min(rounds.most, max(rounds.fewest, placed_for(cell, regime)))
+    """Where time is short: whole placements, one at least."""
+    anew = placed_for(cell, regime)
+    return min(rounds.most, -(-rounds.fewest // anew) * anew)
 
 
 class Turn:

@@ -23,9 +23,10 @@ from benchmarks.cells import Cell
 from benchmarks.providers.base import Absent, Prepared, Provider
 
 MOST_REPEATS = 2000
-# The first calls of a process whose turn it is wait for its threads and for memory: a sample that is as long
-# as they would have it is a few calls short, and those few are slower than many.
-MOST_CALIBRATING = 10
+# The first calls of a process whose turn it is wait for its threads and for memory. A sample as long as they
+# would have it is a few calls short, and few calls are slower than many: of two equal processes, one took a
+# tenth longer than the other throughout. So: calls for as long as several samples take, if those are many.
+MOST_CALIBRATING, SAMPLES_CALIBRATING = 10, 5
 # Seconds: a longer call has long warmed up what it needs. Shorter ones, of large results on huge pages, take
 # several times as long where a virtual machine's host has taken back the memory since the turn before.
 WARM_BELOW = 0.3
@@ -118,7 +119,7 @@ class Session:
     def calibrate(self, sample: float) -> dict[str, Any]:
         """Find how many calls make a sample of that many seconds; what has been prepared, in its turn."""
         taken: list[float] = []
-        while len(taken) < 2 or (len(taken) < MOST_CALIBRATING and sum(taken) < sample):
+        while len(taken) < 2 or (len(taken) < MOST_CALIBRATING and sum(taken) < SAMPLES_CALIBRATING * sample):
             taken.append(self._once(len(taken)))
         self.once = min(taken)
         self.repeats = min(MOST_REPEATS, max(1, math.ceil(sample / max(self.once, 1e-7))))
