@@ -13,6 +13,7 @@ REGIMES = {
     "hugepages": "torch with THP_MEM_ALLOC_ENABLE=1: large outputs are fresh huge pages",
     "preallocated": "memory that was touched before: out=, bound outputs, or a heap that keeps its pages",
 }
+HUGE_PAGE = 2 << 20  # bytes
 MAPPED = 32 << 20  # bytes: glibc's largest threshold
 # Smaller outputs come from the heap's warm pages in any regime.
 SMALLEST = 1 << 20  # bytes

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 # first call to the last, and in a virtual machine some pages are further away than others: worth a quarter of
 # the time in large cells. So that luck evens out, operands are placed anew after as many rounds.
 PLACED_FOR, LARGE_PLACED_FOR = 7, 3  # rounds
-SMALLEST_ASIDE = 2 << 20  # bytes: a huge page
 PARTS_ASIDE = 8  # of the logits; a power of two: steps of 3 go through all of them
 SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
 
@@ -178,7 +177,7 @@ class Turn:
         for worker in self._going():
             self._ask(worker, {"do": "release"})
         # Multiples of huge pages: how the bounds of those lie in what follows stays as it was.
-        unit = max(1, self.cell.input_bytes // PARTS_ASIDE // SMALLEST_ASIDE) * SMALLEST_ASIDE
+        unit = max(1, self.cell.input_bytes // PARTS_ASIDE // regimes.HUGE_PAGE) * regimes.HUGE_PAGE
         going = self._going()
         for worker in going[turn % len(going) :] + going[: turn % len(going)] if going else []:
             aside = (1 + (3 * turn + 5 * self.asked.index(worker)) % PARTS_ASIDE) * unit

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import bandwidth, devices, problems, providers, results
+from benchmarks import bandwidth, devices, problems, providers, regimes, results
 from benchmarks.cells import Cell
 from benchmarks.providers.base import Absent, Prepared, Provider
 
@@ -93,7 +93,7 @@ class Session:
         operands lie to each other in a page depends on what the cells before left there."""
         pages = mmap.mmap(-1, aside)
         np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE] = 1
-        self.aside = pages, bytearray(HEAP_ASIDE + aside // (2 << 20) * HEAP_STEP)
+        self.aside = pages, bytearray(HEAP_ASIDE + aside // regimes.HUGE_PAGE * HEAP_STEP)
         return self.prepare(**message)
 
     def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:

@@ -17,7 +17,8 @@ from benchmarks.budget import Budget, Part
 from benchmarks.cells import Cell
 from benchmarks.cli import FULL_ROUNDS
 from benchmarks.process import WorkerLost
-from benchmarks.turn import SMALLEST_ASIDE, Turn
+from benchmarks.regimes import HUGE_PAGE
+from benchmarks.turn import Turn
 from benchmarks.worker import MOST_CALIBRATING, WARM_BELOW, Session
 
 PATIENCE = 6.0
@@ -277,7 +278,7 @@ def test_each_sets_other_pages_aside_before_it_is_placed_anew(count):
     asides = [[m["aside"] for m in w.messages if m["do"] == "place_anew"] for w in workers]
     for sizes in asides:
         assert len(sizes) == 4 and all(a != b for a, b in pairwise(sizes))
-        assert all(size > 0 and size % SMALLEST_ASIDE == 0 for size in sizes)
+        assert all(size > 0 and size % HUGE_PAGE == 0 for size in sizes)
     for at_once in zip(*asides, strict=True):
         assert len(set(at_once)) == len(workers)
 
@@ -287,9 +288,9 @@ def test_what_is_set_aside_is_there_until_the_next_release():
     seen = []
     session.prepare = lambda **message: seen.append([len(part) for part in session.aside]) or message
     for k in (1, 2):
-        assert session.place_anew(aside=k * SMALLEST_ASIDE, cell={}) == {"cell": {}}
+        assert session.place_anew(aside=k * HUGE_PAGE, cell={}) == {"cell": {}}
     (pages, heap), (more_pages, more_heap) = seen
-    assert (pages, more_pages) == (SMALLEST_ASIDE, 2 * SMALLEST_ASIDE) and (more_heap - heap) % 4096
+    assert (pages, more_pages) == (HUGE_PAGE, 2 * HUGE_PAGE) and (more_heap - heap) % 4096
     session.release()
     assert session.aside is None
 
