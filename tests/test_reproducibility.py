@@ -67,7 +67,13 @@ def _cpu_runs(isa: str) -> bool:
 @over_kinds
 @pytest.mark.parametrize(
     ("shape", "way"),
-    (((4099, 40), "rows"), ((400, 10, 40), "lanes"), ((7, 30011), "rows"), ((60, 40, 70), "tiles")),
+    (
+        ((4099, 40), "wide lanes"),
+        ((160, 1001), "rows"),
+        ((400, 10, 40), "lanes"),
+        ((7, 30011), "rows"),
+        ((60, 40, 70), "tiles"),
+    ),
     ids=name,
 )
 def test_the_number_of_threads_changes_no_bit(shape, way, kind, dtype, threads):

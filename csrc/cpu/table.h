@@ -144,9 +144,18 @@ static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t
   const size_t compute = element_size < sizeof(float) ? sizeof(float) : element_size;
   return rows >= kLeastLaneRows && shape.classes * static_cast<int64_t>(compute) <= kBlockBytes;
 }
-static inline constexpr int tile_blocks(int64_t classes, int64_t rows) {
+/// Short rows whose classes lie side by side, too, where their exponentials are summed: what is done once a
+/// row weighs more than transposing it. By two blocks, which leave the first-level cache room. Against the
+/// way of rows: twice as fast at 100 classes of float, with AVX-512 as fast at 250.
+constexpr int64_t kWideRowBytes = 1000, kLeastWideRows = 16;
+constexpr int kWideBlocks = 2;
+static inline constexpr bool fits_wide_lanes(const Shape& shape, int64_t rows, size_t element_size) {
+  const size_t compute = element_size < sizeof(float) ? sizeof(float) : element_size;
+  return rows >= kLeastWideRows && shape.classes * static_cast<int64_t>(compute) <= kWideRowBytes;
+}
+static inline constexpr int tile_blocks(int64_t classes, int64_t rows, int most_blocks) {
   int64_t most = kTileBytes / kLaneBytes / classes;
-  if (most > kMostBlocks) most = kMostBlocks;
+  if (most > most_blocks) most = most_blocks;
   const int64_t all = (rows + kLeastLaneRows - 1) / kLeastLaneRows;
   return static_cast<int>(most < all ? most : all);
 }
@@ -172,9 +181,11 @@ static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, s
   const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
   const size_t strided = static_cast<size_t>(strided_operands);
   const size_t ends = 64 * (strided + 4);
-  if (strided_operands > 0 && fits_lanes(shape, rows, element_size)) {
-    const size_t blocks = 2 * static_cast<size_t>(tile_blocks(shape.classes, rows));
-    return blocks * static_cast<size_t>(shape.classes * kLaneBytes) + ends;
+  const bool apart = strided_operands > 0;
+  if (apart ? fits_lanes(shape, rows, element_size) : fits_wide_lanes(shape, rows, element_size)) {
+    const int most = apart ? kMostBlocks : kWideBlocks;
+    const size_t blocks = 2 * static_cast<size_t>(tile_blocks(shape.classes, rows, most));
+    return blocks * static_cast<size_t>(shape.classes * kLaneBytes) + ends;  // two rows fit, too
   }
   const size_t tiles = strided * static_cast<size_t>(packed_rows(shape, rows, element_size));
   const size_t rows_in_work = lags(shape.classes, element_size) ? 2 : 1;

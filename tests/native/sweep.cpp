@@ -104,7 +104,7 @@ class Caller {
  public:
   Caller(const KernelTable& table, const Case& c, bool shared)
       : table_(table), case_(c), shares_(shared ? (c.classes + kShareClasses - 1) / kShareClasses : 0) {
-    scratch_.resize(std::max(scratch_bytes({c.classes, c.inner}, c.rows, kSize[c.type], 3),
+    scratch_.resize(std::max(scratch_bytes({c.classes, c.inner}, c.rows, kSize[c.type], c.inner == 1 ? 0 : 3),
                              shares_ > 0 ? shared_bytes(c.classes, static_cast<int>(shares_)) : 0));
   }
 

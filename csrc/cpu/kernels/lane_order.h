@@ -26,7 +26,6 @@ template <class A>
 struct FewClasses {
   using S = Simd<A>;
   using Reg = typename S::Reg;
-  static constexpr Ran kRan = {SOFTKERN_ISA, "lanes"};
 
   /// K sums over the classes: body(acc, c) adds the share of class c to acc[0], ..., acc[K - 1].
   template <int K, class Body>
@@ -53,7 +52,6 @@ template <class A>
 struct AsRows {
   using S = Simd<A>;
   using Reg = typename S::Reg;
-  static constexpr Ran kRan = {SOFTKERN_ISA, "tiles"};
   static constexpr int64_t L = S::kLanes, kSlots = 4 * L;
 
   template <int K, class Body>

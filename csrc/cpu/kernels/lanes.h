@@ -57,8 +57,8 @@ class WideTiles {
   using Reg = typename Simd<A>::Reg;
 
  public:
-  WideTiles(const Range& range, const Shape& shape)
-      : classes_(shape.classes), blocks_(tile_blocks(shape.classes, range.end - range.begin)) {
+  WideTiles(const Range& range, const Shape& shape, int most_blocks)
+      : classes_(shape.classes), blocks_(tile_blocks(shape.classes, range.end - range.begin, most_blocks)) {
     Arena arena(range.scratch);
     memory_ = reinterpret_cast<Reg*>(arena.take<A>(2 * blocks_ * classes_ * Simd<A>::kLanes));
   }

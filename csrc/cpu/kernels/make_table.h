@@ -10,24 +10,36 @@
 namespace softkern::cpu {
 namespace {
 
-constexpr Ran kRowsRan = {SOFTKERN_ISA, "rows"}, kSharedRan = {SOFTKERN_ISA, "shared"};
+constexpr Ran kSharedRan = {SOFTKERN_ISA, "shared"};
 
-/// body(order, memory) for rows that are computed a row a lane; false for those that aren't. `packed`: the
-/// classes of an operand lie apart.
+/// body(order, range, memory) for the first rows of a range, which are computed a row a lane: all of them,
+/// none, or whole blocks. `rest` becomes the others. `packed`: the classes of an operand lie apart. `sums`:
+/// of exponentials. Returns the way of the first rows.
 template <class A, class Body>
-SK_INLINE bool in_lanes(const Shape& shape, const Range& range, bool packed, Body body) {
+SK_INLINE Ran in_lanes(const Shape& shape, Range& rest, bool packed, bool sums, Body body) {
+  const Range range = rest;
+  const int64_t rows = range.end - range.begin;
   if (shape.classes <= kLaneClasses) {
-    body(FewClasses<A>{}, SmallTiles<A>());
-  } else if (packed && fits_lanes(shape, range.end - range.begin, sizeof(A))) {
-    body(AsRows<A>{}, WideTiles<A>(range, shape));
-  } else {
-    return false;
+    rest.begin = range.end;
+    body(FewClasses<A>{}, range, SmallTiles<A>());
+    return {SOFTKERN_ISA, "lanes"};
   }
-  return true;
+  if (packed) {
+    if (fits_lanes(shape, rows, sizeof(A))) {
+      rest.begin = range.end;
+      body(AsRows<A>{}, range, WideTiles<A>(range, shape, kMostBlocks));
+    }
+    return {SOFTKERN_ISA, "tiles"};
+  }
+  if (sums && fits_wide_lanes(shape, rows, sizeof(A))) {
+    // A block that is not whole takes as long as one that is.
+    rest.begin = range.end - rows % Simd<A>::kLanes;
+    const Range blocks{range.begin, rest.begin, range.scratch};
+    body(AsRows<A>{}, blocks, WideTiles<A>(blocks, shape, kWideBlocks));
+    return {SOFTKERN_ISA, "wide lanes"};
+  }
+  return {SOFTKERN_ISA, "rows"};
 }
-
-/// What ran, if it was not in lanes.
-SK_INLINE Ran rows_ran(bool packed) { return packed ? Ran{SOFTKERN_ISA, "tiles"} : kRowsRan; }
 
 template <class T, class Each, class Begin, class Finish>
 SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena arena, Each each, Begin begin,
@@ -57,21 +69,21 @@ struct EachRow {
 };
 
 /// lanes(order, input, output, blocks, count, x) computes blocks of rows, x being memory for them; a row is
-/// begin(r, x, y, next) and finish(r, x, y, what of that `each` makes, stream).
+/// begin(r, x, y, next) and finish(r, x, y, what of that `each` makes, stream). `sums`: of exponentials.
 template <class T, class Lanes, class Each, class Begin, class Finish>
-SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, Arena arena, Lanes lanes, Each each,
-                      Begin begin, Finish finish) {
+SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, bool sums, Arena arena, Lanes lanes,
+                      Each each, Begin begin, Finish finish) {
   const bool packed = is_packed(a.input) || is_packed(a.output);
-  Ran ran = rows_ran(packed);
-  const bool done = in_lanes<Compute<T>>(a.shape, range, packed, [&](auto order, auto&& tiles) {
-    ran = order.kRan;
-    const LaneOperand<T> input(a.input, a.shape, range), output(a.output, a.shape, range, a.stream);
+  const auto first_rows = [&](auto order, const Range& all, auto&& tiles) {
+    const LaneOperand<T> input(a.input, a.shape, all), output(a.output, a.shape, all, a.stream);
     const auto x = tiles.first();
-    for_each_group<Compute<T>>(a.shape, range, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
+    for_each_group<Compute<T>>(a.shape, all, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       lanes(order, input, output, blocks, count, x);
     });
-  });
-  if (!done) forward_rows<T>(a, range, arena, each, begin, finish);
+  };
+  Range rest = range;
+  const Ran ran = in_lanes<Compute<T>>(a.shape, rest, packed, sums, first_rows);
+  if (rest.begin < rest.end) forward_rows<T>(a, rest, arena, each, begin, finish);
   return ran;
 }
 
@@ -101,7 +113,7 @@ Ran softmax(const ForwardArgs& a, Range range) {
   const ComputeRows<T> terms(arena, classes, a.stream);
   RowWalk<T> walk(classes);
   return forward<T>(
-      a, range, arena,
+      a, range, true, arena,
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
       EachRow(),
@@ -117,7 +129,7 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
   const int64_t classes = a.shape.classes;
   RowWalk<T> walk(classes);
   return forward<T>(
-      a, range, Arena(range.scratch),
+      a, range, true, Arena(range.scratch),
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
       [](int64_t first, int64_t count, bool lag, auto begin, auto finish)
@@ -132,24 +144,24 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
 template <class T, void (*kRow)(const T*, const T*, T*, int64_t, bool), class Lanes>
 SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
   const bool packed = is_packed(a.grad_output) || is_packed(a.output) || is_packed(a.grad_input);
-  Ran ran = rows_ran(packed);
-  const bool done = in_lanes<Compute<T>>(a.shape, range, packed, [&](auto order, auto&& tiles) {
-    ran = order.kRan;
-    const LaneOperand<T> g(a.grad_output, a.shape, range), y(a.output, a.shape, range);
-    const LaneOperand<T> dx(a.grad_input, a.shape, range, a.stream);
+  const auto first_rows = [&](auto order, const Range& all, auto&& tiles) {
+    const LaneOperand<T> g(a.grad_output, a.shape, all), y(a.output, a.shape, all);
+    const LaneOperand<T> dx(a.grad_input, a.shape, all, a.stream);
     const auto gs = tiles.first(), ys = tiles.second();
-    for_each_group<Compute<T>>(a.shape, range, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
+    for_each_group<Compute<T>>(a.shape, all, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       g.load(blocks, count, gs);
       y.load(blocks, count, ys);
       lanes(order, dx, blocks, count, gs, ys);
     });
-  });
-  if (done) return ran;
+  };
+  Range rest = range;
+  const Ran ran = in_lanes<Compute<T>>(a.shape, rest, packed, false, first_rows);
+  if (rest.begin == rest.end) return ran;
   Arena arena(range.scratch);
-  const Operand<T> g(a.grad_output, a.shape, range, arena);
-  const Operand<T> y(a.output, a.shape, range, arena);
-  const Operand<T> dx(a.grad_input, a.shape, range, arena, &g, a.stream);
-  for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
+  const Operand<T> g(a.grad_output, a.shape, rest, arena);
+  const Operand<T> y(a.output, a.shape, rest, arena);
+  const Operand<T> dx(a.grad_input, a.shape, rest, arena, &g, a.stream);
+  for_each_tile<T>(a.shape, rest, [&](int64_t first, int64_t count) {
     g.stage(first, count);
     y.stage(first, count);
     for (int64_t r = first; r < first + count; ++r) {
@@ -283,14 +295,13 @@ template <class T>
 Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
   using A = Compute<T>;
   const bool packed = is_packed(a.logits) || is_packed(a.probabilities) || is_packed(a.grad);
-  Ran ran = rows_ran(packed);
-  const bool done = in_lanes<A>(a.shape, range, packed, [&](auto order, auto&& tiles) {
-    ran = order.kRan;
-    CrossEntropyLanes<T, decltype(order)>(a, range).run(tiles);
+  Range rest = range;
+  const Ran ran = in_lanes<A>(a.shape, rest, packed, true, [&](auto order, const Range& all, auto&& tiles) {
+    CrossEntropyLanes<T, decltype(order)>(a, all).run(tiles);
   });
-  if (done) return ran;
+  if (rest.begin == rest.end) return ran;
   const RowMasses<T> masses(a);
-  masses.with([&](const auto& mass_of) { cross_entropy_rows<T>(a, range, masses, mass_of); });
+  masses.with([&](const auto& mass_of) { cross_entropy_rows<T>(a, rest, masses, mass_of); });
   return ran;
 }
 
@@ -325,7 +336,7 @@ Ran scale(const ScaleArgs& a, Range range) {
   const auto zero = S::broadcast(0);
   const A* factor = static_cast<const A*>(a.factor);
   return forward<T>(
-      {a.shape, a.input, a.output, a.stream}, range, Arena(range.scratch),
+      {a.shape, a.input, a.output, a.stream}, range, false, Arena(range.scratch),
       [&](auto, const auto& input, const auto& output, const LaneBlock* blocks, int count, const auto& x) {
         input.load(blocks, count, x);
         output.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {

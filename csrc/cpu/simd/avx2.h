@@ -4,6 +4,7 @@
 
 #include "contract.h"
 #include "pair.h"
+#include "words.h"
 
 namespace softkern::cpu {
 namespace {
@@ -126,8 +127,8 @@ struct Simd<float> {
   static SK_INLINE void load_columns(Row row, Reg (&v)[kPiece]) {
     __m256 low[4], high[4];
     for (int i = 0; i < 4; ++i) {
-      low[i] = _mm256_set_m128(piece(row(i + 4)), piece(row(i)));
-      high[i] = _mm256_set_m128(piece(row(i + 12)), piece(row(i + 8)));
+      low[i] = halves(row(i), row(i + 4));
+      high[i] = halves(row(i + 8), row(i + 12));
     }
     transpose(low);
     transpose(high);
@@ -139,10 +140,16 @@ struct Simd<float> {
     for (int c = 0; c < 4; ++c) low[c] = v[c].low, high[c] = v[c].high;
     transpose(low);
     transpose(high);
-    for (int i = 0; i < 4; ++i) store_piece(row(i), _mm256_castps256_ps128(low[i]));
-    for (int i = 0; i < 4; ++i) store_piece(row(i + 4), _mm256_extractf128_ps(low[i], 1));
-    for (int i = 0; i < 4; ++i) store_piece(row(i + 8), _mm256_castps256_ps128(high[i]));
-    for (int i = 0; i < 4; ++i) store_piece(row(i + 12), _mm256_extractf128_ps(high[i], 1));
+    if constexpr (sizeof(*row(0)) < sizeof(float)) {
+      __m128i w[4][2];
+      for (int i = 0; i < 4; ++i) narrow(row(0), low[i], high[i], w[i]);
+      store_words(row, w);
+    } else {
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i), _mm256_castps256_ps128(low[i]));
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i + 4), _mm256_extractf128_ps(low[i], 1));
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i + 8), _mm256_castps256_ps128(high[i]));
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i + 12), _mm256_extractf128_ps(high[i], 1));
+    }
   }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(v.low, v.high);
@@ -202,19 +209,25 @@ struct Simd<float> {
     const __m256i mantissa = _mm256_and_si256(above, _mm256_set1_epi32(0x7fffff));
     return _mm256_castsi256_ps(_mm256_add_epi32(mantissa, half_root));
   }
-  static SK_INLINE __m128 piece(const float* p) { return _mm_loadu_ps(p); }
-  static SK_INLINE __m128 piece(const BFloat16* p) {
-    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(four(p)), 16));
+  static SK_INLINE __m256 halves(const float* low, const float* high) {
+    return _mm256_set_m128(_mm_loadu_ps(high), _mm_loadu_ps(low));
   }
-  static SK_INLINE __m128 piece(const Half* p) { return _mm_cvtph_ps(four(p)); }
-  static SK_INLINE __m128i four(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
-  static SK_INLINE void store_piece(float* p, __m128 v) { _mm_storeu_ps(p, v); }
-  static SK_INLINE void store_piece(BFloat16* p, __m128 v) {
-    const __m128i b = _mm256_castsi256_si128(to_bfloat16(_mm256_castps128_ps256(v)));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(b, b));
+  static SK_INLINE __m256 halves(const BFloat16* low, const BFloat16* high) {
+    return from_bfloat16(load_words(low, high));
   }
-  static SK_INLINE void store_piece(Half* p, __m128 v) {
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  static SK_INLINE __m256 halves(const Half* low, const Half* high) {
+    return _mm256_cvtph_ps(load_words(low, high));
+  }
+  // The words of both, in the order of store_words.
+  static SK_INLINE void narrow(const BFloat16*, __m256 low, __m256 high, __m128i (&w)[2]) {
+    const __m256i pairs = _mm256_packus_epi32(to_bfloat16(low), to_bfloat16(high));
+    const __m128i a = _mm256_castsi256_si128(pairs), b = _mm256_extracti128_si256(pairs, 1);
+    w[0] = _mm_unpacklo_epi64(a, b);
+    w[1] = _mm_unpackhi_epi64(a, b);
+  }
+  static SK_INLINE void narrow(const Half*, __m256 low, __m256 high, __m128i (&w)[2]) {
+    w[0] = _mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT);
+    w[1] = _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT);
   }
   // 4 x 4 in both halves.
   static SK_INLINE void transpose(__m256 (&r)[4]) {

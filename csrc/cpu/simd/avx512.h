@@ -2,7 +2,7 @@
 // AVX-512 F, BW, DQ, VL: one zmm register; masks for tails; vscalefps for ldexp.
 #pragma once
 
-#include "contract.h"
+#include "words.h"
 
 namespace softkern::cpu {
 namespace {
@@ -15,43 +15,33 @@ struct Simd<float> {
 
   static SK_INLINE Reg broadcast(float a) { return _mm512_set1_ps(a); }
   static SK_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
-  static SK_INLINE Reg load(const BFloat16* p) {
-    return from_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  static SK_INLINE Reg load(const Half* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  template <class T>
+  static SK_INLINE Reg load(const T* p) {
+    return widen(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static SK_INLINE Reg load(const float* p, int n, float fill) {
     return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(n), p);
   }
-  static SK_INLINE Reg load(const BFloat16* p, int n, float fill) {
+  template <class T>
+  static SK_INLINE Reg load(const T* p, int n, float fill) {
     return _mm512_mask_mov_ps(_mm512_set1_ps(fill), first(n),
-                              from_bfloat16(_mm256_maskz_loadu_epi16(first(n), p)));
-  }
-  static SK_INLINE Reg load(const Half* p, int n, float fill) {
-    return _mm512_mask_cvtph_ps(_mm512_set1_ps(fill), first(n), _mm256_maskz_loadu_epi16(first(n), p));
+                              widen(p, _mm256_maskz_loadu_epi16(first(n), p)));
   }
   static SK_INLINE void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
-  static SK_INLINE void store(BFloat16* p, Reg v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(v));
-  }
-  static SK_INLINE void store(Half* p, Reg v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, kRound));
+  template <class T>
+  static SK_INLINE void store(T* p, Reg v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(p, v));
   }
   static SK_INLINE void stream(float* p, Reg v) { _mm512_stream_ps(p, v); }
-  static SK_INLINE void stream(BFloat16* p, Reg v) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(v));
-  }
-  static SK_INLINE void stream(Half* p, Reg v) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, kRound));
+  template <class T>
+  static SK_INLINE void stream(T* p, Reg v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(p, v));
   }
   static SK_INLINE void fence() { _mm_sfence(); }
   static SK_INLINE void store(float* p, Reg v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
-  static SK_INLINE void store(BFloat16* p, Reg v, int n) {
-    _mm256_mask_storeu_epi16(p, first(n), to_bfloat16(v));
-  }
-  static SK_INLINE void store(Half* p, Reg v, int n) {
-    _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, kRound));
+  template <class T>
+  static SK_INLINE void store(T* p, Reg v, int n) {
+    _mm256_mask_storeu_epi16(p, first(n), narrow(p, v));
   }
   static SK_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SK_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
@@ -89,22 +79,27 @@ struct Simd<float> {
   }
   template <class Row>
   static SK_INLINE void load_columns(Row row, Reg (&v)[kPiece]) {
-    for (int i = 0; i < 4; ++i) {
-      v[i] = _mm512_castps128_ps512(piece(row(i)));
-      v[i] = _mm512_insertf32x4(v[i], piece(row(i + 4)), 1);
-      v[i] = _mm512_insertf32x4(v[i], piece(row(i + 8)), 2);
-      v[i] = _mm512_insertf32x4(v[i], piece(row(i + 12)), 3);
-    }
+    for (int i = 0; i < 4; ++i) v[i] = quarters(row(i), row(i + 4), row(i + 8), row(i + 12));
     transpose(v);
   }
   template <class Row>
   static SK_INLINE void store_columns(Row row, const Reg (&v)[kPiece]) {
     Reg r[4] = {v[0], v[1], v[2], v[3]};
     transpose(r);
-    for (int i = 0; i < 4; ++i) store_piece(row(i), _mm512_castps512_ps128(r[i]));
-    for (int i = 0; i < 4; ++i) store_piece(row(i + 4), _mm512_extractf32x4_ps(r[i], 1));
-    for (int i = 0; i < 4; ++i) store_piece(row(i + 8), _mm512_extractf32x4_ps(r[i], 2));
-    for (int i = 0; i < 4; ++i) store_piece(row(i + 12), _mm512_extractf32x4_ps(r[i], 3));
+    if constexpr (sizeof(*row(0)) < sizeof(float)) {
+      __m128i w[4][2];
+      for (int i = 0; i < 4; ++i) {
+        const __m256i words = narrow(row(0), r[i]);
+        w[i][0] = _mm256_castsi256_si128(words);
+        w[i][1] = _mm256_extracti128_si256(words, 1);
+      }
+      store_words(row, w);
+    } else {
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i), _mm512_castps512_ps128(r[i]));
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i + 4), _mm512_extractf32x4_ps(r[i], 1));
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i + 8), _mm512_extractf32x4_ps(r[i], 2));
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i + 12), _mm512_extractf32x4_ps(r[i], 3));
+    }
   }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -120,19 +115,15 @@ struct Simd<float> {
   }
 
  private:
-  static SK_INLINE __m128 piece(const float* p) { return _mm_loadu_ps(p); }
-  static SK_INLINE __m128 piece(const BFloat16* p) {
-    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(four(p)), 16));
+  static SK_INLINE Reg quarters(const float* a, const float* b, const float* c, const float* d) {
+    Reg v = _mm512_castps128_ps512(_mm_loadu_ps(a));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(b), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(c), 2);
+    return _mm512_insertf32x4(v, _mm_loadu_ps(d), 3);
   }
-  static SK_INLINE __m128 piece(const Half* p) { return _mm_cvtph_ps(four(p)); }
-  static SK_INLINE __m128i four(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
-  static SK_INLINE void store_piece(float* p, __m128 v) { _mm_storeu_ps(p, v); }
-  static SK_INLINE void store_piece(BFloat16* p, __m128 v) {
-    const __m256i b = to_bfloat16(_mm512_castps128_ps512(v));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(b));
-  }
-  static SK_INLINE void store_piece(Half* p, __m128 v) {
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  template <class T>
+  static SK_INLINE Reg quarters(const T* a, const T* b, const T* c, const T* d) {
+    return widen(a, _mm256_set_m128i(load_words(c, d), load_words(a, b)));
   }
   // 4 x 4 in all quarters.
   static SK_INLINE void transpose(Reg (&r)[4]) {
@@ -143,18 +134,24 @@ struct Simd<float> {
     r[2] = _mm512_shuffle_ps(b, d, 0x44);
     r[3] = _mm512_shuffle_ps(b, d, 0xee);
   }
-  static constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   static SK_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
-  static SK_INLINE Reg from_bfloat16(__m256i bits) {
+  // 16-bit elements of the type that the pointer tells.
+  static SK_INLINE Reg widen(const Half*, __m256i bits) { return _mm512_cvtph_ps(bits); }
+  static SK_INLINE Reg widen(const BFloat16*, __m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
-  static SK_INLINE __m256i to_bfloat16(Reg v) {
+  static SK_INLINE __m256i narrow(const Half*, Reg v) {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static SK_INLINE __m256i narrow(const BFloat16*, Reg v) {
     const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(
-        _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i half = _mm512_mask_mov_epi32(_mm512_set1_epi32(0x7fff), odd, _mm512_set1_epi32(0x8000));
+    const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+    const __m512i rounded = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, bits, half);
+    const __m512i high = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x1f001d, 0x1b0019, 0x170015, 0x130011,
+                                          0xf000d, 0xb0009, 0x70005, 0x30001);
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(high, rounded));
   }
 };
 

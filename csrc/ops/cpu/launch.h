@@ -105,7 +105,8 @@ bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, layout.shape.classes));
   const auto on_thread = [](int64_t begin, int64_t end, void* context) {
     Call& c = *static_cast<Call*>(context);
-    const bool needs_scratch = c.strided > 0 || c.element_size < sizeof(float) || c.args.stream;
+    const bool needs_scratch = c.strided > 0 || c.element_size < sizeof(float) || c.args.stream ||
+                               fits_wide_lanes(c.shape, end - begin, c.element_size);
     const size_t bytes = needs_scratch ? scratch_bytes(c.shape, end - begin, c.element_size, c.strided) : 0;
     const std::unique_ptr<char[]> scratch(bytes > 0 ? new (std::nothrow) char[bytes] : nullptr);
     if (bytes > 0 && scratch == nullptr) {
