@@ -20,7 +20,7 @@ NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 HALVES = ("bfloat16", "float16")
 
 FEW = (1, 2, 3, 10, 32)  # a row a lane
-MANY = (33, 100, 1000, 32000, 70001)  # a row at a time
+MANY = (33, 100, 1000, 32000, 70001)  # a row at a time, or a row a lane with the same sums
 QUICK_CLASSES = (1, 3, 32, 33, 1000)
 
 

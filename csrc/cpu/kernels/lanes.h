@@ -78,7 +78,8 @@ class LaneOperand {
   using A = Compute<T>;
   using S = Simd<A>;
   using Reg = typename S::Reg;
-  static constexpr int L = S::kLanes, P = S::kPiece;
+  static constexpr int L = S::kLanes, P = S::kPiece, W = S::kWidePiece;
+  static_assert(W == P || W == 2 * P);
   static constexpr int kAhead = 32;  // classes
 
  public:
@@ -154,7 +155,7 @@ class LaneOperand {
   }
   /// The last rows of a tensor end before a whole piece does: theirs are moved to and from memory of our own.
   struct Piece {
-    T of[P];
+    T of[W];
   };
 
   /// Whether vectors over rows lie in memory as they are.
@@ -244,9 +245,14 @@ class LaneOperand {
     const int64_t step = step_;
     const T* const base = at(block.first);
     if (block.count == L && block.one_slice && base + (L - 1) * step + round_up(classes) <= readable_end_) {
-      for (int start = 0; start < classes; start += P) {
+      int start = 0;
+      for (; start + W <= round_up(classes); start += W) {
         const T* const p = base + start;
-        take(start, classes, x, seen, [&](int l) __attribute__((always_inline)) { return p + l * step; });
+        take<W>(start, classes, x, seen, [&](int l) __attribute__((always_inline)) { return p + l * step; });
+      }
+      if (W > P && start < classes) {
+        const T* const p = base + start;
+        take<P>(start, classes, x, seen, [&](int l) __attribute__((always_inline)) { return p + l * step; });
       }
       return;
     }
@@ -257,7 +263,7 @@ class LaneOperand {
       for (int c = start; c < start + P && c < classes; ++c) {
         for (int l = 0; l < block.count; ++l) pieces[l].of[c - start] = row[l][c];
       }
-      take(start, classes, x, seen, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
+      take<P>(start, classes, x, seen, [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
     }
   }
 
@@ -269,27 +275,30 @@ class LaneOperand {
   /// and rows upwards.
   template <class Value>
   SK_INLINE void store_side_by_side(const LaneBlock& block, Value value) const {
+    int start = round_up(classes_) / W * W;
+    if (W > P && start < classes_) put_side_by_side<P>(block, start, value);
+    for (start -= W; start >= 0; start -= W) put_side_by_side<W>(block, start, value);
+  }
+  template <int N, class Value>
+  SK_INLINE void put_side_by_side(const LaneBlock& block, int start, Value value) const {
     const int classes = classes_;
-    T* const base = at(block.first);
-    T* const last = base + (L - 1) * static_cast<int64_t>(classes);
-    Piece piece;
-    for (int start = (classes - 1) / P * P; start >= 0; start -= P) {
-      T* const p = base + start;
-      if (start + P <= classes) {
-        put(start, classes, value, [&](int l) __attribute__((always_inline)) { return p + l * classes; });
-      } else {
-        put(start, classes, value,
-            [&](int l) __attribute__((always_inline)) { return l == L - 1 ? piece.of : p + l * classes; });
-        for (int c = start; c < classes; ++c) last[c] = piece.of[c - start];
-      }
+    T* const p = at(block.first) + start;
+    if (start + N <= classes) {
+      put<N>(start, classes, value, [&](int l) __attribute__((always_inline)) { return p + l * classes; });
+      return;
     }
+    Piece piece;
+    put<N>(start, classes, value,
+           [&](int l) __attribute__((always_inline)) { return l == L - 1 ? piece.of : p + l * classes; });
+    T* const last = p + (L - 1) * static_cast<int64_t>(classes);
+    for (int c = 0; c < classes - start; ++c) last[c] = piece.of[c];
   }
   SK_INLINE void store_rows(const LaneBlock& block, const Reg* y) const {
     T* row[L];
     find(block, row);
     Piece pieces[L];
     for (int start = 0; start < classes_; start += P) {
-      put(
+      put<P>(
           start, classes_, [&](int c) __attribute__((always_inline)) { return y[c]; },
           [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
       for (int c = start; c < start + P && c < classes_; ++c) {
@@ -299,24 +308,24 @@ class LaneOperand {
   }
 
   static SK_INLINE int round_up(int classes) { return (classes + P - 1) / P * P; }
-  /// Vectors start..start+P-1 of a block, as far as there are classes.
-  template <class Row>
+  /// Vectors start..start+N-1 of a block, as far as there are classes.
+  template <int N, class Row>
   static SK_INLINE void take(int start, int classes, Reg* x, LaneRange<A>& seen, Row row) {
-    Reg v[P];
+    Reg v[N];
     S::load_columns(row, v);
     SK_UNROLL
-    for (int k = 0; k < P; ++k) {
+    for (int k = 0; k < N; ++k) {
       if (start + k >= classes) break;
       x[start + k] = v[k];
       seen.take(v[k]);
     }
   }
-  template <class Value, class Row>
+  template <int N, class Value, class Row>
   static SK_INLINE void put(int start, int classes, Value value, Row row) {
-    Reg v[P];
+    Reg v[N];
     v[0] = value(start);
     SK_UNROLL
-    for (int k = 1; k < P; ++k) v[k] = start + k < classes ? value(start + k) : v[k - 1];
+    for (int k = 1; k < N; ++k) v[k] = start + k < classes ? value(start + k) : v[k - 1];
     S::store_columns(row, v);
   }
 

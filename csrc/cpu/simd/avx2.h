@@ -12,7 +12,7 @@ namespace {
 template <>
 struct Simd<float> {
   using Number = float;
-  static constexpr int kLanes = 16, kPiece = 4, kBias = 127, kInStep = 1;
+  static constexpr int kLanes = 16, kPiece = 4, kWidePiece = 4, kBias = 127, kInStep = 1;
   struct Half256 {
     using type = __m256;
   };
@@ -243,7 +243,7 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   using Number = double;
-  static constexpr int kLanes = 8, kPiece = 2, kBias = 1023, kInStep = 1;
+  static constexpr int kLanes = 8, kPiece = 2, kWidePiece = 2, kBias = 1023, kInStep = 1;
   struct Half256 {
     using type = __m256d;
   };

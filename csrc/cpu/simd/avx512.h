@@ -7,10 +7,18 @@
 namespace softkern::cpu {
 namespace {
 
+/// Quarters of a and b in turn, from the first and from the third on.
+SK_INLINE __m512d first_quarters(__m512d a, __m512d b) {
+  return _mm512_permutex2var_pd(a, _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), b);
+}
+SK_INLINE __m512d last_quarters(__m512d a, __m512d b) {
+  return _mm512_permutex2var_pd(a, _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4), b);
+}
+
 template <>
 struct Simd<float> {
   using Number = float;
-  static constexpr int kLanes = 16, kPiece = 4, kBias = 127, kInStep = 4;
+  static constexpr int kLanes = 16, kPiece = 4, kWidePiece = 8, kBias = 127, kInStep = 4;
   using Reg = __m512;
 
   static SK_INLINE Reg broadcast(float a) { return _mm512_set1_ps(a); }
@@ -101,6 +109,31 @@ struct Simd<float> {
       for (int i = 0; i < 4; ++i) _mm_storeu_ps(row(i + 12), _mm512_extractf32x4_ps(r[i], 3));
     }
   }
+  template <class Row>
+  static SK_INLINE void load_columns(Row row, Reg (&v)[kWidePiece]) {
+    Reg low[4], high[4];  // rows 0 to 7, 8 to 15
+    for (int i = 0; i < 4; ++i) low[i] = halves(row(i), row(i + 4));
+    for (int i = 0; i < 4; ++i) high[i] = halves(row(i + 8), row(i + 12));
+    transpose(low);
+    transpose(high);
+    for (int c = 0; c < 4; ++c) {
+      v[c] = _mm512_shuffle_f32x4(low[c], high[c], 0x88);
+      v[c + 4] = _mm512_shuffle_f32x4(low[c], high[c], 0xdd);
+    }
+  }
+  template <class Row>
+  static SK_INLINE void store_columns(Row row, const Reg (&v)[kWidePiece]) {
+    Reg low[4] = {v[0], v[1], v[2], v[3]}, high[4] = {v[4], v[5], v[6], v[7]};
+    transpose(low);
+    transpose(high);
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = _mm512_castps_pd(low[i]), b = _mm512_castps_pd(high[i]);
+      low[i] = _mm512_castpd_ps(first_quarters(a, b));  // rows i and i + 4
+      high[i] = _mm512_castpd_ps(last_quarters(a, b));  // rows i + 8 and i + 12
+    }
+    store_halves(row, 0, low);
+    store_halves(row, 8, high);
+  }
   static SK_INLINE float reduce_add(Reg v) {
     const __m256 w = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     const __m128 x = _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
@@ -120,6 +153,31 @@ struct Simd<float> {
     v = _mm512_insertf32x4(v, _mm_loadu_ps(b), 1);
     v = _mm512_insertf32x4(v, _mm_loadu_ps(c), 2);
     return _mm512_insertf32x4(v, _mm_loadu_ps(d), 3);
+  }
+  static SK_INLINE Reg halves(const float* a, const float* b) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(a)), _mm256_loadu_ps(b), 1);
+  }
+  template <class T>
+  static SK_INLINE Reg halves(const T* a, const T* b) {
+    return widen(a, _mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)),
+                                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(a))));
+  }
+  // Rows from first on: four lower halves, four upper ones.
+  template <class Row>
+  static SK_INLINE void store_halves(Row row, int first, const Reg (&r)[4]) {
+    if constexpr (sizeof(*row(0)) < sizeof(float)) {
+      __m256i w[4];
+      for (int i = 0; i < 4; ++i) w[i] = narrow(row(0), r[i]);
+      for (int i = 0; i < 4; ++i) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(row(first + i)), _mm256_castsi256_si128(w[i]));
+      }
+      for (int i = 0; i < 4; ++i) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(row(first + i + 4)), _mm256_extracti128_si256(w[i], 1));
+      }
+    } else {
+      for (int i = 0; i < 4; ++i) _mm256_storeu_ps(row(first + i), _mm512_castps512_ps256(r[i]));
+      for (int i = 0; i < 4; ++i) _mm256_storeu_ps(row(first + i + 4), _mm512_extractf32x8_ps(r[i], 1));
+    }
   }
   template <class T>
   static SK_INLINE Reg quarters(const T* a, const T* b, const T* c, const T* d) {
@@ -158,7 +216,7 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   using Number = double;
-  static constexpr int kLanes = 8, kPiece = 2, kBias = 1023, kInStep = 4;
+  static constexpr int kLanes = 8, kPiece = 2, kWidePiece = 4, kBias = 1023, kInStep = 4;
   using Reg = __m512d;
 
   static SK_INLINE Reg broadcast(double a) { return _mm512_set1_pd(a); }
@@ -211,16 +269,46 @@ struct Simd<double> {
       r[i] = _mm512_insertf64x2(r[i], _mm_loadu_pd(row(i + 4)), 2);
       r[i] = _mm512_insertf64x2(r[i], _mm_loadu_pd(row(i + 6)), 3);
     }
-    v[0] = _mm512_unpacklo_pd(r[0], r[1]);
-    v[1] = _mm512_unpackhi_pd(r[0], r[1]);
+    transpose(r);
+    v[0] = r[0];
+    v[1] = r[1];
   }
   template <class Row>
   static SK_INLINE void store_columns(Row row, const Reg (&v)[kPiece]) {
-    const Reg r[2] = {_mm512_unpacklo_pd(v[0], v[1]), _mm512_unpackhi_pd(v[0], v[1])};
+    Reg r[2] = {v[0], v[1]};
+    transpose(r);
     for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i), _mm512_castpd512_pd128(r[i]));
     for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 2), _mm512_extractf64x2_pd(r[i], 1));
     for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 4), _mm512_extractf64x2_pd(r[i], 2));
     for (int i = 0; i < 2; ++i) _mm_storeu_pd(row(i + 6), _mm512_extractf64x2_pd(r[i], 3));
+  }
+  // As for float, with two numbers in a quarter.
+  template <class Row>
+  static SK_INLINE void load_columns(Row row, Reg (&v)[kWidePiece]) {
+    Reg low[2], high[2];  // rows 0 to 3, 4 to 7
+    for (int i = 0; i < 2; ++i) low[i] = halves(row(i), row(i + 2));
+    for (int i = 0; i < 2; ++i) high[i] = halves(row(i + 4), row(i + 6));
+    transpose(low);
+    transpose(high);
+    for (int c = 0; c < 2; ++c) {
+      v[c] = _mm512_shuffle_f64x2(low[c], high[c], 0x88);
+      v[c + 2] = _mm512_shuffle_f64x2(low[c], high[c], 0xdd);
+    }
+  }
+  template <class Row>
+  static SK_INLINE void store_columns(Row row, const Reg (&v)[kWidePiece]) {
+    Reg low[2] = {v[0], v[1]}, high[2] = {v[2], v[3]};
+    transpose(low);
+    transpose(high);
+    for (int i = 0; i < 2; ++i) {
+      const Reg r = low[i];
+      low[i] = first_quarters(r, high[i]);  // rows i and i + 2
+      high[i] = last_quarters(r, high[i]);  // rows i + 4 and i + 6
+    }
+    for (int i = 0; i < 2; ++i) _mm256_storeu_pd(row(i), _mm512_castpd512_pd256(low[i]));
+    for (int i = 0; i < 2; ++i) _mm256_storeu_pd(row(i + 2), _mm512_extractf64x4_pd(low[i], 1));
+    for (int i = 0; i < 2; ++i) _mm256_storeu_pd(row(i + 4), _mm512_castpd512_pd256(high[i]));
+    for (int i = 0; i < 2; ++i) _mm256_storeu_pd(row(i + 6), _mm512_extractf64x4_pd(high[i], 1));
   }
   static SK_INLINE double reduce_add(Reg v) {
     const __m256d w = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));
@@ -234,6 +322,15 @@ struct Simd<double> {
   }
 
  private:
+  static SK_INLINE Reg halves(const double* a, const double* b) {
+    return _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(a)), _mm256_loadu_pd(b), 1);
+  }
+  // 2 x 2 in all quarters.
+  static SK_INLINE void transpose(Reg (&r)[2]) {
+    const Reg low = _mm512_unpacklo_pd(r[0], r[1]);
+    r[1] = _mm512_unpackhi_pd(r[0], r[1]);
+    r[0] = low;
+  }
   static SK_INLINE __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1); }
 };
 

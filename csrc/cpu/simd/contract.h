@@ -31,6 +31,7 @@
 //   split(u, k)          the f of u = 2^k f, sqrt(1/2) <= f < sqrt(2), for a positive normal u
 //   load_columns(row, v) lane l of v[c] is row(l)[c], c < kPiece = 16 / sizeof(A), in the compute type
 //   store_columns(row, v)         the opposite, row(0) first and row(kLanes - 1) last
+//   kWidePiece           kPiece, or 2 kPiece where load_columns and store_columns take as many columns, too
 //   reduce_add(v)        lane l + lane l + k/2 for k = kLanes, kLanes/2, ..., 2
 //   reduce_max(v)        the same tree
 //

@@ -66,7 +66,7 @@ SK_INLINE Double2 fused(Double2 a, Double2 b, Double2 c) {
 template <class A>
 struct PortableSimd {
   using Number = A;
-  static constexpr int kLanes = 64 / sizeof(A), kPiece = 16 / sizeof(A);
+  static constexpr int kLanes = 64 / sizeof(A), kPiece = 16 / sizeof(A), kWidePiece = kPiece;
   using P = PartOf<A>;
   static constexpr int kBias = P::kExponentBias, kInStep = 1;
   using Vec = typename P::Vec;
