@@ -143,7 +143,7 @@ def _part(plan: Plan, cell: Cell, regime: str, asked: list[Provider], made: bool
     prepare = 0.08 + 1e-8 * cell.elements + 4 * call  # the check, the warm-up, the peak
     compiled = sum(provider.name == "torch-compile" for provider in asked)
     fixed = len(asked) * prepare + 4.0 * compiled + (4e-8 * cell.elements if made and asked else 0.0)
-    sample = 1e-3 + max(plan.sample, call) + (call if cell.input_bytes <= LARGE else 0.0)  # the untimed one
+    sample = 1e-3 + max(plan.sample, call) + call  # and the untimed one
     return Part(fixed, fewest_rounds(plan.rounds, cell, regime) * len(asked) * sample)
 
 

@@ -27,9 +27,6 @@ MOST_REPEATS = 2000
 # would have it is a few calls short, and few calls are slower than many: of two equal processes, one took a
 # tenth longer than the other throughout. So: calls for as long as several samples take, if those are many.
 MOST_CALIBRATING, SAMPLES_CALIBRATING = 10, 5
-# Seconds: a longer call has long warmed up what it needs. Shorter ones, of large results on huge pages, take
-# several times as long where a virtual machine's host has taken back the memory since the turn before.
-WARM_BELOW = 0.3
 # Bytes: as large as results are, or it would come from what small objects left; nine cache lines a step.
 HEAP_ASIDE, HEAP_STEP = 1 << 20, 9 * 64
 
@@ -46,7 +43,6 @@ class Session:
         self.cursor = 0
         self.captured = False
         self.repeats = 1
-        self.once = 0.0
 
     def start(self, name: str, plugin: str | None, device: str) -> dict[str, Any]:
         self.device_name = device
@@ -121,8 +117,7 @@ class Session:
         taken: list[float] = []
         while len(taken) < 2 or (len(taken) < MOST_CALIBRATING and sum(taken) < SAMPLES_CALIBRATING * sample):
             taken.append(self._once(len(taken)))
-        self.once = min(taken)
-        self.repeats = min(MOST_REPEATS, max(1, math.ceil(sample / max(self.once, 1e-7))))
+        self.repeats = min(MOST_REPEATS, max(1, math.ceil(sample / max(min(taken), 1e-7))))
         return {"repeats": self.repeats}
 
     def _once(self, k: int) -> float:
@@ -134,10 +129,10 @@ class Session:
 
     def sample(self) -> dict[str, Any]:
         """One sample, after a call that isn't timed, on the copy that was used last: the only one where
-        operands are to be in the cache."""
+        operands are to be in the cache. Calls of seconds have one, too: large results on huge pages take
+        longer where another process has cut free memory into small pages, or the host has taken it back."""
         assert self.step is not None
-        if self.once < WARM_BELOW:
-            self.step(self.cursor - 1)
+        self.step(self.cursor - 1)
         seconds, faults = self.device.sample(self.step, self.cursor, self.repeats)
         self.cursor += self.repeats
         return {"seconds": seconds, "faults": faults}

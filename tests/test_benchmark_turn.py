@@ -19,7 +19,7 @@ from benchmarks.cli import FULL_ROUNDS
 from benchmarks.process import WorkerLost
 from benchmarks.regimes import HUGE_PAGE
 from benchmarks.turn import Turn
-from benchmarks.worker import MOST_CALIBRATING, WARM_BELOW, Session
+from benchmarks.worker import MOST_CALIBRATING, Session
 
 PATIENCE = 6.0
 SMALL, MIDDLE, LARGE = (
@@ -227,33 +227,26 @@ def test_figures_of_rows_of_different_lengths_are_from_their_own_samples():
         assert row["median"] == pytest.approx(results.summary(row["samples"])["median"])
 
 
-@pytest.mark.parametrize(("once", "untimed"), [(0.5 * WARM_BELOW, [2]), (2 * WARM_BELOW, [])])
-def test_an_untimed_call_precedes_a_sample_of_calls_that_are_not_long(once, untimed):
+def test_an_untimed_call_precedes_a_sample():
     """On the copy that was used last: the next one is to come from memory."""
     called: list[int] = []
     timed: list[tuple[int, int]] = []
     session = Session(1)
-    session.step, session.once, session.repeats, session.cursor = called.append, once, 5, 3
+    session.step, session.repeats, session.cursor = called.append, 5, 3
     session.device = SimpleNamespace(
         sample=lambda step, first, repeats: timed.append((first, repeats)) or (0.1, 0)
     )
     assert session.sample()["seconds"] == 0.1
-    assert called == untimed and timed == [(3, 5)] and session.cursor == 8
-
-
-def test_whether_a_call_is_long_is_known_from_its_quicker_one():
-    """One of the first two may have to wait for memory."""
-    for first, second in ((1.0, 0.1), (0.1, 1.0)):
-        session = calibrated(first, second)  # no third: it would take as long as several samples
-        assert session.once == 0.1 and session.repeats == 1
+    assert called == [2] and timed == [(3, 5)] and session.cursor == 8
 
 
 def test_how_many_calls_a_sample_has_does_not_depend_on_those_that_wait():
-    session = calibrated(5e-3, 4e-3, 3e-3, 2.5e-4, 3e-4, 3e-3)
-    assert session.once == 2.5e-4 and session.repeats == 12
+    """No third of 1.0 and 0.1 s: it would take as long as several samples."""
+    for first, second in ((1.0, 0.1), (0.1, 1.0)):
+        assert calibrated(first, second).repeats == 1
+    assert calibrated(5e-3, 4e-3, 3e-3, 2.5e-4, 3e-4, 3e-3).repeats == 12
     assert calibrated(*[1e-5] * MOST_CALIBRATING).repeats == 300
-    session = calibrated(*[2e-3] * 8, copy=True)
-    assert session.once == 2e-3 and session.repeats == 2
+    assert calibrated(*[2e-3] * 8, copy=True).repeats == 2
 
 
 def calibrated(*seconds: float, copy: bool = False) -> Session:
