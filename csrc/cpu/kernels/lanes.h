@@ -81,9 +81,10 @@ class LaneOperand {
   static constexpr int L = S::kLanes, P = S::kPiece, W = S::kWidePiece;
   static_assert(W == P || W == 2 * P);
   static constexpr int kAhead = 32;  // classes
+  static constexpr int kStreamed = kWideRowBytes / static_cast<int>(sizeof(A));
 
  public:
-  /// `stream`: written past the caches, where vectors run over rows.
+  /// `stream`: written past the caches.
   LaneOperand(const Rows& rows, const Shape& shape, const Range& range, bool stream = false)
       : rows_(rows),
         shape_(shape),
@@ -110,14 +111,18 @@ class LaneOperand {
   }
 
   /// What is loaded after these blocks, and where hardware does not see it coming: what it prefetches of a
-  /// class ends with the page. Else `here`.
+  /// class, or of a row of one or more lines, ends with the page. Else `here`.
   Ahead ahead(const LaneBlock* block, int count, const void* here) const {
+    constexpr int64_t kVector = L * sizeof(T);
     const int64_t next = block[count - 1].first + block[count - 1].count;
-    if (!is_across(*block) || next >= end_) {
-      return {static_cast<const char*>(here), 0, 0};
+    if (next < end_ && is_across(*block)) {
+      constexpr int64_t kSize = sizeof(T);
+      return {reinterpret_cast<const char*>(at(next)), kVector, rows_.class_stride * kSize};
     }
-    constexpr int64_t kSize = sizeof(T);
-    return {reinterpret_cast<const char*>(at(next)), L * kSize, rows_.class_stride * kSize};
+    if (next < end_ && classes_ > kLaneClasses && is_side_by_side(*block)) {
+      return {reinterpret_cast<const char*>(at(next)), classes_ * kVector, kVector};
+    }
+    return {static_cast<const char*>(here), 0, 0};
   }
 
   /// write(b, body) calls body(value), and value(c) is class c of block b. It may be written to x[b][c]
@@ -271,18 +276,33 @@ class LaneOperand {
     return rows_.class_stride == 1 && block.count == L && block.one_slice && step_ == classes_ &&
            classes_ > 1;
   }
+  template <class Value>
+  SK_INLINE void store_side_by_side(const LaneBlock& block, Value value) const {
+    T* const rows = at(block.first);
+    if (!stream_ || classes_ <= kLaneClasses || classes_ > kStreamed) {
+      put_rows(rows, value);
+      return;
+    }
+    // What goes past the caches goes in whole lines: the block is put together first. With few classes that
+    // takes longer than it saves.
+    alignas(64) T whole[L * kStreamed];
+    put_rows(whole, value);
+    stream_vectors<A>(rows, L * classes_, [&](auto at, int64_t i) __attribute__((always_inline)) {
+      return at.load(whole + i, 0);
+    });
+  }
   /// Whole pieces are stored, and what that spoils of the next row is stored after it. So last classes first,
   /// and rows upwards.
   template <class Value>
-  SK_INLINE void store_side_by_side(const LaneBlock& block, Value value) const {
+  SK_INLINE void put_rows(T* rows, Value value) const {
     int start = round_up(classes_) / W * W;
-    if (W > P && start < classes_) put_side_by_side<P>(block, start, value);
-    for (start -= W; start >= 0; start -= W) put_side_by_side<W>(block, start, value);
+    if (W > P && start < classes_) put_side_by_side<P>(rows, start, value);
+    for (start -= W; start >= 0; start -= W) put_side_by_side<W>(rows, start, value);
   }
   template <int N, class Value>
-  SK_INLINE void put_side_by_side(const LaneBlock& block, int start, Value value) const {
+  SK_INLINE void put_side_by_side(T* rows, int start, Value value) const {
     const int classes = classes_;
-    T* const p = at(block.first) + start;
+    T* const p = rows + start;
     if (start + N <= classes) {
       put<N>(start, classes, value, [&](int l) __attribute__((always_inline)) { return p + l * classes; });
       return;
