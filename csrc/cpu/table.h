@@ -126,9 +126,11 @@ constexpr int64_t kShareClasses = kBlockBytes / static_cast<int64_t>(sizeof(floa
 /// waits for their sums. Of longer ones the next would push out of the first-level cache what is to be
 /// finished, and there is little to be gained.
 constexpr int64_t kLagBytes = 8 << 10;
+static inline constexpr int64_t compute_bytes(int64_t classes, size_t element_size) {
+  return classes * static_cast<int64_t>(element_size < sizeof(float) ? sizeof(float) : element_size);
+}
 static inline constexpr bool lags(int64_t classes, size_t element_size) {
-  return classes * static_cast<int64_t>(element_size < sizeof(float) ? sizeof(float) : element_size) <=
-         kLagBytes;
+  return compute_bytes(classes, element_size) <= kLagBytes;
 }
 
 /// Tiles hold what fits a good part of a second-level cache.
@@ -141,8 +143,7 @@ constexpr int64_t kLaneBytes = 64, kLeastLaneRows = 8;
 /// suits DRAM, and a block's steps wait for each other, but not for those of other blocks.
 constexpr int kMostBlocks = 4;
 static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t element_size) {
-  const size_t compute = element_size < sizeof(float) ? sizeof(float) : element_size;
-  return rows >= kLeastLaneRows && shape.classes * static_cast<int64_t>(compute) <= kBlockBytes;
+  return rows >= kLeastLaneRows && compute_bytes(shape.classes, element_size) <= kBlockBytes;
 }
 /// Short rows whose classes lie side by side, too, where their exponentials are summed: what is done once a
 /// row weighs more than transposing it. By two blocks, which leave the first-level cache room. Against the
@@ -150,8 +151,7 @@ static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t
 constexpr int64_t kWideRowBytes = 1000, kLeastWideRows = 16;
 constexpr int kWideBlocks = 2;
 static inline constexpr bool fits_wide_lanes(const Shape& shape, int64_t rows, size_t element_size) {
-  const size_t compute = element_size < sizeof(float) ? sizeof(float) : element_size;
-  return rows >= kLeastWideRows && shape.classes * static_cast<int64_t>(compute) <= kWideRowBytes;
+  return rows >= kLeastWideRows && compute_bytes(shape.classes, element_size) <= kWideRowBytes;
 }
 static inline constexpr int tile_blocks(int64_t classes, int64_t rows, int most_blocks) {
   int64_t most = kTileBytes / kLaneBytes / classes;

@@ -84,7 +84,8 @@ class LaneOperand {
   static constexpr int kStreamed = kWideRowBytes / static_cast<int>(sizeof(A));
 
  public:
-  /// `stream`: written past the caches.
+  /// `stream`: written past the caches, where vectors run over rows and where rows side by side are neither
+  /// short of classes nor long.
   LaneOperand(const Rows& rows, const Shape& shape, const Range& range, bool stream = false)
       : rows_(rows),
         shape_(shape),
