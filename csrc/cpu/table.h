@@ -139,9 +139,12 @@ constexpr int64_t kTileBytes = 128 << 10;
 /// Rows whose classes lie apart are computed a row a lane too, if a row is one block of sums and there are
 /// rows enough: a cache line of each class is a vector then.
 constexpr int64_t kLaneBytes = 64, kLeastLaneRows = 8;
-/// Blocks of lanes that are computed together, if they fit a tile: more than one line of a class at a time
-/// suits DRAM, and a block's steps wait for each other, but not for those of other blocks.
-constexpr int kMostBlocks = 4;
+/// Blocks of lanes that are computed together, if they fit a tile: a block's steps wait for each other, but
+/// not for those of other blocks.
+constexpr int kBlocks = 4;
+/// The most of them, where classes lie apart: lines of memory that follow each other take half the time of as
+/// many here and there. Up to kFewStreams classes, hardware follows each by itself.
+constexpr int kMostBlocks = 8, kFewStreams = 4;
 static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t element_size) {
   return rows >= kLeastLaneRows && compute_bytes(shape.classes, element_size) <= kBlockBytes;
 }

@@ -112,10 +112,29 @@ struct LaneTile {
   SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
 };
 
-/// Memory to be fetched into the cache while blocks are computed: a line for each of their vectors.
-struct Ahead {
-  const char* from;
-  int64_t block_step, class_step;
+/// Memory to be fetched into the cache while blocks are computed, a line for each of their vectors: `run`
+/// lines that are `line` bytes apart, and `step` bytes from where a run begins to where the next does. A run
+/// of lines 0 bytes apart has no end.
+class Ahead {
+ public:
+  explicit SK_INLINE Ahead(const void* from, int64_t line = 0, int64_t run = 1, int64_t step = 0)
+      : at_(static_cast<const char*>(from)),
+        end_(line == 0 ? nullptr : at_ + run * line),
+        line_(line),
+        back_(step - run * line),
+        step_(step) {}
+  SK_INLINE void fetch_line() {
+    __builtin_prefetch(at_, 0, 2);
+    at_ += line_;
+    if (__builtin_expect(at_ == end_, 0)) {
+      at_ += back_;
+      end_ += step_;
+    }
+  }
+
+ private:
+  const char *at_, *end_;
+  int64_t line_, back_, step_;
 };
 
 /// The largest and the smallest logits of a block's rows. NaNs are left out, as in Accumulators.
@@ -124,7 +143,11 @@ struct LaneRange {
   using S = Simd<A>;
   using Reg = typename S::Reg;
   Reg most, least;
-  SK_INLINE LaneRange() : most(S::broadcast(-__builtin_inf())), least(S::broadcast(__builtin_inf())) {}
+  SK_INLINE LaneRange() {}  // of blocks there may be fewer than an array of these has place for
+  SK_INLINE void begin() {
+    most = S::broadcast(-__builtin_inf());
+    least = S::broadcast(__builtin_inf());
+  }
   SK_INLINE void take(const Reg& v) {
     most = S::max(v, most);
     least = S::min(v, least);
@@ -148,11 +171,12 @@ struct LaneStats {
 
 template <class Terms, class A, class Order>
 SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg* e, int64_t classes,
-                          LaneStats<A, Order>& stats, A* picked, const char* next, int64_t next_step) {
+                          LaneStats<A, Order>& stats, A* picked, Ahead& ahead) {
   using S = Simd<A>;
   using Reg = typename S::Reg;
   const Reg one = S::broadcast(1), m = stats.m;
   const Terms terms(m);
+  Ahead next = ahead;
   stats.top = terms.of(m);
   if (picked != nullptr) S::store(picked, terms.of(S::load(picked)));
   Reg others = S::broadcast(0), rest[1];  // counts are exact in any order
@@ -162,8 +186,9 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
     others = S::add_unless_equal(others, one, v, m);
     acc[0] = S::add_unless_equal(acc[0], t, v, m);
     if (e != nullptr) e[c] = t;
-    __builtin_prefetch(next + c * next_step, 0, 2);
+    next.fetch_line();
   });
+  ahead = next;
   stats.ties = S::sub(S::broadcast(static_cast<A>(classes)), others);
   stats.rest = rest[0];
 }
@@ -172,16 +197,15 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
 /// that is not null.
 template <class A, class Order, class Picked>
 SK_CALL void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t classes, const LaneRange<A>* range,
-                       LaneStats<A, Order>* stats, const Ahead& ahead, Picked picked) {
+                       LaneStats<A, Order>* stats, Ahead ahead, Picked picked) {
   using S = Simd<A>;
   for (int b = 0; b < count; ++b) {
     typename S::Reg* const e = keep ? x[b] : nullptr;
-    const char* const next = ahead.from + b * ahead.block_step;
     stats[b].m = S::add(range[b].most, S::broadcast(0));
     if (NormalTerms<A>::fit(stats[b].m, range[b].least)) {
-      lane_terms<NormalTerms<A>>(x[b], e, classes, stats[b], picked(b), next, ahead.class_step);
+      lane_terms<NormalTerms<A>>(x[b], e, classes, stats[b], picked(b), ahead);
     } else {
-      lane_terms<WideTerms<A>>(x[b], e, classes, stats[b], picked(b), next, ahead.class_step);
+      lane_terms<WideTerms<A>>(x[b], e, classes, stats[b], picked(b), ahead);
     }
   }
 }

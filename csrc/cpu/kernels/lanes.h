@@ -39,15 +39,16 @@ SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, 
 template <class A>
 class SmallTiles {
   using Reg = typename Simd<A>::Reg;
-  static constexpr int kBlocks = kMostBlocks, kTile = kBlocks * kLaneClasses;
+  static constexpr int kTile = kMostBlocks * kLaneClasses;
 
  public:
-  SmallTiles() {}  // what is in the memory does not matter
-  int blocks() const { return kBlocks; }
+  explicit SmallTiles(int blocks) : blocks_(blocks) {}  // what is in the memory does not matter
+  int blocks() const { return blocks_; }
   LaneTile<A> first() { return {memory_, kLaneClasses}; }
   LaneTile<A> second() { return {memory_ + kTile, kLaneClasses}; }
 
  private:
+  int blocks_;
   Reg memory_[2 * kTile];
 };
 
@@ -114,16 +115,19 @@ class LaneOperand {
   /// What is loaded after these blocks, and where hardware does not see it coming: what it prefetches of a
   /// class, or of a row of one or more lines, ends with the page. Else `here`.
   Ahead ahead(const LaneBlock* block, int count, const void* here) const {
-    constexpr int64_t kVector = L * sizeof(T);
+    constexpr int64_t kSize = sizeof(T), kVector = L * kSize;
     const int64_t next = block[count - 1].first + block[count - 1].count;
     if (next < end_ && is_across(*block)) {
-      constexpr int64_t kSize = sizeof(T);
-      return {reinterpret_cast<const char*>(at(next)), kVector, rows_.class_stride * kSize};
+      // The line where a vector ends: where it begins in another, that one came with the vector before.
+      const char* const from = reinterpret_cast<const char*>(at(next)) + kVector - 1;
+      const int64_t apart = rows_.class_stride * kSize;
+      if (classes_ <= kFewStreams) return Ahead(from, apart, classes_, kVector);
+      return Ahead(from, kVector, count, apart);
     }
     if (next < end_ && classes_ > kLaneClasses && is_side_by_side(*block)) {
-      return {reinterpret_cast<const char*>(at(next)), classes_ * kVector, kVector};
+      return Ahead(at(next), kVector, count * classes_);
     }
-    return {static_cast<const char*>(here), 0, 0};
+    return Ahead(here);
   }
 
   /// write(b, body) calls body(value), and value(c) is class c of block b. It may be written to x[b][c]
@@ -171,20 +175,13 @@ class LaneOperand {
 
   template <bool kRange>
   SK_CALL void fetch(const LaneBlock* block, int count, const LaneTile<A>& x, LaneRange<A>* range) const {
-    // With a range, exponentials follow: they leave more time for it.
-    const Ahead next = kRange ? Ahead{} : ahead(block, count, x.data);
-    int b = 0;
     if (is_across(*block)) {
-      for (; b + 1 < count && block[b + 1].count == L; b += 2) {
-        load_lanes<2, kRange>(block[b], b, x, range, next);
-      }
+      fetch_across<kRange>(block, count, x, range);
+      return;
     }
-    for (; b < count; ++b) {
-      if (is_across(*block)) {
-        load_lanes<1, kRange>(block[b], b, x, range, next);
-        continue;
-      }
+    for (int b = 0; b < count; ++b) {
       LaneRange<A> seen;
+      seen.begin();
       if (rows_.class_stride == 1) {
         load_rows(block[b], x[b], seen);
       } else {
@@ -194,17 +191,35 @@ class LaneOperand {
     }
   }
 
+  template <bool kRange>
+  SK_INLINE void fetch_across(const LaneBlock* block, int count, const LaneTile<A>& x,
+                              LaneRange<A>* range) const {
+    // With a range, exponentials follow: they leave more time for it.
+    Ahead next = kRange ? Ahead(x.data) : ahead(block, count, x.data);
+    int b = 0;
+    for (; b + 4 <= count && block[b + 3].count == L; b += 4) {
+      load_lanes<4, kRange>(block[b], b, x, range, next);
+    }
+    for (; b + 2 <= count && block[b + 1].count == L; b += 2) {
+      load_lanes<2, kRange>(block[b], b, x, range, next);
+    }
+    for (; b < count; ++b) load_lanes<1, kRange>(block[b], b, x, range, next);
+  }
+
   /// N blocks side by side.
   template <int N, bool kRange>
   SK_INLINE void load_lanes(const LaneBlock& block, int b, const LaneTile<A>& x, LaneRange<A>* range,
-                            const Ahead& next) const {
+                            Ahead& next) const {
     // Copies: what vectors are stored to could be this object, for all a compiler knows.
     const int classes = classes_;
     const int64_t step = rows_.class_stride;
     const T* p = at(block.first);
     Reg* to[N];
-    for (int k = 0; k < N; ++k) to[k] = x[b + k];
     LaneRange<A> seen[N];
+    for (int k = 0; k < N; ++k) {
+      to[k] = x[b + k];
+      seen[k].begin();
+    }
     for (int c = 0; c < classes; ++c, p += step) {
       for (int k = 0; k < N; ++k) {
         const Reg v = N > 1 || block.count == L ? S::load(p + k * L) : S::load(p, block.count, 0);
@@ -212,7 +227,7 @@ class LaneOperand {
         if constexpr (kRange) {
           seen[k].take(v);
         } else {
-          __builtin_prefetch(next.from + (b + k) * next.block_step + c * next.class_step, 0, 2);
+          next.fetch_line();
         }
       }
     }
@@ -229,7 +244,10 @@ class LaneOperand {
     const bool stream = stream_ && is_aligned(p, rows_);
     for (int c = 0; c < classes; ++c, p += step) {
       // No hardware prefetcher follows strides of more than a page.
-      if (!stream && c + kAhead < classes) __builtin_prefetch(p + kAhead * step, 1);
+      if (!stream && c + kAhead < classes) {
+        __builtin_prefetch(p + kAhead * step + L - 1, 1);
+        __builtin_prefetch(p + kAhead * step + 2 * L - 1, 1);
+      }
       store_lanes(p, low(c), L, stream);
       store_lanes(p + L, high(c), L, stream);
     }

@@ -178,6 +178,7 @@ SK_INLINE void log_softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBl
   dx.store(blocks, count, g, [&](int b, auto body) __attribute__((always_inline)) {
     const Reg *const gb = g[b], *const yb = y[b];
     LaneRange<A> range;
+    range.begin();
     Reg total[1];
     Order::sum(classes, total, [&](Reg* acc, int64_t c) __attribute__((always_inline)) {
       acc[0] = S::add(acc[0], gb[c]);

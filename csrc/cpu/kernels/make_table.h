@@ -21,7 +21,8 @@ SK_INLINE Ran in_lanes(const Shape& shape, Range& rest, bool packed, bool sums, 
   const int64_t rows = range.end - range.begin;
   if (shape.classes <= kLaneClasses) {
     rest.begin = range.end;
-    body(FewClasses<A>{}, range, SmallTiles<A>());
+    const bool streams = packed && shape.classes > kFewStreams;
+    body(FewClasses<A>{}, range, SmallTiles<A>(streams ? kMostBlocks : kBlocks));
     return {SOFTKERN_ISA, "lanes"};
   }
   if (packed) {
