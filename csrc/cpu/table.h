@@ -143,7 +143,8 @@ constexpr int64_t kLaneBytes = 64, kLeastLaneRows = 8;
 /// not for those of other blocks.
 constexpr int kBlocks = 4;
 /// The most of them, where classes lie apart: lines of memory that follow each other take half the time of as
-/// many here and there. Up to kFewStreams classes, hardware follows each by itself.
+/// many here and there. Not so with up to kFewStreams classes: there, lines of one class at a time and more
+/// blocks were slower.
 constexpr int kMostBlocks = 8, kFewStreams = 4;
 static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t element_size) {
   return rows >= kLeastLaneRows && compute_bytes(shape.classes, element_size) <= kBlockBytes;

@@ -243,7 +243,7 @@ class LaneOperand {
     T* p = at(block.first);
     const bool stream = stream_ && is_aligned(p, rows_);
     for (int c = 0; c < classes; ++c, p += step) {
-      // No hardware prefetcher follows strides of more than a page.
+      // No hardware prefetcher follows strides of more than a page. Where vectors end, as in ahead().
       if (!stream && c + kAhead < classes) {
         __builtin_prefetch(p + kAhead * step + L - 1, 1);
         __builtin_prefetch(p + kAhead * step + 2 * L - 1, 1);
