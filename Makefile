@@ -50,13 +50,21 @@ harden: $(HARDEN)/sweep $(HARDEN)/exhaustive
 	$(HARDEN)/sweep $(HARDEN_ARGS)
 	$(HARDEN)/exhaustive $(EXHAUSTIVE_ARGS)
 
-HARDEN_SOURCES := $(wildcard csrc/cpu/isa/*.cpp) csrc/cpu/dispatch.cpp
-HARDEN_OBJECTS := $(patsubst %.cpp,$(HARDEN)/%.o,$(notdir $(HARDEN_SOURCES)))
+ELEMENTS := float double bfloat16 half
+HARDEN_ISAS := $(notdir $(basename $(wildcard csrc/cpu/isa/*.cpp)))
+HARDEN_OBJECTS := $(foreach element,$(ELEMENTS),$(HARDEN_ISAS:%=$(HARDEN)/%.$(element).o)) $(HARDEN)/dispatch.o
 HARDEN_FLAGS := -std=c++17 -O2 -g1 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wno-psabi \
 	$(if $(HARDEN_SANITIZE),-O1 -fsanitize=$(HARDEN_SANITIZE) -fno-sanitize-recover=all)
 
-$(HARDEN)/%.o: csrc/cpu/isa/%.cpp $(CXX_FILES)
-	mkdir -p $(@D) && $(CXX) $(HARDEN_FLAGS) -c $< -o $@
+$(HARDEN)/%.float.o: SOFTKERN_ELEMENT := float
+$(HARDEN)/%.double.o: SOFTKERN_ELEMENT := double
+$(HARDEN)/%.bfloat16.o: SOFTKERN_ELEMENT := softkern::BFloat16
+$(HARDEN)/%.half.o: SOFTKERN_ELEMENT := softkern::Half
+define isa_object
+$(HARDEN)/%.$(1).o: csrc/cpu/isa/%.cpp $(CXX_FILES)
+	mkdir -p $$(@D) && $$(CXX) $$(HARDEN_FLAGS) -DSOFTKERN_ELEMENT=$$(SOFTKERN_ELEMENT) -c $$< -o $$@
+endef
+$(foreach element,$(ELEMENTS),$(eval $(call isa_object,$(element))))
 $(HARDEN)/dispatch.o: csrc/cpu/dispatch.cpp $(CXX_FILES)
 	mkdir -p $(@D) && $(CXX) $(HARDEN_FLAGS) -c $< -o $@
 $(HARDEN)/%: tests/native/%.cpp $(HARDEN_OBJECTS)

@@ -314,14 +314,13 @@ def emulator(root: Path, env: Environment) -> Compiler:
 
 
 def units(compiler: Compiler, kernels: list[str], root: Path) -> list[Unit]:
-    """An object per file and, of CUDA's, element type: they compile side by side, and each stays small."""
+    """An object per file and element type: they compile side by side, and each stays small."""
     headers = [p for folder in compiler.headers for p in (root / folder).rglob("*") if p.suffix in HEADERS]
     shared = {str(path.relative_to(root)): _digest(path.read_bytes()) for path in sorted(headers)}
     result = []
     for source in kernels:
         path = Path(source)
-        one = path.suffix != ".cu" or path.name in ONE_TYPE
-        for element in [""] if one else ELEMENTS:
+        for element in [""] if path.name in ONE_TYPE else ELEMENTS:
             define = [f"-DSOFTKERN_ELEMENT={ELEMENTS[element]}"] if element else []
             command = [*compiler.command, *define, "-c", source]
             content = _digest((root / source).read_bytes())

@@ -13,17 +13,26 @@ namespace softkern {
 namespace {
 
 // Adding and subtracting 1.5 * 2^(bits - 1) rounds to an integer in the FPU's own rounding. exp underflows to
-// 0 below -kSpan and overflows above kMost: arguments are held there, where ldexp is defined and -inf finite.
-// Down to -kNormal the power of two of exp is a normal number, and one multiplication applies it.
+// 0 below -kSpan and overflows above kMost: arguments are held there, where powers of two are numbers and -inf
+// is finite. Down to -kNormal the power of two of exp is a normal number, and one multiplication applies it.
+// Below, a number 2^kRaise times as large is made first. kLeastRaised is the smallest that, lowered again, does
+// not round to 0: smaller ones become 0 before they are multiplied, since many CPUs take a hundred cycles for a
+// product that underflows, whatever it rounds to.
 template <class A>
 struct ExpRange;
 template <>
 struct ExpRange<float> {
   static constexpr float kRounder = 0x1.8p23f, kSpan = 105.0f, kMost = 89.0f, kNormal = 86.0f;
+  static constexpr int kRaise = 32;
+  static constexpr float kUp = 0x1p32f, kDown = 0x1p-32f;
+  static constexpr float kLeastRaised = 0x1.000002p-118f;  // 2^-150, a tie, rounds to 0
 };
 template <>
 struct ExpRange<double> {
   static constexpr double kRounder = 0x1.8p52, kSpan = 746.0, kMost = 710.0, kNormal = 707.0;
+  static constexpr int kRaise = 64;
+  static constexpr double kUp = 0x1p64, kDown = 0x1p-64;
+  static constexpr double kLeastRaised = 0x1.0000000000001p-1011;  // 2^-1075, a tie, rounds to 0
 };
 
 #if !defined(SOFTKERN_EXP)
@@ -49,20 +58,21 @@ SK_INLINE typename S::Reg exp_power(const typename S::Reg& x) {
                 S::broadcast(ExpRange<typename S::Number>::kRounder));
 }
 
-/// exp(x) 2^-N for `power` = kRounder + N.
-template <class S>
-SOFTKERN_EXP typename S::Reg exp_shifted(const typename S::Reg& x, const typename S::Reg& power) {
-  const auto rounder = S::broadcast(ExpRange<typename S::Number>::kRounder);
-  const auto n = S::sub(exp_power<S>(x), rounder);
-  return S::ldexp(exp_remainder<S>(x, n), S::sub(n, S::sub(power, rounder)));
-}
-
-/// The same bits where round(x / ln 2) - N is the exponent of a normal number; biased = kRounder + N - kBias.
+/// exp(x) 2^-N where round(x / ln 2) - N is the exponent of a normal number; biased = kRounder + N - kBias.
 template <class S>
 SOFTKERN_EXP typename S::Reg exp_shifted_normal(const typename S::Reg& x, const typename S::Reg& biased) {
   const auto t = exp_power<S>(x);
   return S::scale(exp_remainder<S>(x, S::sub(t, S::broadcast(ExpRange<typename S::Number>::kRounder))), t,
                   biased);
+}
+
+/// The same bits, and those of subnormal numbers and of 0, for round(x / ln 2) - N up to 2;
+/// raised = kRounder + N - kBias - kRaise.
+template <class S>
+SOFTKERN_EXP typename S::Reg exp_shifted(const typename S::Reg& x, const typename S::Reg& raised) {
+  using R = ExpRange<typename S::Number>;
+  return S::mul_at_least(exp_shifted_normal<S>(x, raised), S::broadcast(R::kDown),
+                         S::broadcast(R::kLeastRaised));
 }
 
 /// exp(x) where that is a normal number.
@@ -76,7 +86,12 @@ template <class S>
 SK_INLINE typename S::Reg exp(const typename S::Reg& x) {
   using R = ExpRange<typename S::Number>;
   const auto held = S::min(S::broadcast(R::kMost), S::max(S::broadcast(-R::kSpan), x));
-  return exp_shifted<S>(held, S::broadcast(R::kRounder));
+  // Numbers above 1 are lowered first: their powers of two end where the format does.
+  const auto zero = S::broadcast(0);
+  const auto biased = S::if_less(held, zero, S::broadcast(R::kRounder - S::kBias - R::kRaise),
+                                 S::broadcast(R::kRounder - S::kBias + R::kRaise));
+  const auto back = S::if_less(held, zero, S::broadcast(R::kDown), S::broadcast(R::kUp));
+  return S::mul_at_least(exp_shifted_normal<S>(held, biased), back, S::broadcast(R::kLeastRaised));
 }
 
 }  // namespace

@@ -11,7 +11,20 @@
 namespace softkern::cpu {
 namespace {
 
+// Filled in before the program starts: a table needs no code of its ISA.
+template <class Isa>
+constexpr KernelTable table_of(const char* isa) {
+  return {isa,
+          {&KernelsOf<Isa, float>::kernels, &KernelsOf<Isa, double>::kernels,
+           &KernelsOf<Isa, BFloat16>::kernels, &KernelsOf<Isa, Half>::kernels}};
+}
+
+constexpr KernelTable kPortableTable = table_of<Portable>("portable");
+
 #if defined(__x86_64__)
+constexpr KernelTable kAvx2Table = table_of<Avx2>("avx2");
+constexpr KernelTable kAvx512Table = table_of<Avx512>("avx512");
+
 // __builtin_cpu_supports also asks the OS (XCR0) whether it saves the wide registers.
 std::string missing_avx2() {
   if (!__builtin_cpu_supports("avx2")) return "this CPU (or its operating system) has no AVX2";

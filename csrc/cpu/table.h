@@ -81,6 +81,11 @@ struct Kernel {
   int steps = 0;
 };
 
+struct TargetCounts {
+  int64_t outside;  // neither a class nor ignored
+  int64_t counted;  // not ignored
+};
+
 /// Kernels of one element type.
 struct Kernels {
   Kernel<ForwardArgs> softmax;
@@ -90,17 +95,12 @@ struct Kernels {
   Kernel<CrossEntropyArgs> cross_entropy;
   Kernel<ScaleArgs> scale;
   double (*sum_losses)(const void* losses, int64_t n);  // of the compute type
-};
-
-struct TargetCounts {
-  int64_t outside;  // neither a class nor ignored
-  int64_t counted;  // not ignored
+  TargetCounts (*count_targets)(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index);
 };
 
 struct KernelTable {
   const char* isa;
-  TargetCounts (*count_targets)(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index);
-  Kernels by_type[kElementTypes];
+  const Kernels* by_type[kElementTypes];
 };
 
 /// Rows of up to this many classes are computed a row a lane.
@@ -204,10 +204,25 @@ static inline constexpr size_t shared_bytes(int64_t classes, int shares) {
          static_cast<size_t>(row_pitch(classes)) * sizeof(float) + 64 * 8;
 }
 
-extern const KernelTable kPortableTable;
-#if defined(__x86_64__)
-extern const KernelTable kAvx2Table;
-extern const KernelTable kAvx512Table;
-#endif
+/// What the compile units of isa/ export: each is compiled once for an element type, SOFTKERN_ELEMENT, so that
+/// a build has something to do for every core.
+template <class Isa, class T>
+struct KernelsOf {
+  static const Kernels kernels;
+};
+#define SOFTKERN_KERNELS_OF(Isa)                     \
+  struct Isa;                                        \
+  template <>                                        \
+  const Kernels KernelsOf<Isa, float>::kernels;      \
+  template <>                                        \
+  const Kernels KernelsOf<Isa, double>::kernels;     \
+  template <>                                        \
+  const Kernels KernelsOf<Isa, BFloat16>::kernels;   \
+  template <>                                        \
+  const Kernels KernelsOf<Isa, Half>::kernels;
+SOFTKERN_KERNELS_OF(Portable)
+SOFTKERN_KERNELS_OF(Avx2)
+SOFTKERN_KERNELS_OF(Avx512)
+#undef SOFTKERN_KERNELS_OF
 
 }  // namespace softkern::cpu

@@ -98,7 +98,7 @@ struct Errors {
 
 /// Floats with the bits first, first + step, ... below end; for those up to 0 the logarithm too.
 void floats(const KernelTable& table, uint32_t first, uint32_t end, uint32_t step, Errors& errors) {
-  const Kernels& kernels = table.by_type[kFloat];
+  const Kernels& kernels = *table.by_type[kFloat];
   std::vector<float> x(kChunk), e(kChunk), log(kChunk);
   for (uint64_t bits = first; bits < end;) {
     int64_t n = 0;
@@ -125,7 +125,7 @@ void floats(const KernelTable& table, uint32_t first, uint32_t end, uint32_t ste
 }
 
 void doubles(const KernelTable& table, uint64_t seed, int64_t count, Errors& errors) {
-  const Kernels& kernels = table.by_type[kDouble];
+  const Kernels& kernels = *table.by_type[kDouble];
   std::vector<double> x(kChunk), e(kChunk), log(kChunk);
   for (int64_t done = 0; done < count; done += kChunk) {
     for (double& v : x) {
@@ -155,7 +155,7 @@ bool sixteen_bits(const KernelTable& table, int type, Errors& errors) {
   std::vector<uint16_t> x(65536), e(65536);
   for (int i = 0; i < 65536; ++i) x[i] = static_cast<uint16_t>(i);
   for (const bool any : {false, true}) {
-    exp_by_kernel<uint16_t>(table.by_type[type], x.data(), e.data(), 65536, 0, minus_one,
+    exp_by_kernel<uint16_t>(*table.by_type[type], x.data(), e.data(), 65536, 0, minus_one,
                             any ? low : uint16_t(0));
     for (int i = 0; i < 65536; ++i) {
       const double arg = widen_bits(x[i], type), want = std::exp(arg), got = widen_bits(e[i], type);

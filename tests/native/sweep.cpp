@@ -143,7 +143,7 @@ enum How { kByRows, kShared, kStreamed, kHows };
 Results run(const KernelTable& table, const Case& c, How how, const std::string& logits,
             const std::string& others, const std::vector<int64_t>& targets) {
   const bool stream = how == kStreamed;
-  const Kernels& kernels = table.by_type[c.type];
+  const Kernels& kernels = *table.by_type[c.type];
   const size_t size = kSize[c.type], bytes = logits.size(), compute = c.type == kDouble ? 8 : 4;
   const Shape shape{c.classes, c.inner};
   Caller call(table, c, how == kShared);
@@ -195,7 +195,7 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
     (over_logits ? x : d).copy_to(out.tensors);
   }
   const double total = kernels.sum_losses(loss.data, c.rows);
-  const TargetCounts counts = table.count_targets(targets.data(), c.rows, c.classes - 1, -100);
+  const TargetCounts counts = kernels.count_targets(targets.data(), c.rows, c.classes - 1, -100);
   if (c.type == kDouble) out.computed.emplace_back(reinterpret_cast<const char*>(&total), 8);
   out.computed.emplace_back(reinterpret_cast<const char*>(&counts), sizeof(counts));
   return out;

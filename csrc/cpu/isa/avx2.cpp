@@ -17,7 +17,8 @@
 #include "../kernels/make_table.h"
 
 namespace softkern::cpu {
-const KernelTable kAvx2Table = make_table();
+template <>
+const Kernels KernelsOf<Avx2, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -22,7 +22,8 @@
 #include "../kernels/make_table.h"
 
 namespace softkern::cpu {
-const KernelTable kAvx512Table = make_table();
+template <>
+const Kernels KernelsOf<Avx512, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
 }
 #if defined(__clang__)
 #pragma clang attribute pop

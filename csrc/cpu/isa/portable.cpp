@@ -5,5 +5,6 @@
 #include "../kernels/make_table.h"
 
 namespace softkern::cpu {
-const KernelTable kPortableTable = make_table();
+template <>
+const Kernels KernelsOf<Portable, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From rows to calls: the functions that an ISA exports.
+// From rows to calls: the functions that an ISA exports, for one element type an object.
 #pragma once
 
 #include "cross_entropy_lanes.h"
@@ -374,13 +374,8 @@ constexpr Kernels make_kernels() {
            &backward_share<T, &log_softmax_backward_share<T>>, 2},
           {&fenced<CrossEntropyArgs, &cross_entropy<T>>, &cross_entropy_share<T>, 3},
           {&fenced<ScaleArgs, &scale<T>>},
-          &sum_losses<Compute<T>>};
-}
-
-constexpr KernelTable make_table() {
-  return {SOFTKERN_ISA,
-          &count_targets,
-          {make_kernels<float>(), make_kernels<double>(), make_kernels<BFloat16>(), make_kernels<Half>()}};
+          &sum_losses<Compute<T>>,
+          &count_targets};
 }
 
 }  // namespace

@@ -40,19 +40,19 @@ class WideTerms {
     from_ = S::if_less(S::max(m, S::sub(zero, m)), S::broadcast(kDirect), zero, m);
     const Reg highest = S::sub(m, from_);
     least_ = S::sub(highest, S::broadcast(ExpRange<A>::kSpan));
-    power_ = exp_power<S>(highest);
+    raised_ = S::sub(exp_power<S>(highest), S::broadcast(S::kBias + ExpRange<A>::kRaise));
   }
   SK_INLINE Reg of(const Reg& x) const {
     // The logit is max's second operand: a NaN stays.
-    return exp_shifted<S>(S::max(least_, S::sub(x, from_)), power_);
+    return exp_shifted<S>(S::max(least_, S::sub(x, from_)), raised_);
   }
   template <class W>
   SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
-    return exp_shifted<W>(W::max(W::all(least_), W::sub(x, W::all(from_))), W::all(power_));
+    return exp_shifted<W>(W::max(W::all(least_), W::sub(x, W::all(from_))), W::all(raised_));
   }
 
  private:
-  Reg from_, least_, power_;
+  Reg from_, least_, raised_;
 };
 
 /// The same bits for rows whose logits are not shifted and whose terms are normal numbers: nearly all rows.

@@ -118,7 +118,9 @@ struct Simd<float> {
         _mm256_or_ps(_mm256_cmp_ps(a.low, b.low, _CMP_EQ_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ));
     return _mm256_movemask_ps(either) != 0;
   }
-  static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
+  static SK_INLINE Reg mul_at_least(Reg a, Reg b, Reg least) {
+    return {mul_at_least(a.low, b.low, least.low), mul_at_least(a.high, b.high, least.high)};
+  }
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
     return {scale(v.low, t.low, s.low), scale(v.high, t.high, s.high)};
   }
@@ -188,14 +190,9 @@ struct Simd<float> {
     const __m256i pairs = _mm256_packus_epi32(to_bfloat16(v.low), to_bfloat16(v.high));
     return _mm256_permute4x64_epi64(pairs, 0xd8);
   }
-  static SK_INLINE __m256 pow2(__m256i n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
-  }
-  // Two factors: 2^n alone may be out of range where v * 2^n, perhaps subnormal, is not.
-  static SK_INLINE __m256 ldexp(__m256 v, __m256 n) {
-    const __m256i whole = _mm256_cvtps_epi32(n);
-    const __m256i half = _mm256_srai_epi32(whole, 1);
-    return _mm256_mul_ps(_mm256_mul_ps(v, pow2(half)), pow2(_mm256_sub_epi32(whole, half)));
+  // A 0 is multiplied without delay, whatever the other lanes hold.
+  static SK_INLINE __m256 mul_at_least(__m256 a, __m256 b, __m256 least) {
+    return _mm256_mul_ps(_mm256_and_ps(_mm256_cmp_ps(a, least, _CMP_NLT_UQ), a), b);
   }
   // The integers stand in the low bits of t and s.
   static SK_INLINE __m256 scale(__m256 v, __m256 t, __m256 s) {
@@ -317,7 +314,9 @@ struct Simd<double> {
         _mm256_or_pd(_mm256_cmp_pd(a.low, b.low, _CMP_EQ_OQ), _mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ));
     return _mm256_movemask_pd(either) != 0;
   }
-  static SK_INLINE Reg ldexp(Reg v, Reg n) { return {ldexp(v.low, n.low), ldexp(v.high, n.high)}; }
+  static SK_INLINE Reg mul_at_least(Reg a, Reg b, Reg least) {
+    return {mul_at_least(a.low, b.low, least.low), mul_at_least(a.high, b.high, least.high)};
+  }
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
     return {scale(v.low, t.low, s.low), scale(v.high, t.high, s.high)};
   }
@@ -358,14 +357,8 @@ struct Simd<double> {
   static SK_INLINE __m256i first(int n) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
   }
-  static SK_INLINE __m256d pow2(__m128i n) {
-    return _mm256_castsi256_pd(
-        _mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023))), 52));
-  }
-  static SK_INLINE __m256d ldexp(__m256d v, __m256d n) {
-    const __m128i whole = _mm256_cvtpd_epi32(n);
-    const __m128i half = _mm_srai_epi32(whole, 1);
-    return _mm256_mul_pd(_mm256_mul_pd(v, pow2(half)), pow2(_mm_sub_epi32(whole, half)));
+  static SK_INLINE __m256d mul_at_least(__m256d a, __m256d b, __m256d least) {
+    return _mm256_mul_pd(_mm256_and_pd(_mm256_cmp_pd(a, least, _CMP_NLT_UQ), a), b);
   }
   static SK_INLINE __m256d scale(__m256d v, __m256d t, __m256d s) {
     const __m256i n = _mm256_sub_epi64(_mm256_castpd_si256(t), _mm256_castpd_si256(s));

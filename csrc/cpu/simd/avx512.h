@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 F, BW, DQ, VL: one zmm register; masks for tails; vscalefps for ldexp.
+// AVX-512 F, BW, DQ, VL: one zmm register; masks for tails.
 #pragma once
 
 #include "words.h"
@@ -72,7 +72,9 @@ struct Simd<float> {
   }
   static SK_INLINE bool all_at_least(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) == 0xffff; }
   static SK_INLINE bool any_equal(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
-  static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_ps(v, n); }
+  static SK_INLINE Reg mul_at_least(Reg a, Reg b, Reg least) {
+    return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(a, least, _CMP_NLT_UQ), a, b);
+  }
   // The integers stand in the low bits of t and s.
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
     const __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(s));
@@ -248,7 +250,9 @@ struct Simd<double> {
   }
   static SK_INLINE bool all_at_least(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ) == 0xff; }
   static SK_INLINE bool any_equal(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ) != 0; }
-  static SK_INLINE Reg ldexp(Reg v, Reg n) { return _mm512_scalef_pd(v, n); }
+  static SK_INLINE Reg mul_at_least(Reg a, Reg b, Reg least) {
+    return _mm512_maskz_mul_pd(_mm512_cmp_pd_mask(a, least, _CMP_NLT_UQ), a, b);
+  }
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
     const __m512i n = _mm512_sub_epi64(_mm512_castpd_si512(t), _mm512_castpd_si512(s));
     return _mm512_mul_pd(v, _mm512_castsi512_pd(_mm512_slli_epi64(n, 52)));

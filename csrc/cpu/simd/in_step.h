@@ -46,8 +46,13 @@ struct InStep {
   static SK_INLINE Reg fma(const Reg& a, const Reg& b, const Reg& c) {
     return make([&](int k) __attribute__((always_inline)) { return S::fma(a.of[k], b.of[k], c.of[k]); });
   }
-  static SK_INLINE Reg ldexp(const Reg& v, const Reg& n) {
-    return make([&](int k) __attribute__((always_inline)) { return S::ldexp(v.of[k], n.of[k]); });
+  static SK_INLINE Reg if_less(const Reg& a, const Reg& b, const Reg& x, const Reg& y) {
+    return make([&](int k)
+                    __attribute__((always_inline)) { return S::if_less(a.of[k], b.of[k], x.of[k], y.of[k]); });
+  }
+  static SK_INLINE Reg mul_at_least(const Reg& a, const Reg& b, const Reg& least) {
+    return make(
+        [&](int k) __attribute__((always_inline)) { return S::mul_at_least(a.of[k], b.of[k], least.of[k]); });
   }
   static SK_INLINE Reg scale(const Reg& v, const Reg& t, const Reg& s) {
     return make([&](int k) __attribute__((always_inline)) { return S::scale(v.of[k], t.of[k], s.of[k]); });

@@ -160,15 +160,8 @@ struct PortableSimd {
     for (int l = 0; l < kLanes; ++l) any = any || x[l] == y[l];
     return any;
   }
-  static SK_INLINE Reg ldexp(const Reg& v, const Reg& n) {
-    return map(
-        [](Vec x, Vec k) {
-          const Int whole = __builtin_convertvector(k == k ? k : Vec{}, Int);  // a NaN has no integer
-          const Int half = whole >> 1;
-          // Two factors: 2^n alone may be out of range where x * 2^n, perhaps subnormal, is not.
-          return x * pow2(half) * pow2(whole - half);
-        },
-        v, n);
+  static SK_INLINE Reg mul_at_least(const Reg& a, const Reg& b, const Reg& least) {
+    return map([](Vec x, Vec y, Vec l) { return (x < l ? Vec{} : x) * y; }, a, b, least);
   }
   // The integers stand in the low bits of t and s.
   static SK_INLINE Reg scale(const Reg& v, const Reg& t, const Reg& s) {
@@ -208,7 +201,6 @@ struct PortableSimd {
     *to = Narrow<T>::from(from);
   }
   static SK_INLINE Int above(Vec u) { return (Int)u - P::kHalfRoot; }
-  static SK_INLINE Vec pow2(Int n) { return (Vec)((n + P::kExponentBias) << P::kMantissaBits); }
   template <class F, class... Regs>
   static SK_INLINE Reg map(F f, const Regs&... v) {
     return {{f(v.part[0]...), f(v.part[1]...), f(v.part[2]...), f(v.part[3]...)}};

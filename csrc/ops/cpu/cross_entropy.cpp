@@ -92,12 +92,12 @@ void add_up_weights(const T* weight, const int64_t* target, int64_t rows, int64_
   }
 }
 
-Targets check_targets(const KernelTable& kernels, const Tensor& target, int64_t classes, int64_t ignore_index,
+Targets check_targets(const Kernels& kernels, const Tensor& target, int64_t classes, int64_t ignore_index,
                       const Tensor& weight) {
   const int64_t* y = target.const_data_ptr<int64_t>();
   const int64_t rows = target.numel();
   struct Count {
-    const KernelTable& kernels;
+    const Kernels& kernels;
     const int64_t* y;
     int64_t classes, ignore_index;
     std::atomic<int64_t> outside{0}, counted{0};
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& t
   const at::ScalarType compute = compute_type(self);
   const Tensor w = weight.has_value() && weight->defined() ? weight->contiguous() : Tensor();
 
-  const KernelTable& kernels = active();
+  const Kernels& kernels = *active().by_type[element_type(self)];
   Tensor keep_logits, keep_target;
   CrossEntropyArgs args{};
   args.shape = layout.shape;
@@ -192,14 +192,14 @@ std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& t
     args.grad = *as_rows(grad, dim, grad.data_ptr());
     args.stream = !grad.is_same(self) && streams(grad.nbytes());
   }
-  run(kernels.by_type[element_type(self)].cross_entropy, args, layout, self.element_size(),
+  run(kernels.cross_entropy, args, layout, self.element_size(),
       {&args.logits, &args.probabilities, &args.grad});
 
   Tensor loss;
   if (reduction == kNone) {
     loss = losses.to(self.scalar_type()).view(target_sizes(self));
   } else {
-    const double total = kernels.by_type[element_type(self)].sum_losses(args.loss, layout.rows);
+    const double total = kernels.sum_losses(args.loss, layout.rows);
     loss = scalar_of(total / divisor, self, self.scalar_type());
   }
   Tensor grad_scale = need_grad ? scalar_of(scaled_later ? 1 / (divisor * storage) : 1, self, compute)
@@ -269,7 +269,7 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
   }
   args.shape = layout.shape;
   args.stream = !out.is_same(grad) && streams(out.nbytes());
-  run(active().by_type[element_type(grad)].scale, args, layout, grad.element_size(),
+  run(active().by_type[element_type(grad)]->scale, args, layout, grad.element_size(),
       {&args.input, &args.output});
 }
 
