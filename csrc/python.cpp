@@ -11,6 +11,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
 #include "ops/backend.h"
+#include "ops/cpu/patience.h"
 #include "ops/ops.h"
 
 namespace py = pybind11;
@@ -94,5 +95,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("required", &softkern::required);
   m.def("huge_pages_wanted", &softkern::cpu::huge_pages_wanted);
   m.def("thread_choice", &softkern::thread_choice);
+  m.def("set_patience", &softkern::cpu::Patience::set_limit);
   m.def("build", &build);
 }

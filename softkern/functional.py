@@ -200,7 +200,7 @@ def cross_entropy(
             shapes, dtypes or devices don't go together. All as F raises them, before anything is written.
             With `inplace_backward`: `input` is a leaf that requires a gradient or a view of one, or its
             elements share memory, as for any in-place operation of torch; in backward, if an operation that
-            had saved `input` needs it, if `input` was modified after the loss, or for a double backward.
+            had saved `input` needs it, or if `input` was modified after the loss.
 
     Error: a row's loss for a class index at most 6 ulp in float32, its gradient at most 8 ulp, for finite
     logits of any range and offset; both below 1 ulp in 16-bit types (``docs/accuracy.md``). The bits of a

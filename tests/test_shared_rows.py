@@ -13,6 +13,17 @@ from tolerances import DTYPES
 import softkern
 
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name)
+NEVER, DEFAULT = float("inf"), 50e-6
+
+
+@pytest.fixture(autouse=True)
+def patient():
+    """A busy machine must not keep rows from being shared here."""
+    softkern._C.set_patience(NEVER)
+    yield
+    softkern._C.set_patience(DEFAULT)
+
+
 # One share more or less, a last one of a single class, several rows.
 SHAPES = ((1, 65536), (1, 131073), (2, 70001))
 
@@ -98,3 +109,20 @@ def test_when_rows_are_shared(shape, dim, count, way, threads):
     threads(count)
     softkern.softmax(logits(*shape), dim)
     assert softkern._C.last_path() == way
+
+
+def test_rows_are_not_shared_after_threads_have_waited_too_long(threads):
+    """One row by more threads than any machine's scheduler runs at a time: some have to be waited for."""
+    x = logits(1, 2_000_000)
+    threads(1)
+    alone = softkern.softmax(x, 1)
+    threads(60)
+    softkern._C.set_patience(0.0)
+    ways = set()
+    for _ in range(200):
+        assert_same_bits(softkern.softmax(x, 1), alone)
+        ways.add(softkern._C.last_path())
+    assert ways == {"shared", "rows"}
+    softkern._C.set_patience(NEVER)
+    softkern.softmax(x, 1)
+    assert softkern._C.last_path() == "shared"

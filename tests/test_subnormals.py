@@ -17,7 +17,9 @@ from cases import name
 
 import softkern
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64's MXCSR")
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="the flags are those of x86-64's MXCSR"
+)
 
 UNDERFLOW, DENORMAL_OPERAND = 0x10, 0x02
 _libm = ctypes.CDLL("libm.so.6")

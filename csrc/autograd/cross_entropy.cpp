@@ -2,131 +2,125 @@
 // cross_entropy above the kernels in the dispatcher: autograd, functorch, autocast.
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/cross_entropy_loss.h>
-#include <ATen/ops/softmax.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/graph_task.h>
 
-#include <limits>
-
-#include "../ops/checks.h"
-#include "../ops/fallback.h"
-#include "../ops/ops.h"
-#include "node.h"
+#include "cross_entropy_derivatives.h"
 
 namespace softkern {
 namespace {
 
-struct CrossEntropyCall {
-  int64_t reduction = kMean;
-  int64_t ignore_index = -100;
-  double label_smoothing = 0;
-  bool in_place = false;  // grad is the memory of the logits
-};
-
-/// The logits' gradient in differentiable ATen ops: g (A p - a), with the names of the kernels.
-Tensor differentiable_gradient(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                               const Tensor& weight, const CrossEntropyCall& call) {
-  const int64_t dim = class_dim(logits);
-  const at::ScalarType compute = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const bool indices = !same_shape(logits, target);
-  Tensor x = logits.to(compute);  // (N, C, d...)
-  Tensor w = x.new_ones(1);
-  if (weight.defined()) {
-    at::SymDimVector shape(static_cast<size_t>(x.dim()), 1);
-    shape[static_cast<size_t>(dim)] = weight.sym_size(0);
-    w = weight.to(compute).view_symint(shape);  // (1, C, 1...)
-  }
-  const double share =
-      call.label_smoothing / static_cast<double>(x.sym_size(dim).guard_int(__FILE__, __LINE__));
-  Tensor a;
-  Tensor one_hot;  // (N, C, d...)
-  Tensor counts;   // (N, 1, d...): rows that are not ignored
-  if (indices) {
-    const Tensor index = target.to(at::kLong).unsqueeze(dim);  // (N, 1, d...)
-    counts = index.ne(call.ignore_index);
-    // Masked before the softmax: the second derivative of a NaN row would be NaN behind any later mask.
-    x = at::where(counts, x, at::zeros({}, x.options()));
-    one_hot = at::zeros_like(x).scatter(dim, index.masked_fill(counts.logical_not(), 0), 1);
-    a = (one_hot * (1 - call.label_smoothing) + share) * w;
-  } else {
-    a = (target.to(compute) * (1 - call.label_smoothing) + share) * w;
-  }
-  const Tensor total = a.sum(dim, /*keepdim=*/true);
-  Tensor g = grad_output.to(compute);
-  if (call.reduction == kNone) {
-    g = g.unsqueeze(dim);
-  } else if (call.reduction == kMean) {
-    if (indices) {
-      const Tensor weights = one_hot * w * counts;
-      const Tensor nan = x.new_full({}, std::numeric_limits<double>::quiet_NaN());
-      g = g / at::where(weights.ne(0).any(), weights.sum(), nan);  // as the kernels: no weight, no mean
-    } else {
-      g = g / static_cast<double>((x.sym_numel() / x.sym_size(dim)).guard_int(__FILE__, __LINE__));
-    }
-  }
-  Tensor result = g * (total * at::softmax(x, dim) - a);
-  if (indices) result = at::where(counts, result, at::zeros({}, result.options()));
-  return result.to(logits.scalar_type());
-}
-
 struct CrossEntropyNode : Node {
-  SavedVariable grad;  // from the forward
+  SavedVariable grad;  // from the forward; not of logits that need none
   SavedVariable grad_scale;
-  SavedVariable logits;  // for double backward
   SavedVariable target;
   SavedVariable weight;
+  SavedVariable log_p;  // where probabilities or weights need a gradient
   CrossEntropyCall call;
+  bool has_graph = false;  // of the gradient, which has to stay what it is
 
   std::string name() const override { return "SoftkernCrossEntropyBackward"; }
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    grad.reset_data();
-    grad_scale.reset_data();
-    logits.reset_data();
-    target.reset_data();
-    weight.reset_data();
+    for (SavedVariable* v : {&grad, &grad_scale, &target, &weight, &log_p}) v->reset_data();
   }
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Tensor& g = grads[0];
-    if (!g.defined() || !task_should_compute_output(0)) return {Tensor()};
-    if (at::GradMode::is_enabled()) {
-      return {differentiable_gradient(g, logits.unpack(), target.unpack(), weight.unpack(), call)};
-    }
-    Tensor buffer = grad.unpack();
-    const Tensor scale = grad_scale.unpack();
+    variable_list result(num_outputs());
+    if (!g.defined()) return result;
     const Tensor y = target.unpack();
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    if (is_plain(g) && is_plain(buffer) && !torch::autograd::get_current_graph_task_keep_graph()) {
-      grad.reset_data();
-      // Only memory that nobody else can see is overwritten, or was allowed to be: saved-tensor hooks may
-      // have kept it.
-      if (call.in_place ||
-          (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous())) {
-        cross_entropy_backward_(g, buffer, scale, y, call.ignore_index);
-        return {buffer};
-      }
+    const Tensor w = weight.unpack();
+    if (num_outputs() == 1) {
+      if (task_should_compute_output(0)) result[0] = of_logits(g, y, w);
+      return result;
     }
-    return {cross_entropy_backward(g, buffer, scale, y, call.ignore_index)};
+    // Probabilities or weights need a gradient: what is made of them may need a graph with them.
+    const bool graph = at::GradMode::is_enabled();
+    const Tensor stored = log_p.unpack();
+    const at::ScalarType compute = stored.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    Tensor lp = stored.to(compute);
+    const Masses masses(stored, y, w, call);
+    const Tensor row = by_row(g, masses, call, compute);
+    if (graph && task_should_compute_output(0)) {
+      if (lp.is_same(stored)) lp = stored.detach();
+      set_output_history<LogSoftmaxOp>(lp, masses.dim(), {next_edge(0)});
+      result[0] = (row * masses.gradient(lp.exp())).to(stored.scalar_type());
+    } else if (task_should_compute_output(0)) {
+      result[0] = of_logits(g, y, w);
+    }
+    if (task_should_compute_output(1)) {
+      result[1] = probability_gradient(row, lp, masses).to(y.scalar_type());
+    }
+    if (task_should_compute_output(2)) {
+      result[2] = weight_gradient(row, lp, Masses(stored, y, Tensor(), call)).to(w.scalar_type());
+    }
+    return result;
   }
   void compiled_args(CompiledNodeArgs& args) const override {
-    args.collect(grad, false);
-    args.collect(grad_scale, false);
-    args.collect(logits, false);
-    args.collect(target, false);
-    args.collect(weight, false);
+    for (const SavedVariable* v : {&grad, &grad_scale, &target, &weight, &log_p}) args.collect(*v, false);
     args.collect(call.reduction);
     args.collect(call.ignore_index);
     args.collect(call.label_smoothing);
     args.collect(call.in_place);
   }
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
-    for (SavedVariable* v : {&grad, &grad_scale, &logits, &target, &weight}) saved.before(*v);
+    for (SavedVariable* v : {&grad, &grad_scale, &target, &weight, &log_p}) saved.before(*v);
     variable_list result = apply(variable_list(grads));
-    for (SavedVariable* v : {&grad, &grad_scale, &logits, &target, &weight}) saved.after(*v);
+    for (SavedVariable* v : {&grad, &grad_scale, &target, &weight, &log_p}) saved.after(*v);
+    return result;
+  }
+
+ private:
+  Tensor of_logits(const Tensor& g, const Tensor& y, const Tensor& w) {
+    Tensor buffer = grad.unpack();
+    const Tensor scale = grad_scale.unpack();
+    if (at::GradMode::is_enabled()) return with_graph(g, buffer, scale, y, w);
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    if (is_plain(g) && is_plain(buffer) && !torch::autograd::get_current_graph_task_keep_graph() &&
+        !has_graph) {
+      grad.reset_data();
+      // Only memory that nobody else can see is overwritten, or was allowed to be: saved-tensor hooks may
+      // have kept it.
+      if (call.in_place ||
+          (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous())) {
+        cross_entropy_backward_(g, buffer, scale, y, call.ignore_index);
+        return buffer;
+      }
+    }
+    return cross_entropy_backward(g, buffer, scale, y, call.ignore_index);
+  }
+  Tensor with_graph(const Tensor& g, const Tensor& buffer, const Tensor& scale, const Tensor& y,
+                    const Tensor& w) {
+    const at::ScalarType compute = scale.scalar_type();
+    if (!is_plain(g) || !is_plain(buffer)) {
+      // Under transforms and tracers the history is theirs to keep: differentiable in ATen alone.
+      const Masses masses(buffer, y, w, call);
+      Tensor p;
+      {
+        const at::AutoGradMode no_graph(false);
+        p = masses.probabilities(buffer.to(compute) * scale);
+      }
+      set_output_history<SoftmaxOp>(p, masses.dim(), {next_edge(0)});
+      return (by_row(g, masses, call, compute) * masses.gradient(p)).to(buffer.scalar_type());
+    }
+    Tensor result;
+    {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      result = cross_entropy_backward(g, buffer, scale, y, call.ignore_index);
+    }
+    auto node = make_node<CrossEntropyGradientNode>();
+    node->set_next_edges(
+        {g.requires_grad() ? torch::autograd::impl::gradient_edge(g) : torch::autograd::Edge(),
+         next_edge(0)});
+    node->grad_output = SavedVariable(g, false);
+    node->grad = SavedVariable(buffer, false);
+    node->grad_scale = SavedVariable(scale, false);
+    node->target = SavedVariable(y, false);
+    node->weight = SavedVariable(w, false);
+    node->call = call;
+    torch::autograd::set_history(result, node);
+    has_graph = true;
     return result;
   }
 };
@@ -139,36 +133,43 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
     return by_aten(at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
                                                  label_smoothing));
   }
-  const bool needs_grad = torch::autograd::compute_requires_grad(self);
-  if (!needs_grad) {
+  const bool of_logits = torch::autograd::compute_requires_grad(self);
+  const bool of_others = torch::autograd::compute_requires_grad(target, w);
+  if (!of_logits && !of_others) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return cross_entropy(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
   }
   auto node = make_node<CrossEntropyNode>();
-  node->set_next_edges(torch::autograd::collect_next_edges(self));
-  node->logits = SavedVariable(self, false);
+  node->set_next_edges(of_others ? torch::autograd::collect_next_edges(self, target, w)
+                                 : torch::autograd::collect_next_edges(self));
   node->target = SavedVariable(target, false);
   node->weight = SavedVariable(w, false);
-  node->call = {reduction, ignore_index.guard_int(__FILE__, __LINE__), label_smoothing, in_place};
-  Tensor loss, grad, grad_scale;
+  node->call = {reduction, ignore_index.guard_int(__FILE__, __LINE__), label_smoothing,
+                in_place && of_logits};
+  Tensor loss, grad, grad_scale, log_p;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    if (in_place) {
+    if (of_others)
+      log_p = softkern::log_softmax(self, class_dim(self));  // before anything is written over the logits
+    if (node->call.in_place) {
       std::tie(loss, grad_scale) =
           cross_entropy_forward_(self, target, weight, reduction, ignore_index, label_smoothing);
     } else {
       std::tie(loss, grad, grad_scale) =
-          cross_entropy_forward(self, target, weight, reduction, ignore_index, label_smoothing, true);
+          cross_entropy_forward(self, target, weight, reduction, ignore_index, label_smoothing, of_logits);
     }
   }
-  if (in_place) {
-    // Whoever saved the logits, this node's double backward too, finds them modified. The gradient has their
-    // version counter: modified in turn before the backward, they are no gradient any more.
+  if (node->call.in_place) {
+    // Whoever saved the logits finds them modified. The gradient has their version counter: modified in turn
+    // before the backward, they are no gradient any more.
     torch::autograd::impl::bump_version(self);
     grad = self.detach();
   }
-  node->grad = SavedVariable(grad, false);
-  node->grad_scale = SavedVariable(grad_scale, false);
+  if (of_logits) {
+    node->grad = SavedVariable(grad, false);
+    node->grad_scale = SavedVariable(grad_scale, false);
+  }
+  if (of_others) node->log_p = SavedVariable(log_p, false);
   torch::autograd::set_history(loss, node);
   return loss;
 }

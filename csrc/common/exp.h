@@ -13,17 +13,18 @@ namespace softkern {
 namespace {
 
 // Adding and subtracting 1.5 * 2^(bits - 1) rounds to an integer in the FPU's own rounding. exp underflows to
-// 0 below -kSpan and overflows above kMost: arguments are held there, where powers of two are numbers and -inf
-// is finite. Down to -kNormal the power of two of exp is a normal number, and one multiplication applies it.
-// Below, a number 2^kRaise times as large is made first. kLeastRaised is the smallest that, lowered again, does
-// not round to 0: smaller ones become 0 before they are multiplied, since many CPUs take a hundred cycles for a
-// product that underflows, whatever it rounds to.
+// 0 below -kSpan and overflows above kMost: arguments are held there, where powers of two are numbers and
+// -inf is finite. Down to -kNormal the power of two of exp is a normal number, and one multiplication applies
+// it. Below, a number 2^kRaise times as large is made first. kLeastRaised is the smallest that, lowered
+// again, does not round to 0: smaller ones become 0 before they are multiplied, since many CPUs take a
+// hundred cycles for a product that underflows, whatever it rounds to.
 template <class A>
 struct ExpRange;
 template <>
 struct ExpRange<float> {
   static constexpr float kRounder = 0x1.8p23f, kSpan = 105.0f, kMost = 89.0f, kNormal = 86.0f;
   static constexpr int kRaise = 32;
+  static constexpr float kLow = 63.0f;  // (127 - kRaise) ln 2 = 65.8
   static constexpr float kUp = 0x1p32f, kDown = 0x1p-32f;
   static constexpr float kLeastRaised = 0x1.000002p-118f;  // 2^-150, a tie, rounds to 0
 };
@@ -31,6 +32,7 @@ template <>
 struct ExpRange<double> {
   static constexpr double kRounder = 0x1.8p52, kSpan = 746.0, kMost = 710.0, kNormal = 707.0;
   static constexpr int kRaise = 64;
+  static constexpr double kLow = 660.0;  // (1023 - kRaise) ln 2 = 664.7
   static constexpr double kUp = 0x1p64, kDown = 0x1p-64;
   static constexpr double kLeastRaised = 0x1.0000000000001p-1011;  // 2^-1075, a tie, rounds to 0
 };
@@ -81,7 +83,14 @@ SK_INLINE typename S::Reg exp_normal(const typename S::Reg& x) {
   return exp_shifted_normal<S>(x, S::broadcast(ExpRange<typename S::Number>::kRounder - S::kBias));
 }
 
-/// The argument is the second operand of max and min, which they return for a NaN.
+/// exp(x) for x up to kLow: the powers of two of numbers that are made larger first end sooner.
+/// The argument is the second operand of max, which it returns for a NaN.
+template <class S>
+SK_INLINE typename S::Reg exp_low(const typename S::Reg& x) {
+  using R = ExpRange<typename S::Number>;
+  return exp_shifted<S>(S::max(S::broadcast(-R::kSpan), x), S::broadcast(R::kRounder - S::kBias - R::kRaise));
+}
+
 template <class S>
 SK_INLINE typename S::Reg exp(const typename S::Reg& x) {
   using R = ExpRange<typename S::Number>;

@@ -67,6 +67,14 @@ struct ScaleArgs {
   bool stream;
 };
 
+/// mass[r] = the sum over classes of |probability|.
+struct MassArgs {
+  Shape shape;
+  Rows probabilities;
+  void* mass;  // compute type, one a row
+  static constexpr bool stream = false;
+};
+
 /// Who ran, told by the code that ran: the ISA it was compiled for, and the way it went.
 struct Ran {
   const char* isa;
@@ -94,6 +102,7 @@ struct Kernels {
   Kernel<BackwardArgs> log_softmax_backward;
   Kernel<CrossEntropyArgs> cross_entropy;
   Kernel<ScaleArgs> scale;
+  Kernel<MassArgs> mass;  // of float16 alone, which stores gradients at a size of their own
   double (*sum_losses)(const void* losses, int64_t n);  // of the compute type
   TargetCounts (*count_targets)(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index);
 };
@@ -114,6 +123,10 @@ static inline constexpr int64_t row_pitch(int64_t classes) { return (classes + 1
 /// Whether kernels work on a packed copy of these rows instead of in place.
 static inline constexpr bool is_packed(const Rows& rows) {
   return rows.data != nullptr && rows.class_stride != 1;
+}
+/// Whether all classes of a row have one element, as the upstream gradient of a sum over classes.
+static inline constexpr bool is_spread(const Rows& rows) {
+  return rows.data != nullptr && rows.class_stride == 0;
 }
 
 /// Sums over a row are sums of blocks of so many bytes of the compute type. A lane adds up 32 numbers, then
@@ -167,6 +180,9 @@ static inline constexpr int tile_blocks(int64_t classes, int64_t rows, int most_
 /// Others are packed in tiles of rows, in whole cache lines of the tensor: that is how far apart the classes
 /// of neighbouring rows lie there.
 constexpr int64_t kLeastTileRows = 16, kMostTileRows = 64;
+/// Rows of a slice, r / inner, from which on vectors run over its rows though they fill no vector: fewer are
+/// fetched one by one, from several slices.
+constexpr int64_t kLeastSliceRows = 6;
 static inline constexpr int64_t tile_rows(const Shape& shape, int64_t rows, size_t element_size) {
   int64_t most = kTileBytes / (row_pitch(shape.classes) * static_cast<int64_t>(element_size));
   most = most / kLeastTileRows * kLeastTileRows;
@@ -189,7 +205,10 @@ static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, s
   if (apart ? fits_lanes(shape, rows, element_size) : fits_wide_lanes(shape, rows, element_size)) {
     const int most = apart ? kMostBlocks : kWideBlocks;
     const size_t blocks = 2 * static_cast<size_t>(tile_blocks(shape.classes, rows, most));
-    return blocks * static_cast<size_t>(shape.classes * kLaneBytes) + ends;  // two rows fit, too
+    const size_t lanes = blocks * static_cast<size_t>(shape.classes * kLaneBytes);  // two rows fit, too
+    // A spread operand is packed where the others are rows in place.
+    const size_t tile = pitch * static_cast<size_t>(packed_rows(shape, rows, element_size)) * element_size;
+    return (lanes < tile ? tile : lanes) + ends;
   }
   const size_t tiles = strided * static_cast<size_t>(packed_rows(shape, rows, element_size));
   const size_t rows_in_work = lags(shape.classes, element_size) ? 2 : 1;
@@ -204,21 +223,21 @@ static inline constexpr size_t shared_bytes(int64_t classes, int shares) {
          static_cast<size_t>(row_pitch(classes)) * sizeof(float) + 64 * 8;
 }
 
-/// What the compile units of isa/ export: each is compiled once for an element type, SOFTKERN_ELEMENT, so that
-/// a build has something to do for every core.
+/// What the compile units of isa/ export: each is compiled once for an element type, SOFTKERN_ELEMENT, so
+/// that a build has something to do for every core.
 template <class Isa, class T>
 struct KernelsOf {
   static const Kernels kernels;
 };
-#define SOFTKERN_KERNELS_OF(Isa)                     \
-  struct Isa;                                        \
-  template <>                                        \
-  const Kernels KernelsOf<Isa, float>::kernels;      \
-  template <>                                        \
-  const Kernels KernelsOf<Isa, double>::kernels;     \
-  template <>                                        \
-  const Kernels KernelsOf<Isa, BFloat16>::kernels;   \
-  template <>                                        \
+#define SOFTKERN_KERNELS_OF(Isa)                   \
+  struct Isa;                                      \
+  template <>                                      \
+  const Kernels KernelsOf<Isa, float>::kernels;    \
+  template <>                                      \
+  const Kernels KernelsOf<Isa, double>::kernels;   \
+  template <>                                      \
+  const Kernels KernelsOf<Isa, BFloat16>::kernels; \
+  template <>                                      \
   const Kernels KernelsOf<Isa, Half>::kernels;
 SOFTKERN_KERNELS_OF(Portable)
 SOFTKERN_KERNELS_OF(Avx2)

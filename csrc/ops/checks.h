@@ -66,16 +66,14 @@ inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
   const int64_t c = class_dim(logits);
   if (logits.sym_size(c) == 0) return false;
   if (same_shape(logits, target)) {
-    // A gradient for the target exists in ATen's composite alone.
-    if (target.scalar_type() != logits.scalar_type() || ignore_index >= 0 || target.requires_grad())
-      return false;
-  } else if (!indices_fit(logits, target)) {
-    return false;
+    if (target.scalar_type() != logits.scalar_type() || ignore_index >= 0) return false;
+  } else if (!indices_fit(logits, target) || (weight.has_value() && weight->defined() && weight->requires_grad())) {
+    return false;  // torch has no gradient for the weights of class indices, and says so
   }
   if (weight.has_value() && weight->defined()) {
     if (weight->dim() != 1 || weight->sym_size(0) != logits.sym_size(c) ||
         weight->scalar_type() != logits.scalar_type() || weight->device() != logits.device() ||
-        weight->layout() != at::kStrided || weight->requires_grad()) {
+        weight->layout() != at::kStrided) {
       return false;
     }
   }

@@ -102,9 +102,9 @@ struct Results {
 /// Rows by rows, or each row in shares.
 class Caller {
  public:
-  Caller(const KernelTable& table, const Case& c, bool shared)
+  Caller(const KernelTable& table, const Case& c, bool shared, int strided)
       : table_(table), case_(c), shares_(shared ? (c.classes + kShareClasses - 1) / kShareClasses : 0) {
-    scratch_.resize(std::max(scratch_bytes({c.classes, c.inner}, c.rows, kSize[c.type], c.inner == 1 ? 0 : 3),
+    scratch_.resize(std::max(scratch_bytes({c.classes, c.inner}, c.rows, kSize[c.type], strided),
                              shares_ > 0 ? shared_bytes(c.classes, static_cast<int>(shares_)) : 0));
   }
 
@@ -146,7 +146,8 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
   const Kernels& kernels = *table.by_type[c.type];
   const size_t size = kSize[c.type], bytes = logits.size(), compute = c.type == kDouble ? 8 : 4;
   const Shape shape{c.classes, c.inner};
-  Caller call(table, c, how == kShared);
+  const int strided = c.inner == 1 ? 0 : 3;
+  Caller call(table, c, how == kShared, strided), call_spread(table, c, false, strided == 0 ? 1 : strided);
   const auto rows = [&](char* data) {
     if (c.inner == 1) return Rows{data, c.classes, 0, 1};
     return Rows{data, c.classes * c.inner, 1, c.classes == 1 ? 1 : c.inner};
@@ -171,6 +172,18 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
   y.copy_to(out.tensors);
   call(kernels.log_softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data), stream});
   d.copy_to(out.tensors);
+  // Upstream gradients of a sum over classes, and of a sum over everything.
+  for (const Rows& spread : {Rows{p.data, c.inner, c.inner == 1 ? 0 : 1, 0}, Rows{p.data, 0, 0, 0}}) {
+    call_spread(kernels.softmax_backward, BackwardArgs{shape, spread, rows(y.data), rows(d.data), stream});
+    d.copy_to(out.tensors);
+    call_spread(kernels.log_softmax_backward,
+                BackwardArgs{shape, spread, rows(y.data), rows(d.data), stream});
+    d.copy_to(out.tensors);
+  }
+  if (c.type == kHalf) {
+    call(kernels.mass, MassArgs{shape, rows(p.data), loss.data});
+    loss.copy_to(out.computed);
+  }
   call(kernels.scale, ScaleArgs{shape, rows(x.data), rows(d.data), factor.data, 1, stream});
   d.copy_to(out.tensors);
   for (int option = 0; option < 16; ++option) {
@@ -232,7 +245,7 @@ int main(int argc, char** argv) {
       if (classes > longest) continue;
       // 144, 150: more rows of a slice than all blocks of lanes hold, with cache lines of a class that begin
       // where a vector does, and that don't.
-      for (int64_t inner : {1, 3, 23, 144, 150}) {
+      for (int64_t inner : {1, 3, 9, 23, 144, 150}) {
         if (inner > 23 && classes > 127) continue;
         for (int n = 0; n < 6; ++n) {
           // 32: the last block of lanes is whole and ends where the tensor ends.

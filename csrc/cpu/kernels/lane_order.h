@@ -204,6 +204,8 @@ SK_CALL void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t class
     stats[b].m = S::add(range[b].most, S::broadcast(0));
     if (NormalTerms<A>::fit(stats[b].m, range[b].least)) {
       lane_terms<NormalTerms<A>>(x[b], e, classes, stats[b], picked(b), ahead);
+    } else if (are_direct<A>(stats[b].m)) {
+      lane_terms<DirectTerms<A>>(x[b], e, classes, stats[b], picked(b), ahead);
     } else {
       lane_terms<WideTerms<A>>(x[b], e, classes, stats[b], picked(b), ahead);
     }

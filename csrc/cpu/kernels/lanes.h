@@ -19,8 +19,8 @@ struct LaneBlock {
 template <class A, class Body>
 SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, Body body) {
   constexpr int64_t L = Simd<A>::kLanes;
-  // Where a slice has less rows than there are lanes, blocks run across slices.
-  const bool slices = shape.inner >= L;
+  // Where a slice has few rows, blocks run across slices.
+  const bool slices = shape.inner >= kLeastSliceRows;
   LaneBlock blocks[kMostBlocks];
   for (int64_t first = range.begin; first < range.end;) {
     int64_t end = slices ? (first / shape.inner + 1) * shape.inner : range.end;
@@ -182,7 +182,11 @@ class LaneOperand {
     for (int b = 0; b < count; ++b) {
       LaneRange<A> seen;
       seen.begin();
-      if (rows_.class_stride == 1) {
+      if (step_ == 0 && block[b].one_slice) {
+        load_repeated(block[b], x[b], seen);
+      } else if (is_spread(rows_)) {
+        load_spread(block[b], x[b], seen);
+      } else if (rows_.class_stride == 1) {
         load_rows(block[b], x[b], seen);
       } else {
         load_elements(block[b], x[b], seen);
@@ -298,14 +302,12 @@ class LaneOperand {
   template <class Value>
   SK_INLINE void store_side_by_side(const LaneBlock& block, Value value) const {
     T* const rows = at(block.first);
-    if (!stream_ || classes_ <= kLaneClasses || classes_ > kStreamed) {
-      put_rows(rows, value);
-      return;
-    }
     // What goes past the caches goes in whole lines: the block is put together first. With few classes that
     // takes longer than it saves.
+    const bool past = stream_ && classes_ > kLaneClasses && classes_ <= kStreamed;
     alignas(64) T whole[L * kStreamed];
-    put_rows(whole, value);
+    put_rows(past ? whole : rows, value);
+    if (!past) return;
     stream_vectors<A>(rows, L * classes_, [&](auto at, int64_t i) __attribute__((always_inline)) {
       return at.load(whole + i, 0);
     });
@@ -314,21 +316,27 @@ class LaneOperand {
   /// and rows upwards.
   template <class Value>
   SK_INLINE void put_rows(T* rows, Value value) const {
-    int start = round_up(classes_) / W * W;
-    if (W > P && start < classes_) put_side_by_side<P>(rows, start, value);
-    for (start -= W; start >= 0; start -= W) put_side_by_side<W>(rows, start, value);
+    const int classes = classes_, wide = classes / W * W;
+    const int narrow = classes / P * P;
+    if (narrow < classes) put_last(rows + narrow, narrow, value);
+    if (W > P && wide < narrow) put_whole<P>(rows + wide, wide, value);
+    for (int start = wide - W; start >= 0; start -= W) put_whole<W>(rows + start, start, value);
   }
   template <int N, class Value>
-  SK_INLINE void put_side_by_side(T* rows, int start, Value value) const {
+  SK_INLINE void put_whole(T* p, int start, Value value) const {
     const int classes = classes_;
-    T* const p = rows + start;
-    if (start + N <= classes) {
-      put<N>(start, classes, value, [&](int l) __attribute__((always_inline)) { return p + l * classes; });
-      return;
-    }
+    Reg v[N];
+    SK_UNROLL
+    for (int k = 0; k < N; ++k) v[k] = value(start + k);
+    S::store_columns([&](int l) __attribute__((always_inline)) { return p + l * classes; }, v);
+  }
+  /// A piece that is not whole: of the last row it is stored by way of memory of our own.
+  template <class Value>
+  SK_INLINE void put_last(T* p, int start, Value value) const {
+    const int classes = classes_;
     Piece piece;
-    put<N>(start, classes, value,
-           [&](int l) __attribute__((always_inline)) { return l == L - 1 ? piece.of : p + l * classes; });
+    put(start, classes, value,
+        [&](int l) __attribute__((always_inline)) { return l == L - 1 ? piece.of : p + l * classes; });
     T* const last = p + (L - 1) * static_cast<int64_t>(classes);
     for (int c = 0; c < classes - start; ++c) last[c] = piece.of[c];
   }
@@ -337,7 +345,7 @@ class LaneOperand {
     find(block, row);
     Piece pieces[L];
     for (int start = 0; start < classes_; start += P) {
-      put<P>(
+      put(
           start, classes_, [&](int c) __attribute__((always_inline)) { return y[c]; },
           [&](int l) __attribute__((always_inline)) { return pieces[l].of; });
       for (int c = start; c < start + P && c < classes_; ++c) {
@@ -359,15 +367,32 @@ class LaneOperand {
       seen.take(v[k]);
     }
   }
-  template <int N, class Value, class Row>
+  template <class Value, class Row>
   static SK_INLINE void put(int start, int classes, Value value, Row row) {
-    Reg v[N];
+    Reg v[P];
     v[0] = value(start);
     SK_UNROLL
-    for (int k = 1; k < N; ++k) v[k] = start + k < classes ? value(start + k) : v[k - 1];
+    for (int k = 1; k < P; ++k) v[k] = start + k < classes ? value(start + k) : v[k - 1];
     S::store_columns(row, v);
   }
 
+  /// Of a block whose rows are one.
+  SK_INLINE void load_repeated(const LaneBlock& block, Reg* x, LaneRange<A>& seen) const {
+    const T* const row = at(block.first);
+    for (int c = 0; c < classes_; ++c) {
+      x[c] = S::broadcast(widen(row[c * rows_.class_stride]));
+      seen.take(x[c]);
+    }
+  }
+  SK_INLINE void load_spread(const LaneBlock& block, Reg* x, LaneRange<A>& seen) const {
+    T* row[L];
+    find(block, row);
+    A lanes[L] = {};
+    for (int l = 0; l < block.count; ++l) lanes[l] = widen(*row[l]);
+    const Reg v = S::load(lanes);
+    for (int c = 0; c < classes_; ++c) x[c] = v;
+    seen.take(v);
+  }
   SK_INLINE void load_elements(const LaneBlock& block, Reg* x, LaneRange<A>& seen) const {
     T* row[L];
     find(block, row);

@@ -56,22 +56,38 @@ void log_softmax_share(const T* x, T* y, const SharedRow<Compute<T>>& row, int s
   }
 }
 
-/// What the backward's rows have in common: sum g, and whether exp(y) is a normal number for all y.
-template <class A, bool kNormal>
+/// Which exp the outputs y of a row allow: all have normal numbers, as those of rows without masked classes;
+/// none is large, as of all that log_softmax made; or any.
+enum class Exps { kNormal, kLow, kAny };
+
+template <Exps kExps, class S>
+SK_INLINE typename S::Reg exp_of(const typename S::Reg& y) {
+  if constexpr (kExps == Exps::kNormal) return exp_normal<S>(y);
+  if constexpr (kExps == Exps::kLow) return exp_low<S>(y);
+  return exp<S>(y);
+}
+
+template <class A, Exps kExps>
 SK_INLINE typename Simd<A>::Reg log_softmax_gradient(const typename Simd<A>::Reg& g,
                                                      const typename Simd<A>::Reg& y,
                                                      const typename Simd<A>::Reg& minus_sum) {
-  using S = Simd<A>;
-  if constexpr (kNormal) {
-    return S::fma(exp_normal<S>(y), minus_sum, g);
-  } else {
-    return S::fma(exp<S>(y), minus_sum, g);
-  }
+  return Simd<A>::fma(exp_of<kExps, Simd<A>>(y), minus_sum, g);
 }
 
 template <class A>
-SK_INLINE bool exp_is_normal(A least, A most) {
-  return least >= -ExpRange<A>::kNormal && most <= ExpRange<A>::kNormal;
+SK_INLINE Exps exps_of(const RowRange<A>& y) {
+  using R = ExpRange<A>;
+  if (y.least >= -R::kNormal && y.most <= R::kNormal) return Exps::kNormal;
+  return y.most <= R::kLow ? Exps::kLow : Exps::kAny;
+}
+/// Of a row a lane.
+template <class A>
+SK_INLINE Exps exps_of(const typename Simd<A>::Reg& least, const typename Simd<A>::Reg& most) {
+  using S = Simd<A>;
+  using R = ExpRange<A>;
+  if (S::all_at_least(least, S::broadcast(-R::kNormal)) && S::all_at_least(S::broadcast(R::kNormal), most))
+    return Exps::kNormal;
+  return S::all_at_least(S::broadcast(R::kLow), most) ? Exps::kLow : Exps::kAny;
 }
 
 /// sum_k g_k, its blocks to `take`; returns the range of y.
@@ -91,20 +107,16 @@ SK_INLINE RowRange<Compute<T>> log_softmax_sum(const T* g, const T* y, int64_t n
   return {least.min(), most.max()};
 }
 
-/// exp of any numbers, for four_terms.
-template <bool kNormal>
+/// For four_terms.
+template <Exps kExps>
 struct PlainExp {
   template <class W>
   SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
-    if constexpr (kNormal) {
-      return exp_normal<W>(x);
-    } else {
-      return exp<W>(x);
-    }
+    return exp_of<kExps, W>(x);
   }
 };
 
-template <bool kNormal, class T>
+template <Exps kExps, class T>
 SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum, int64_t n,
                                           bool stream) {
   using A = Compute<T>;
@@ -115,21 +127,24 @@ SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute
       [&](int64_t i, typename S::Reg(&v)[4]) __attribute__((always_inline)) {
         typename S::Reg p[4];
         for (int k = 0; k < 4; ++k) v[k] = S::load(y + i + k * S::kLanes);
-        four_terms<S>(PlainExp<kNormal>(), v, p);
+        four_terms<S>(PlainExp<kExps>(), v, p);
         for (int k = 0; k < 4; ++k) v[k] = S::fma(p[k], minus_sum, S::load(g + i + k * S::kLanes));
       },
       [&](auto at, int64_t i) __attribute__((always_inline)) {
-        return log_softmax_gradient<A, kNormal>(at.load(g + i, 0), at.load(y + i, 0), minus_sum);
+        return log_softmax_gradient<A, kExps>(at.load(g + i, 0), at.load(y + i, 0), minus_sum);
       });
 }
 
 template <class T>
 SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute<T> sum,
                                           const RowRange<Compute<T>>& range, int64_t n, bool stream = false) {
-  if (exp_is_normal(range.least, range.most)) {
-    log_softmax_write_gradient<true>(g, y, dx, sum, n, stream);
+  const Exps exps = exps_of(range);
+  if (exps == Exps::kNormal) {
+    log_softmax_write_gradient<Exps::kNormal>(g, y, dx, sum, n, stream);
+  } else if (exps == Exps::kLow) {
+    log_softmax_write_gradient<Exps::kLow>(g, y, dx, sum, n, stream);
   } else {
-    log_softmax_write_gradient<false>(g, y, dx, sum, n, stream);
+    log_softmax_write_gradient<Exps::kAny>(g, y, dx, sum, n, stream);
   }
 }
 
@@ -185,12 +200,16 @@ SK_INLINE void log_softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBl
       range.take(yb[c]);
     });
     const Reg minus_sum = S::sub(S::broadcast(-0.0), total[0]);  // of +0: -0
-    const Reg normal = S::broadcast(ExpRange<A>::kNormal);
-    const bool fit =
-        S::all_at_least(range.least, S::sub(S::broadcast(0), normal)) && S::all_at_least(normal, range.most);
+    const Exps exps = exps_of<A>(range.least, range.most);
+    if (exps == Exps::kAny) {  // no outputs of log_softmax: they need not be fast
+      for (int64_t c = 0; c < classes; ++c)
+        g[b][c] = log_softmax_gradient<A, Exps::kAny>(gb[c], yb[c], minus_sum);
+      body([&](int64_t c) __attribute__((always_inline)) { return gb[c]; });
+      return;
+    }
     body([&](int64_t c) __attribute__((always_inline)) {
-      return fit ? log_softmax_gradient<A, true>(gb[c], yb[c], minus_sum)
-                 : log_softmax_gradient<A, false>(gb[c], yb[c], minus_sum);
+      return exps == Exps::kNormal ? log_softmax_gradient<A, Exps::kNormal>(gb[c], yb[c], minus_sum)
+                                   : log_softmax_gradient<A, Exps::kLow>(gb[c], yb[c], minus_sum);
     });
   });
 }

@@ -144,7 +144,8 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
 
 template <class T, void (*kRow)(const T*, const T*, T*, int64_t, bool), class Lanes>
 SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
-  const bool packed = is_packed(a.grad_output) || is_packed(a.output) || is_packed(a.grad_input);
+  const bool spread = is_spread(a.grad_output);
+  const bool packed = (is_packed(a.grad_output) && !spread) || is_packed(a.output) || is_packed(a.grad_input);
   const auto first_rows = [&](auto order, const Range& all, auto&& tiles) {
     const LaneOperand<T> g(a.grad_output, a.shape, all), y(a.output, a.shape, all);
     const LaneOperand<T> dx(a.grad_input, a.shape, all, a.stream);
@@ -161,7 +162,7 @@ SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
   Arena arena(range.scratch);
   const Operand<T> g(a.grad_output, a.shape, rest, arena);
   const Operand<T> y(a.output, a.shape, rest, arena);
-  const Operand<T> dx(a.grad_input, a.shape, rest, arena, &g, a.stream);
+  const Operand<T> dx(a.grad_input, a.shape, rest, arena, spread ? nullptr : &g, a.stream);
   for_each_tile<T>(a.shape, rest, [&](int64_t first, int64_t count) {
     g.stage(first, count);
     y.stage(first, count);
@@ -357,6 +358,52 @@ Ran scale(const ScaleArgs& a, Range range) {
       });
 }
 
+template <class T>
+Ran mass(const MassArgs& a, Range range) {
+  using A = Compute<T>;
+  using S = Simd<A>;
+  using Reg = typename S::Reg;
+  const auto size = [](const Reg& v)
+                        __attribute__((always_inline)) { return S::max(v, S::sub(S::broadcast(0), v)); };
+  A* const result = static_cast<A*>(a.mass);
+  Range rest = range;
+  const Ran ran = in_lanes<A>(
+      a.shape, rest, is_packed(a.probabilities), false, [&](auto, const Range& all, auto&& tiles) {
+        const LaneOperand<T> input(a.probabilities, a.shape, all);
+        const auto x = tiles.first();
+        for_each_group<A>(a.shape, all, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
+          input.load(blocks, count, x);
+          for (int b = 0; b < count; ++b) {
+            Reg sum = S::broadcast(0);
+            for (int64_t c = 0; c < a.shape.classes; ++c) sum = S::add(sum, size(x[b][c]));
+            A lanes[S::kLanes];
+            S::store(lanes, sum);
+            for (int l = 0; l < blocks[b].count; ++l) result[blocks[b].first + l] = lanes[l];
+          }
+        });
+      });
+  if (rest.begin == rest.end) return ran;
+  Arena arena(range.scratch);
+  const Operand<T> input(a.probabilities, a.shape, rest, arena);
+  for_each_tile<T>(a.shape, rest, [&](int64_t first, int64_t count) {
+    input.stage(first, count);
+    for (int64_t r = first; r < first + count; ++r) {
+      const T* const t = input.row(r, first);
+      result[r] = sum_row<A, 1>(a.shape.classes, [&](auto* part, auto slot, auto at,
+                                                     int64_t i) __attribute__((always_inline)) {
+                    part->add(slot, size(at.load(t + i, 0)));
+                  }).of[0];
+    }
+  });
+  return ran;
+}
+
+template <class T>
+constexpr Kernel<MassArgs> mass_kernel() {
+  if constexpr (__is_same(T, Half)) return {&mass<T>};
+  return {};
+}
+
 /// Streamed results are there for others when the call returns.
 template <class Args, Ran (*kRows)(const Args&, Range)>
 Ran fenced(const Args& a, Range range) {
@@ -374,6 +421,7 @@ constexpr Kernels make_kernels() {
            &backward_share<T, &log_softmax_backward_share<T>>, 2},
           {&fenced<CrossEntropyArgs, &cross_entropy<T>>, &cross_entropy_share<T>, 3},
           {&fenced<ScaleArgs, &scale<T>>},
+          mass_kernel<T>(),
           &sum_losses<Compute<T>>,
           &count_targets};
 }

@@ -68,6 +68,7 @@ class Operand {
     } else {
       tile_ = arena.take<T>(packed_rows(shape, range.end - range.begin, sizeof(T)) * pitch_);
     }
+    if (is_one_element()) pitch_ = 0;
   }
 
   bool given() const { return rows_.data != nullptr; }
@@ -85,6 +86,10 @@ class Operand {
   /// Fetch rows first..first+count-1 for reading.
   SK_CALL void stage(int64_t first, int64_t count) const {
     if (!is_packed(rows_)) return;
+    if (is_spread(rows_)) {
+      spread(first, is_one_element() ? 1 : count);
+      return;
+    }
     if (!side_by_side()) {
       T* from[kMostTileRows];
       find(first, count, from);
@@ -149,7 +154,18 @@ class Operand {
   /// within a slice where there are enough of them.
   bool side_by_side() const {
     return shape_.inner == 1 ? rows_.outer_stride == 1
-                             : rows_.inner_stride == 1 && shape_.inner >= kLeastTileRows;
+                             : rows_.inner_stride == 1 && shape_.inner >= kLeastSliceRows;
+  }
+  /// As the upstream gradient of a sum over everything: one row serves for all.
+  bool is_one_element() const {
+    return rows_.class_stride == 0 && rows_.inner_stride == 0 && rows_.outer_stride == 0;
+  }
+  void spread(int64_t first, int64_t count) const {
+    for (int64_t w = 0; w < count; ++w) {
+      const T element = *at(first + w);
+      T* const row = tile_ + w * pitch_;
+      for (int64_t c = 0; c < shape_.classes; ++c) row[c] = element;
+    }
   }
   void find(int64_t first, int64_t count, T** row) const {
     for (int64_t w = 0; w < count; ++w) row[w] = at(first + w);
@@ -165,7 +181,7 @@ class Operand {
 /// body(first, count) for the tiles of a range.
 template <class T, class Body>
 SK_INLINE void for_each_tile(const Shape& shape, const Range& range, Body body) {
-  const bool slices = shape.inner >= kLeastTileRows;
+  const bool slices = shape.inner >= kLeastSliceRows;
   const int64_t most = tile_rows(shape, range.end - range.begin, sizeof(T));
   for (int64_t first = range.begin; first < range.end;) {
     int64_t end = slices ? (first / shape.inner + 1) * shape.inner : range.end;

@@ -29,7 +29,8 @@ SK_INLINE void log_one_plus_of(double* q, int n) {
 }
 
 /// The terms e = exp(x) 2^-N of rows with the maxima m, as vectors: one row's in all lanes, or a row a lane.
-template <class A>
+/// kShift: some of the logits may have to be shifted.
+template <class A, bool kShift = true>
 class WideTerms {
   using S = Simd<A>;
   using Reg = typename S::Reg;
@@ -37,25 +38,42 @@ class WideTerms {
  public:
   explicit SK_INLINE WideTerms(const Reg& m) {
     const Reg zero = S::broadcast(0);
-    from_ = S::if_less(S::max(m, S::sub(zero, m)), S::broadcast(kDirect), zero, m);
-    const Reg highest = S::sub(m, from_);
+    from_ = kShift ? S::if_less(S::max(m, S::sub(zero, m)), S::broadcast(kDirect), zero, m) : zero;
+    const Reg highest = kShift ? S::sub(m, from_) : m;
     least_ = S::sub(highest, S::broadcast(ExpRange<A>::kSpan));
     raised_ = S::sub(exp_power<S>(highest), S::broadcast(S::kBias + ExpRange<A>::kRaise));
   }
   SK_INLINE Reg of(const Reg& x) const {
     // The logit is max's second operand: a NaN stays.
-    return exp_shifted<S>(S::max(least_, S::sub(x, from_)), raised_);
+    return exp_shifted<S>(S::max(least_, kShift ? S::sub(x, from_) : x), raised_);
   }
   template <class W>
   SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
-    return exp_shifted<W>(W::max(W::all(least_), W::sub(x, W::all(from_))), W::all(raised_));
+    return exp_shifted<W>(W::max(W::all(least_), kShift ? W::sub(x, W::all(from_)) : x), W::all(raised_));
+  }
+  /// Whether the terms of four vectors are all 0, as those of classes that are masked together.
+  SK_INLINE bool vanish(const Reg (&x)[4]) const {
+    if (kShift) return false;
+    // One by one: a maximum of several could leave out a NaN.
+    return S::all_at_least(least_, x[0]) && S::all_at_least(least_, x[1]) && S::all_at_least(least_, x[2]) &&
+           S::all_at_least(least_, x[3]);
   }
 
  private:
   Reg from_, least_, raised_;
 };
 
-/// The same bits for rows whose logits are not shifted and whose terms are normal numbers: nearly all rows.
+/// Of rows whose logits are not shifted: nearly all.
+template <class A>
+using DirectTerms = WideTerms<A, false>;
+
+template <class A>
+SK_INLINE bool are_direct(const typename Simd<A>::Reg& m) {
+  using S = Simd<A>;
+  return S::all_at_least(S::broadcast(kDirect - 1), S::max(m, S::sub(S::broadcast(0), m)));
+}
+
+/// The same bits for rows whose terms are normal numbers, too: all that have no masked classes.
 template <class A>
 class NormalTerms {
   using S = Simd<A>;
@@ -63,10 +81,9 @@ class NormalTerms {
 
  public:
   static SK_INLINE bool fit(const Reg& m, const Reg& least) {
-    const Reg size = S::max(m, S::sub(S::broadcast(0), m));
-    return S::all_at_least(S::broadcast(kDirect - 1), size) &&
-           S::all_at_least(least, S::sub(m, S::broadcast(ExpRange<A>::kNormal)));
+    return are_direct<A>(m) && S::all_at_least(least, S::sub(m, S::broadcast(ExpRange<A>::kNormal)));
   }
+  static SK_INLINE bool vanish(const Reg (&)[4]) { return false; }
   explicit SK_INLINE NormalTerms(const Reg& m) : biased_(S::sub(exp_power<S>(m), S::broadcast(S::kBias))) {}
   SK_INLINE Reg of(const Reg& x) const { return exp_shifted_normal<S>(x, biased_); }
   template <class W>
@@ -210,6 +227,13 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most
       const int64_t i = start + at;
       typename S::Reg v[4], t[4];
       for (int k = 0; k < 4; ++k) v[k] = S::load(x + i + k * L);
+      if (__builtin_expect(terms.vanish(v), 0)) {
+        if (e != nullptr) {
+          for (int k = 0; k < 4; ++k) S::store(e + i + k * L, S::broadcast(0));
+        }
+        following.four(i);
+        return;
+      }
       four_terms<S>(terms, v, t);
       // One comparison for four vectors, hardly any of which has the maximum: comparisons wait for the units
       // that multiply. If a NaN hides a maximum here, all that is made of these sums is NaN.
@@ -249,9 +273,11 @@ template <class A, class T, class Take>
 SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, Following<T>& following,
                            Take take) {
   using S = Simd<A>;
-  if (NormalTerms<A>::fit(S::broadcast(range.most), S::broadcast(range.least))) {
+  const auto m = S::broadcast(range.most);
+  if (NormalTerms<A>::fit(m, S::broadcast(range.least))) {
     return sum_exp<NormalTerms<A>>(x, e, n, following, range.most, take);
   }
+  if (are_direct<A>(m)) return sum_exp<DirectTerms<A>>(x, e, n, following, range.most, take);
   return sum_exp<WideTerms<A>>(x, e, n, following, range.most, take);
 }
 

@@ -47,8 +47,8 @@ struct InStep {
     return make([&](int k) __attribute__((always_inline)) { return S::fma(a.of[k], b.of[k], c.of[k]); });
   }
   static SK_INLINE Reg if_less(const Reg& a, const Reg& b, const Reg& x, const Reg& y) {
-    return make([&](int k)
-                    __attribute__((always_inline)) { return S::if_less(a.of[k], b.of[k], x.of[k], y.of[k]); });
+    return make(
+        [&](int k) __attribute__((always_inline)) { return S::if_less(a.of[k], b.of[k], x.of[k], y.of[k]); });
   }
   static SK_INLINE Reg mul_at_least(const Reg& a, const Reg& b, const Reg& least) {
     return make(

@@ -51,7 +51,7 @@ SK_INLINE Double2 fused_to_odd(Double2 a, Double2 b, Double2 c) {
   const Bits2 down = even & (((Bits2)lost ^ bits) >> 63);
   return (Double2)(bits + even - down - down);
 }
-SK_CALL Float4 fused(Float4 a, Float4 b, Float4 c) {
+[[maybe_unused]] SK_CALL Float4 fused(Float4 a, Float4 b, Float4 c) {
   const Double2 low = fused_to_odd(Double2{a[0], a[1]}, Double2{b[0], b[1]}, Double2{c[0], c[1]});
   const Double2 high = fused_to_odd(Double2{a[2], a[3]}, Double2{b[2], b[3]}, Double2{c[2], c[3]});
   return Float4{static_cast<float>(low[0]), static_cast<float>(low[1]), static_cast<float>(high[0]),

@@ -3,7 +3,6 @@
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eq.h>
-#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -125,11 +124,15 @@ Targets check_targets(const Kernels& kernels, const Tensor& target, int64_t clas
 
 /// Power of two that puts fp16 gradients where the format has most digits: |A p - a| is at most the largest
 /// mass of a row, and 2^15 is the format's largest power.
-double half_storage_scale(const Tensor& weight, const Tensor& target, bool indices, int64_t dim) {
+double half_storage_scale(const Tensor& weight, const CrossEntropyArgs& call, const Layout& layout) {
   double largest = 1;
-  if (!indices && target.numel() > 0) {
-    const Tensor row_mass = at::linalg_vector_norm(target, 1, at::IntArrayRef(dim), false, at::kFloat);
-    largest = std::max(largest, row_mass.max().item<double>());
+  if (call.probabilities.data != nullptr && layout.rows > 0) {
+    const std::unique_ptr<float[]> masses(new float[layout.rows]);
+    const MassArgs args{layout.shape, call.probabilities, masses.get()};
+    run(active().by_type[kHalf]->mass, args, layout, sizeof(c10::Half), {&args.probabilities});
+    float most[16] = {};  // one maximum would have each comparison wait for the one before
+    for (int64_t r = 0; r < layout.rows; ++r) most[r % 16] = std::max(most[r % 16], masses[r]);
+    largest = std::max<double>(largest, *std::max_element(most, most + 16));
   }
   if (weight.defined()) {
     const c10::Half* w = weight.const_data_ptr<c10::Half>();
@@ -182,7 +185,7 @@ std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& t
 
   const double divisor = reduction == kMean ? mass : 1;
   const bool scaled_later = need_grad && self.scalar_type() == at::kHalf;
-  const double storage = scaled_later ? half_storage_scale(w, target, indices, dim) : 1 / divisor;
+  const double storage = scaled_later ? half_storage_scale(w, args, layout) : 1 / divisor;
   args.grad_factor = storage;
   const Tensor losses = at::empty({layout.rows}, self.options().dtype(compute));
   args.loss = losses.data_ptr();

@@ -15,6 +15,7 @@
 #include "../../cpu/dispatch.h"
 #include "../../cpu/memory.h"
 #include "../rows.h"
+#include "patience.h"
 
 namespace softkern::cpu {
 
@@ -41,16 +42,21 @@ struct Report {
   }
 };
 
-/// How many threads share a row; 1 where there are rows for all of them, or too little in a row.
+/// How many threads share a row; 1 where there are rows for all of them, too little in a row, or no thread
+/// that comes in time.
 inline int shares_of_a_row(const Layout& layout) {
   const int64_t most = layout.shape.classes / kGrain;
   uint32_t threads = 1;
-  if (most < 2 || torch_get_num_threads(&threads) != 0 || layout.rows >= static_cast<int64_t>(threads))
+  if (most < 2 || torch_get_num_threads(&threads) != 0 || layout.rows >= static_cast<int64_t>(threads) ||
+      Patience::rests()) {
     return 1;
+  }
   return static_cast<int>(std::min<int64_t>(most, threads));
 }
 
-/// One row after the other, each by all threads. The number of shares changes no bits.
+/// One row after the other, each by all threads that are there: whoever comes takes the next share, and a
+/// thread that comes late finds nothing left to do. The number of shares changes no bits, nor does who
+/// computes which.
 template <class Args>
 bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layout, int shares,
                 Report& report) {
@@ -68,25 +74,27 @@ bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layo
     const Args& args;
     int64_t classes, length;
     int count;
+    int64_t all;  // shares of all steps of all rows
     void* shared;
     Report& report;
-    int64_t row;
-    int step;
-  } call{kernel, args, classes, length, count, shared.get(), report, 0, 0};
-  const auto on_thread = [](int64_t begin, int64_t end, void* context) {
-    const Call& c = *static_cast<Call*>(context);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t stop = std::min(c.classes, (i + 1) * c.length);
-      const Share share{c.row, i * c.length, stop, static_cast<int>(i), c.count, c.shared};
-      c.report.set(c.kernel.share(c.args, share, c.step));
+    std::atomic<int64_t> taken{0}, done{0};
+    Patience patience;
+  } call{kernel, args, classes, length, count, layout.rows * kernel.steps * count, shared.get(), report};
+  const auto on_thread = [](int64_t begin, int64_t, void* context) {
+    Call& c = *static_cast<Call*>(context);
+    for (int64_t i; (i = c.taken.fetch_add(1, std::memory_order_relaxed)) < c.all;) {
+      const int64_t turn = i / c.count, row = turn / c.kernel.steps;  // a step of a row
+      const int index = static_cast<int>(i % c.count), step = static_cast<int>(turn % c.kernel.steps);
+      c.patience.wait_for(c.done, turn * c.count);
+      const int64_t stop = std::min(c.classes, (index + 1) * c.length);
+      const Share share{row, index * c.length, stop, index, c.count, c.shared};
+      c.report.set(c.kernel.share(c.args, share, step));
+      c.done.fetch_add(1, std::memory_order_release);
     }
+    if (begin == 0) c.patience.leave();  // the calling thread
   };
-  bool failed = false;
-  for (call.row = 0; call.row < layout.rows && !failed; ++call.row) {
-    for (call.step = 0; call.step < kernel.steps && !failed; ++call.step) {
-      failed = torch_parallel_for(0, count, 1, on_thread, &call) != 0;
-    }
-  }
+  const bool failed = torch_parallel_for(0, shares, 1, on_thread, &call) != 0;
+  call.patience.joined();
   return !failed;
 }
 

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// Derivatives of cross_entropy beside the one that the kernels write, in ATen ops. All of them are functions
+// of the stored gradient G = (A p - a) / D, of which the probabilities p = (D G + a) / A are recovered: the
+// logits are not kept. Names as in csrc/cpu/kernels/cross_entropy.h; D is what a mean divides by, else 1.
+#pragma once
+
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include <limits>
+
+#include "../ops/checks.h"
+#include "output_node.h"
+
+namespace softkern {
+namespace {
+
+struct CrossEntropyCall {
+  int64_t reduction = kMean;
+  int64_t ignore_index = -100;
+  double label_smoothing = 0;
+  bool in_place = false;  // the gradient is in the memory of the logits
+};
+
+/// a and what is made of it. Tensors have the compute type, and the logits' dims where they are not scalars.
+class Masses {
+ public:
+  /// `like`: of the logits' shape. Where target and weight have a history, so have the masses.
+  Masses(const Tensor& like, const Tensor& target, const Tensor& weight, const CrossEntropyCall& call)
+      : dim_(class_dim(like)),
+        indices_(!same_shape(like, target)),
+        keep_(1 - call.label_smoothing),
+        share_(call.label_smoothing /
+               static_cast<double>(like.sym_size(dim_).guard_int(__FILE__, __LINE__))) {
+    const at::ScalarType compute = like.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const at::TensorOptions options = like.options().dtype(compute);
+    if (weight.defined()) {
+      at::SymDimVector shape(static_cast<size_t>(like.dim()), 1);
+      shape[static_cast<size_t>(dim_)] = weight.sym_size(0);
+      weight_ = weight.to(compute).view_symint(shape);
+    }
+    if (!indices_) {
+      spread_ = target.to(compute) * keep_ + share_;
+      if (weight_.defined()) spread_ = spread_ * weight_;
+      total_ = spread_.sum(dim_, /*keepdim=*/true);
+      if (call.reduction == kMean) {
+        divisor_ = at::scalar_tensor(
+            static_cast<double>((like.sym_numel() / like.sym_size(dim_)).guard_int(__FILE__, __LINE__)),
+            options);
+      }
+      return;
+    }
+    index_ = target.to(at::kLong).unsqueeze(dim_);
+    counts_ = index_.ne(call.ignore_index);
+    index_ = index_.masked_fill(counts_.logical_not(), 0);
+    Tensor own = counts_.to(compute);  // w_y of the rows that count
+    if (weight_.defined()) own = own * weight_.expand_symint(like.sym_sizes()).gather(dim_, index_);
+    hot_ = own * keep_;
+    total_ = hot_;
+    if (share_ != 0) {
+      spread_ = weight_.defined() ? weight_ * share_ : at::scalar_tensor(share_, options);
+      const Tensor all = weight_.defined() ? spread_.sum() : at::scalar_tensor(call.label_smoothing, options);
+      total_ = total_ + all * counts_;
+    }
+    if (call.reduction == kMean) {
+      const Tensor nan = at::scalar_tensor(std::numeric_limits<double>::quiet_NaN(), options);
+      divisor_ = at::where(own.ne(0).any(), own.sum(), nan);  // as the kernels: no weight, no mean
+    }
+  }
+
+  /// What has no part in the loss becomes 0, whatever it is.
+  Tensor kept(const Tensor& x) const {
+    return indices_ ? at::where(counts_, x, at::zeros({}, x.options())) : x;
+  }
+  Tensor over_divisor(const Tensor& x) const { return divisor_.defined() ? x / divisor_ : x; }
+  const Tensor& total() const { return total_; }
+
+  /// p of G, whose memory it takes. Of rows without a mass nothing can be recovered, and nothing depends on
+  /// it.
+  Tensor probabilities(Tensor gradient) const {
+    if (divisor_.defined()) gradient.mul_(divisor_);
+    if (spread_.defined()) gradient.add_(spread_);
+    if (indices_) gradient.scatter_add_(dim_, index_, hot_);
+    gradient.div_(total_.masked_fill(total_.eq(0), 1));
+    return indices_ ? gradient.masked_fill_(counts_.logical_not(), 0) : gradient;
+  }
+  /// G of p.
+  Tensor gradient(const Tensor& p) const {
+    Tensor x = total_ * p;
+    if (spread_.defined()) x = x - spread_;
+    if (indices_) x = x.scatter_add(dim_, index_, -hot_);
+    return kept(over_divisor(x));
+  }
+
+  int64_t dim() const { return dim_; }
+  double keep() const { return keep_; }
+  const Tensor& weight() const { return weight_; }
+  /// a of class probabilities.
+  const Tensor& spread() const { return spread_; }
+
+ private:
+  int64_t dim_;
+  bool indices_;
+  double keep_, share_;  // 1 - s, s/C
+  Tensor weight_;        // (1, C, 1...); undefined: none
+  Tensor spread_;        // the mass that every class has; undefined: none
+  Tensor index_, hot_;   // (N, 1, d...): the class, 0 where it is ignored; its own mass
+  Tensor counts_;        // (N, 1, d...): rows that are not ignored
+  Tensor total_;         // A, (N, 1, d...)
+  Tensor divisor_;       // D; undefined: 1
+};
+
+/// The upstream gradient, one for each row of logits or one for all.
+inline Tensor by_row(const Tensor& grad_output, const Masses& masses, const CrossEntropyCall& call,
+                     at::ScalarType compute) {
+  const Tensor g = grad_output.to(compute);
+  return call.reduction == kNone ? g.unsqueeze(masses.dim()) : g;
+}
+
+/// The gradient as a function of the upstream gradient and of the logits, for a graph of it. Its own
+/// derivatives recover p; those of any higher order go through ATen.
+struct CrossEntropyGradientNode : Node {
+  SavedVariable grad_output;
+  SavedVariable grad;  // G, but for grad_scale
+  SavedVariable grad_scale;
+  SavedVariable target;
+  SavedVariable weight;
+  CrossEntropyCall call;
+
+  std::string name() const override { return "SoftkernCrossEntropyBackwardBackward"; }
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight}) v->reset_data();
+  }
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Tensor& upstream = grads[0];  // (N, C, d...)
+    if (!upstream.defined()) return {Tensor(), Tensor()};
+    const Tensor stored = grad.unpack(), scale = grad_scale.unpack(), g = grad_output.unpack();
+    const at::ScalarType compute = scale.scalar_type();
+    const Masses masses(stored, target.unpack(), weight.unpack(), call);
+    Tensor gradient, p;
+    {
+      const at::AutoGradMode no_graph(false);
+      gradient = stored.to(compute) * scale;
+      p = masses.probabilities(gradient.clone());
+    }
+    const int64_t dim = masses.dim();
+    if (at::GradMode::is_enabled()) {
+      set_output_history<SoftmaxOp>(p, dim, {next_edge(1)});
+      gradient = masses.gradient(p);
+    }
+    const Tensor v = upstream.to(compute);
+    Tensor of_upstream, of_logits;
+    if (task_should_compute_output(0)) {
+      const Tensor products = v * gradient;
+      of_upstream = (call.reduction == kNone ? products.sum(dim) : products.sum()).to(g.scalar_type());
+    }
+    if (task_should_compute_output(1)) {
+      const Tensor row = by_row(g, masses, call, compute);
+      const Tensor of_p = masses.kept(v * masses.over_divisor(row * masses.total()));
+      if (at::GradMode::is_enabled()) {
+        of_logits = SoftmaxOp::differentiable_backward(of_p, p, dim).to(stored.scalar_type());
+      } else {
+        const at::AutoDispatchBelowADInplaceOrView below;
+        of_logits = SoftmaxOp::backward(of_p, p, dim).to(stored.scalar_type());
+      }
+    }
+    return {of_upstream, of_logits};
+  }
+  void compiled_args(CompiledNodeArgs& args) const override {
+    for (const SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight})
+      args.collect(*v, false);
+    args.collect(call.reduction);
+    args.collect(call.ignore_index);
+    args.collect(call.label_smoothing);
+    args.collect(call.in_place);
+  }
+  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
+    for (SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight}) saved.before(*v);
+    variable_list result = apply(variable_list(grads));
+    for (SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight}) saved.after(*v);
+    return result;
+  }
+};
+
+/// Gradients in class probabilities and in weights, of log p: with g the upstream gradient of a row,
+///   dt_c = -g w_c (1 - s) log p_c / D,   dw_c = -sum over rows of g ((1 - s) t_c + s/C) log p_c / D.
+inline Tensor probability_gradient(const Tensor& row, const Tensor& log_p, const Masses& masses) {
+  const Tensor result = log_p * (masses.over_divisor(row) * -masses.keep());
+  return masses.weight().defined() ? result * masses.weight() : result;
+}
+inline Tensor weight_gradient(const Tensor& row, const Tensor& log_p, const Masses& unweighted) {
+  const int64_t dim = unweighted.dim();
+  Tensor products = unweighted.spread() * log_p * unweighted.over_divisor(row);
+  at::DimVector others;
+  for (int64_t i = 0; i < products.dim(); ++i) {
+    if (i != dim) others.push_back(i);
+  }
+  return -(others.empty() ? products : products.sum(others));
+}
+
+}  // namespace
+}  // namespace softkern
