@@ -31,7 +31,7 @@ FEATURES: dict[str, dict[str, str]] = {
         "functional_call, ensembles of modules": "",
         "forward-mode dual numbers": "",
         "forward over reverse, dual numbers through backward": "",
-        "double backward": "the first derivative is the kernels'; those of it go through torch, but for a softmax's",
+        "double backward": "the first derivative is the kernels', those of it are torch's",
         "is_grads_batched": "",
         "torch.autograd.functional.hessian, vectorised and not": "",
     },

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upstream gradients without memory of their own, as sums, means and products with smaller tensors give them: the
-bits of the same numbers in a tensor of its own."""
+"""Upstream gradients without memory of their own, as sums, means and products with smaller tensors give them.
+
+The bits are those of the same numbers in a tensor of its own.
+"""
 
 from __future__ import annotations
 

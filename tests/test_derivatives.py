@@ -56,7 +56,7 @@ def test_the_gradient_of_a_graph_is_memory_of_its_own():
 @over_namespaces
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=name)
 def test_a_loss_holds_one_tensor_until_its_backward(dtype, module, reduction):
-    """Several heads, or chunks of a sequence, wait for one backward: each holds its gradient, and no logits."""
+    """Several heads, or chunks of a sequence, wait for one backward: each holds its gradient alone."""
     target = indices((64, 1000))
     leaf = logits(64, 1000, dtype=dtype).requires_grad_()
 
