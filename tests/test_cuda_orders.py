@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels in every order of threads that the emulator of tests/native/simt.h knows, wherever rows
-begin."""
+begin; and on devices that it plays, which have no room for clusters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 from compare import assert_same_bits
 from cuda_checks import (
     CLUSTER,
+    DTYPES,
     EMULATED,
     SOFTMAXES,
+    TWICE,
     close,
     cuda,  # noqa: F401  (for every test here)
     emulated,
@@ -113,3 +115,44 @@ def test_an_order_that_is_none_is_an_error(monkeypatch):
     monkeypatch.setenv("SIMT_ORDER", "sideways")
     with pytest.raises(RuntimeError, match="SIMT_ORDER"):
         softkern.softmax(logits(2, 3), 1)
+
+
+def with_room(monkeypatch, blocks: int, promised: int) -> None:
+    """The emulator plays a device that runs no clusters of more blocks, and says that it runs so many."""
+    monkeypatch.setenv("SIMT_CLUSTER_ROOM", str(blocks))
+    monkeypatch.setenv("SIMT_CLUSTER_PROMISE", str(promised))
+
+
+@emulated
+@pytest.mark.parametrize("promised", (1, 8), ids=("as the device says", "as the launch finds"))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", (40000, 60001))
+def test_rows_go_without_clusters_where_none_fits(monkeypatch, classes, dtype, promised):
+    """In the ways of a device that has none, with their bits."""
+    x, target = logits(2, classes, dtype=dtype), tensor([classes - 1, -100])
+
+    def answers():
+        ways, found = everything(x, target)
+        more_ways, more = everything(x, target, label_smoothing=0.1)
+        place = x.clone()
+        in_place = torch.ops.softkern.cross_entropy_forward_(place, target, None, 0, -100, 0.0)
+        return [*ways, *more_ways, way()], [*found, *more, *in_place, place]
+
+    assert CLUSTER in answers()[0]
+    monkeypatch.setenv("SIMT_CLUSTERS", "0")
+    ways_without, without = answers()
+    monkeypatch.setenv("SIMT_CLUSTERS", "1")
+    with_room(monkeypatch, 1, promised)
+    ways, found = answers()
+    assert ways == ways_without and CLUSTER not in ways
+    for a, b in zip(found, without, strict=True):
+        assert_same_bits(a, b)
+
+
+@emulated
+def test_smaller_clusters_are_launched_where_larger_ones_do_not_fit(monkeypatch):
+    with_room(monkeypatch, 4, 4)
+    softkern.softmax(logits(1, 40000), 1)
+    assert way() == CLUSTER
+    softkern.softmax(logits(1, 131200), 1)
+    assert way() == TWICE

@@ -101,6 +101,17 @@ inline const Order* chosen_order() {
   return nullptr;
 }
 
+inline int number_from(const char* variable, int otherwise) {
+  const char* value = getenv(variable);
+  return value != nullptr ? atoi(value) : otherwise;
+}
+/// Blocks of the largest cluster that the device has room for: SIMT_CLUSTER_ROOM, 1 for none.
+inline int cluster_room() { return number_from("SIMT_CLUSTER_ROOM", 8); }
+/// And of the largest that it says it has room for: SIMT_CLUSTER_PROMISE, by default the truth.
+inline int promised_cluster_room() { return number_from("SIMT_CLUSTER_PROMISE", cluster_room()); }
+/// How the launch of a larger one fails.
+inline constexpr char kNoRoom[] = "no room for a cluster of so many blocks";
+
 /// One launch: what its threads ask for, and how it fails.
 struct Launch {
   Dim grid, block;
@@ -293,6 +304,7 @@ const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads
       blocks % static_cast<unsigned>(cluster) != 0 || shared_bytes > (48 << 10)) {
     return "invalid configuration argument";
   }
+  if (cluster > 1 && cluster > cluster_room()) return kNoRoom;
   const Order* order = chosen_order();
   if (order == nullptr) return "SIMT_ORDER names no order of threads";
   Machine& m = machine();
