@@ -33,7 +33,8 @@ emulate: $(VENV)/.built
 	SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-lib $(EMULATED)/lib --build-temp $(EMULATED)/temp
 	$(EMULATED_RUN) -m pytest --capture=sys -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) \
-		tests/test_cuda_kernels.py tests/test_cuda_cross_entropy.py tests/test_backend_cuda.py
+		tests/test_cuda_kernels.py tests/test_cuda_orders.py tests/test_cuda_cross_entropy.py \
+		tests/test_backend_cuda.py
 	$(EMULATED_RUN) -m softkern.verify --backend cuda --quick
 
 verify: $(VENV)/.built

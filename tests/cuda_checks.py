@@ -44,6 +44,8 @@ def probabilities(*args):
 
 SOFTMAXES = ("softmax", "log_softmax")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+TILE, LANES, BLOCK = "a thread a row", "lanes, kept", "block, kept"
+CLUSTER, TWICE = "cluster, kept", "block, read twice"
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +53,13 @@ def cuda():
     # A device's own thread of autograd would keep to itself which way it went.
     with softkern.use_backend("cuda"), torch.autograd.set_multithreading_enabled(False):
         yield
+
+
+def with_clusters(monkeypatch, there: bool) -> None:
+    """A GPU has them or not; the emulator is told."""
+    if not EMULATED and there != (torch.cuda.get_device_capability()[0] >= 9):
+        pytest.skip("a GPU of the other kind is needed")
+    monkeypatch.setenv("SIMT_CLUSTERS", str(int(there)))
 
 
 def way() -> str:

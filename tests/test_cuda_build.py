@@ -352,11 +352,16 @@ RUNS = {
 DEVICES = ("7.5", "8.0", "8.6", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1", "13.0")
 
 
-def test_devices_run_code_of_their_own_generation_and_ptx_of_older_ones(tmp_path: Path) -> None:
-    program = tmp_path / "architectures"
-    sources = [ROOT / "tests/native/architectures.cpp", ROOT / "csrc/cuda/device.cpp"]
+def compiled(program: Path, *sources: str) -> Path:
     compiler = shlex.split(os.environ.get("CXX") or "c++")
-    subprocess.run([*compiler, "-std=c++17", "-DSOFTKERN_EMULATED", *sources, "-o", program], check=True)
+    flags = ["-std=c++17", "-pthread", "-DSOFTKERN_EMULATED"]
+    paths = [ROOT / source for source in (f"tests/native/{program.name}.cpp", *sources)]
+    subprocess.run([*compiler, *flags, *paths, "-o", program], check=True)
+    return program
+
+
+def test_devices_run_code_of_their_own_generation_and_ptx_of_older_ones(tmp_path: Path) -> None:
+    program = compiled(tmp_path / "architectures", "csrc/cuda/device.cpp")
     for built_for, devices in RUNS.items():
         runs = {
             device
@@ -364,3 +369,8 @@ def test_devices_run_code_of_their_own_generation_and_ptx_of_older_ones(tmp_path
             if subprocess.check_output([program, built_for, *device.split(".")], text=True) == "1\n"
         }
         assert runs == devices, built_for
+
+
+def test_a_device_is_asked_once_whether_clusters_fit_by_whatever_thread(tmp_path: Path) -> None:
+    done = subprocess.run([compiled(tmp_path / "clusters")], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "")

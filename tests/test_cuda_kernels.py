@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels: every way through them. What the matrix of softkern.verify does not ask.
 
-On a GPU, or in the build that `make emulate` makes: on the host, in the emulator of tests/native/simt.h, in
-both orders of threads, with and without clusters. Another run of the suite skips them."""
+On a GPU, or in the build that `make emulate` makes: on the host, in the emulator of tests/native/simt.h, with
+and without clusters; in other orders of threads: test_cuda_orders.py. Another run of the suite skips them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import pytest
 import torch
 from compare import assert_same_bits
 from cuda_checks import (
+    BLOCK,
+    CLUSTER,
     DTYPES,
-    EMULATED,
+    LANES,
     SOFTMAXES,
+    TILE,
+    TWICE,
     check_everything,
     class_weights,
     close,
@@ -29,6 +33,7 @@ from cuda_checks import (
     probabilities,
     tensor,
     way,
+    with_clusters,
     zeros,
 )
 
@@ -45,16 +50,7 @@ def clusters(request, monkeypatch):
     return request.param
 
 
-def with_clusters(monkeypatch, there: bool) -> None:
-    """A GPU has them or not; the emulator is told."""
-    if not EMULATED and there != (torch.cuda.get_device_capability()[0] >= 9):
-        pytest.skip("a GPU of the other kind is needed")
-    monkeypatch.setenv("SIMT_CLUSTERS", str(int(there)))
-
-
 # Classes, and the ways of forward, backward and cross_entropy with and without clusters.
-TILE, LANES, BLOCK = "a thread a row", "lanes, kept", "block, kept"
-CLUSTER, TWICE = "cluster, kept", "block, read twice"
 WAYS = {
     1: (TILE, TILE, TILE),
     3: (TILE, TILE, TILE),
@@ -197,37 +193,6 @@ def test_layouts(shape, name):
     close(dx.clone(), expected, scale=2, atol=1e-8)
     around.as_strided(*place).copy_(dx)
     assert_same_bits(whole, around)
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("classes", (1001, 2047, 9001))
-def test_a_row_has_the_same_bits_wherever_it_lies(classes, dtype):
-    """Where rows are no whole number of 16 bytes: the first begins after each number of elements."""
-    whole, target = logits(3, classes, dtype=dtype), indices((3, classes))
-    _, first = everything(whole, target)
-    ones = torch.ones_like(first[4])
-    for off in range(1, 16 // dtype.itemsize):
-        x = torch.cat([whole.new_full((off,), nan), whole.flatten()])[off:].view(whole.shape)
-        assert x.data_ptr() % 16 == off * dtype.itemsize
-        for op, expected in zip(SOFTMAXES, first[:4:2], strict=True):
-            assert_same_bits(getattr(softkern, op)(x, 1), expected)
-        loss, grad, scale = torch.ops.softkern.cross_entropy_forward(x, target, None, 0, -100, 0.0, True)
-        assert_same_bits(loss, first[4])
-        dx = torch.ops.softkern.cross_entropy_backward(ones, grad, scale, target, -100)
-        assert_same_bits(dx, first[5])
-
-
-@emulated
-@pytest.mark.parametrize("classes", (10, 45, 300, 1000, 17000, 70001))
-def test_both_orders_of_threads_give_the_same_bits(monkeypatch, clusters, classes):
-    """A barrier that is missing leaves one order with numbers that are not there yet."""
-    x, target = logits(3, classes), indices((3, classes))
-    answers = []
-    for order in ("forward", "reverse"):
-        monkeypatch.setenv("SIMT_ORDER", order)
-        answers.append(everything(x, target, label_smoothing=0.1)[1] + everything(x, target)[1])
-    for a, b in zip(*answers, strict=True):
-        assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize("shape", ((5, 10), (5, 45), (5, 300), (3, 1000), (2, 17000), (3, 60, 5)), ids=str)

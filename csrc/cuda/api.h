@@ -14,6 +14,7 @@ namespace softkern::cuda {
 struct Target {
   void* stream = nullptr;
   bool clusters = false;  // compute capability 9.0 and above
+  int device = 0;
 };
 
 /// Why a launch failed, or null; and the way that its rows went.

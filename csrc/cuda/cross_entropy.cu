@@ -228,6 +228,7 @@ __global__ void SK_BOUNDS(Losses<T, kSpread>, kAccess, E) cross_entropy_kernel(G
   } else if constexpr (!Row::kHoldsTerms && Row::kKeeps) {
     if (!target.counts()) row.clear();
   }
+  // In place one block writes over the true class's logit, which every block reads: none goes on before.
   team.meet();
   const Span<T> out = call.grad.data != nullptr ? span_of<T>(call.grad, grid, number) : Span<T>{};
   cross_entropy_row<T, kSpread, Index>(team, row, call, target, out, [&] {
@@ -275,11 +276,11 @@ Outcome launch(const CrossEntropyArgs& args, const Target& target) {
                      args.narrow_loss,
                      args.grad};
   if (plan.way == Way::kTile) {
-    return {start(cross_entropy_tile_kernel<T, kSpread>, dims, target.stream, grid, call), plan.path};
+    return {start(cross_entropy_tile_kernel<T, kSpread>, dims, target, grid, call), plan.path};
   }
   const char* error = with_kernel<T, Losses<T, kSpread>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(cross_entropy_kernel<T, kSpread, K::kAccess, K::E>, dims, target.stream, grid, call);
+    return start(cross_entropy_kernel<T, kSpread, K::kAccess, K::E>, dims, target, grid, call);
   });
   return {error, plan.path};
 }
@@ -359,7 +360,9 @@ inline bool is_packed(const Rows& rows, const Shape& shape, int64_t count) {
 template <class T>
 Outcome cross_entropy(const CrossEntropyArgs& args, const Target& target) {
   const bool spread = args.probabilities.data != nullptr || args.options.label_smoothing > 0;
-  return spread ? launch<T, true>(args, target) : launch<T, false>(args, target);
+  return with_clusters_that_fit(target, [&](const Target& on) {
+    return spread ? launch<T, true>(args, on) : launch<T, false>(args, on);
+  });
 }
 
 template <class T>
@@ -381,9 +384,8 @@ Outcome scale(const ScaleArgs& args, const Target& target) {
                            static_cast<const Compute<T>*>(args.scale),
                            {args.target, args.target_type, args.ignore_index}};
   const char* error =
-      vectors
-          ? start(scale_kernel<T, V>, dims, target.stream, grid, factors, args.input, args.output, packed)
-          : start(scale_kernel<T, 1>, dims, target.stream, grid, factors, args.input, args.output, packed);
+      vectors ? start(scale_kernel<T, V>, dims, target, grid, factors, args.input, args.output, packed)
+              : start(scale_kernel<T, 1>, dims, target, grid, factors, args.input, args.output, packed);
   return {error, vectors ? "scaled by 16 bytes" : "scaled by elements"};
 }
 

@@ -68,6 +68,16 @@ Traits traits_of(const Target& target) {
           target.clusters};
 }
 
+/// launch(target), and again without clusters if the device has no room for these.
+template <class F>
+Outcome with_clusters_that_fit(const Target& target, F launch) {
+  const Outcome outcome = launch(target);
+  if (outcome.error != kNoRoom) return outcome;
+  Target without = target;
+  without.clusters = false;
+  return launch(without);
+}
+
 inline Sharing sharing_of(const Plan& plan) {
   const Shared kinds[] = {Shared::kLanes, Shared::kLanes, Shared::kBlock, Shared::kCluster, Shared::kColumn};
   return {kinds[static_cast<int>(plan.way)], plan.team, plan.blocks};

@@ -30,11 +30,12 @@ struct LogSoftmaxOp {
 
 template <class T>
 Outcome log_softmax(const ForwardArgs& args, const Target& target) {
-  return forward<LogSoftmaxOp, T>(args, target);
+  return with_clusters_that_fit(target, [&](const Target& on) { return forward<LogSoftmaxOp, T>(args, on); });
 }
 template <class T>
 Outcome log_softmax_backward(const BackwardArgs& args, const Target& target) {
-  return backward<LogSoftmaxOp, T>(args, target);
+  return with_clusters_that_fit(target,
+                                [&](const Target& on) { return backward<LogSoftmaxOp, T>(args, on); });
 }
 
 template Outcome log_softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const Target&);

@@ -175,11 +175,11 @@ int64_t reduce_scratch(int64_t rows) { return parts_of(rows) > 1 ? parts_of(rows
 const char* find_mass(const MassArgs& args, const Target& target) {
   const int64_t parts = parts_of(args.rows);
   const FloatOrDouble factor{args.factor, args.factor_in_double};
-  const char* error = start(mass_kernel, {parts, kThreads, 1, kSharedBytes}, target.stream,
+  const char* error = start(mass_kernel, {parts, kThreads, 1, kSharedBytes}, target,
                             IndexTarget{args.target, args.target_type, args.ignore_index}, args.weight,
                             args.weight_type, args.rows, args.classes, args.mass, factor, args.scratch);
   if (error != nullptr || parts == 1) return error;
-  return start(merge_mass_kernel, {1, kThreads, 1, kSharedBytes}, target.stream,
+  return start(merge_mass_kernel, {1, kThreads, 1, kSharedBytes}, target,
                static_cast<const double*>(args.scratch), parts, args.mass, factor);
 }
 
@@ -192,10 +192,10 @@ const char* reduce_losses(const ReduceArgs& args, const Target& target) {
                       args.loss,
                       args.loss_type,
                       {args.grad_scale, args.in_double}};
-  const char* error = start(loss_kernel, {parts, kThreads, 1, kSharedBytes}, target.stream, args.losses,
+  const char* error = start(loss_kernel, {parts, kThreads, 1, kSharedBytes}, target, args.losses,
                             args.in_double, args.rows, result, args.scratch);
   if (error != nullptr || parts == 1) return error;
-  return start(merge_loss_kernel, {1, kThreads, 1, kSharedBytes}, target.stream,
+  return start(merge_loss_kernel, {1, kThreads, 1, kSharedBytes}, target,
                static_cast<const double*>(args.scratch), parts, result);
 }
 

@@ -29,11 +29,11 @@ struct SoftmaxOp {
 
 template <class T>
 Outcome softmax(const ForwardArgs& args, const Target& target) {
-  return forward<SoftmaxOp, T>(args, target);
+  return with_clusters_that_fit(target, [&](const Target& on) { return forward<SoftmaxOp, T>(args, on); });
 }
 template <class T>
 Outcome softmax_backward(const BackwardArgs& args, const Target& target) {
-  return backward<SoftmaxOp, T>(args, target);
+  return with_clusters_that_fit(target, [&](const Target& on) { return backward<SoftmaxOp, T>(args, on); });
 }
 
 template Outcome softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const Target&);

@@ -56,11 +56,11 @@ Outcome forward(const ForwardArgs& args, const Target& target) {
   const Dims dims = dims_of<A>(plan, args.shape, args.rows, 2, 1);
   const Grid grid{args.rows, args.shape, sharing_of(plan)};
   if (plan.way == Way::kTile) {
-    return {start(forward_tile_kernel<Op, T>, dims, target.stream, grid, args.input, args.output), plan.path};
+    return {start(forward_tile_kernel<Op, T>, dims, target, grid, args.input, args.output), plan.path};
   }
   const char* error = with_kernel<T, OneTensor<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(forward_kernel<Op, T, K::kAccess, K::E>, dims, target.stream, grid, args.input, args.output);
+    return start(forward_kernel<Op, T, K::kAccess, K::E>, dims, target, grid, args.input, args.output);
   });
   return {error, plan.path};
 }
@@ -117,14 +117,14 @@ Outcome backward(const BackwardArgs& args, const Target& target) {
   const Dims dims = dims_of<A>(plan, args.shape, args.rows, 1, 2);
   const Grid grid{args.rows, args.shape, sharing_of(plan)};
   if (plan.way == Way::kTile) {
-    return {start(backward_tile_kernel<Op, T>, dims, target.stream, grid, args.grad_output, args.output,
+    return {start(backward_tile_kernel<Op, T>, dims, target, grid, args.grad_output, args.output,
                   args.grad_input),
             plan.path};
   }
   const char* error = with_kernel<T, TwoTensors<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(backward_kernel<Op, T, K::kAccess, K::E>, dims, target.stream, grid, args.grad_output,
-                 args.output, args.grad_input);
+    return start(backward_kernel<Op, T, K::kAccess, K::E>, dims, target, grid, args.grad_output, args.output,
+                 args.grad_input);
   });
   return {error, plan.path};
 }

@@ -25,6 +25,8 @@ class Pairs {
     lane_ = static_cast<int>(threadIdx.x) % kWarp;
     c_ = odd_ ? first - 1 : first;
     left_ = static_cast<int>(classes) - c_;
+    // A row that ends where the warp begins leaves it nothing: the last class is the warp before's.
+    if (odd_ && lane_ == 0 && left_ == 1) left_ = 0;
     own_ = in_global_memory(row) + c_;
   }
 

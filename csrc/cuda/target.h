@@ -17,6 +17,8 @@
 
 #include "../common/elements.h"
 #include "../common/inline.h"
+#include "api.h"
+#include "clusters.h"
 
 namespace softkern::cuda {
 namespace {
@@ -32,6 +34,8 @@ struct Dims {
 };
 
 constexpr int64_t kMostBlocks = 0x7fffffff;
+/// The error of a launch of clusters for which the device has no room.
+constexpr char kNoRoom[] = "no room for a cluster of blocks";
 
 #if defined(SOFTKERN_EMULATED)
 
@@ -80,11 +84,15 @@ SK_INLINE void stop_unless(bool holds, const char* why) {
   if (!holds) simt::fail(why);
 }
 
+/// Null, or why the launch failed.
 template <class... P>
-const char* start(void (*kernel)(P...), const Dims& dims, void*, P... arguments) {
+const char* start(void (*kernel)(P...), const Dims& dims, const Target&, P... arguments) {
   if (dims.blocks > kMostBlocks) return "too many rows for one launch";
-  return simt::run<P...>(kernel, static_cast<unsigned>(dims.blocks), static_cast<unsigned>(dims.threads),
-                         dims.cluster, dims.shared, arguments...);
+  if (dims.cluster > 1 && dims.cluster > simt::promised_cluster_room()) return kNoRoom;
+  const char* error =
+      simt::run<P...>(kernel, static_cast<unsigned>(dims.blocks), static_cast<unsigned>(dims.threads),
+                      dims.cluster, dims.shared, arguments...);
+  return error == simt::kNoRoom ? kNoRoom : error;
 }
 
 #else
@@ -103,6 +111,8 @@ SK_INLINE char* shared_memory() {
 SK_INLINE void sync_warp() { __syncwarp(); }
 SK_INLINE void sync_block() { __syncthreads(); }
 // Clusters, and memory of other blocks, exist from compute capability 9.0 on; the host launches none below.
+// Released and acquired, as it is by default: what a block has read before, another may write over
+// afterwards.
 SK_INLINE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
@@ -175,23 +185,43 @@ SK_INLINE void stop_unless(bool holds, const char* why) {
   if (!holds) __assert_fail(why, "softkern", 0, "cross_entropy");
 }
 
+inline bool clusters_fit(const void* kernel, const cudaLaunchConfig_t& config, const Dims& dims,
+                         const Target& target) {
+  const ClusterLaunch launch{target.device, target.stream, kernel, dims.cluster, dims.threads, dims.shared};
+  return known_clusters().fit(launch, [&] {
+    int at_a_time = 0;
+    if (cudaOccupancyMaxActiveClusters(&at_a_time, kernel, &config) == cudaSuccess) return at_a_time;
+    cudaGetLastError();  // must not be found by the next who looks for one
+    return -1;
+  });
+}
+
+/// Null, or why the launch failed.
 template <class... P>
-const char* start(void (*kernel)(P...), const Dims& dims, void* stream, P... arguments) {
+const char* start(void (*kernel)(P...), const Dims& dims, const Target& target, P... arguments) {
   if (dims.blocks > kMostBlocks) return "too many rows for one launch";
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  const bool clusters = dims.cluster > 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(dims.blocks));
   config.blockDim = dim3(static_cast<unsigned>(dims.threads));
   config.dynamicSmemBytes = dims.shared;
-  config.stream = static_cast<cudaStream_t>(stream);
+  config.stream = static_cast<cudaStream_t>(target.stream);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = static_cast<unsigned>(dims.cluster);
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   config.attrs = &cluster;
-  config.numAttrs = dims.cluster > 1 ? 1 : 0;
+  config.numAttrs = clusters ? 1 : 0;
+  if (clusters && !clusters_fit(entry, config, dims, target)) return kNoRoom;
   void* pointers[] = {&arguments...};
-  const cudaError_t error = cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  const cudaError_t error = cudaLaunchKernelExC(&config, entry, pointers);
+  if (error == cudaSuccess) return nullptr;
+  if (!clusters) return cudaGetErrorString(error);
+  // CUDA does not promise that clusters which should fit do, nor says by which error they don't. Whatever
+  // else it may be fails without them too.
+  cudaGetLastError();
+  return kNoRoom;
 }
 
 #endif

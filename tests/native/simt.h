@@ -7,8 +7,8 @@
 // - accesses out of bounds of tensors and of shared memory (under AddressSanitizer), and misaligned ones of
 //   tensors;
 // - shared memory read before it is written: it begins as NaNs;
-// - missing barriers: SIMT_ORDER=reverse runs the threads in the other order, so that of two threads without
-//   a barrier between them one is late in one of the orders;
+// - missing barriers: of two threads without one between them, each is late in one of the orders (kOrders),
+//   of which SIMT_ORDER names one;
 // - threads that wait for each other at different barriers, lanes that left before a shuffle of their warp;
 // - shared memory of another block that need not have begun yet, or may have ended.
 // What it can't find: races between a block and those that run after it, and what only hardware does.
@@ -77,6 +77,40 @@ struct Block {
   std::unique_ptr<char, FreeMemory> shared;
   std::vector<Warp> warps;
 };
+
+/// Which threads go first. A block, or with `warps` each warp, goes as far as it can before the next begins.
+/// Threads of a block that take turns at every shuffle keep in step, so that what one stores early and
+/// another late ends the same way in both directions; by warps the last store of one comes before the first
+/// of the next.
+struct Order {
+  const char* name;
+  bool warps, reverse;
+};
+constexpr Order kOrders[] = {{"forward", false, false},
+                             {"reverse", false, true},
+                             {"warps", true, false},
+                             {"warps-reverse", true, true}};
+
+/// The one that SIMT_ORDER names, by default the first; null if there is none of the name.
+inline const Order* chosen_order() {
+  const char* name = getenv("SIMT_ORDER");
+  if (name == nullptr) return &kOrders[0];
+  for (const Order& order : kOrders) {
+    if (strcmp(name, order.name) == 0) return &order;
+  }
+  return nullptr;
+}
+
+inline int number_from(const char* variable, int otherwise) {
+  const char* value = getenv(variable);
+  return value != nullptr ? atoi(value) : otherwise;
+}
+/// Blocks of the largest cluster that the device has room for: SIMT_CLUSTER_ROOM, 1 for none.
+inline int cluster_room() { return number_from("SIMT_CLUSTER_ROOM", 8); }
+/// And of the largest that it says it has room for: SIMT_CLUSTER_PROMISE, by default the truth.
+inline int promised_cluster_room() { return number_from("SIMT_CLUSTER_PROMISE", cluster_room()); }
+/// How the launch of a larger one fails.
+inline constexpr char kNoRoom[] = "no room for a cluster of so many blocks";
 
 /// One launch: what its threads ask for, and how it fails.
 struct Launch {
@@ -197,9 +231,8 @@ inline bool release(Machine& m, size_t from, size_t to, Wait barrier, bool all) 
   return true;
 }
 
-/// The threads of one block, until all of them are done or wait for another block.
-inline void run_block(Machine& m, Launch& launch, size_t first, bool reverse) {
-  const size_t count = launch.block.x;
+/// Threads [first, first + count), until all of them are done or wait for others.
+inline void run_threads(Machine& m, Launch& launch, size_t first, size_t count, bool reverse) {
   for (bool went_on = true; went_on;) {
     went_on = false;
     for (size_t k = 0; k < count; ++k) {
@@ -212,12 +245,23 @@ inline void run_block(Machine& m, Launch& launch, size_t first, bool reverse) {
     for (size_t w = first; w < first + count; w += kWarpLanes) {
       went_on |= release(m, w, w + kWarpLanes, Wait::kWarp, /*all=*/true);
     }
-    went_on |= release(m, first, first + count, Wait::kBlock, /*all=*/false);
   }
 }
 
+/// The threads of one block, until all of them are done or wait for another block.
+inline void run_block(Machine& m, Launch& launch, size_t first, const Order& order) {
+  const size_t count = launch.block.x, together = order.warps ? kWarpLanes : count;
+  do {
+    for (size_t k = 0; k < count; k += together) {
+      run_threads(m, launch, first + (order.reverse ? count - together - k : k), together, order.reverse);
+      if (launch.error != nullptr) return;
+    }
+  } while (release(m, first, first + count, Wait::kBlock, /*all=*/false));
+}
+
 /// The blocks of one cluster, from their first instruction to their last.
-inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t shared_bytes, bool reverse) {
+inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t shared_bytes,
+                        const Order& order) {
   const size_t block_threads = launch.block.x;
   const size_t count = block_threads * static_cast<size_t>(launch.cluster);
   std::vector<Block> blocks(static_cast<size_t>(launch.cluster));
@@ -237,7 +281,7 @@ inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t
     // Each block goes as far as it can without the others, so that what it needs of them is not there by
     // luck.
     for (size_t b = 0; b < blocks.size(); ++b) {
-      run_block(m, launch, (reverse ? blocks.size() - 1 - b : b) * block_threads, reverse);
+      run_block(m, launch, (order.reverse ? blocks.size() - 1 - b : b) * block_threads, order);
       if (launch.error != nullptr) return;
     }
     if (release(m, 0, count, Wait::kCluster, /*all=*/true)) {
@@ -260,6 +304,9 @@ const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads
       blocks % static_cast<unsigned>(cluster) != 0 || shared_bytes > (48 << 10)) {
     return "invalid configuration argument";
   }
+  if (cluster > 1 && cluster > cluster_room()) return kNoRoom;
+  const Order* order = chosen_order();
+  if (order == nullptr) return "SIMT_ORDER names no order of threads";
   Machine& m = machine();
   Launch launch;
   launch.grid = {blocks};
@@ -267,10 +314,8 @@ const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads
   launch.cluster = cluster;
   launch.body = [=] { kernel(arguments...); };
   m.launch = &launch;
-  const char* order = getenv("SIMT_ORDER");
-  const bool reverse = order != nullptr && strcmp(order, "reverse") == 0;
   for (unsigned b = 0; b < blocks && launch.error == nullptr; b += static_cast<unsigned>(cluster)) {
-    run_cluster(m, launch, b, shared_bytes, reverse);
+    run_cluster(m, launch, b, shared_bytes, *order);
   }
   m.launch = nullptr;
   return launch.error;

@@ -34,6 +34,7 @@ auto with_element(ElementType type, F f) {
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& x) : guard_(x.device()) {
+    target_.device = x.device().index();
     target_.clusters = has_clusters(x.device().index());
 #if !defined(SOFTKERN_EMULATED)
     const c10::impl::VirtualGuardImpl impl(x.device().type());
