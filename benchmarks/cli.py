@@ -128,6 +128,8 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """The chosen ones, and whose of plain logits theirs are compared with. A quick run has edges, too."""
     check_names("group", args.group or [], ops.GROUPS)
+    if args.device != "cpu" and ops.EDGES in (args.group or []):
+        raise BadArgument(f"--group {ops.EDGES}: its cells are of the CPU alone")
     if args.quick:
         cells = quick_cells.cells(args.device)
         cells = [c for c in cells if not args.group or (ops.EDGES if c.edge else ops.FULL) in args.group]

@@ -58,6 +58,12 @@ def test_who_is_masked():
     assert (masked["padding"] == (i >= lengths[..., None])).all()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in inputs.MASKS if kind != "causal"])
+def test_no_row_is_masked_as_a_whole(kind):
+    x = problems.make(Cell("softmax", "no-grad", "float32", (4000, 2), inputs=kind)).x
+    assert (x > -1e3).any(-1).all() and (x < -1e3).any()
+
+
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 def test_a_certain_row_has_one_logit_far_above_the_rest(dtype):
     plain, certain = plain_and_masked(inputs.CONFIDENT, dtype)
@@ -250,6 +256,13 @@ def test_the_edges_have_what_people_meet():
     ordinary = {(c.shape, c.pass_name) for c in cells if not c.option and not c.inputs and c.op == "softmax"}
     assert ordinary == {(s, p) for s in ((100, 100, 3, 3), (4, 4096, 8)) for p in softmax_op.BACKWARD}
     assert {c.shape for c in cells if c.pass_name == CREATE_GRAPH} == {(512, 1000), (4096, 1000)}
+
+
+def test_edges_are_cells_of_the_cpu(capsys):
+    assert ops.all_cells("cuda", ops.EDGES) == []
+    assert not any(cell.edge for cell in [*ops.all_cells("cuda"), *quick.cells("cuda")])
+    assert cli.main(["--device", "cuda", "--group", "edges"]) == 2
+    assert "of the CPU alone" in capsys.readouterr().err
 
 
 def test_no_cell_is_listed_twice():

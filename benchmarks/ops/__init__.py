@@ -19,8 +19,8 @@ FULL, EDGES = GROUPS = ("full", "edges")
 
 
 def all_cells(device: str, group: str = FULL) -> list[Cell]:
-    """Every cell of a group on a device: of the full run, in which few edges are, or all of those, which are
-    cells of the CPU."""
+    """Every cell of a group on a device: of the full run, in which few edges are, or all of those. Only the
+    CPU has any."""
     cells = []
     for name, op in OPS.items():
         if group == FULL:
