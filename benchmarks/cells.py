@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
 PASSES = ("no-grad", "forward", "backward", "forward+backward")
+# The gradient with a graph of its own, which penalties on it and second derivatives begin with: in few cells.
+CREATE_GRAPH = "create-graph"
 ITEM_SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
@@ -21,7 +23,9 @@ class Case:
     """A shape as an op's file lists it.
 
     `main` cases are measured with every provider, the others with torch and softkern alone; `compiled` ones
-    with torch.compile too, which takes seconds a cell to compile.
+    with torch.compile too, which takes seconds a cell to compile. `inputs` is a kind of logits, as in
+    `benchmarks.inputs`. `edge` cases are no common shapes but what people meet besides: `--group edges` has
+    all of them, the full run few.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +35,8 @@ class Case:
     option: str = ""
     main: bool = False
     compiled: bool = False
+    inputs: str = ""
+    edge: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Cell:
     device: str = "cpu"
     main: bool = False
     compiled: bool = False
+    inputs: str = ""
+    edge: bool = False
 
     @property
     def shape_text(self) -> str:
@@ -60,8 +68,13 @@ class Cell:
     @property
     def name(self) -> str:
         dim = "" if self.last_dim else f"dim {self.dim}"
-        parts = (self.op, self.pass_name, self.dtype, self.shape_text, dim, self.option)
+        parts = (self.op, self.pass_name, self.dtype, self.shape_text, dim, self.option, self.inputs)
         return "/".join(part for part in parts if part)
+
+    @property
+    def plain(self) -> Cell:
+        """The same with plain logits; a shape for its own sake only where it is listed as one."""
+        return replace(self, inputs="", edge=False)
 
     @property
     def elements(self) -> int:
@@ -87,7 +100,7 @@ class Cell:
     @property
     def problem_key(self) -> tuple[Any, ...]:
         """Equal where `benchmarks.problems` makes equal inputs."""
-        return (self.op == "cross_entropy", self.shape, self.dim, self.dtype, self.option)
+        return (self.op == "cross_entropy", self.shape, self.dim, self.dtype, self.option, self.inputs)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,12 +112,22 @@ class Cell:
 
 def expand(op: str, cases: Iterable[Case], device: str) -> list[Cell]:
     """The cells of an op's cases. The class dimension of cross_entropy is what its cases say (1, or -1)."""
+    same = ("shape", "dim", "option", "main", "compiled", "inputs", "edge")
     return [
-        Cell(op, p, dtype, case.shape, case.dim, case.option, device, case.main, case.compiled)
+        Cell(op, p, dtype, device=device, **{name: getattr(case, name) for name in same})
         for case in cases
         for dtype in case.dtypes
         for p in case.passes
     ]
+
+
+def with_plain(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, and those of plain logits that theirs are to be compared with."""
+    by_name = {cell.name: cell for cell in cells}
+    for cell in cells:
+        if cell.inputs:
+            by_name.setdefault(cell.plain.name, cell.plain)
+    return list(by_name.values())
 
 
 def select(
@@ -114,8 +137,10 @@ def select(
     dtypes: Sequence[str] = (),
     shapes: Sequence[str] = (),
     options: Sequence[str] = (),
+    inputs: Sequence[str] = (),
 ) -> list[Cell]:
-    """The cells with those names; an empty list of names takes all. "plain" is the empty option."""
+    """The cells with those names; an empty list of names takes all. "plain" is the empty option, and the
+    usual logits."""
     chosen = list(cells)
     for what, names, of in (
         ("op", ops, lambda c: c.op),
@@ -123,11 +148,12 @@ def select(
         ("dtype", dtypes, lambda c: c.dtype),
         ("shape", shapes, lambda c: c.shape_text),
         ("option", options, lambda c: c.option or "plain"),
+        ("inputs", inputs, lambda c: c.inputs or "plain"),
     ):
         check_names(what, names, [of(c) for c in cells])
         chosen = [c for c in chosen if not names or of(c) in names]
     if not chosen:
-        raise BadArgument("no cell has all of the chosen op, pass, dtype, shape and option together")
+        raise BadArgument("no cell has all of the chosen op, pass, dtype, shape, option and inputs together")
     return chosen
 
 

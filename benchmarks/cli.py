@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import conductor, machine, ops, providers, regimes, results
-from benchmarks.cells import BadArgument, check_names, select
+from benchmarks.cells import BadArgument, Cell, check_names, select, with_plain
 from benchmarks.ops import quick as quick_cells
 from benchmarks.process import Options
 from benchmarks.turn import Rounds
 
 FULL_ROUNDS, QUICK_ROUNDS = Rounds(5, 9, 31, 101), Rounds(3, 3, 3, 3)
 MINUTES = 27.0  # what is expected may be off by a tenth: a full run with its table ends within half an hour
-SELECTORS = ("op", "pass", "dtype", "shape", "option")
+SELECTORS = ("op", "pass", "dtype", "shape", "option", "inputs")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,10 +56,13 @@ def parse_run(argv: list[str]) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for selector in SELECTORS:
-        plural = selector + ("es" if selector == "pass" else "s")
+        plural = selector.removesuffix("s") + "s" if selector != "pass" else "passes"
         parser.add_argument(
             f"--{selector}", type=names, default=[], metavar="A,B", help=f"only these {plural}"
         )
+    parser.add_argument(
+        "--group", type=names, metavar="A,B", help=f"of {', '.join(ops.GROUPS)} (default: {ops.FULL})"
+    )
     parser.add_argument("--provider", type=names, metavar="A,B", help="only these; the first is the baseline")
     parser.add_argument("--regime", type=names, metavar="A,B", help=f"of {', '.join(regimes.REGIMES)}")
     parser.add_argument("--threads", type=names, metavar="A,B", help="numbers, or 'all' (default: 1,all)")
@@ -83,8 +86,7 @@ def parse_run(argv: list[str]) -> argparse.Namespace:
 
 def plan_of(args: argparse.Namespace) -> conductor.Plan:
     """Raises BadArgument, listing the choices."""
-    cells = quick_cells.cells(args.device) if args.quick else ops.all_cells(args.device)
-    cells = select(cells, args.op, getattr(args, "pass"), args.dtype, args.shape, args.option)
+    cells = cells_of(args)
     known = providers.PROVIDERS | (providers.from_file(Path(args.plugin)) if args.plugin else {})
     # softkern is asked for in any case: where it has no kernels for the device, that is to be said.
     usual = [name for name, p in known.items() if args.device in p.devices or name == "softkern"]
@@ -121,6 +123,20 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
         quick=args.quick,
         chosen=bool(args.regime or args.threads),
     )
+
+
+def cells_of(args: argparse.Namespace) -> list[Cell]:
+    """The chosen ones, and whose of plain logits theirs are compared with. A quick run has edges, too."""
+    check_names("group", args.group or [], ops.GROUPS)
+    if args.device != "cpu" and ops.EDGES in (args.group or []):
+        raise BadArgument(f"--group {ops.EDGES}: its cells are of the CPU alone")
+    if args.quick:
+        cells = quick_cells.cells(args.device)
+        cells = [c for c in cells if not args.group or (ops.EDGES if c.edge else ops.FULL) in args.group]
+    else:
+        cells = [c for group in args.group or [ops.FULL] for c in ops.all_cells(args.device, group)]
+    passes = getattr(args, "pass")
+    return with_plain(select(cells, args.op, passes, args.dtype, args.shape, args.option, args.inputs))
 
 
 def require_cuda() -> None:
@@ -241,7 +257,7 @@ def compare(argv: list[str]) -> int:
 
 def list_names(argv: list[str]) -> int:
     argparse.ArgumentParser(prog="python -m benchmarks list").parse_args(argv)
-    cells = ops.all_cells("cpu")
+    cells = [cell for group in ops.GROUPS for cell in ops.all_cells("cpu", group)]
     rows: dict[str, Any] = {
         "op": [c.op for c in cells],
         "pass": [c.pass_name for c in cells],
@@ -249,6 +265,8 @@ def list_names(argv: list[str]) -> int:
         "shape (CPU)": [c.shape_text for c in cells],
         "shape (CUDA)": [c.shape_text for c in ops.all_cells("cuda")],
         "option": [c.option or "plain" for c in cells],
+        "inputs": [c.inputs or "plain" for c in cells],
+        "group": list(ops.GROUPS),
         "provider": list(providers.PROVIDERS),
         "regime": list(regimes.REGIMES),
     }

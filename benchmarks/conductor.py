@@ -241,7 +241,7 @@ class Group:
             turn.peaks()
         finally:
             # Before the workers are asked to finish: Ctrl-C must not lose the rounds that were had.
-            self.into["rows"] += turn.rows()
+            self.into["rows"] += results.beside_plain(turn.rows(), cell, self.into["rows"])
         turn.finish()
         return not turn.lost
 

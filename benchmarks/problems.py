@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import inputs
 from benchmarks.cells import Cell
 from benchmarks.machine import cpus
 
@@ -36,10 +37,11 @@ class Problem:
     """Inputs as the ops take them.
 
     x            logits, cell.shape; float32 for 16-bit cells, holding numbers of the 16-bit dtype exactly
-    upstream     gradient of the output, same shape and dtype as the output; None for a mean loss, whose
-                 upstream gradient is 1
+    upstream     gradient of the output, same shape and dtype as the output; None for a mean loss, and for a
+                 softmax that is summed up to one: what is differentiated is a number, its gradient is 1
     target       cross_entropy: int64 class indices, or probabilities with option "probabilities"
-    weight       cross_entropy with option "weight+ignore_index": (C,), else None
+    weight       cross_entropy with option "weight+ignore_index": (C,); softmax and log_softmax with option
+                 "row-weights": one of each row; else None
     """
 
     x: np.ndarray
@@ -66,7 +68,8 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def make(cell: Cell) -> Problem:
-    """Logits N(0, 3), so that rows have a few likely classes, as a network in training gives them."""
+    """Logits N(0, 3), so that rows have a few likely classes, as a network in training gives them; of another
+    kind than plain, changed from these."""
     rng = np.random.default_rng(0)
 
     def normal(shape: tuple[int, ...], scale: float) -> np.ndarray:
@@ -81,14 +84,23 @@ def make(cell: Cell) -> Problem:
         return values
 
     x = normal(cell.shape, 3.0)
-    if cell.op != "cross_entropy":
-        return Problem(x, normal(cell.shape, 1.0), None, None)
     positions = tuple(np.delete(cell.shape, cell.dim))
-    target = rng.integers(0, cell.classes, positions)
+    allowed = None
+    if cell.inputs:
+        by_class = np.moveaxis(x, cell.dim, -1)  # a view
+        allowed = inputs.change(cell.inputs, by_class, cell.dtype, rng)
+        x = rounded(x, cell.dtype)
+    if cell.op != "cross_entropy":
+        if cell.option == "row-weights":
+            return Problem(x, None, None, normal(positions, 1.0))
+        return Problem(x, None if cell.option else normal(cell.shape, 1.0), None, None)
+    target = rng.integers(0, cell.classes, positions) if allowed is None else inputs.targets(allowed, rng)
     weight = None
     if cell.option == "probabilities":
-        target = _softmax(normal(cell.shape, 1.0), cell.dim)
-        target = rounded(target, cell.dtype)
+        scores = normal(cell.shape, 1.0)
+        if cell.dtype == "float16":  # torch adds up the losses in the dtype, in which 65504 is the largest
+            scores += 2 * x
+        target = rounded(_softmax(scores, cell.dim), cell.dtype)
     elif cell.option == "weight+ignore_index":
         target[rng.random(positions) < 0.1] = IGNORE_INDEX
         weight = rounded(rng.random(cell.classes, dtype=np.float32) + 0.5, cell.dtype)
@@ -138,14 +150,14 @@ def answers(cell: Cell, problem: Problem) -> Answers:
     """Float64 "output" and "gradient" of the sampled rows; output of a mean loss is one number.
 
     "output scale" and "gradient scale" are what errors of a row are relative to: the largest term that its
-    entries are sums of, because the entries themselves can cancel to nothing (p - 1 of a certain row).
+    entries are sums of, because the entries themselves can cancel to nothing (p - 1 of a certain row). Masked
+    classes are no term of the others, which their size must not hide: there, each entry has a scale.
     """
     if cell.op == "cross_entropy":
         return _cross_entropy(cell, problem)
     rows = sampled_rows(cell)
-    assert problem.upstream is not None
     x = by_row(problem.x, cell.dim)[rows].astype(np.float64)
-    dy = by_row(problem.upstream, cell.dim)[rows].astype(np.float64)
+    dy = _upstream_rows(cell, problem, rows)
     log_p, p = _log_softmax(x)
     if cell.op == "softmax":
         output, dot = p, (p * dy).sum(-1, keepdims=True)
@@ -155,10 +167,28 @@ def answers(cell: Cell, problem: Problem) -> Answers:
         gradient, terms = dy - p * total, np.abs(dy) + p * np.abs(total)
     return {
         "output": output,
-        "output scale": np.abs(output).max(-1),
+        "output scale": _output_scale(output, p),
         "gradient": gradient,
         "gradient scale": terms.max(-1),
     }
+
+
+def _upstream_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray:
+    """The gradient of those rows' output."""
+    if problem.upstream is not None:
+        return by_row(problem.upstream, cell.dim)[rows].astype(np.float64)
+    dy = {"sum": 1.0, "mean": 1 / cell.elements}.get(cell.option)
+    if dy is None:
+        assert problem.weight is not None
+        dy = problem.weight.reshape(-1)[rows, None].astype(np.float64)
+    return np.broadcast_to(dy, (len(rows), cell.classes))
+
+
+def _output_scale(output: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """(rows,), or (rows, C) where classes are masked."""
+    size = np.abs(output)
+    row = size.max(-1, where=p > 0, initial=0.0)
+    return row if p.all() else np.maximum(size, row[:, None])
 
 
 def _log_softmax(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +214,7 @@ def _cross_entropy(cell: Cell, problem: Problem) -> Answers:
         wanted = np.isin(rows, sampled)
         log_p, p = _log_softmax(x[rows].astype(np.float64))
         target = _target_rows(cell, problem, rows)
-        losses[rows] = -(target * log_p).sum(-1)
+        losses[rows] = -np.multiply(target, log_p, where=target != 0, out=np.zeros_like(p)).sum(-1)
         p *= target.sum(-1, keepdims=True)
         if problem.weight is not None:
             mass[rows] = target.sum(-1)
@@ -243,10 +273,11 @@ def errors(cell: Cell, got: dict[str, np.ndarray], expected: Answers) -> dict[st
                 raise ValueError(f"{name} has shape {array.shape}, expected {cell.shape}")
         else:
             array = array.reshape(-1) if answer.size == 1 else array.reshape(-1)[rows]
-        difference = np.abs(array.astype(np.float64) - answer)
-        if answer.ndim == 2:
-            difference = difference.max(-1)
-        with np.errstate(invalid="ignore", divide="ignore"):  # an ignored row has scale 0 and must be exact
+        # Infinities have to be equal; an ignored row has scale 0 and must be exact.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            difference = np.where(array == answer, 0.0, np.abs(array.astype(np.float64) - answer))
+            if difference.ndim > scale.ndim:
+                difference = difference.max(-1)
             relative = np.where(difference == 0, 0.0, difference / scale) / EPS[cell.dtype]
         worst = float(relative.max())
         found[name] = worst if np.isfinite(worst) else float("inf")

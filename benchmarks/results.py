@@ -15,8 +15,10 @@
 A row is one provider in one cell, regime and thread count:
 
     op, pass_name, dtype, shape, dim, option, device, cell     what (cell is the cell's name)
+    inputs       kind of logits, of benchmarks.inputs; empty for plain ones, as in older files, which lack it
     provider, version, regime, threads                         who and how
     main         whether every provider was asked
+    edge         whether it is a cell of the edges, which the summary has in a table of their own
     how          what was done to the call before timing it: "CUDA graph", or why not; else empty
     status       "ok", or why there are no times: "refused" (wrong result), "failed" (crashed, killed, hung)
     reason       text, where status is not "ok"
@@ -28,6 +30,8 @@ A row is one provider in one cell, regime and thread count:
     ratio        the first provider's time / this one's, median over the rounds that this one was asked in;
                  the first is torch unless chosen otherwise
     baseline     the provider that ratio is against
+    times_plain  where logits are not plain: median / that of the same provider with plain logits, in the same
+                 regime and thread count; null where that has no time
     bytes        by the op's declared formula (0: not declared, as for end-to-end jobs)
     gbps         bytes / median / 1e9
     copy_gbps    copy of as many bytes in the same rounds, and copy_percent = 100 gbps / copy_gbps; null for
@@ -48,6 +52,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from benchmarks.cells import Cell
+
 SCHEMA = 1
 KEY = ("cell", "provider", "regime", "threads", "device")
 # How a device's row was timed: replayed from a graph, which has all of its memory before it is asked for its
@@ -66,6 +72,24 @@ class BadResults(ValueError):
 def key(row: Row) -> tuple[Any, ...]:
     """What two results files have to agree on for two rows to be the same measurement."""
     return tuple(row[name] for name in KEY)
+
+
+def beside_plain(rows: list[Row], cell: Cell, measured: list[Row]) -> list[Row]:
+    """The cell's rows, which of logits that are not plain say how many times as long as with plain ones they
+    took; those have been measured before, because their inputs sort before these."""
+    if not cell.inputs:
+        return rows
+    where = ("provider", "regime", "threads")
+    plain = {
+        tuple(row[name] for name in where): row["median"]
+        for row in measured
+        if row["cell"] == cell.plain.name and row["status"] == "ok"
+    }
+    for row in rows:
+        if row["status"] == "ok":
+            median = plain.get(tuple(row[name] for name in where))
+            row["times_plain"] = None if median is None else round(row["median"] / median, 4)
+    return rows
 
 
 def write(results: Results, path: Path) -> None:

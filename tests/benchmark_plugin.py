@@ -7,8 +7,11 @@ import os
 import signal
 import time
 
+import numpy as np
+
 from benchmarks.providers.base import Absent, Prepared
 from benchmarks.providers.numpy_ import NumPy
+from benchmarks.providers.torch_family import Torch
 
 
 class Wrong(NumPy):
@@ -28,6 +31,18 @@ class NotANumber(NumPy):
     def prepare(self, cell, problem, buffers):
         right = super().prepare(cell, problem, buffers)
         return Prepared(right.step, lambda value: {"output": right.results(value)["output"] * float("nan")})
+
+
+class Lowest(Torch):
+    """Takes the lowest number for -inf: what many masks hold, and right in probabilities alone."""
+
+    name = "lowest"
+
+    def prepare(self, cell, problem, buffers):
+        right = super().prepare(cell, problem, buffers)
+        lowest = np.finfo(np.float32).min
+        results = lambda value: {n: np.maximum(a, lowest) for n, a in right.results(value).items()}  # noqa: E731
+        return Prepared(right.step, results)
 
 
 class Misbehaving(NumPy):
@@ -94,4 +109,4 @@ class Slow(NumPy):
         return Prepared(step, right.results)
 
 
-PROVIDERS = [Wrong(), NotANumber(), Raising(), Killed(), Exiting(), Hanging(), Missing(), Slow()]
+PROVIDERS = [Wrong(), NotANumber(), Lowest(), Raising(), Killed(), Exiting(), Hanging(), Missing(), Slow()]

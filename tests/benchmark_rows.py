@@ -17,9 +17,10 @@ def row(provider: str = "softkern", time: float = 1 * MS, **fields: Any) -> dict
     """A row of softmax without gradient of 4096x1000 float32, torch taking 2 ms; `fields` differ."""
     made = {"op": "softmax", "pass_name": "no-grad", "dtype": "float32", "shape": [4096, 1000], "dim": -1}
     made |= {"option": "", "device": "cpu", "main": True, "provider": provider, "version": "1.0"}
-    made |= {"regime": "default", "threads": 2, "status": "ok", "reason": ""} | fields
+    made |= {"inputs": "", "edge": False, "regime": "default", "threads": 2, "status": "ok", "reason": ""}
+    made |= fields
     shape = "x".join(map(str, made["shape"]))
-    parts = (made["op"], made["pass_name"], made["dtype"], shape, made["option"])
+    parts = (made["op"], made["pass_name"], made["dtype"], shape, made["option"], made["inputs"])
     made["cell"] = "/".join(part for part in parts if part)
     if made["status"] != "ok":
         return made

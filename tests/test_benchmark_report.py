@@ -38,6 +38,32 @@ def test_table_has_the_numbers_within_120_columns() -> None:
     assert second.split()[5:] == ["0.82", "82", "%", "2.50", "144", "3.00", "7"]
 
 
+def masked_rows(times: float = 3.21, **fields: Any) -> list[dict[str, Any]]:
+    """torch, and softkern, twice as fast, though it takes so many times as long as with plain logits."""
+    made = {"inputs": "half-inf", "edge": True, "main": False} | fields
+    return [torch_row(times_plain=1.04, **made), row(times_plain=times, **made)]
+
+
+def test_table_has_times_plain_where_logits_are_not_plain() -> None:
+    fields = {"regime": "preallocated", "shape": [64, 1000, 196], "dim": 1, "option": "row-weights"}
+    text = printed(results_of(torch_row(), row(), *masked_rows(**fields)))
+    assert max(map(len, text.splitlines())) <= 120
+    plain, masked = text.split("softmax, no-grad, float32, row-weights, half-inf")
+    assert "plain" not in plain and "plain" in masked
+    lines = [line for line in masked.splitlines() if "ms " in line]
+    assert [line.split("-")[-1].split()[1:4] for line in lines] == [
+        ["1.00", "1.04", "50.2"],
+        ["2.00", "3.21", "100"],
+    ]
+    coloured = printed(results_of(*masked_rows()), colours=True)
+    assert "\x1b[31m 3.21" in coloured and "\x1b[31m 1.04" not in coloured
+
+
+def test_table_names_the_logits_of_who_is_refused() -> None:
+    text = printed(results_of(refused_row(inputs="half-inf")))
+    assert "4096x1000 half-inf, default, 2 thr, jax: refused" in " ".join(text.split())
+
+
 def test_table_colours_gains_and_losses() -> None:
     text = printed(results_of(torch_row(), row("softkern", 1 * MS), row("jax", 4 * MS)), colours=True)
     assert "\x1b[32m 2.00" in text and "\x1b[31m 0.50" in text
@@ -89,7 +115,58 @@ def test_csv_has_every_row_and_number(tmp_path: Path) -> None:
     assert (refused["status"], refused["reason"], refused["median"]) == ("refused", REASON, "")
 
 
+def test_csv_has_kinds_of_logits_and_times_plain_after_the_rest(tmp_path: Path) -> None:
+    older = {k: v for k, v in torch_row().items() if k not in ("inputs", "edge")}
+    table_csv.write(results_of(older), tmp_path / "older.csv")
+    table_csv.write(results_of(torch_row(), *masked_rows()), tmp_path / "r.csv")
+    older_header, header = (
+        (tmp_path / name).read_text().splitlines()[0].split(",") for name in ("older.csv", "r.csv")
+    )
+    assert header == [*older_header, "inputs", "edge", "times_plain"]
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["times_plain"] for r in rows] == ["", "1.04", "3.21"]
+    assert [r["inputs"] for r in rows] == ["", "half-inf", "half-inf"]
+
+
 # README
+
+
+def test_block_has_the_edges_beside_the_same_with_plain_logits() -> None:
+    graph = {"op": "cross_entropy", "pass_name": "create-graph", "edge": True, "main": False}
+    rows = [torch_row(), row(), *masked_rows(), torch_row(**graph), row(**graph)]
+    rows += [*masked_rows(threads=1), row(main=False, shape=[7, 7])]
+    text = readme.block(results_of(*rows), "r.json")
+    main, edges = text.split("times plain, softkern")
+    assert main.count("| `") == 1
+    lines = [line for line in edges.splitlines() if line.startswith("| `")]
+    assert lines == [
+        f"| `{cell} | 2.00 ms | 1.00 ms | **2.00** | {times} | 1.00 | 1.00 |"
+        for cell, times in (
+            ("cross_entropy` create-graph float32 4096x1000", " | "),
+            ("softmax` no-grad float32 4096x1000 half-inf", "1.04 | 3.21"),
+        )
+    ]
+    assert "with plain logits (2 of 2 measurements; times plain):" in text
+    assert "- `softmax` float32 4096x1000 half-inf: no-grad 3.21\n" in text
+    short = readme.block(results_of(*rows), "r.json", short=True)
+    assert "times plain, softkern" not in short and "2 of 2 measurements; times plain" in short
+
+
+def test_block_of_edges_alone_has_no_other_table() -> None:
+    text = readme.block(results_of(*masked_rows(1.1)), "r.json")
+    assert text.count("|---|") == 1 and "% of copy speed" not in text
+    assert "1.1 times as long as with plain logits: none of 1 measurements." in text
+    slower = readme.block(results_of(*masked_rows(), row(time=4 * MS, inputs="causal")), "r.json")
+    assert "- `softmax` float32 4096x1000 causal: no-grad 0.50\n" in slower
+
+
+def test_older_results_have_plain_logits() -> None:
+    rows = [torch_row(), row(time=4 * MS)]
+    older = [{k: v for k, v in made.items() if k not in ("inputs", "edge")} for made in rows]
+    assert readme.block(results_of(*older), "r.json") == readme.block(results_of(*rows), "r.json")
+    assert printed(results_of(*older)) == printed(results_of(*rows))
+    assert "plain" not in readme.block(results_of(*rows), "r.json")
 
 
 def test_block_has_the_main_cells_as_users_run_them() -> None:
@@ -271,6 +348,16 @@ def test_speedups_are_all_against_the_same_provider(tmp_path: Path) -> None:
     ]
     speedup = plots.write(results, tmp_path)[0].read_text()
     assert ">4096x1000<" in speedup and "7x77" not in speedup
+
+
+def test_plots_name_the_kind_of_logits_and_keep_it_out_of_the_bandwidth(tmp_path: Path) -> None:
+    plain, *_ = plots.write(drawable(), tmp_path / "a")
+    results = drawable()
+    results["rows"] += masked_rows(gbps=1e4)
+    masked, *_ = plots.write(results, tmp_path / "b")
+    assert ">4096x1000 half-inf<" in masked.read_text() and "half-inf" not in plain.read_text()
+    name = "bandwidth.svg"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_plots_with_nothing_to_draw_are_left_out(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import cli, launch, machine, providers, results
 from benchmarks.cells import Cell
-from benchmarks.ops import all_cells, end_to_end, quick
+from benchmarks.ops import GROUPS, all_cells, end_to_end, quick
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = Path(__file__).with_name("benchmark_plugin.py")
@@ -57,6 +57,32 @@ def test_a_wrong_provider_is_refused(measure):
     assert rows["wrong"]["status"] == "refused" and "samples" not in rows["wrong"]
     assert "wrong output: off by 0.001" in rows["wrong"]["reason"]
     assert status == 1
+
+
+MASKED_CELL = (
+    *("--op", "log_softmax", "--inputs", "half-inf", "--shape", "4x10x10", "--threads", "1"),
+    *("--regime", "default"),
+)
+
+
+def test_a_provider_that_is_wrong_where_classes_are_masked_is_refused(measure):
+    """And whoever is right says how long it takes beside plain logits."""
+    status, found = measure("--provider", "torch,softkern,lowest", cells=MASKED_CELL)
+    cells = ["log_softmax/no-grad/float32/4x10x10", "log_softmax/no-grad/float32/4x10x10/half-inf"]
+    assert list(dict.fromkeys(row["cell"] for row in found["rows"])) == cells
+    plain, masked = (
+        by_provider({"rows": [row for row in found["rows"] if row["cell"] == cell]}) for cell in cells
+    )
+    assert [row["status"] for row in plain.values()] == ["ok", "ok", "ok"]
+    assert [row["status"] for row in masked.values()] == ["ok", "ok", "refused"]
+    assert "wrong output" in masked["lowest"]["reason"] and "times_plain" not in masked["lowest"]
+    assert status == 1
+    for name in ("torch", "softkern"):
+        times = masked[name]["median"] / plain[name]["median"]
+        assert masked[name]["times_plain"] == pytest.approx(times, rel=1e-3, abs=1e-4)
+        assert (masked[name]["inputs"], masked[name]["edge"]) == ("half-inf", True)
+        assert (plain[name]["inputs"], plain[name]["edge"]) == ("", False)
+        assert "times_plain" not in plain[name]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +235,9 @@ def test_results_are_not_written_over(tmp_path, capsys):
         ("pass", "no-grad, forward, backward, forward+backward"),
         ("dtype", "float32, bfloat16"),
         ("shape", "64x10, 512x1000"),
-        ("option", "plain, label_smoothing"),
+        ("option", "plain, sum, mean, row-weights, label_smoothing"),
+        ("inputs", "plain, causal, half-inf"),
+        ("group", "full, edges"),
         ("provider", "torch, softkern, softkern:inplace, softkern:avx512"),
         ("regime", "default, hugepages, preallocated"),
         ("threads", "all, 1"),
@@ -247,6 +275,8 @@ def test_list_names_everything(capsys):
     printed = capsys.readouterr().out
     for name in ("cross_entropy", "forward+backward", "2048x32000", "weight+ignore_index", "torch-compile"):
         assert name in printed
+    for name in ("create-graph", "8x1024x1024", "row-weights", "sparse-inf", "edges"):
+        assert name in printed
 
 
 def test_everybody_in_a_column_does_the_same_work():
@@ -258,8 +288,9 @@ def test_everybody_in_a_column_does_the_same_work():
 
 
 def test_quick_has_every_kind_of_cell():
-    for field in ("op", "pass_name", "option"):
-        whole = {getattr(c, field) for c in all_cells("cpu") if not c.op.startswith("fashion")}
+    for field in ("op", "pass_name", "option", "inputs", "edge"):
+        listed = (c for group in GROUPS for c in all_cells("cpu", group))
+        whole = {getattr(c, field) for c in listed if not c.op.startswith("fashion")}
         assert {getattr(c, field) for c in quick.cells("cpu")} == whole, field
 
 

@@ -15,12 +15,19 @@ OPS: dict[str, ModuleType] = {
 }
 
 
-def all_cells(device: str) -> list[Cell]:
-    """Every cell of the full run on a device."""
+FULL, EDGES = GROUPS = ("full", "edges")
+
+
+def all_cells(device: str, group: str = FULL) -> list[Cell]:
+    """Every cell of a group on a device: of the full run, in which few edges are, or all of those. Only the
+    CPU has any."""
     cells = []
     for name, op in OPS.items():
-        cells += expand(name, op.CPU if device == "cpu" else op.CUDA, device)
-    return cells + end_to_end.cells(device)
+        if group == FULL:
+            cells += expand(name, op.CPU if device == "cpu" else op.CUDA, device)
+        elif device == "cpu":
+            cells += expand(name, (case for case in op.CPU + op.EDGES if case.edge), device)
+    return cells + (end_to_end.cells(device) if group == FULL else [])
 
 
 def bytes_moved(cell: Cell) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.cells import Case, Cell
+from benchmarks.cells import CREATE_GRAPH, Case, Cell
 from benchmarks.ops import shapes
 from benchmarks.problems import IGNORE_INDEX, LABEL_SMOOTHING
 
@@ -22,6 +22,19 @@ CPU = (
     Case((4096, 1024), dim=1, dtypes=("bfloat16",), main=True),
     Case((1024, 32000), dim=1, dtypes=("bfloat16",), main=True),
     Case((1024, 1000), dim=1, dtypes=("float64",)),
+    Case((512, 1000), dim=1, passes=WHOLE, inputs="half-inf", edge=True),
+    Case((8, 21, 64, 64), 1, ("float16",), ("forward+backward",), "probabilities", edge=True),
+    Case((512, 1000), dim=1, passes=(CREATE_GRAPH,), edge=True),
+)
+# Besides the edges of the full run.
+EDGES = (
+    *(replace(case, dim=1, passes=WHOLE) for case in shapes.MASKED),
+    Case((8, 21, 64, 64), dim=1, passes=WHOLE, inputs="half-inf", edge=True),
+    *(
+        Case(shape, 1, ("float16",), ("forward+backward",), "probabilities", edge=True)
+        for shape in ((2, 3, 256, 256), (50000, 2))
+    ),
+    Case((4096, 1000), dim=1, passes=(CREATE_GRAPH,), edge=True),
 )
 CUDA = tuple(replace(case, dim=1) for case in shapes.CUDA)
 
@@ -36,15 +49,21 @@ def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -
     return api.cross_entropy(x, target)  # class indices or probabilities
 
 
+def summed_up(cell: Cell, output: Any, weight: Any) -> Any:
+    """What is differentiated."""
+    return output
+
+
 def bytes_moved(cell: Cell) -> int:
     """The loss reads the logits and the targets; its gradient is one write more when made in the same visit,
-    and a read and a write in a backward of its own, which reads the targets again."""
-    sweeps = {"no-grad": 1, "forward": 1, "backward": 2, "forward+backward": 2}[cell.pass_name]
+    and a read and a write in a backward of its own, which reads the targets again. A graph of the gradient
+    needs no more: what it saves are the logits."""
+    sweeps = 1 if cell.pass_name in ("no-grad", "forward") else 2
     index_bytes = 8  # int64
     target = cell.input_bytes if cell.option == "probabilities" else index_bytes * cell.rows
     weight = cell.classes * cell.item_size if cell.option == "weight+ignore_index" else 0
     per_row = 0
     if cell.option == "none":  # the losses out, their gradients in
-        vectors = {"no-grad": 1, "forward": 1, "backward": 1, "forward+backward": 2}[cell.pass_name]
+        vectors = 2 if cell.pass_name in ("forward+backward", CREATE_GRAPH) else 1
         per_row = vectors * cell.rows * cell.item_size
     return sweeps * cell.input_bytes + target + weight + per_row

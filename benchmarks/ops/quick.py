@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells of --quick: tiny, and between them every op, pass, kind of target, layout and regime."""
+"""The cells of --quick: tiny, and between them every op, pass, option, kind of logits, layout and regime."""
 
 from __future__ import annotations
 
-from benchmarks.cells import Case, Cell, expand
-from benchmarks.ops import cross_entropy
+from benchmarks import inputs
+from benchmarks.cells import CREATE_GRAPH, Case, Cell, expand
+from benchmarks.ops import cross_entropy, softmax
 
 WHOLE = ("no-grad", "forward+backward")
 NORMALISERS = (
     Case((64, 10), main=True),
     Case((512, 1000), main=True, passes=WHOLE),  # large enough for the regimes and the peak memory
     Case((4, 10, 6), dim=1, passes=WHOLE),
+    *(Case((4, 10, 10), passes=("no-grad",), inputs=kind, edge=True) for kind in inputs.KINDS),
+    *(Case((64, 10), passes=("backward",), option=option, edge=True) for option in softmax.OPTIONS),
 )
 LOSS = (
     Case((64, 10), dim=1, main=True, passes=("no-grad", "forward", "backward")),
@@ -18,6 +21,9 @@ LOSS = (
     Case((512, 1000), dim=1, main=True, passes=WHOLE),
     Case((2, 5, 8, 8), dim=1, passes=WHOLE, dtypes=("float32", "bfloat16")),
     *(Case((64, 10), dim=1, passes=WHOLE, option=option) for option in cross_entropy.OPTIONS),
+    Case((64, 10), dim=1, passes=WHOLE, inputs="half-inf", edge=True),
+    Case((64, 10), 1, ("float16",), ("forward+backward",), "probabilities", edge=True),
+    Case((64, 10), dim=1, passes=(CREATE_GRAPH,), edge=True),
 )
 
 
@@ -25,6 +31,6 @@ def cells(device: str) -> list[Cell]:
     found = expand("softmax", NORMALISERS, device) + expand("log_softmax", NORMALISERS, device)
     found += expand("cross_entropy", LOSS, device)
     found.append(Cell("language-model head", "step", "float32", (64, 1000), 1, device=device, main=True))
-    if device == "cpu":
-        found.append(Cell("zoo", "epoch", "float32", main=True))
-    return found
+    if device != "cpu":
+        return [cell for cell in found if not cell.edge]
+    return [*found, Cell("zoo", "epoch", "float32", main=True)]

@@ -18,6 +18,19 @@ CPU = (
     Case((1, 128256), main=True),
 )
 
+# The last dimension holds the classes: wide rows, narrow ones, rows of few classes.
+MASKED = (
+    Case((512, 1000), dtypes=("bfloat16",), inputs="half-inf", edge=True),
+    *(Case(shape, inputs="half-inf", edge=True) for shape in ((4096, 1000), (4096, 40), (65536, 10))),
+    Case((512, 1000), dtypes=("float32", "bfloat16"), inputs="half-1e4", edge=True),
+    Case((4096, 40), inputs="half-1e4", edge=True),
+    Case((4096, 1000), dtypes=("float32", "bfloat16"), inputs="sparse-inf", edge=True),
+    Case((65536, 10), inputs="sparse-inf", edge=True),
+    Case((512, 1000), dtypes=("float32", "bfloat16"), inputs="padding", edge=True),
+    Case((512, 1000), dtypes=("float32", "bfloat16"), inputs="confident", edge=True),
+    Case((65536, 10), inputs="confident", edge=True),
+)
+
 # (M, N) of the published curves that GPU kernels are compared by, then vocabularies of language models.
 CUDA_ROWS = (
     *((32768, 2**k) for k in range(8, 17)),

@@ -1,18 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softmax: shapes, calls and bytes."""
+"""softmax: shapes, calls and bytes.
+
+An option is what the output is summed up to before the backward: a number, whose gradient of each entry is
+the same, in the whole output or in a row. autograd hands it over with strides of 0.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.cells import Case, Cell
 from benchmarks.ops import shapes
+
+OPTIONS = ("sum", "mean", "row-weights")
+BACKWARD = ("forward+backward", "backward")
+MASKED_PASSES = ("no-grad", *BACKWARD)
 
 CPU = (
     *shapes.CPU,
     Case((64, 1000, 196), dim=1, main=True),
     Case((4096, 1000), dtypes=("bfloat16", "float64")),
     Case((2048, 32000), dtypes=("bfloat16",)),
+    Case((4, 256, 256), passes=MASKED_PASSES, inputs="causal", edge=True),
+    Case((512, 1000), passes=MASKED_PASSES, inputs="half-inf", edge=True),
+    Case((512, 1000), passes=("backward",), option="sum", edge=True),
+    Case((100, 100, 3, 3), 1, passes=("backward",), edge=True),
+)
+# Besides the edges of the full run.
+EDGES = (
+    *(replace(case, passes=MASKED_PASSES) for case in shapes.MASKED),
+    Case((4, 256, 256), dtypes=("bfloat16",), passes=MASKED_PASSES, inputs="causal", edge=True),
+    Case((8, 1024, 1024), passes=MASKED_PASSES, inputs="causal", edge=True),
+    Case((1000, 512), 0, passes=MASKED_PASSES, inputs="half-inf", edge=True),
+    Case((64, 1000, 49), 1, passes=MASKED_PASSES, inputs="half-inf", edge=True),
+    Case((64, 1000, 49), 1, passes=MASKED_PASSES, inputs="half-1e4", edge=True),
+    Case((512, 1000), passes=("forward+backward",), option="sum", edge=True),
+    Case((512, 1000), dtypes=("bfloat16",), passes=BACKWARD, option="sum", edge=True),
+    *(Case((512, 1000), passes=BACKWARD, option=option, edge=True) for option in ("mean", "row-weights")),
+    *(
+        Case(shape, dim, passes=BACKWARD, option=option, edge=True)
+        for shape, dim in (((4096, 1000), -1), ((65536, 10), -1), ((100, 100, 3, 3), 1), ((4, 4096, 8), 1))
+        for option in OPTIONS
+    ),
+    Case((100, 100, 3, 3), 1, passes=("forward+backward",), edge=True),
+    Case((4, 4096, 8), 1, passes=BACKWARD, edge=True),
 )
 CUDA = shapes.CUDA
 
@@ -21,7 +53,22 @@ def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -
     return api.softmax(x, cell.dim)
 
 
+def summed_up(cell: Cell, output: Any, weight: Any) -> Any:
+    """What is differentiated."""
+    if cell.option == "sum":
+        return output.sum()
+    if cell.option == "mean":
+        return output.mean()
+    if cell.option == "row-weights":
+        return (output.sum(cell.dim) * weight).sum()
+    return output
+
+
 def bytes_moved(cell: Cell) -> int:
-    """y = softmax(x) reads x and writes y; its backward reads y and dy and writes dx."""
+    """y = softmax(x) reads x and writes y; its backward reads y and dy and writes dx. With an option, dy is a
+    number or one of each row, which the forward reads too."""
     sweeps = {"no-grad": 2, "forward": 2, "backward": 3, "forward+backward": 5}[cell.pass_name]
-    return sweeps * cell.input_bytes
+    if not cell.option:
+        return sweeps * cell.input_bytes
+    vectors = {"backward": 1, "forward+backward": 2}[cell.pass_name] if cell.option == "row-weights" else 0
+    return (sweeps - 1) * cell.input_bytes + vectors * cell.rows * cell.item_size

@@ -79,6 +79,8 @@ def peer_left_out(cell: Cell, ops: tuple[str, ...], dtypes: tuple[str, ...]) -> 
         return "has no end-to-end jobs"
     if cell.op not in ops:
         return f"does not compute {cell.op}"
+    if cell.op != "cross_entropy" and cell.option:
+        return "not measured with a sum of the output"
     if not cell.main:
         return "peers are measured in the main cells only"
     if cell.pass_name not in PEER_PASSES:

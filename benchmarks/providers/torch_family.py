@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ops
-from benchmarks.cells import Cell
+from benchmarks.cells import CREATE_GRAPH, Cell
 from benchmarks.ops import end_to_end
 from benchmarks.problems import Problem
 from benchmarks.providers.base import LARGE, Absent, Prepared, Provider, peer_left_out
@@ -107,16 +107,23 @@ class TorchFamily(Provider):
             step, error = end_to_end.prepare(api, cell)
             return Prepared(step, lambda loss: {"loss": np.array([error(loss)])})
         inputs = copies(to_tensors(cell, problem), buffers)
-        call = ops.OPS[cell.op].call
+        op = ops.OPS[cell.op]
 
         def forward(i: int) -> Any:
             own = inputs[i]
-            return call(api, cell, own.x, own.target, own.weight)
+            return op.call(api, cell, own.x, own.target, own.weight)
 
-        return STEPS[cell.pass_name](forward, inputs)
+        def summed_up(i: int, output: Any) -> Any:
+            return op.summed_up(cell, output, inputs[i].weight)
+
+        return STEPS[cell.pass_name](forward, summed_up, inputs)
 
 
-def no_grad(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
+Forward = Callable[[int], Any]
+SummedUp = Callable[[int, Any], Any]  # of an output: what is differentiated
+
+
+def no_grad(forward: Forward, _: SummedUp, inputs: list[Inputs]) -> Prepared:
     import torch
 
     def step(i: int) -> Any:
@@ -126,17 +133,17 @@ def no_grad(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
     return Prepared(step, to_arrays)
 
 
-def recorded_forward(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
+def recorded_forward(forward: Forward, _: SummedUp, inputs: list[Inputs]) -> Prepared:
     require_gradients(inputs)
     return Prepared(forward, to_arrays)
 
 
-def backward(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
+def backward(forward: Forward, summed_up: SummedUp, inputs: list[Inputs]) -> Prepared:
     """Over a graph that is recorded once and kept."""
     import torch
 
     require_gradients(inputs)
-    outputs = [forward(i) for i in range(len(inputs))]
+    outputs = [summed_up(i, forward(i)) for i in range(len(inputs))]
 
     def step(i: int) -> Any:
         own = inputs[i]
@@ -145,16 +152,31 @@ def backward(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
     return Prepared(step, lambda gradient: to_arrays(None, gradient))
 
 
-def forward_and_backward(forward: Callable[[int], Any], inputs: list[Inputs]) -> Prepared:
+def forward_and_backward(forward: Forward, summed_up: SummedUp, inputs: list[Inputs]) -> Prepared:
     """As a training step does it: .backward() into the .grad of a leaf that has none yet."""
     require_gradients(inputs)
 
     def step(i: int) -> Any:
         own = inputs[i]
         output = forward(i)
-        output.backward(own.upstream)
+        summed_up(i, output).backward(own.upstream)
         gradient, own.x.grad = own.x.grad, None
         return output, gradient
+
+    return Prepared(step, lambda both: to_arrays(*both))
+
+
+def create_graph(forward: Forward, summed_up: SummedUp, inputs: list[Inputs]) -> Prepared:
+    """The gradient, with the graph that a second derivative goes back through; that one is not taken."""
+    import torch
+
+    require_gradients(inputs)
+
+    def step(i: int) -> Any:
+        own = inputs[i]
+        output = forward(i)
+        end = summed_up(i, output)
+        return output, torch.autograd.grad(end, own.x, own.upstream, create_graph=True)[0]
 
     return Prepared(step, lambda both: to_arrays(*both))
 
@@ -169,6 +191,7 @@ STEPS = {
     "forward": recorded_forward,
     "backward": backward,
     "forward+backward": forward_and_backward,
+    CREATE_GRAPH: create_graph,
 }
 
 

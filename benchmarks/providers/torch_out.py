@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cells import Cell
+from benchmarks.cells import CREATE_GRAPH, Cell
 from benchmarks.problems import Problem
 from benchmarks.providers.base import Prepared
 from benchmarks.providers.torch_family import Inputs, Torch, copies, to_arrays, to_tensors
@@ -25,8 +25,10 @@ class TorchOut(Torch):
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         if cell.op not in CALLS:
             return "training goes through autograd, which refuses out="
-        if cell.pass_name == "forward":
+        if cell.pass_name in ("forward", CREATE_GRAPH):
             return "autograd refuses out="
+        if cell.op != "cross_entropy" and cell.option:
+            return "is given the gradient of the output"
         if cell.op == "cross_entropy" and (cell.option or len(cell.shape) != 2):
             return "has out variants for plain cross-entropy of (N, C) logits only"
         if cell.op == "cross_entropy" and cell.pass_name == "backward":

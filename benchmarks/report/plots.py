@@ -138,7 +138,7 @@ def _label(row: Row) -> str:
     cell = cell_of(row)
     if row["pass_name"] in JOBS:
         return f"{cell.op}, {row['pass_name']}"
-    parts = (shape_label(cell), cell.option, "" if cell.dtype == "float32" else cell.dtype)
+    parts = (shape_label(cell), cell.option, cell.inputs, "" if cell.dtype == "float32" else cell.dtype)
     return " ".join(part for part in parts if part)
 
 
@@ -168,7 +168,8 @@ def _speedup_panel(ax: Axes, rows: Sequence[Row], labels: Sequence[str], marks: 
 
 def _bandwidth(results: Results) -> Figure | None:
     rows = [r for r in headline(results) if is_ok(r) and r.get("gbps") and r["dtype"] == "float32"]
-    rows = [r for r in rows if r["pass_name"] in PASSES and not r["option"] and cell_of(r).last_dim]
+    rows = [r for r in rows if r["pass_name"] in PASSES and cell_of(r).last_dim]
+    rows = [r for r in rows if not r["option"] and not cell_of(r).inputs]
     if not rows:
         return None
     ops = list(grouped(rows, "op"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import results as results_file
 from benchmarks.report import (
+    MOST_TIMES_PLAIN,
     baseline,
     cell_of,
     duration,
@@ -32,22 +33,27 @@ COLUMNS = (
     *("op, pass, dtype, shape", "torch", "softkern", "torch / softkern", "% of copy speed"),
     *("memory, torch", "memory, softkern", "best other"),
 )
+EDGES = "Besides common shapes (times plain: how many times as long as the same provider with plain logits):"
+EDGE_COLUMNS = (
+    *("op, pass, dtype, shape, option, logits", "torch", "softkern", "torch / softkern"),
+    *("times plain, torch", "times plain, softkern", "memory, torch", "memory, softkern"),
+)
 
 
 def block(results: Results, source: str, short: bool = False) -> str:
-    """Caption, main cells (in short: one pass of two ops, and whole jobs), and every cell, main or not, where
-    softkern is slower than torch."""
-    lines = [
-        _caption(results, source),
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    """Caption, main cells (in short: one pass of two ops, and whole jobs), edges (in short: none), and every
+    cell, whichever, where softkern is slower than torch."""
+    lines = [_caption(results, source), ""]
     cells = grouped(headline(results), "cell").values()
-    for rows in sorted(cells, key=lambda rows: (*ORDER, rows[0]["op"]).index(rows[0]["op"])):
-        if _shown(rows[0], short):
-            lines += _line(rows)
-    return "\n".join([*lines, "", *_slower(results), *_without_times(results), ""])
+    cells = sorted(cells, key=lambda rows: (*ORDER, rows[0]["op"]).index(rows[0]["op"]))
+    main = [line for rows in cells if _shown(rows[0], short) for line in _line(rows)]
+    edges = [line for rows in cells if rows[0].get("edge") and not short for line in _edge(rows)]
+    if main or not edges:
+        lines += [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---:|---:|---:|---|", *main, ""]
+    if edges:
+        lines += [EDGES, "", f"| {' | '.join(EDGE_COLUMNS)} |"]
+        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|", *edges, ""]
+    return "\n".join([*lines, *_slower(results), *_slowed(results), *_without_times(results), ""])
 
 
 def _caption(results: Results, source: str) -> str:
@@ -105,6 +111,30 @@ def _line(rows: list[Row]) -> list[str]:
     return [f"| {' | '.join(values)} |"]
 
 
+def _edge(rows: list[Row]) -> list[str]:
+    """The line of an edge, if softkern has a time for it."""
+    by_provider = {row["provider"]: row for row in rows}
+    ours, torch = by_provider.get("softkern"), by_provider.get("torch")
+    if ours is None or not is_ok(ours):
+        return []
+    values = (
+        _name(ours),
+        _time(torch),
+        _time(ours),
+        f"**{ours['ratio']:.2f}**" if _has_ratio(ours) else "",
+        _times_plain(torch),
+        _times_plain(ours),
+        _memory(torch),
+        _memory(ours),
+    )
+    return [f"| {' | '.join(values)} |"]
+
+
+def _times_plain(row: Row | None) -> str:
+    times = None if row is None else row.get("times_plain")
+    return "" if times is None else f"{times:.2f}"
+
+
 def _best(row: Row) -> str:
     launched = " with its launches" if row.get("how", "").startswith(results_file.NOT_CAPTURED) else ""
     return f"{row['provider']} {row['ratio']:.2f}{launched}"
@@ -126,7 +156,7 @@ def _threads(count: int) -> str:
 
 def _name(row: Row) -> str:
     cell = cell_of(row)
-    parts = (f"`{cell.op}`", cell.pass_name, cell.dtype, shape_label(cell), cell.option)
+    parts = (f"`{cell.op}`", cell.pass_name, cell.dtype, shape_label(cell), cell.option, cell.inputs)
     return " ".join(part for part in parts if part)
 
 
@@ -146,17 +176,34 @@ def _slower(results: Results) -> list[str]:
     losing = [row for row in ours if row["ratio"] < 0.995]
     if not losing:
         return [f"Cells where softkern is slower than torch: none of {len(ours)} measurements."]
+    count = f"{len(losing)} of {len(ours)} measurements, all regimes and numbers of threads"
+    title = f"Cells where softkern is slower than torch ({count}; torch / softkern):"
+    return [title, "", *_passes(losing, "ratio")]
+
+
+def _slowed(results: Results) -> list[str]:
+    """The same of those in which softkern takes longer than with plain logits."""
+    ours = [row for row in results["rows"] if row["provider"] == "softkern" and row.get("times_plain")]
+    slowed = [row for row in ours if row["times_plain"] > MOST_TIMES_PLAIN]
+    what = f"Cells where softkern takes more than {MOST_TIMES_PLAIN} times as long as with plain logits"
+    if not slowed:
+        return ["", f"{what}: none of {len(ours)} measurements."] if ours else []
+    count = f"{len(slowed)} of {len(ours)} measurements"
+    return ["", f"{what} ({count}; times plain):", "", *_passes(slowed, "times_plain")]
+
+
+def _passes(found: list[Row], figure: str) -> list[str]:
     lines = []
-    for rows in grouped(losing, "op", "dtype", "shape", "option").values():
+    for rows in grouped(found, "op", "dtype", "shape", "option", "inputs").values():
         passes = ", ".join(
-            f"{pass_name} {_range([row['ratio'] for row in part])}"
+            f"{pass_name} {_range([row[figure] for row in part])}"
             for (pass_name,), part in grouped(rows, "pass_name").items()
         )
         cell = cell_of(rows[0])
-        name = " ".join(p for p in (f"`{cell.op}`", cell.dtype, shape_label(cell), cell.option) if p)
+        parts = (f"`{cell.op}`", cell.dtype, shape_label(cell), cell.option, cell.inputs)
+        name = " ".join(part for part in parts if part)
         lines.append(f"- {name}: {passes}")
-    count = f"{len(losing)} of {len(ours)} measurements, all regimes and numbers of threads"
-    return [f"Cells where softkern is slower than torch ({count}; torch / softkern):", "", *lines]
+    return lines
 
 
 def _range(ratios: list[float]) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from benchmarks.report import (
     MIB,
+    MOST_TIMES_PLAIN,
     cell_of,
     duration,
     grouped,
@@ -47,7 +48,7 @@ def render(results: Results, console: Console) -> None:
     for (op,), of_op in grouped(results["rows"], "op").items():
         console.print()
         console.rule(Text(op, "bold"), align="left")
-        for names, rows in grouped(of_op, "op", "pass_name", "dtype", "option").items():
+        for names, rows in grouped(of_op, "op", "pass_name", "dtype", "option", "inputs").items():
             console.print(Text("\n" + ", ".join(name for name in names if name), "bold"))
             console.print(_table(rows))
             for row in rows:
@@ -89,10 +90,12 @@ def _bandwidth(rows: Sequence[Row]) -> Table:
 
 
 def _table(rows: Sequence[Row]) -> Table:
+    plain = any("times_plain" in row for row in rows)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in ("shape", "regime", "thr", "provider"):
         table.add_column(name, overflow="fold")
-    for name in ("time", "20-80 %", "ratio", "GB/s", "copy", "error", "peak\nMiB", "peak\nN x C", "faults"):
+    figures = ("GB/s", "copy", "error", "peak\nMiB", "peak\nN x C", "faults")
+    for name in ("time", "20-80 %", "ratio", *(["times\nplain"] if plain else []), *figures):
         table.add_column(name, justify="right", no_wrap=True)
     for of_cell in grouped(rows, "cell").values():
         table.add_section()
@@ -100,12 +103,13 @@ def _table(rows: Sequence[Row]) -> Table:
         for of_round in grouped(of_cell, "regime", "threads").values():
             where = (of_round[0]["regime"], str(of_round[0]["threads"]))
             for row in of_round:
-                table.add_row(*map(Text, (shape, *where, row["provider"])), *_values(row))
+                table.add_row(*map(Text, (shape, *where, row["provider"])), *_values(row, plain))
                 shape, where = "", ("", "")
     return table
 
 
-def _values(row: Row) -> list[Text]:
+def _values(row: Row, plain: bool) -> list[Text]:
+    """`plain`: there is a column of the times as long as with plain logits."""
     if not is_ok(row):
         return [Text(row["status"], "red")]
     scale, _ = unit_of(row["median"])
@@ -116,6 +120,7 @@ def _values(row: Row) -> list[Text]:
         Text(duration(row["median"])),
         Text(spread, "dim"),
         _ratio(row),
+        *([_times_plain(row)] if plain else []),
         Text(number(row["gbps"]) if row.get("bytes") else ""),
         Text("" if percent is None else f"{percent:.0f} %"),
         Text("" if error is None else number(error) if error < 1000 else f"{error:.1e}"),
@@ -134,9 +139,14 @@ def _ratio(row: Row) -> Text:
     return Text(number(ratio), "green" if ratio > GREEN else "red" if ratio < RED else "")
 
 
+def _times_plain(row: Row) -> Text:
+    times = row.get("times_plain")
+    return Text("" if times is None else number(times), "red" if times and times > MOST_TIMES_PLAIN else "")
+
+
 def _note(row: Row) -> Text:
     cell = cell_of(row)
-    where = " ".join(part for part in (shape_label(cell), cell.option) if part)
+    where = " ".join(part for part in (shape_label(cell), cell.option, cell.inputs) if part)
     place = f"{where}, {row['regime']}, {row['threads']} thr, {row['provider']}"
     return Text(f"{place}: {row['status']}: {row['reason']}", "red")
 
