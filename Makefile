@@ -5,8 +5,11 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_NAMES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
-SOURCES := $(shell find csrc $(CXX_NAMES)) setup.py tools/cuda_build.py pyproject.toml
+SOURCES := $(shell find csrc $(CXX_NAMES)) setup.py tools/build_progress.py tools/cuda_build.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
+# One at a time in the same .venv, whatever -j or another terminal's make says: two pips undo each other's work.
+LOCKED := $(if $(shell command -v flock),flock $(VENV))
+PIP := $(LOCKED) $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test triton emulate verify bench harden lint format wheel-test clean
 
@@ -14,11 +17,11 @@ demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
 	$(BIN)/python examples/zoo.py --loss both
 
-test: $(VENV)/.built
+test: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted.
-triton: $(VENV)/.built
+triton: $(VENV)/.built $(VENV)/.test
 	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/test_triton_compiled.py
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py
 	TRITON_INTERPRET=1 $(BIN)/python tests/triton_interpreter.py --quick
@@ -29,7 +32,7 @@ triton: $(VENV)/.built
 EMULATED := build/emulated
 EMULATED_RUN := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(EMULATED)/lib $(BIN)/python -P
-emulate: $(VENV)/.built
+emulate: $(VENV)/.built $(VENV)/.test
 	SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-lib $(EMULATED)/lib --build-temp $(EMULATED)/temp
 	$(EMULATED_RUN) -m pytest --capture=sys -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) \
@@ -94,21 +97,31 @@ clean:
 # several hundred megabytes.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'
-	$(BIN)/python -m pip install numpy 'setuptools>=77,<82' wheel ninja
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)'
+	$(PIP) -q numpy 'setuptools>=77,<82' wheel ninja
 	touch $@
 
+# First by setup.py itself, since pip would hide what it says; then pip finds it compiled. --force: ninja and the
+# kernels' keys know what is out of date, and setuptools does not, after a change of torch or of FORCE_CUDA.
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --no-build-isolation -e '.[test]'
+	$(LOCKED) $(BIN)/python setup.py -q build_ext --force --inplace
+	$(PIP) -q --no-build-isolation --no-deps -e .
+	touch $@
+
+# The extra of pyproject.toml, of the softkern that is installed already; minutes, and nothing that the demo needs.
+$(VENV)/.test: pyproject.toml | $(VENV)/.built
+	@echo "softkern: installing what the tests need, some hundred megabytes"
+	$(PIP) -q 'softkern[test]'
 	touch $@
 
 # One that can't be had is a line in the benchmark's output, not an end to it.
 $(VENV)/.peers: $(VENV)/.built
+	$(PIP) -q 'softkern[bench]'
 	for peer in $$(sed -n 's/^peers = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d '",'); do \
-		$(BIN)/python -m pip install $$peer || echo "$$peer: not to be had"; done
+		$(PIP) $$peer || echo "$$peer: not to be had"; done
 	touch $@
 
 # Read from pyproject.toml, the only place that pins them. mypy looks into torch.
 $(VENV)/.lint $(VENV)/.wheel: $(VENV)/.%: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install $$(sed -n 's/^$* = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	$(PIP) -q $$(sed -n 's/^$* = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	touch $@

@@ -30,7 +30,8 @@ except ModuleNotFoundError:
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 sys.path.insert(0, str(ROOT / "tools"))  # a build backend is not started as a script of this folder
-from cuda_build import add_kernels
+from build_progress import compiled_lines
+from cuda_build import BEGUN, add_kernels
 
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "softkern/_version.py").read_text()).group(1)
 
@@ -63,10 +64,21 @@ def sources(*suffixes: str) -> list[str]:
 
 
 class Build(BuildExtension):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.editable_mode:
+            # pip would have it in a temporary folder, and everything compiled anew each time.
+            build = self.distribution.get_command_class("build")(self.distribution)
+            build.ensure_finalized()
+            self.build_temp = build.build_temp
+
     def build_extensions(self) -> None:
+        rocm = torch.version.hip is not None
+        gpu = torch.version.cuda is not None and torch.cuda.is_available()
         for ext in self.extensions:
-            add_kernels(ext, ROOT, os.environ, rocm=torch.version.hip is not None, flags=FLAGS)
-        super().build_extensions()
+            add_kernels(ext, ROOT, os.environ, rocm=rocm, gpu=gpu, flags=FLAGS)
+        with compiled_lines(ROOT, BEGUN):
+            super().build_extensions()
 
 
 setup(

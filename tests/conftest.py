@@ -8,14 +8,30 @@ that ask for the `isa` fixture run once on each. Set: the whole suite runs on th
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 import softkern
 
 pytest_plugins = ["compatibility_plugin"]
+
+# How wide a terminal is, and whether it has colours, is no part of what tests look at. Here, so that the
+# processes that they start have the same.
+os.environ.update(COLUMNS="80", LINES="24")
+for variable in (
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "CLICOLOR",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+):
+    os.environ.pop(variable, None)
 
 FORCED_ISA = os.environ.get("SOFTKERN_CPU_ISA", "")
 
@@ -36,6 +52,21 @@ settings.load_profile("ci")
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "inductor: compiles C++ at run time; needs a compiler")
+
+
+def why_no_inductor() -> str:
+    """It needs g++, and hands it the paths of torch and of its own files without quotes."""
+    if not shutil.which("g++"):
+        return "inductor needs g++"
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()
+    folders = (*torch.__path__, tempfile.gettempdir(), cache)
+    spaced = [folder for folder in folders if len(folder.split()) > 1]
+    return f"inductor can't compile where a folder's name has a space: {spaced[0]}" if spaced else ""
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("inductor") and (reason := why_no_inductor()):
+        pytest.skip(reason)
 
 
 def cpu_isas() -> list:

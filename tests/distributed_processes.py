@@ -32,7 +32,8 @@ def run_rank(rank: int, folder: str, names: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
-        init_method=Path(folder, "rendezvous").as_uri(),
+        # Not by a file:// address, whose %20 torch takes for a part of the name.
+        store=torch.distributed.FileStore(str(Path(folder, "rendezvous")), WORLD),
         rank=rank,
         world_size=WORLD,
         timeout=datetime.timedelta(seconds=SECONDS),

@@ -70,7 +70,10 @@ def test_it_is_listed_before_triton():
 @pytest.mark.skipif(COMPILED, reason="this build has CUDA kernels")
 def test_a_build_without():
     found = entry()
-    assert found.reason.startswith("this build has no CUDA kernels: no nvcc was found, SOFTKERN_CUDA=0")
+    assert found.reason.startswith(
+        "this build has no CUDA kernels: softkern was built where torch saw no GPU"
+    )
+    assert "FORCE_CUDA=1" in found.reason  # the remedy
     assert (found.device, found.compiled, found.usable, found.active) == ("cuda", False, False, False)
     why = "use_backend: backend 'cuda' can't run here: this build has no CUDA kernels"
     with pytest.raises(RuntimeError, match=why), softkern.use_backend("cuda"):

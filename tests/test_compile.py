@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from cases import logits, name
@@ -128,7 +126,6 @@ def test_export_keeps_the_op_and_the_answer():
 
 
 @pytest.mark.inductor
-@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs g++")
 def test_inductor():
     x, target, kwargs = problem((6, 10), **OPTIONS[5])
 

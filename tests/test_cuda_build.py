@@ -159,9 +159,9 @@ def test_without_a_toolkit_the_places_are_named_if_one_is_wanted(
     partial = toolkit(tmp_path / "partial")
     (partial / "lib64" / "libcudart_static.a").unlink()
     env = {"CUDA_HOME": str(partial), "CUDA_PATH": str(tmp_path / "gone"), "PATH": ""}
-    assert tool.choose(tmp_path, env, rocm=False, kernels=True) is None
+    assert tool.choose(tmp_path, env, rocm=False, gpu=True, kernels=True) is None
     with pytest.raises(SystemExit) as error:
-        tool.choose(tmp_path, {**env, "FORCE_CUDA": "1"}, rocm=False, kernels=True)
+        tool.choose(tmp_path, {**env, "FORCE_CUDA": "1"}, rocm=False, gpu=False, kernels=True)
     for text in (str(error.value), capsys.readouterr().out):
         assert f"CUDA_HOME: {partial} has no lib64/libcudart_static.a" in text
         assert f"CUDA_PATH: {tmp_path / 'gone'} has no bin/nvcc" in text
@@ -172,11 +172,14 @@ def test_without_a_toolkit_the_places_are_named_if_one_is_wanted(
 def test_variables_decide(tool: ModuleType, tmp_path: Path) -> None:
     env = {"CUDA_HOME": str(toolkit(tmp_path / "cuda")), "PATH": ""}
 
-    def folder(kernels: bool = True, rocm: bool = False, **variables: str) -> str | None:
-        compiler = tool.choose(tmp_path, {**env, **variables}, rocm, kernels)
+    def folder(kernels: bool = True, rocm: bool = False, gpu: bool = True, **variables: str) -> str | None:
+        compiler = tool.choose(tmp_path, {**env, **variables}, rocm, gpu, kernels)
         return compiler and compiler.folder
 
     assert folder() == folder(FORCE_CUDA="1") == folder(FORCE_CUDA="0") == "build/cuda"
+    assert folder(gpu=False, FORCE_CUDA="1") == "build/cuda"
+    assert folder(gpu=False, SOFTKERN_CUDA="emulate") == "build/emulated"
+    assert folder(gpu=False, SOFTKERN_CUDA="0", FORCE_CUDA="1") is None
     assert folder(SOFTKERN_CUDA="0") is folder(SOFTKERN_CUDA="0", FORCE_CUDA="1") is None
     assert folder(rocm=True) is folder(kernels=False) is None
     with pytest.raises(SystemExit, match=r"FORCE_CUDA=1, .* ROCm"):
@@ -191,14 +194,29 @@ def test_variables_decide(tool: ModuleType, tmp_path: Path) -> None:
         folder(SOFTKERN_SANITIZE="address")
 
 
+@pytest.mark.parametrize("variables", [{}, {"FORCE_CUDA": "0"}])
+def test_an_nvcc_alone_compiles_nothing(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], variables: dict[str, str]
+) -> None:
+    """Minutes of compiling for a machine that can't run what comes out."""
+    env = {"CUDA_HOME": str(toolkit(tmp_path / "cuda")), **variables}
+    ext, root = extension("csrc/ops/ops.cpp", "csrc/ops/cuda/softmax.cpp"), tree(tmp_path / "root")
+    tool.add_kernels(ext, root, env, rocm=False, gpu=False)
+    assert ext.sources == ["csrc/ops/ops.cpp"] and not (root / "build").exists()
+    said = capsys.readouterr().out
+    assert "no CUDA kernels, since torch sees no GPU" in said and "FORCE_CUDA=1" in said
+
+
 def test_an_emulated_build_can_be_sanitized(tool: ModuleType, tmp_path: Path) -> None:
     cxx = script(tmp_path / "cxx", "echo a compiler")
-    env = {"SOFTKERN_CUDA": "emulate", "CXX": f"{cxx} -m64", "PATH": "/bin"}
-    plain = tool.choose(tmp_path, env, rocm=True, kernels=True)
+    env = {"SOFTKERN_CUDA": "emulate", "CXX": f"{shlex.quote(str(cxx))} -m64", "PATH": "/bin"}
+    plain = tool.choose(tmp_path, env, rocm=True, gpu=False, kernels=True)
     assert plain.command[:2] == [str(cxx), "-m64"] and plain.folder == "build/emulated"
     assert ("SOFTKERN_EMULATED", None) in plain.macros and plain.link_args == plain.archives == []
     assert plain.include_dirs == [str(tmp_path / "tests/native")]
-    sanitized = tool.choose(tmp_path, {**env, "SOFTKERN_SANITIZE": "address"}, rocm=False, kernels=True)
+    sanitized = tool.choose(
+        tmp_path, {**env, "SOFTKERN_SANITIZE": "address"}, rocm=False, gpu=True, kernels=True
+    )
     assert set(sanitized.command) - set(plain.command) == {
         "-fsanitize=address",
         "-fno-sanitize-recover=undefined",
@@ -245,7 +263,7 @@ def test_kernels_are_compiled_once(tool: ModuleType, tmp_path: Path) -> None:
     env = {"CUDA_HOME": str(cuda), "MAX_JOBS": "2"}
     for _ in range(2):
         ext = extension("csrc/ops/ops.cpp", "csrc/cuda/host.cpp", "csrc/ops/cuda/softmax.cpp")
-        tool.add_kernels(ext, root, env, rocm=False)
+        tool.add_kernels(ext, root, env, rocm=False, gpu=True)
     objects = ["reduce.o", "rows.float.o", "rows.double.o", "rows.bfloat16.o", "rows.half.o"]
     cudart = str(cuda / "lib64" / "libcudart_static.a")
     assert ext.extra_objects == [*(f"build/cuda/{name}" for name in objects), cudart]
@@ -259,21 +277,21 @@ def test_kernels_are_compiled_once(tool: ModuleType, tmp_path: Path) -> None:
         assert path.with_name(path.name + ".runs").read_text() == "run\n"
         assert path.with_suffix(".log").read_text() == "ptxas info\n"
     (root / "build/cuda/rows.half.o").unlink()
-    tool.add_kernels(extension(), root, env, rocm=False)
+    tool.add_kernels(extension(), root, env, rocm=False, gpu=True)
     runs = {path.name: len(path.read_text().split()) for path in (root / "build/cuda").glob("*.runs")}
     assert runs.pop("rows.half.o.runs") == 2 and set(runs.values()) == {1}
 
 
 def test_kernels_of_the_cpu_are_kept_as_well(tool: ModuleType, tmp_path: Path) -> None:
     root, env = tree(tmp_path / "root"), {"SOFTKERN_CUDA": "0"}
-    env["CXX"] = f"{script(tmp_path / 'cxx', CXX)} -m64"
+    env["CXX"] = f"{shlex.quote(str(script(tmp_path / 'cxx', CXX)))} -m64"
     for isa in ("avx2", "portable"):
         (root / f"csrc/cpu/isa/{isa}.cpp").parent.mkdir(parents=True, exist_ok=True)
         (root / f"csrc/cpu/isa/{isa}.cpp").write_text(isa)
 
     def build(**variables: str) -> list[str]:
         ext = extension("csrc/cpu/isa/portable.cpp", "csrc/cpu/isa/avx2.cpp", "csrc/cpu/dispatch.cpp")
-        tool.add_kernels(ext, root, {**env, **variables}, rocm=False, flags=["-O3"])
+        tool.add_kernels(ext, root, {**env, **variables}, rocm=False, gpu=False, flags=["-O3"])
         assert ext.sources == ["csrc/cpu/dispatch.cpp"] and ext.depends == list(ISA_SOURCES)
         assert ext.extra_objects == ["build/cpu/avx2.o", "build/cpu/portable.o"]
         return [(root / f"{name}.runs").read_text().splitlines()[-1] for name in ext.extra_objects]
@@ -300,7 +318,7 @@ def runs(folder: Path) -> list[int]:
 
 def test_without_kernels_the_sources_that_need_them_are_left_out(tool: ModuleType, tmp_path: Path) -> None:
     ext = extension("csrc/cuda/host.cpp", "csrc/ops/cuda/softmax.cpp", "csrc/ops/ops.cpp")
-    tool.add_kernels(ext, tree(tmp_path), {"SOFTKERN_CUDA": "0"}, rocm=False)
+    tool.add_kernels(ext, tree(tmp_path), {"SOFTKERN_CUDA": "0"}, rocm=False, gpu=True)
     assert ext.sources == ["csrc/ops/ops.cpp"]
     assert not ext.define_macros and not ext.extra_objects and not (tmp_path / "build").exists()
 
@@ -310,7 +328,9 @@ def test_a_failed_compilation_is_shown_and_tried_again(tool: ModuleType, tmp_pat
     cuda, root = toolkit(tmp_path / "cuda", nvcc=failing), tree(tmp_path / "root")
     for _ in range(2):
         with pytest.raises(SystemExit) as error:
-            tool.add_kernels(extension(), root, {"CUDA_HOME": str(cuda), "MAX_JOBS": "1"}, rocm=False)
+            tool.add_kernels(
+                extension(), root, {"CUDA_HOME": str(cuda), "MAX_JOBS": "1"}, rocm=False, gpu=True
+            )
         for text in ("bin/nvcc", "no such thing", "does not compile (exit code 2)", "SOFTKERN_CUDA=0"):
             assert text in str(error.value)
     assert (root / "build/cuda/reduce.o.runs").read_text() == "run\nrun\n"
@@ -321,7 +341,7 @@ def test_warnings_are_not_kept_to_the_log(
 ) -> None:
     noisy = NVCC.replace("echo ptxas info >&2", "echo 'a.cu(1): warning #177-D'; echo ptxas info >&2")
     cuda = toolkit(tmp_path / "cuda", nvcc=noisy)
-    tool.add_kernels(extension(), tree(tmp_path / "root"), {"CUDA_HOME": str(cuda)}, rocm=False)
+    tool.add_kernels(extension(), tree(tmp_path / "root"), {"CUDA_HOME": str(cuda)}, rocm=False, gpu=True)
     said = capsys.readouterr().out
     assert "warning #177-D" in said and "ptxas" not in said
 
@@ -329,7 +349,7 @@ def test_warnings_are_not_kept_to_the_log(
 def test_an_nvcc_that_does_not_run_is_named(tool: ModuleType, tmp_path: Path) -> None:
     cuda = toolkit(tmp_path / "cuda", nvcc="echo no libraries >&2; exit 1")
     with pytest.raises(SystemExit, match=r"--list-gpu-arch: no libraries\n.*SOFTKERN_CUDA=0"):
-        tool.choose(tmp_path, {"CUDA_HOME": str(cuda)}, rocm=False, kernels=True)
+        tool.choose(tmp_path, {"CUDA_HOME": str(cuda)}, rocm=False, gpu=True, kernels=True)
 
 
 @pytest.mark.parametrize(("named", "jobs"), [("3", 3), ("0", None), ("", None), ("many", None)])

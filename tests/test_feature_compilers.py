@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from feature_cases import TARGET, both, close, data, f64, leaf, over_ops, scalar
@@ -23,13 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # its own look
 ]
 
-INDUCTOR = pytest.param(
-    "inductor",
-    marks=[
-        pytest.mark.inductor,
-        pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs g++"),
-    ],
-)
+INDUCTOR = pytest.param("inductor", marks=pytest.mark.inductor)
 
 
 @pytest.fixture(autouse=True)

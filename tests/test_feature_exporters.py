@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 
 import pytest
 import torch
@@ -75,7 +74,6 @@ def test_an_exported_program_is_kept(op, watch):
 
 
 @pytest.mark.inductor
-@pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs g++")
 @pytest.mark.feature("AOTInductor packages")
 @over_ops
 def test_aot_inductor(op, watch, tmp_path):

@@ -3,6 +3,7 @@
 
 import csv
 import importlib
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -103,6 +104,29 @@ def test_zoo_trains_alike_with_both(train, first, last):
         assert run.losses[1000] == pytest.approx(float(last), abs=2e-6)
         assert (run.result == y).all()
     assert common.largest_difference(runs) <= ZOO_BOUND
+
+
+def test_zoo_prints_scikit_learns_numbers(capsys):
+    metrics = pytest.importorskip("sklearn.metrics")
+    _, y = zoo.load()
+    predicted = y.clone()
+    predicted[::3] = 0
+    predicted[y == 2] = 1  # a class that nothing is taken for
+    zoo.print_classes(y, predicted)
+    _header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    report = metrics.precision_recall_fscore_support(y, predicted, zero_division=0)
+    classes = zip(zoo.CLASSES, *report, strict=True)
+    assert rows == [[name, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", str(n)] for name, p, r, f, n in classes]
+
+
+@pytest.mark.parametrize("script", ("lab.py", "zoo.py"))
+def test_the_demo_needs_torch_alone(script):
+    """`make demo` installs nothing for it: what it imports is torch's, Python's or here."""
+    hidden = ["sklearn", "scipy", "matplotlib", "pandas", "tqdm", "pooch"]
+    program = f"import runpy, sys; sys.modules.update(dict.fromkeys({hidden})); runpy.run_path({script!r})"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_largest_difference_sees_a_single_epoch():

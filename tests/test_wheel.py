@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +18,13 @@ INFO = "softkern-1.0+torch2.13.dist-info"
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
+def tool() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")  # where it is run, a script's own folder is on the path
+        yield load()
+
+
+def load() -> ModuleType:
     spec = importlib.util.spec_from_file_location("check_wheel", ROOT / "tools" / "check_wheel.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,8 +35,8 @@ def tool() -> ModuleType:
 @pytest.fixture
 def sdist(tool: ModuleType) -> list[str]:
     csrc = tool.tree("csrc", *tool.COMPILED_FROM)
-    others = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "tools/cuda_build.py", "PKG-INFO")
-    return [*tool.modules(), *csrc, *others]
+    others = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "PKG-INFO")
+    return [*tool.modules(), *csrc, *others, "tools/build_progress.py", "tools/cuda_build.py"]
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def test_a_missing_module_is_noticed(tool: ModuleType, sdist: list[str], wheel: 
     assert tool.wheel_problems(wheel) == [f"wheel: {name} is missing"]
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "setup.py", "tools/cuda_build.py", "csrc/cpu/dispatch.h"])
+@pytest.mark.parametrize("name", ["LICENSE", "setup.py", "tools/build_progress.py", "csrc/cpu/dispatch.h"])
 def test_what_the_sdist_is_built_from_is_missed(tool: ModuleType, sdist: list[str], name: str) -> None:
     sdist.remove(name)
     assert tool.sdist_problems(sdist) == [f"sdist: {name} is missing"]
@@ -124,3 +131,26 @@ def test_the_wheel_is_made_of_the_sdist_and_of_objects_if_they_are_given(
     monkeypatch.setattr(tool, "run", run)
     tool.build(out, tmp_path / "scratch", objects if given else None)
     assert seen == [["build/cpu/avx2.o", "setup.py"] if given else ["setup.py"]]
+
+
+@pytest.mark.parametrize(
+    ("torch", "nvcc", "variables", "expected"),
+    [
+        ("2.13.0+cpu", True, {}, {"FORCE_CUDA": "1"}),  # though torch sees no GPU
+        ("2.13.0", False, {}, {}),
+        ("2.13.0+rocm7.0", True, {}, {}),
+        ("2.13.0", True, {"SOFTKERN_CUDA": "0"}, {}),
+        ("2.13.0", True, {"FORCE_CUDA": "0"}, {}),
+    ],
+)
+def test_a_wheel_has_cuda_kernels_wherever_there_is_an_nvcc(
+    tool: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    torch: str,
+    nvcc: bool,
+    variables: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    monkeypatch.setattr(tool, "version", {"torch": torch}.get)
+    monkeypatch.setattr(tool, "find_toolkit", lambda env: ("toolkit" if nvcc else None, []))
+    assert tool.forced(variables) == expected

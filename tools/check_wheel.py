@@ -20,11 +20,15 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from cuda_build import find_toolkit
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED_FROM = ("*.cpp", "*.h", "*.cu", "*.cuh")
+BUILD_TOOLS = ("tools/build_progress.py", "tools/cuda_build.py")
 COMPILED = ("*.so", "*.o", "*.a", "*.py[co]")
 
 
@@ -42,7 +46,7 @@ def modules() -> set[str]:
 def sdist_problems(names: list[str]) -> list[str]:
     """What is missing from an sdist with these files (without its root folder), or should not be in it."""
     wanted = modules() | tree("csrc", *COMPILED_FROM)
-    wanted |= {"LICENSE", "README.md", "pyproject.toml", "setup.py", "tools/cuda_build.py", "PKG-INFO"}
+    wanted |= {"LICENSE", "README.md", "pyproject.toml", "setup.py", "PKG-INFO", *BUILD_TOOLS}
     problems = [f"sdist: {name} is missing" for name in sorted(wanted - set(names))]
     return problems + [f"sdist: {name} was compiled here" for name in sorted(_like(names, *COMPILED))]
 
@@ -74,8 +78,16 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
     print("$", *command, flush=True)
     # Nothing of this environment may stand in for what the wheel lacks.
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    env |= forced(env)
     if (code := subprocess.run(command, cwd=cwd, env=env).returncode) != 0:
         raise SystemExit(f"exit code {code}: {' '.join(map(str, command))}")
+
+
+def forced(env: Mapping[str, str]) -> dict[str, str]:
+    """A wheel is for other machines: it has CUDA kernels wherever there is an nvcc, with or without a GPU."""
+    asked = env.keys() & {"FORCE_CUDA", "SOFTKERN_CUDA"}
+    possible = "rocm" not in version("torch") and find_toolkit(env)[0] is not None
+    return {"FORCE_CUDA": "1"} if possible and not asked else {}
 
 
 def only(folder: Path, pattern: str) -> Path:

@@ -15,13 +15,17 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from setuptools import Extension
+if TYPE_CHECKING:
+    from setuptools import Extension
 
+BEGUN = time.monotonic()  # of the build, since setup.py imports this first
 DEFAULT_ROOT = Path("/usr/local/cuda")
 KERNELS = "csrc/cuda"
 CPU_KERNELS = "csrc/cpu/isa/"
@@ -68,6 +72,7 @@ EMULATED_FLAGS = [
 ]
 
 WITHOUT = "SOFTKERN_CUDA=0 builds without CUDA kernels."
+FORCED = "FORCE_CUDA=1 compiles them all the same."
 
 Environment = Mapping[str, str]
 
@@ -112,11 +117,16 @@ class Unit:
         return self.object.is_file() and self.key_file.is_file() and self.key_file.read_text() == self.key
 
 
-def add_kernels(ext: Extension, root: Path, env: Environment, rocm: bool, flags: Sequence[str] = ()) -> None:
-    """Compile the kernels and add them to ext, or take the sources out of it that need those of CUDA."""
+def add_kernels(
+    ext: Extension, root: Path, env: Environment, *, rocm: bool, gpu: bool, flags: Sequence[str] = ()
+) -> None:
+    """Compile the kernels and add them to ext, or take the sources out of it that need those of CUDA.
+
+    rocm: torch is built for it; gpu: torch sees one of NVIDIA's.
+    """
     cpu = sorted(name for name in ext.sources if name.startswith(CPU_KERNELS))
     cuda = sorted(str(path.relative_to(root)) for path in (root / KERNELS).glob("*.cu"))
-    compiler = choose(root, env, rocm, bool(cuda))
+    compiler = choose(root, env, rocm, gpu, bool(cuda))
     others = [name for name in ext.sources if name not in cpu]
     ext.depends += cpu
     ext.sources = [name for name in others if compiler is not None or not name.startswith(CUDA_ONLY)]
@@ -132,8 +142,11 @@ def add_kernels(ext: Extension, root: Path, env: Environment, rocm: bool, flags:
     ext.extra_objects += compiler.archives if compiler is not None else []
 
 
-def choose(root: Path, env: Environment, rocm: bool, kernels: bool) -> Compiler | None:
-    """What compiles the kernels; None for a build without."""
+def choose(root: Path, env: Environment, rocm: bool, gpu: bool, kernels: bool) -> Compiler | None:
+    """What compiles the kernels; None for a build without.
+
+    An nvcc alone is no reason: many machines without a GPU have one, and the kernels take it minutes.
+    """
     wanted, forced = env.get("SOFTKERN_CUDA", ""), env.get("FORCE_CUDA") == "1"
     if wanted not in ("", "0", "emulate"):
         raise SystemExit(f"SOFTKERN_CUDA={wanted}: expected 0 (no CUDA kernels), emulate (tests) or nothing.")
@@ -150,6 +163,9 @@ def choose(root: Path, env: Environment, rocm: bool, kernels: bool) -> Compiler 
     if rocm:
         if forced:
             raise SystemExit("FORCE_CUDA=1, but the torch of this environment is built for ROCm.")
+        return None
+    if not (gpu or forced):
+        print(f"softkern: no CUDA kernels, since torch sees no GPU. {FORCED}", flush=True)
         return None
     toolkit, looked = find_toolkit(env)
     if toolkit is None:
@@ -344,9 +360,15 @@ def jobs(env: Environment) -> int:
 def compile_all(every: list[Unit], root: Path, jobs: int) -> list[str]:
     """Their objects, of which those are compiled that a change has reached."""
     stale = [unit for unit in every if not unit.is_current()]
-    print(f"softkern: {len(stale)} of {len(every)} objects to compile", flush=True)
+    print(f"softkern: {len(stale)} of {len(every)} kernel objects to compile, {jobs} at a time", flush=True)
+
+    def compile_nth(n: int, unit: Unit) -> None:
+        name, seconds = unit.object.relative_to(root), time.monotonic() - BEGUN
+        print(f"softkern: {seconds:.0f} s, compiling {n} of {len(stale)}: {name}", flush=True)
+        compile_one(unit, root)
+
     with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(compile_one, unit, root) for unit in stale]
+        running = [pool.submit(compile_nth, n, unit) for n, unit in enumerate(stale, 1)]
         try:
             for done in as_completed(running):
                 done.result()
