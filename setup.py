@@ -32,6 +32,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 sys.path.insert(0, str(ROOT / "tools"))  # a build backend is not started as a script of this folder
 from build_progress import compiled_lines
 from cuda_build import BEGUN, add_kernels
+from glue_build import together
 
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "softkern/_version.py").read_text()).group(1)
 
@@ -77,6 +78,8 @@ class Build(BuildExtension):
         gpu = torch.version.cuda is not None and torch.cuda.is_available()
         for ext in self.extensions:
             add_kernels(ext, ROOT, os.environ, rocm=rocm, gpu=gpu, flags=FLAGS)
+            ext.depends += ext.sources
+            ext.sources = together(ext.sources, ROOT)
         with compiled_lines(ROOT, BEGUN):
             super().build_extensions()
 

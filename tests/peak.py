@@ -9,7 +9,7 @@ import torch
 
 
 def peak_of(call: Callable[[], object]) -> tuple[int, int]:
-    """Bytes above those at the start: the most at a time, and what is held in the end with `call`'s result."""
+    """Bytes above those at the start: the most at a time, and what the end holds with `call`'s result."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         result = call()

@@ -238,7 +238,7 @@ Tensor cross_entropy_autocast_(Tensor self, const Tensor& target, const Optional
 }
 
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
-void register_autocast(torch::Library& m) {
+void register_cross_entropy_autocast(torch::Library& m) {
   m.impl("cross_entropy", &cross_entropy_autocast<kDevice, kKey>);
   m.impl("cross_entropy_", &cross_entropy_autocast_<kDevice, kKey>);
 }
@@ -266,15 +266,15 @@ TORCH_LIBRARY_IMPL(softkern, Batched, m) {
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCPU, m) {
-  register_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>(m);
+  register_cross_entropy_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>(m);
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCUDA, m) {
-  register_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>(m);
+  register_cross_entropy_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>(m);
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastXPU, m) {
-  register_autocast<c10::DeviceType::XPU, c10::DispatchKey::AutocastXPU>(m);
+  register_cross_entropy_autocast<c10::DeviceType::XPU, c10::DispatchKey::AutocastXPU>(m);
 }
 
 }  // namespace softkern

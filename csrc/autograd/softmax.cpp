@@ -28,7 +28,7 @@ Tensor forward_autocast(const Tensor& self, int64_t dim) {
 }
 
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
-void register_autocast(torch::Library& m) {
+void register_softmax_autocast(torch::Library& m) {
   m.impl("softmax", &forward_autocast<SoftmaxOp, kDevice, kKey>);
   m.impl("log_softmax", &forward_autocast<LogSoftmaxOp, kDevice, kKey>);
 }
@@ -57,11 +57,11 @@ TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCUDA, m) {
-  register_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>(m);
+  register_softmax_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>(m);
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastXPU, m) {
-  register_autocast<c10::DeviceType::XPU, c10::DispatchKey::AutocastXPU>(m);
+  register_softmax_autocast<c10::DeviceType::XPU, c10::DispatchKey::AutocastXPU>(m);
 }
 
 }  // namespace softkern

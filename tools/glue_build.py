@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files between the kernels and torch, compiled several at a time.
+
+Nearly all that compiling them takes is reading torch's headers, which two units read twice instead of ten times.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = "build/glue"
+# What is above the dispatcher, and what is below it.
+UNITS = {"above": ("csrc/autograd/", "csrc/python.cpp"), "below": ("csrc/ops/", "csrc/cpu/")}
+ALONE = ("csrc/ops/cuda/", "csrc/cuda/")  # compiled in some builds only
+
+
+def together(sources: list[str], root: Path) -> list[str]:
+    """Sources that include these, and those of them that nothing includes."""
+    left = list(sources)
+    units = []
+    for name, places in UNITS.items():
+        members = [s for s in left if s.startswith(places) and not s.startswith(ALONE)]
+        if not members:
+            continue
+        left = [s for s in left if s not in members]
+        unit = root / FOLDER / f"{name}.cpp"
+        text = "".join(f'#include "../../{member}"\n' for member in members)
+        unit.parent.mkdir(parents=True, exist_ok=True)
+        if not unit.is_file() or unit.read_text() != text:  # untouched, it need not be compiled again
+            unit.write_text(text)
+        units.append(f"{FOLDER}/{name}.cpp")
+    return units + left
