@@ -97,7 +97,7 @@ clean:
 # several hundred megabytes.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)'
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)' 'setuptools>=77,<82'
 	$(PIP) -q numpy 'setuptools>=77,<82' wheel ninja
 	touch $@
 
