@@ -84,8 +84,7 @@ def cross_entropy(
     loss = _ops.cross_entropy(x, y, w, _Reduction.get_enum("sum"), ignore_index, label_smoothing)
     if mode == _Reduction.get_enum("mean"):
         if indices:
-            mass = _placed(_mass(y, w, ignore_index, compute), input, pending, ()).full_tensor()
-            loss = loss * mass.reciprocal()
+            loss = loss * _mass(target, w, ignore_index, compute).reciprocal()
         else:
             loss = loss / (input.numel() // input.shape[class_dim])
     return _placed(loss.to(input.dtype), input, pending, ())
@@ -116,12 +115,23 @@ def _whole_along(x: DTensor, dim: int) -> bool:
     )
 
 
-def _mass(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
-    """What the targets that are not ignored weigh."""
-    kept = target != ignore_index
+def _mass(target: DTensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """What the targets of all ranks that are not ignored weigh.
+
+    Counted where they lie: where a rank has them all, nothing has to be sent.
+    """
+    from torch.distributed.tensor import Partial, Replicate
+
+    if any(p.is_partial() for p in target.placements):
+        target = target.redistribute(placements=[Replicate()] * len(target.placements))
+    y = target.to_local()
+    kept = y != ignore_index
     if weight is None:
-        return kept.sum(dtype=dtype)
-    return weight.to(dtype)[torch.where(kept, target, 0).long()].mul(kept).sum()
+        mass = kept.sum(dtype=dtype)
+    else:
+        mass = weight.to(dtype)[torch.where(kept, y, 0).long()].mul(kept).sum()
+    pending = [Partial() if p.is_shard() else p for p in target.placements]
+    return _placed(mass, target, pending, ()).full_tensor()
 
 
 def _placed(local: Tensor, like: DTensor, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:

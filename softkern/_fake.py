@@ -9,10 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softkern import _C  # noqa: F401  (defines the ops)
+from softkern import (
+    _C,  # noqa: F401  (defines the ops)
+    _inductor,
+)
 
 
 def _like(x: Tensor) -> Tensor:
+    _inductor.register()
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -41,6 +45,7 @@ def _log_softmax_backward(grad_output: Tensor, output: Tensor, dim: int) -> Tens
 
 
 def _loss_shape(logits: Tensor, reduction: int) -> list[int]:
+    _inductor.register()
     if reduction != 0:
         return []
     class_dim = 0 if logits.dim() == 1 else 1
@@ -56,6 +61,7 @@ def _cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
+    _inductor.register()
     # ATen's own op checks the arguments.
     if target.dtype in (torch.int32, torch.uint8):
         target = target.long()

@@ -8,6 +8,7 @@ subclasses with a `__torch_dispatch__` of their own, DTensors with sharded class
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TypeGuard
 
@@ -27,6 +28,17 @@ from softkern import _C, _dtensor
 
 # A subclass with its own __torch_dispatch__ knows torch's ops, not softkern's. DTensors are taken apart.
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
+
+# What F takes for a dim; and, beside floats, for a label_smoothing. torch too imports numpy, if there is one.
+_INTEGERS: tuple[type, ...] = (int,)
+_DOUBLES: tuple[type, ...] = (int,)
+try:
+    import numpy
+except ImportError:
+    pass
+else:
+    _INTEGERS += (numpy.integer,)
+    _DOUBLES += (numpy.integer, numpy.floating, numpy.bool_)
 
 _ops = torch.ops.softkern
 
@@ -137,18 +149,18 @@ def _softmax(
             return fallback(input, dtype=dtype)
         # One frame more than F has between the caller and the warning.
         dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
-    plain_numbers = _is_int64(dim) and (dtype is None or isinstance(dtype, torch.dtype))
-    if type(input) not in _PLAIN:
-        if plain_numbers and _dtensor.is_dtensor(input):
-            result = _dtensor.softmax(op, input, dim, dtype)
+    # torch takes Python's name of float64 too.
+    to = torch.float64 if dtype is float else dtype  # type: ignore[comparison-overlap, redundant-expr]
+    index = dim if _is_int64(dim) else _as_dim(dim)
+    if index is not None and (to is None or isinstance(to, torch.dtype)):
+        if type(input) in _PLAIN:
+            compute = op if torch.compiler.is_dynamo_compiling() else entry
+            return compute(input if to is None else input.to(to), index)
+        if _dtensor.is_dtensor(input):
+            result = _dtensor.softmax(op, input, index, to)
             if result is not None:
                 return result
-        return _by_torch(fallback(input, dim, dtype=dtype))
-    if torch.compiler.is_dynamo_compiling():
-        return op(input if dtype is None else input.to(dtype), dim)
-    if not plain_numbers:
-        return _by_torch(fallback(input, dim, dtype=dtype))
-    return entry(input if dtype is None else input.to(dtype), dim)
+    return _by_torch(fallback(input, dim, dtype=dtype))
 
 
 def cross_entropy(
@@ -262,32 +274,81 @@ def _cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
-    plain_numbers = _is_int64(ignore_index) and type(label_smoothing) in (float, int)
     plain = type(input) in _PLAIN and type(target) in _PLAIN and (weight is None or type(weight) in _PLAIN)
-    if plain_numbers and not plain and _dtensor.is_dtensor(input):
-        loss = _dtensor.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
-        if loss is not None:
-            return loss
-    if plain and torch.compiler.is_dynamo_compiling():
-        traced: Tensor = _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
-        return traced
-    if not (plain and plain_numbers):
-        return _by_torch(
-            fallback(
-                input,
-                target,
-                weight,
-                ignore_index=ignore_index,
-                reduction=reduction,
-                label_smoothing=label_smoothing,
-            )
+    ignored = ignore_index if _is_int64(ignore_index) else _as_index(ignore_index)
+    smoothing: float | None = label_smoothing
+    if type(label_smoothing) is not float and not _is_int64(label_smoothing):
+        smoothing = _as_double(label_smoothing)
+    if ignored is not None and smoothing is not None:
+        if plain and torch.compiler.is_dynamo_compiling():
+            traced: Tensor = _ops.cross_entropy(input, target, weight, mode, ignored, smoothing)
+            return traced
+        if plain:
+            return _C.cross_entropy(input, target, weight, mode, ignored, smoothing, inplace_backward)
+        if _dtensor.is_dtensor(input):
+            loss = _dtensor.cross_entropy(input, target, weight, mode, ignored, smoothing)
+            if loss is not None:
+                return loss
+    return _by_torch(
+        fallback(
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
         )
-    return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing, inplace_backward)
+    )
 
 
 def _is_int64(value: object) -> TypeGuard[int]:
-    """What pybind11 converts as F does; anything else is F's to convert or to refuse in its own words."""
+    """What pybind11 converts as F does."""
     return type(value) is int and -(2**63) <= value < 2**63
+
+
+# Numbers that are not Python's own: what F makes of them; None for what is F's to trace, or to refuse in its
+# own words. F takes more for an ignore_index, which may be a SymInt, than for a dim. To torch.compile numpy's
+# numbers are tensors, and those F's.
+
+
+def _as_dim(value: object) -> int | None:
+    if not isinstance(value, _INTEGERS):
+        value = _held_number(value)
+    return _as_index(value) if isinstance(value, _INTEGERS) else None
+
+
+def _as_index(value: object) -> int | None:
+    value = _held_number(value)
+    if isinstance(value, (bool, Tensor, torch.SymInt)):
+        return None
+    if torch.compiler.is_dynamo_compiling():
+        return value if isinstance(value, int) else None
+    try:
+        index = operator.index(value)  # type: ignore[arg-type]
+    except Exception:  # F asks again
+        return None
+    return index if _is_int64(index) else None
+
+
+def _as_double(value: object) -> float | None:
+    value = _held_number(value)
+    if torch.compiler.is_dynamo_compiling():
+        return value if isinstance(value, (int, float)) else None
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, _DOUBLES):
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except OverflowError:  # F asks again
+            return None
+    return None
+
+
+def _held_number(value: object) -> object:
+    """The number in a tensor that F would take for one; anything else as it is."""
+    if type(value) is not Tensor or torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
+        return value
+    return value if value.dim() > 0 or value.requires_grad else value.item()
 
 
 def _by_torch(result: Tensor) -> Tensor:
@@ -295,6 +356,6 @@ def _by_torch(result: Tensor) -> Tensor:
     if not torch.compiler.is_dynamo_compiling() and (named := _C.required()):
         raise RuntimeError(
             f"backend {named!r} was asked for and does not compute these arguments (tensor subclasses, "
-            "numbers that are not plain ints and floats); where the choice is softkern's, torch does"
+            "symbolic numbers); where the choice is softkern's, torch does"
         )
     return result

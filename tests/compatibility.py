@@ -73,6 +73,7 @@ FEATURES: dict[str, dict[str, str]] = {
         "any strides": "",
         "nn.Parameter and nn.Buffer": "",
         "views with the negative bit": "",
+        "nested tensors": "where torch takes them",
         "zero tensors as upstream gradients": "",
         "subclasses with __torch_function__": "",
         "subclasses with __torch_dispatch__": "they know torch's ops alone, so they get these",

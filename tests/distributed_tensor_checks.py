@@ -13,6 +13,7 @@ from cross_entropy_cases import KINDS, problem
 from distributed_processes import WAYS, check
 from tolerances import DTYPES
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from watch import Watch
@@ -120,6 +121,42 @@ def sums_and_means(mesh):
         wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
         target = target.double() if target.is_floating_point() else target
         near(got[0], F.cross_entropy(x.double(), target, reduction=reduction, **wide).to(dtype))
+
+
+def _sent(call):
+    """The result, and how many messages of each kind it took."""
+    with CommDebugMode() as mode:
+        result = call()
+    return result, {kind: n for kind, n in mode.get_comm_counts().items() if n}
+
+
+@check
+def a_mean_sends_nothing_where_the_targets_are_whole(mesh):
+    """One sum where they are not, and none of those that torch needs not either."""
+    grid = torch.distributed.init_device_mesh("cpu", (2, 1))
+    x, target, kwargs = problem((7, 5, 3), weight=True, smoothing=0.1)
+    target[:5] = -100
+    for there, placements, targets, messages in (
+        (mesh, [Shard(0)], [Replicate()], 0),
+        (mesh, [Shard(2)], [Replicate()], 0),
+        (mesh, [Shard(0)], [Shard(0)], 1),
+        (mesh, [Replicate()], [Replicate()], 0),
+        (grid, [Shard(0), Shard(2)], [Replicate(), Replicate()], 0),
+        (grid, [Shard(0), Shard(2)], [Shard(0), Replicate()], 1),
+    ):
+        for names in ((), ("weight",), ("weight", "label_smoothing")):
+            options = {name: kwargs[name] for name in names}
+            plain = x.clone().requires_grad_()
+            want = F.cross_entropy(plain, target, **options)
+            leaf, y = spread(there, x, placements).requires_grad_(), spread(there, target, targets)
+            if names:
+                options["weight"] = spread(there, options["weight"], [Replicate()] * len(placements))
+            loss, sent = _sent(lambda: softkern.cross_entropy(leaf, y, **options))  # noqa: B023
+            assert sum(sent.values()) == messages, (placements, targets, sent)
+            dx, sent = _sent(lambda: gradient(loss, leaf))  # noqa: B023
+            assert not sent, (placements, targets, sent)
+            near(loss, want.detach())
+            near(dx, gradient(want, plain))
 
 
 @check

@@ -71,7 +71,7 @@ inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
     return false;  // torch has no gradient for the weights of class indices, and says so
   }
   if (weight.has_value() && weight->defined()) {
-    if (weight->dim() != 1 || weight->sym_size(0) != logits.sym_size(c) ||
+    if (weight->is_nested() || weight->dim() != 1 || weight->sym_size(0) != logits.sym_size(c) ||
         weight->scalar_type() != logits.scalar_type() || weight->device() != logits.device() ||
         weight->layout() != at::kStrided) {
       return false;

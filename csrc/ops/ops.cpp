@@ -145,4 +145,10 @@ TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
   m.impl("cross_entropy_", &cross_entropy_below_autograd_);
 }
 
+// As in route.cpp.
+TORCH_LIBRARY_IMPL(softkern, CompositeImplicitAutogradNestedTensor, m) {
+  m.impl("cross_entropy", &cross_entropy_below_autograd);
+  m.impl("cross_entropy_", &cross_entropy_below_autograd_);
+}
+
 }  // namespace softkern

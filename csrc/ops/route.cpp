@@ -130,4 +130,10 @@ TORCH_LIBRARY_IMPL(softkern, CPU, m) { register_ops(m); }
 TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_ops(m); }
 TORCH_LIBRARY_IMPL(softkern, XPU, m) { register_ops(m); }
 
+// Nested tensors on any device, with and without autograd: CompositeExplicitAutograd leaves them out.
+TORCH_LIBRARY_IMPL(softkern, CompositeImplicitAutogradNestedTensor, m) {
+  m.impl("softmax", &route_softmax);
+  m.impl("log_softmax", &route_log_softmax);
+}
+
 }  // namespace softkern
