@@ -13,6 +13,7 @@ import pytest
 
 ISA_DIR = Path(__file__).resolve().parent.parent / "csrc" / "cpu" / "isa"
 COMPILERS = [name for name in ("g++", "clang++") if shutil.which(name)]
+ELEMENTS = {"float": "float", "double": "double", "BFloat16": "softkern::BFloat16", "Half": "softkern::Half"}
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the ISA files are empty on other CPUs"),
@@ -26,10 +27,14 @@ def run(*command: str) -> str:
 
 
 @pytest.fixture(
-    scope="module", params=[(c, isa) for c in COMPILERS for isa in ("portable", "avx2", "avx512")]
+    scope="module",
+    params=[(c, isa, e) for c in COMPILERS for isa in ("portable", "avx2", "avx512") for e in ELEMENTS],
+    ids="-".join,
 )
-def isa_object(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    compiler, isa = request.param
+def isa_object(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str, Path]:
+    compiler, isa, element = request.param
     path = tmp_path_factory.mktemp("objects") / f"{isa}.o"
     # -O0 keeps every function that an optimiser might have inlined away.
     # What it would have removed is not looked at: exception tables, which nothing here throws through.
@@ -40,30 +45,33 @@ def isa_object(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         "-fno-exceptions",
         "-w",
         "-fPIC",
+        f"-DSOFTKERN_ELEMENT={ELEMENTS[element]}",
         "-c",
         str(ISA_DIR / f"{isa}.cpp"),
         "-o",
         str(path),
     )
-    return isa, path
+    return isa, element, path
 
 
-def test_the_only_export_is_the_table(isa_object: tuple[str, Path]) -> None:
-    isa, path = isa_object
-    defined = [line.split() for line in run("nm", "-C", "--defined-only", str(path)).splitlines()]
-    exported = [fields[-1] for fields in defined if not fields[1].islower()]
-    assert exported == [f"softkern::cpu::k{isa.capitalize()}Table"]
+def test_the_only_export_is_the_table(isa_object: tuple[str, str, Path]) -> None:
+    isa, element, path = isa_object
+    defined = [line.split(None, 2) for line in run("nm", "-C", "--defined-only", str(path)).splitlines()]
+    exported = [fields[2] for fields in defined if not fields[1].islower()]
+    assert exported == [
+        f"softkern::cpu::KernelsOf<softkern::cpu::{isa.capitalize()}, {ELEMENTS[element]}>::kernels"
+    ]
 
 
-def test_no_weak_symbol_and_nothing_runs_at_load(isa_object: tuple[str, Path]) -> None:
-    _, path = isa_object
+def test_no_weak_symbol_and_nothing_runs_at_load(isa_object: tuple[str, str, Path]) -> None:
+    _, _, path = isa_object
     kinds = {line.split()[-2] for line in run("nm", str(path)).splitlines()}
     assert not kinds & set("wWvVu")
     assert ".init_array" not in run("objdump", "-h", str(path))
 
 
-def test_wide_registers_are_in_their_isa_alone(isa_object: tuple[str, Path]) -> None:
-    isa, path = isa_object
+def test_wide_registers_are_in_their_isa_alone(isa_object: tuple[str, str, Path]) -> None:
+    isa, _, path = isa_object
     code = run("objdump", "-d", str(path))
     found = {register for register in ("ymm", "zmm") if re.search(rf"%{register}\d", code)}
     allowed = {"portable": set(), "avx2": {"ymm"}, "avx512": {"ymm", "zmm"}}[isa]
