@@ -35,7 +35,9 @@ def tool() -> ModuleType:
 
 
 def stated_bounds() -> dict[str, float]:
-    rows = re.findall(r"^\| (.+?) \| (\d+) \|$", (DOCS / "accuracy.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (.+?) \| (\d+) \|$", (DOCS / "accuracy.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {OPS[name]: float(bound) for name, bound in rows if name in OPS}
 
 
@@ -73,8 +75,8 @@ def test_the_measurement_sees_a_wrong_digit(tool: ModuleType) -> None:
 
 
 def test_page_is_what_the_json_gives(tool: ModuleType) -> None:
-    page = (DOCS / "accuracy.md").read_text()
-    measured = json.loads((DOCS / "accuracy.json").read_text())
+    page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
+    measured = json.loads((DOCS / "accuracy.json").read_text(encoding="utf-8"))
     assert tool.render(measured, page) == page
 
 
@@ -86,7 +88,7 @@ def test_page_is_what_the_json_gives(tool: ModuleType) -> None:
     ],
 )
 def test_the_readme_states_what_the_json_says(op: str, logits: str, label: str) -> None:
-    rows = json.loads((DOCS / "accuracy.json").read_text())["rows"]
+    rows = json.loads((DOCS / "accuracy.json").read_text(encoding="utf-8"))["rows"]
     row = next(r for r in rows if (r["op"], r["dtype"], r["input"]) == (op, "float32", logits))
     line = f"| {label} | {row['torch']:,.0f} ulp | **{row['softkern']:.1f} ulp** |"
-    assert line in (DOCS.parent / "README.md").read_text()
+    assert line in (DOCS.parent / "README.md").read_text(encoding="utf-8")

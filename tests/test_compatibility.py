@@ -14,7 +14,9 @@ from watch import BOTH, FUSED, TORCH, Watch
 
 import softkern
 
-MARKED_FILES = {p for p in Path(__file__).parent.glob("test_*.py") if "mark.feature(" in p.read_text()}
+MARKED_FILES = {
+    p for p in Path(__file__).parent.glob("test_*.py") if "mark.feature(" in p.read_text(encoding="utf-8")
+}
 
 
 @pytest.fixture(autouse=True)

@@ -85,7 +85,7 @@ def default_printing():
 
 @pytest.fixture(scope="module")
 def page():
-    return PAGE.read_text()
+    return PAGE.read_text(encoding="utf-8")
 
 
 def run_doctests(text):

@@ -32,7 +32,7 @@ def tool() -> Iterator[ModuleType]:
 
 
 def page(op: str) -> str:
-    return (DOCS / f"{op}.md").read_text()
+    return (DOCS / f"{op}.md").read_text(encoding="utf-8")
 
 
 def test_every_function_has_a_page(tool: ModuleType) -> None:
@@ -62,7 +62,7 @@ def test_a_changed_docstring_is_noticed(tool: ModuleType, op: str, monkeypatch: 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_new_measurement_is_noticed(tool: ModuleType, op: str, monkeypatch, tmp_path: Path) -> None:
-    measured = json.loads((DOCS / "accuracy.json").read_text())
+    measured = json.loads((DOCS / "accuracy.json").read_text(encoding="utf-8"))
     for row in measured["rows"]:
         row["softkern"] += row["op"] == op
     (tmp_path / "accuracy.json").write_text(json.dumps(measured))
@@ -102,7 +102,7 @@ def dead_links(path: Path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
-    assert dead_links(path, path.read_text()) == []
+    assert dead_links(path, path.read_text(encoding="utf-8")) == []
 
 
 def test_a_dead_link_is_noticed() -> None:
@@ -114,6 +114,11 @@ def test_a_dead_link_is_noticed() -> None:
 def test_the_times_of_the_cuda_kernels_are_those_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     times = importlib.import_module("cuda_times")
-    shown = times.PAGE.read_text()
-    assert times.with_table(shown, json.loads(times.FIGURES.read_text())) == shown
-    assert times.with_table(shown, {**json.loads(times.FIGURES.read_text()), "device": "another"}) != shown
+    shown = times.PAGE.read_text(encoding="utf-8")
+    assert times.with_table(shown, json.loads(times.FIGURES.read_text(encoding="utf-8"))) == shown
+    assert (
+        times.with_table(
+            shown, {**json.loads(times.FIGURES.read_text(encoding="utf-8")), "device": "another"}
+        )
+        != shown
+    )

@@ -28,7 +28,9 @@ def offenders(files: list[Path], pattern: str) -> list[str]:
     """path:line of each line of code that matches; comments may name what they like."""
     found = []
     for path in files:
-        text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), path.read_text(), flags=re.S)
+        text = re.sub(
+            r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), path.read_text(encoding="utf-8"), flags=re.S
+        )
         for number, line in enumerate(text.splitlines(), 1):
             if re.search(pattern, line.split("//")[0]):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
@@ -74,7 +76,7 @@ def test_kernels_use_no_standard_containers():
 def test_no_file_is_too_long():
     python = [p for folder in ("softkern", "benchmarks", "tests") for p in sources(ROOT / folder, ".py")]
     files = [*sources(CSRC), *python]
-    long = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
+    long = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in files}
     assert {p: n for p, n in long.items() if n > 400} == {}
 
 

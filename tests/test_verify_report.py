@@ -33,8 +33,9 @@ def quick(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], dict]:
     folder = tmp_path_factory.mktemp("verify")
     command = [sys.executable, "-m", "softkern.verify", "--quick", "--json", "report.json"]
     env = {"PYTHONPATH": str(PACKAGE.parent.parent), "OMP_NUM_THREADS": "2", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
-    return done, json.loads((folder / "report.json").read_text())
+    env["PYTHONUTF8"] = "1"  # lines of tables, in any locale
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=folder, env=env)
+    return done, json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def test_everything_holds_on_this_machine(quick):
@@ -209,7 +210,7 @@ def test_verify_needs_torch_and_softkern_only():
     """And rich where it is there: users have a wheel, without the tests' and benchmarks' packages."""
     found = set()
     for path in PACKAGE.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found |= {name.partition(".")[0] for name in names}
@@ -219,7 +220,9 @@ def test_verify_needs_torch_and_softkern_only():
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="no pyproject.toml beside these tests")
 def test_every_package_is_in_the_wheel():
     folders = [p.parent for p in (ROOT / "softkern").rglob("__init__.py")]
-    pattern = re.search(r'^include = \["(.+)"\]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    pattern = re.search(
+        r'^include = \["(.+)"\]', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert pattern is not None
     assert set(find_packages(ROOT, include=[pattern[1]])) == {
         ".".join(f.relative_to(ROOT).parts) for f in folders
@@ -237,7 +240,7 @@ def test_the_oracles_agree_where_float64_loses_nothing():
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="no docs beside these tests")
 def test_the_page_states_groups_and_bounds_as_they_are():
-    page = (ROOT / "docs" / "verify.md").read_text()
+    page = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
     for group in {case.group for case in cases.matrix(quick=False)}:
         assert f"\n| {group} |" in page
     for name, dtype in cases.NAMES.items():

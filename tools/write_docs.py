@@ -204,11 +204,11 @@ def main() -> None:
     stale = False
     for op in OPS:
         path = DOCS / f"{op}.md"
-        old = path.read_text()
+        old = path.read_text(encoding="utf-8")
         new = written(old, op, list(BLOCKS))
         stale = stale or new != old
         if not check:
-            path.write_text(new)
+            path.write_text(new, encoding="utf-8")
         for line in difflib.unified_diff(old.splitlines(), new.splitlines(), path.name, "new", lineterm=""):
             print(line)
     raise SystemExit(1 if check and stale else 0)
