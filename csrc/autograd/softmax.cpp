@@ -8,6 +8,7 @@
 
 #include "../ops/checks.h"
 #include "../ops/fallback.h"
+#include "../ops/onnx.h"
 #include "../ops/ops.h"
 #include "node.h"
 
@@ -16,7 +17,8 @@ namespace {
 
 struct SoftmaxOp {
   static constexpr const char* kName = "SoftkernSoftmaxBackward";
-  static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(at::softmax(x, dim)); }
+  static Tensor torchs(const Tensor& x, int64_t dim) { return at::softmax(x, dim); }
+  static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(torchs(x, dim)); }
   static Tensor forward(const Tensor& x, int64_t dim) { return softkern::softmax(x, dim); }
   static Tensor backward(const Tensor& g, const Tensor& y, int64_t dim) {
     return softkern::softmax_backward(g, y, dim);
@@ -28,7 +30,8 @@ struct SoftmaxOp {
 
 struct LogSoftmaxOp {
   static constexpr const char* kName = "SoftkernLogSoftmaxBackward";
-  static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(at::log_softmax(x, dim)); }
+  static Tensor torchs(const Tensor& x, int64_t dim) { return at::log_softmax(x, dim); }
+  static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(torchs(x, dim)); }
   static Tensor forward(const Tensor& x, int64_t dim) { return softkern::log_softmax(x, dim); }
   static Tensor backward(const Tensor& g, const Tensor& y, int64_t dim) {
     return softkern::log_softmax_backward(g, y, dim);
@@ -73,6 +76,7 @@ struct OutputNode : Node {
 
 template <class Op>
 Tensor forward_autograd(const Tensor& self, int64_t dim) {
+  if (is_for_onnx(self)) return Op::torchs(self, dim);
   if (!takes_tensor(self) || wants_composite(self)) return Op::composite(self, dim);
   const bool needs_grad = torch::autograd::compute_requires_grad(self);
   Tensor output = [&] {
