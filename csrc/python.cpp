@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What Python calls directly: the ops (a dispatcher call without torch.ops' Python layer), the choice of the
 // backend, and what this build is.
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/softmax.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -12,15 +14,29 @@
 #include "cpu/memory.h"
 #include "ops/backend.h"
 #include "ops/cpu/patience.h"
+#include "ops/onnx.h"
 #include "ops/ops.h"
 
 namespace py = pybind11;
 
 namespace {
 
+// Tracers note the op that is called here, before it can do anything about it.
+
+at::Tensor softmax(const at::Tensor& input, int64_t dim) {
+  return softkern::is_for_onnx(input) ? at::softmax(input, dim) : softkern::softmax(input, dim);
+}
+
+at::Tensor log_softmax(const at::Tensor& input, int64_t dim) {
+  return softkern::is_for_onnx(input) ? at::log_softmax(input, dim) : softkern::log_softmax(input, dim);
+}
+
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const std::optional<at::Tensor>& weight, int64_t reduction, int64_t ignore_index,
                          double label_smoothing, bool inplace_backward) {
+  if (softkern::is_for_onnx(input)) {
+    return softkern::cross_entropy_for_onnx(input, target, weight, reduction, ignore_index, label_smoothing);
+  }
   if (inplace_backward) {
     return softkern::cross_entropy_(input, target, weight, reduction, ignore_index, label_smoothing);
   }
@@ -52,6 +68,13 @@ void set_triton_probe(py::function probe) {
   });
 }
 
+bool exports_to_onnx() {
+  const py::gil_scoped_acquire gil;
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  // Not loaded before there is something to export.
+  return modules.contains("torch.onnx") && modules["torch.onnx"].attr("is_in_onnx_export")().cast<bool>();
+}
+
 py::dict build() {
   py::dict result;
 #if defined(__clang__)
@@ -78,8 +101,9 @@ py::dict build() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.def("softmax", torch::wrap_pybind_function_no_gil(softkern::softmax));
-  m.def("log_softmax", torch::wrap_pybind_function_no_gil(softkern::log_softmax));
+  softkern::set_onnx_probe(&exports_to_onnx);
+  m.def("softmax", torch::wrap_pybind_function_no_gil(softmax));
+  m.def("log_softmax", torch::wrap_pybind_function_no_gil(log_softmax));
   m.def("cross_entropy", torch::wrap_pybind_function_no_gil(cross_entropy));
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });

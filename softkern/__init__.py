@@ -11,6 +11,7 @@ import torch  # noqa: F401  (loads the libraries that _C is linked against)
 from softkern import _fake  # noqa: F401  (shapes of the ops for torch.compile and torch.export)
 from softkern._version import __version__
 from softkern.backends import Backend, backends, choose_from_environment, use_backend
+from softkern.exporting import decompositions
 from softkern.functional import cross_entropy, log_softmax, softmax
 from softkern.modules import CrossEntropyLoss, LogSoftmax, Softmax
 from softkern.patching import install, installed, uninstall
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "backends",
     "cross_entropy",
+    "decompositions",
     "install",
     "installed",
     "log_softmax",

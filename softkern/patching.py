@@ -167,12 +167,17 @@ def _public(stand_in: Function, original: Function) -> Function:
 
 
 def _has_no_values(input: object) -> bool:
-    """Whether a compiler is tracing a function of torch's that calls this one.
+    """Whether a compiler or an exporter is tracing a function of torch's that calls this one.
 
-    Its graph and the key of its cache on disk name torch's function alone, so what it compiles must not
-    depend on what is installed. torch.export has no cache, and traces nothing else.
+    Graph and key of a compiler's cache on disk name torch's function alone, so what it compiles must not
+    depend on what is installed. What torch.export and torch.jit.trace make is loaded where softkern may not
+    be.
     """
-    return type(input) in (FakeTensor, FunctionalTensor) and not torch.compiler.is_exporting()
+    return (
+        type(input) in (FakeTensor, FunctionalTensor)
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    )
 
 
 def _softmax_of_functional(op: str) -> Callable[[Function], Function]:

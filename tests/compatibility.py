@@ -61,12 +61,12 @@ FEATURES: dict[str, dict[str, str]] = {
         "torch.compile under autocast": "",
         "compiled autograd": "",
         "torch.export, static and dynamic shapes": "",
-        "torch.export: save, load, run_decompositions": "",
+        "torch.export: save, load, run_decompositions": "loaded where softkern is imported: see below",
         "AOTInductor packages": "",
         "make_fx, of gradients too": "",
         "make_fx of torch.func.grad": "",
         "torch.fx.symbolic_trace": "",
-        "torch.jit.trace, saved and loaded": "",
+        "torch.jit.trace, saved and loaded": "loaded where softkern is imported: see below",
         "torch.jit.script": "deprecated by torch; torch.jit.trace works",
     },
     "Tensors and modes": {
@@ -119,6 +119,30 @@ cell are tests that compare values with `torch.nn.functional`'s: `git grep 'feat
 Kernels are those of the CPU; tensors elsewhere go through torch.
 """
 
+NOTES = """
+## Programs that leave the process
+
+What `torch.export` and `torch.jit.trace` make of calls by name holds softkern's ops. It is loaded where
+softkern has been imported; elsewhere torch says that it knows no `softkern::...`. `softkern.decompositions()`
+puts torch's ops in their place, in programs of `torch.export`:
+
+    torch.export.save(program.run_decompositions(softkern.decompositions()), "model.pt2")
+
+What is made while softkern is [installed](install.md) holds torch's ops, unless softkern is called by name.
+So do models that `torch.onnx.export` is given, with `dynamo=True` and without, and programs of `torch.export`
+with `dynamo=True`: ONNX has no ops of softkern's.
+
+## Not as torch's
+
+- `isinstance(y.grad_fn, torch.autograd.graph.Node)` is False, as for every extension's nodes in C++. Their
+  methods are those of torch's: `name()`, `next_functions`, `metadata`, `register_hook`, `register_prehook`.
+- The kernels count on the CPU rounding to nearest. Under another mode (`fesetround`) results are off by up to
+  some 2e-11 in float64 and 2e-5 in float32, torch's by 7e-14 and 8e-5.
+- Tools that look modules up by their exact type (captum's `DeepLift`, the leaf modules of `torch.fx`) know
+  `torch.nn.Softmax` and not `softkern.Softmax`, which is a subclass: use torch's modules and
+  [install](install.md) softkern.
+"""
+
 
 def features() -> list[str]:
     return [name for rows in FEATURES.values() for name in rows]
@@ -132,7 +156,7 @@ def render(cells: dict[tuple[str, str], str]) -> str:
         for feature, note in rows.items():
             line = " | ".join(cells.get((feature, op), NONE) for op in OPS)
             parts.append(f"| {feature} | {line} | {note} |".replace("|  |", "| |") + "\n")
-    return "".join(parts)
+    return "".join((*parts, NOTES))
 
 
 def parse(text: str) -> dict[tuple[str, str], str]:

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include "../ops/onnx.h"
 #include "cross_entropy_derivatives.h"
 
 namespace softkern {
@@ -176,11 +177,17 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
 
 Tensor cross_entropy_autograd(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                               int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  if (is_for_onnx(self)) {
+    return cross_entropy_for_onnx(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+  }
   return with_history(self, target, weight, reduction, std::move(ignore_index), label_smoothing, false);
 }
 
 Tensor cross_entropy_autograd_(Tensor self, const Tensor& target, const OptionalTensor& weight,
                                int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  if (is_for_onnx(self)) {
+    return cross_entropy_for_onnx(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+  }
   const bool in_place =
       torch::autograd::compute_requires_grad(self) && is_plain(self) && !wants_composite(self);
   if (in_place) {

@@ -16,7 +16,8 @@ namespace {
 
 struct SoftmaxOp {
   static constexpr const char* kName = "SoftkernSoftmaxBackward";
-  static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(at::softmax(x, dim)); }
+  static Tensor torchs(const Tensor& x, int64_t dim) { return at::softmax(x, dim); }
+  static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(torchs(x, dim)); }
   static Tensor forward(const Tensor& x, int64_t dim) { return softkern::softmax(x, dim); }
   static Tensor backward(const Tensor& g, const Tensor& y, int64_t dim) {
     return softkern::softmax_backward(g, y, dim);
@@ -28,7 +29,8 @@ struct SoftmaxOp {
 
 struct LogSoftmaxOp {
   static constexpr const char* kName = "SoftkernLogSoftmaxBackward";
-  static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(at::log_softmax(x, dim)); }
+  static Tensor torchs(const Tensor& x, int64_t dim) { return at::log_softmax(x, dim); }
+  static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(torchs(x, dim)); }
   static Tensor forward(const Tensor& x, int64_t dim) { return softkern::log_softmax(x, dim); }
   static Tensor backward(const Tensor& g, const Tensor& y, int64_t dim) {
     return softkern::log_softmax_backward(g, y, dim);

@@ -3,6 +3,7 @@
 #include <ATen/autocast_mode.h>
 
 #include "../ops/checks.h"
+#include "../ops/onnx.h"
 #include "output_node.h"
 
 namespace softkern {
@@ -10,6 +11,7 @@ namespace {
 
 template <class Op>
 Tensor forward_autograd(const Tensor& self, int64_t dim) {
+  if (is_for_onnx(self)) return Op::torchs(self, dim);
   if (!takes_tensor(self) || wants_composite(self)) return Op::composite(self, dim);
   const bool needs_grad = torch::autograd::compute_requires_grad(self);
   Tensor output = [&] {

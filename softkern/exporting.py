@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that are loaded where softkern may not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_ops = torch.ops.softkern
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
+    """softkern's ops in torch's, for `torch.export.ExportedProgram.run_decompositions`.
+
+    A program that holds softkern's ops is loaded where softkern has been imported. One that has been
+    decomposed is loaded everywhere, and computes what torch computes.
+
+    Example:
+        >>> class Model(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return softkern.softmax(x, 1)
+        >>> program = torch.export.export(Model(), (torch.zeros(2, 3),))
+        >>> program = program.run_decompositions(softkern.decompositions())
+        >>> [node.target for node in program.graph.nodes if node.op == "call_function"]
+        [<OpOverload(op='aten.softmax', overload='int')>]
+    """
+    return {
+        _ops.softmax.default: torch.ops.aten.softmax.int,
+        _ops.log_softmax.default: torch.ops.aten.log_softmax.int,
+        _ops.cross_entropy.default: _cross_entropy,
+        _ops.cross_entropy_.default: _cross_entropy,
+    }
+
+
+def _cross_entropy(
+    self: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    if target.dtype in (torch.int32, torch.uint8):
+        target = target.long()
+    loss: Tensor = torch.ops.aten.cross_entropy_loss(
+        self, target, weight, reduction, ignore_index, label_smoothing
+    )
+    return loss
