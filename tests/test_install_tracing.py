@@ -213,7 +213,7 @@ def test_torch_jit_script_compiles_torchs_functions():
     with softkern.installed():
         f = torch.jit.script(scripted)
         now = f(X, Y)
-    assert "softkern::" not in str(f.inlined_graph)  # of ops; its text holds paths, which may lie in softkern/
+    assert "softkern::" not in str(f.inlined_graph)  # ops: its text holds paths, too
     torch.testing.assert_close(now, scripted(X, Y))
 
 
