@@ -9,7 +9,7 @@ subclasses with a `__torch_dispatch__` of their own, DTensors with sharded class
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -275,7 +275,7 @@ def _cross_entropy(
         return _by_torch(
             fallback(
                 input,
-                target,
+                _as_long(target, input),
                 weight,
                 ignore_index=ignore_index,
                 reduction=reduction,
@@ -283,6 +283,16 @@ def _cross_entropy(
             )
         )
     return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing, inplace_backward)
+
+
+def _as_long(target: Any, input: Any) -> Any:
+    """Class indices in a dtype that torch's functions take everywhere.
+
+    Targets of as many dims as the logits are no indices: what torch says of those names their dtype.
+    """
+    if not (isinstance(target, Tensor) and isinstance(input, Tensor)) or target.dim() == input.dim():
+        return target
+    return target.long() if target.dtype in (torch.int32, torch.uint8) else target
 
 
 def _is_int64(value: object) -> TypeGuard[int]:

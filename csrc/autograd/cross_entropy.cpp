@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy above the kernels in the dispatcher: autograd, functorch, autocast.
 #include <ATen/autocast_mode.h>
-#include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -136,8 +135,7 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
   const Tensor w = weight.has_value() ? *weight : Tensor();
   if (wants_composite(self) || wants_composite(target) || wants_composite(w) ||
       !takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing)) {
-    return by_aten(at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
-                                                 label_smoothing));
+    return cross_entropy_by_aten(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
   }
   const bool needs_grad = torch::autograd::compute_requires_grad(self);
   if (!needs_grad) {
@@ -193,8 +191,13 @@ Tensor cross_entropy_autograd_(Tensor self, const Tensor& target, const Optional
 
 Tensor cross_entropy_batched(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  return by_aten(at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
-                                               label_smoothing));
+  return cross_entropy_by_aten(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
+/// torch.func.functionalize: what is written to would be the functional tensor's present value.
+Tensor cross_entropy_functional_(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                                 int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  return cross_entropy(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
 }
 
 /// vmap over upstream gradients (is_grads_batched, vectorised Jacobians): the scaling in ATen's ops.
