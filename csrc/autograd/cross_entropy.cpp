@@ -263,6 +263,8 @@ TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
   m.impl("cross_entropy_backward", &cross_entropy_backward_batched);
 }
 
+TORCH_LIBRARY_IMPL(softkern, Functionalize, m) { m.impl("cross_entropy_", &cross_entropy_functional_); }
+
 TORCH_LIBRARY_IMPL(softkern, Batched, m) {
   m.impl("cross_entropy_backward", &cross_entropy_backward_batched);
 }
