@@ -111,21 +111,21 @@ struct CrossEntropyNode : Node {
     }
     return {cross_entropy_backward(g, buffer, scale, y, call.ignore_index)};
   }
+  // Compiled autograd takes no second derivatives. What they alone would need is left out: the logits, which
+  // may have been modified since, in place by the loss itself.
   void compiled_args(CompiledNodeArgs& args) const override {
     args.collect(grad, false);
     args.collect(grad_scale, false);
-    args.collect(logits, false);
     args.collect(target, false);
-    args.collect(weight, false);
     args.collect(call.reduction);
     args.collect(call.ignore_index);
     args.collect(call.label_smoothing);
     args.collect(call.in_place);
   }
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
-    for (SavedVariable* v : {&grad, &grad_scale, &logits, &target, &weight}) saved.before(*v);
+    for (SavedVariable* v : {&grad, &grad_scale, &target}) saved.before(*v);
     variable_list result = apply(variable_list(grads));
-    for (SavedVariable* v : {&grad, &grad_scale, &logits, &target, &weight}) saved.after(*v);
+    for (SavedVariable* v : {&grad, &grad_scale, &target}) saved.after(*v);
     return result;
   }
 };
