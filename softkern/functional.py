@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -292,13 +292,23 @@ def _cross_entropy(
     return _by_torch(
         fallback(
             input,
-            target,
+            _as_long(target, input),
             weight,
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
         )
     )
+
+
+def _as_long(target: Any, input: Any) -> Any:
+    """Class indices in a dtype that torch's functions take everywhere.
+
+    Targets of as many dims as the logits are no indices: what torch says of those names their dtype.
+    """
+    if not (isinstance(target, Tensor) and isinstance(input, Tensor)) or target.dim() == input.dim():
+        return target
+    return target.long() if target.dtype in (torch.int32, torch.uint8) else target
 
 
 def _is_int64(value: object) -> TypeGuard[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from cross_entropy_cases import class_weights
 from feature_cases import TARGET, both, close, data, f64, leaf, over_ops, scalar
 from functorch.compile import make_boxed_func
 from torch._dynamo import compiled_autograd
@@ -176,3 +178,72 @@ def test_compiled_autograd(op, backend, watch):
     assert len(graphs) == 1, "captured anew for the same graph"
     assert f"softkern.{op}_backward" in graphs[0].code
     close(got, gradients(theirs))
+
+
+MODIFICATIONS = {
+    "nothing": lambda x: None,
+    "past autograd": lambda x: x.detach().add_(5).mul_(-3),
+    "without autograd": lambda x: torch.no_grad()(x.add_)(3),
+    "by autograd": lambda x: x.mul_(2),
+}
+
+
+@pytest.mark.feature("compiled autograd", "cross_entropy")
+@pytest.mark.parametrize("backend", ("eager", "aot_eager", INDUCTOR))
+@pytest.mark.parametrize("modification", MODIFICATIONS)
+def test_compiled_autograd_of_logits_that_were_modified(modification, backend, watch):
+    compare_compiled_autograd(backend, modification, False, watch)
+
+
+@pytest.mark.feature("compiled autograd", "cross_entropy")
+@pytest.mark.parametrize("backend", ("eager", "aot_eager", INDUCTOR))
+def test_compiled_autograd_of_logits_that_became_the_gradient(backend, watch):
+    compare_compiled_autograd(backend, "nothing", True, watch)
+    for modification in list(MODIFICATIONS)[1:]:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            compare_compiled_autograd(backend, modification, True, watch)
+
+
+def compare_compiled_autograd(backend, modification, inplace, watch):
+    """With torch's gradients, which no modification changes."""
+
+    def gradient(f, reduction, factor, **kwargs):
+        x = leaf()
+        logits = x * 1
+        weight = class_weights(10, f64)
+        loss = f(logits, TARGET, weight, reduction=reduction, label_smoothing=0.1, **kwargs)
+        MODIFICATIONS[modification](logits)
+        weight.zero_()  # what the forward has used, no backward reads
+        (loss.sum() * factor).backward()
+        return x.grad
+
+    for reduction in ("none", "mean", "sum"):
+        for factor in (1.0, 3.0):
+            torch._dynamo.reset()
+            compiler = compiled_autograd._enable(lambda g: torch.compile(g, backend=backend, fullgraph=True))
+            with compiler, watch:
+                got = gradient(softkern.cross_entropy, reduction, factor, inplace_backward=inplace)
+            expected = leaf()
+            args = TARGET, class_weights(10, f64)
+            loss = F.cross_entropy(expected * 1, *args, reduction=reduction, label_smoothing=0.1)
+            (loss.sum() * factor).backward()
+            close(got, expected.grad)
+
+
+def test_compiled_autograd_through_its_configuration():
+    """A training step that is compiled with its backward, in place and not."""
+
+    def step(x, target, inplace):
+        logits = x * 2
+        loss = softkern.cross_entropy(logits, target, inplace_backward=inplace)
+        loss.backward()
+        return loss.detach()
+
+    expected = leaf()
+    want = F.cross_entropy(expected * 2, TARGET)
+    want.backward()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        for inplace in (False, True):
+            x = leaf()
+            got = torch.compile(step, backend="aot_eager")(x, TARGET, inplace)
+            close((got, x.grad), (want.detach(), expected.grad))

@@ -186,3 +186,51 @@ def test_the_module_hands_it_on():
         logits = leaf.clone()
         same(logits, torch.arange(4)).backward()
         assert leaf.grad.data_ptr() == logits.data_ptr()
+
+
+def _two_results(x, target):
+    logits = x * 1
+    return softkern.cross_entropy(logits, target, inplace_backward=True), logits
+
+
+@pytest.mark.parametrize("remove", ("mutations", "mutations_and_views"))
+@pytest.mark.parametrize("mode", (torch.enable_grad, torch.no_grad, torch.inference_mode))
+@pytest.mark.parametrize("index", (torch.int64, torch.int32), ids=name)
+def test_under_functionalize_the_logits_stay(index, mode, remove):
+    x, target = torch.randn(4, 5), torch.arange(4).to(index)
+    expected = softkern.cross_entropy(x, target)
+    functional = torch.func.functionalize(_two_results, remove=remove)
+    with mode():
+        for wanted in (False, True):
+            loss, logits = functional(x.clone().requires_grad_(wanted), target)
+            assert torch.equal(logits, x)
+            assert torch.equal(loss, expected)
+    # Leaves too: nothing is written to.
+    alone = torch.func.functionalize(lambda x: softkern.cross_entropy(x, target, inplace_backward=True))
+    leaf = x.clone().requires_grad_()
+    alone(leaf).backward()
+    assert torch.equal(leaf.detach(), x)
+    assert_same_bits(leaf.grad, loss_and_gradient(x, target)[1])
+
+
+def test_functionalize_among_other_transforms():
+    x, target = torch.randn(3, 4, 5), torch.arange(4)
+
+    def loss(x):
+        return softkern.cross_entropy(x * 1, target, inplace_backward=True)
+
+    functionalize, grad, vmap = torch.func.functionalize, torch.func.grad, torch.func.vmap
+    expected = torch.stack([loss_and_gradient(row, target)[1] for row in x])
+    for f in (
+        vmap(functionalize(grad(loss))),
+        vmap(grad(functionalize(loss))),
+        functionalize(vmap(grad(loss))),
+    ):
+        torch.testing.assert_close(f(x), expected)
+
+
+def test_the_op_that_may_write_does_not_under_functionalize():
+    x, target = torch.randn(4, 5), torch.arange(4)
+    before = x.clone()
+    loss = torch.func.functionalize(torch.ops.softkern.cross_entropy_)(x, target)
+    assert torch.equal(x, before) and torch.equal(loss, softkern.cross_entropy(x, target))

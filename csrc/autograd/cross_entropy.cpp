@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy above the kernels in the dispatcher: autograd, functorch, autocast.
 #include <ATen/autocast_mode.h>
-#include <ATen/ops/cross_entropy_loss.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/graph_task.h>
 
@@ -31,11 +30,11 @@ struct CrossEntropyNode : Node {
     variable_list result(num_outputs());
     if (!g.defined()) return result;
     const Tensor y = target.unpack();
-    const Tensor w = weight.unpack();
     if (num_outputs() == 1) {
-      if (task_should_compute_output(0)) result[0] = of_logits(g, y, w);
+      if (task_should_compute_output(0)) result[0] = of_logits(g, y);
       return result;
     }
+    const Tensor w = weight.unpack();
     // Probabilities or weights need a gradient: what is made of them may need a graph with them.
     const bool graph = at::GradMode::is_enabled();
     const Tensor stored = log_p.unpack();
@@ -48,7 +47,7 @@ struct CrossEntropyNode : Node {
       set_output_history<LogSoftmaxOp>(lp, masses.dim(), {next_edge(0)});
       result[0] = (row * masses.gradient(lp.exp())).to(stored.scalar_type());
     } else if (task_should_compute_output(0)) {
-      result[0] = of_logits(g, y, w);
+      result[0] = of_logits(g, y);
     }
     if (task_should_compute_output(1)) {
       result[1] = probability_gradient(row, lp, masses).to(y.scalar_type());
@@ -59,24 +58,29 @@ struct CrossEntropyNode : Node {
     return result;
   }
   void compiled_args(CompiledNodeArgs& args) const override {
-    for (const SavedVariable* v : {&grad, &grad_scale, &target, &weight, &log_p}) args.collect(*v, false);
+    for (const SavedVariable* v : {&grad, &grad_scale, &target, &log_p}) args.collect(*v, false);
+    if (num_outputs() > 1) args.collect(weight, false);
     args.collect(call.reduction);
     args.collect(call.ignore_index);
     args.collect(call.label_smoothing);
     args.collect(call.in_place);
   }
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
-    for (SavedVariable* v : {&grad, &grad_scale, &target, &weight, &log_p}) saved.before(*v);
+    // Compiled autograd takes no second derivatives, to which alone the weights may matter.
+    for (SavedVariable* v : {&grad, &grad_scale, &target, &log_p}) saved.before(*v);
+    if (num_outputs() > 1) saved.before(weight);
     variable_list result = apply(variable_list(grads));
-    for (SavedVariable* v : {&grad, &grad_scale, &target, &weight, &log_p}) saved.after(*v);
+    for (SavedVariable* v : {&grad, &grad_scale, &target, &log_p}) saved.after(*v);
+    if (num_outputs() > 1) saved.after(weight);
     return result;
   }
 
  private:
-  Tensor of_logits(const Tensor& g, const Tensor& y, const Tensor& w) {
+  Tensor of_logits(const Tensor& g, const Tensor& y) {
     Tensor buffer = grad.unpack();
     const Tensor scale = grad_scale.unpack();
-    if (at::GradMode::is_enabled()) return with_graph(g, buffer, scale, y, w);
+    // The weights matter to further derivatives alone: else they may have been modified since.
+    if (at::GradMode::is_enabled()) return with_graph(g, buffer, scale, y, weight.unpack());
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (is_plain(g) && is_plain(buffer) && !torch::autograd::get_current_graph_task_keep_graph() &&
         !has_graph) {
@@ -131,8 +135,7 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
   const Tensor w = weight.has_value() ? *weight : Tensor();
   if (wants_composite(self) || wants_composite(target) || wants_composite(w) ||
       !takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing)) {
-    return by_aten(at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
-                                                 label_smoothing));
+    return cross_entropy_by_aten(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
   }
   const bool of_logits = torch::autograd::compute_requires_grad(self);
   const bool of_others = torch::autograd::compute_requires_grad(target, w);
@@ -201,8 +204,13 @@ Tensor cross_entropy_autograd_(Tensor self, const Tensor& target, const Optional
 
 Tensor cross_entropy_batched(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  return by_aten(at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
-                                               label_smoothing));
+  return cross_entropy_by_aten(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+}
+
+/// torch.func.functionalize: what is written to would be the functional tensor's present value.
+Tensor cross_entropy_functional_(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                                 int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+  return cross_entropy(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
 }
 
 /// vmap over upstream gradients (is_grads_batched, vectorised Jacobians): the scaling in ATen's ops.
@@ -267,6 +275,8 @@ TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
   m.impl("cross_entropy_", &cross_entropy_batched_);
   m.impl("cross_entropy_backward", &cross_entropy_backward_batched);
 }
+
+TORCH_LIBRARY_IMPL(softkern, Functionalize, m) { m.impl("cross_entropy_", &cross_entropy_functional_); }
 
 TORCH_LIBRARY_IMPL(softkern, Batched, m) {
   m.impl("cross_entropy_backward", &cross_entropy_backward_batched);

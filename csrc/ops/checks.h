@@ -28,11 +28,14 @@ inline bool takes_index_dtype(at::ScalarType type) {
 inline int64_t class_dim(const at::Tensor& logits) { return logits.dim() == 1 ? 0 : 1; }
 
 /// As in F.cross_entropy: targets of the logits' own shape are class probabilities.
-inline bool same_shape(const at::Tensor& a, const at::Tensor& b) { return a.sym_sizes() == b.sym_sizes(); }
+inline bool same_shape(const at::Tensor& a, const at::Tensor& b) {
+  return a.dim() == b.dim() && TORCH_GUARD_OR_FALSE(c10::sym_equals(a.sym_sizes(), b.sym_sizes()));
+}
 
 /// Whether the dims before and behind the classes each walk memory in equal steps: gradients can be written
 /// where the logits are.
 inline bool has_simple_strides(const at::Tensor& logits) {
+  if (logits.numel() == 0) return true;
   const int64_t skip = class_dim(logits);
   int64_t next = -1;
   for (int64_t i = logits.dim() - 1; i >= 0; --i) {

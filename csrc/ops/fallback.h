@@ -2,8 +2,9 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/cross_entropy_loss.h>
 
-#include "backend.h"
+#include "checks.h"
 
 namespace softkern {
 
@@ -16,6 +17,16 @@ inline at::Tensor by_aten(at::Tensor result) {
       "' was asked for and does not compute these arguments (device, layout, dtypes, transforms); where "
       "the choice is softkern's, torch does");
   return result;
+}
+
+/// ATen's loss, with the index dtypes that the kernels take and ATen doesn't, or not everywhere. Targets of
+/// as many dims as the logits are no indices: what ATen says of those names their dtype.
+inline at::Tensor cross_entropy_by_aten(const at::Tensor& self, const at::Tensor& target,
+                                        const std::optional<at::Tensor>& weight, int64_t reduction,
+                                        c10::SymInt ignore_index, double label_smoothing) {
+  const bool narrow = takes_index_dtype(target.scalar_type()) && target.dim() != self.dim();
+  return by_aten(at::cross_entropy_loss_symint(self, narrow ? target.to(at::kLong) : target, weight,
+                                               reduction, std::move(ignore_index), label_smoothing));
 }
 
 }  // namespace softkern

@@ -2,7 +2,6 @@
 // Schemas, and the calls through the dispatcher that ops.h promises.
 #include "ops.h"
 
-#include <ATen/ops/cross_entropy_loss.h>
 #include <torch/library.h>
 
 #include "checks.h"
@@ -17,8 +16,7 @@ at::Tensor cross_entropy_below_autograd(const at::Tensor& self, const at::Tensor
                                         const OptionalTensor& weight, int64_t reduction,
                                         c10::SymInt ignore_index, double label_smoothing) {
   if (!takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing)) {
-    return by_aten(at::cross_entropy_loss_symint(self, target, weight, reduction, std::move(ignore_index),
-                                                 label_smoothing));
+    return cross_entropy_by_aten(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
   }
   return std::get<0>(cross_entropy_forward(self, target, weight, reduction, std::move(ignore_index),
                                            label_smoothing, /*need_grad=*/false));

@@ -48,8 +48,12 @@ inline std::optional<Rows> as_rows(const at::Tensor& x, int64_t dim, void* data)
   };
   Rows rows;
   rows.data = data;
-  if (!step(0, dim, &rows.outer_stride) || !step(dim + 1, x.dim(), &rows.inner_stride)) return std::nullopt;
   rows.class_stride = x.size(dim) == 1 ? 1 : x.stride(dim);
+  if (x.numel() == 0) {  // no steps to compare: the stride in front of a size of 0 is none of its multiples
+    rows.outer_stride = rows.inner_stride = 0;
+    return rows;
+  }
+  if (!step(0, dim, &rows.outer_stride) || !step(dim + 1, x.dim(), &rows.inner_stride)) return std::nullopt;
   return rows;
 }
 

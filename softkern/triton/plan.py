@@ -114,6 +114,8 @@ def _step(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
 
 def walk_of(x: Tensor, dim: int) -> Walk | None:
     """None where dimensions before or behind the classes don't lie one stride apart."""
+    if x.numel() == 0:  # no steps to compare: the stride in front of a size of 0 is none of its multiples
+        return Walk(0, 0, x.stride(dim))
     before = _step(x.shape[:dim], x.stride()[:dim])
     behind = _step(x.shape[dim + 1 :], x.stride()[dim + 1 :])
     if before is None or behind is None:
