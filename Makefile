@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_NAMES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
-SOURCES := $(shell find csrc $(CXX_NAMES)) setup.py tools/build_progress.py tools/cuda_build.py pyproject.toml
+SOURCES := $(shell find csrc $(CXX_NAMES)) setup.py $(wildcard tools/*_build.py) tools/build_progress.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
 # One at a time in the same .venv, whatever -j or another terminal's make says: two pips undo each other's work.
 LOCKED := $(if $(shell command -v flock),flock $(VENV))
