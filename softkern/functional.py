@@ -17,7 +17,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn import _reduction as _Reduction
-from torch.overrides import (
+from torch.overrides import (  # type: ignore[attr-defined]
+    _is_torch_function_mode_enabled,
     handle_torch_function,
     has_torch_function_unary,
     has_torch_function_variadic,
@@ -30,7 +31,7 @@ _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTen
 
 _ops = torch.ops.softkern
 
-# What torch computes instead. Held, not looked up: softkern.install puts softkern behind these names.
+# What torch computes instead. Held, not looked up: others may patch the names.
 _torch_softmax = F.softmax
 _torch_log_softmax = F.log_softmax
 _torch_cross_entropy = F.cross_entropy
@@ -131,6 +132,8 @@ def _softmax(
     dtype: torch.dtype | None,
 ) -> Tensor:
     if has_torch_function_unary(input):
+        if not _is_torch_function_mode_enabled():  # a class, which knows torch's function
+            return _by_torch(fallback(input, dim, stacklevel, dtype))
         return handle_torch_function(public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype)
     if dim is None:
         if torch.compiler.is_dynamo_compiling():  # which can't trace the warning, but knows F's function
@@ -219,6 +222,9 @@ def cross_entropy(
     Source: pytorch/pytorch issues 11752 (why m and d stay apart) and 11551 (ignored rows).
     """
     if has_torch_function_variadic(input, target, weight):
+        if not _is_torch_function_mode_enabled():  # a class, which knows torch's function and its options
+            options = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+            return _by_torch(_torch_cross_entropy(input, target, *options))
         return handle_torch_function(
             cross_entropy,
             (input, target, weight),
@@ -233,7 +239,6 @@ def cross_entropy(
             inplace_backward=inplace_backward,
         )
     return _cross_entropy(
-        _torch_cross_entropy,
         input,
         target,
         weight,
@@ -247,7 +252,6 @@ def cross_entropy(
 
 
 def _cross_entropy(
-    fallback: Callable[..., Tensor],
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -272,17 +276,23 @@ def _cross_entropy(
         traced: Tensor = _ops.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing)
         return traced
     if not (plain and plain_numbers):
-        return _by_torch(
-            fallback(
-                input,
-                target,
-                weight,
-                ignore_index=ignore_index,
-                reduction=reduction,
-                label_smoothing=label_smoothing,
-            )
-        )
+        return _by_torch(_torch_loss(input, target, weight, mode, ignore_index, label_smoothing))
     return _C.cross_entropy(input, target, weight, mode, ignore_index, label_smoothing, inplace_backward)
+
+
+def _torch_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None, mode: int, ignore_index: int, label_smoothing: float
+) -> Tensor:
+    """What F.cross_entropy calls; that itself may have softkern behind it (softkern.install)."""
+    loss: Tensor = torch._C._nn.cross_entropy_loss(
+        input,
+        target,
+        weight,
+        mode,  # type: ignore[arg-type]
+        ignore_index,
+        label_smoothing,
+    )
+    return loss
 
 
 def _is_int64(value: object) -> TypeGuard[int]:
