@@ -10,6 +10,7 @@
 #include <string>
 #include <unordered_set>
 
+#include "behind.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
 #include "ops/backend.h"
@@ -120,5 +121,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("huge_pages_wanted", &softkern::cpu::huge_pages_wanted);
   m.def("thread_choice", &softkern::thread_choice);
   m.def("set_patience", &softkern::cpu::Patience::set_limit);
+  m.def("put_behind", [](py::handle function, const std::string& op, py::handle others) {
+    softkern::put_behind(function.ptr(), op, others.ptr());
+  });
+  m.def("take_away", [](py::handle function) { softkern::take_away(function.ptr()); });
+  m.def("makes_a_graph", &softkern::makes_a_graph);
   m.def("build", &build);
 }

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn import _reduction as _Reduction
-from torch.overrides import (
+from torch.overrides import (  # type: ignore[attr-defined]
+    _is_torch_function_mode_enabled,
     handle_torch_function,
     has_torch_function_unary,
     has_torch_function_variadic,
@@ -42,7 +43,7 @@ else:
 
 _ops = torch.ops.softkern
 
-# What torch computes instead. Held, not looked up: softkern.install puts softkern behind these names.
+# What torch computes instead. Held, not looked up: others may patch the names.
 _torch_softmax = F.softmax
 _torch_log_softmax = F.log_softmax
 _torch_cross_entropy = F.cross_entropy
@@ -143,6 +144,8 @@ def _softmax(
     dtype: torch.dtype | None,
 ) -> Tensor:
     if has_torch_function_unary(input):
+        if not _is_torch_function_mode_enabled():  # a class, which knows torch's function
+            return _by_torch(fallback(input, dim, stacklevel, dtype))
         return handle_torch_function(public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype)
     if dim is None:
         if torch.compiler.is_dynamo_compiling():  # which can't trace the warning, but knows F's function
@@ -231,6 +234,9 @@ def cross_entropy(
     Source: pytorch/pytorch issues 11752 (why m and d stay apart) and 11551 (ignored rows).
     """
     if has_torch_function_variadic(input, target, weight):
+        if not _is_torch_function_mode_enabled():  # a class, which knows torch's function and its options
+            options = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+            return _by_torch(_torch_cross_entropy(input, target, *options))
         return handle_torch_function(
             cross_entropy,
             (input, target, weight),
@@ -245,7 +251,6 @@ def cross_entropy(
             inplace_backward=inplace_backward,
         )
     return _cross_entropy(
-        _torch_cross_entropy,
         input,
         target,
         weight,
@@ -259,7 +264,6 @@ def cross_entropy(
 
 
 def _cross_entropy(
-    fallback: Callable[..., Tensor],
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -289,16 +293,7 @@ def _cross_entropy(
             loss = _dtensor.cross_entropy(input, target, weight, mode, ignored, smoothing)
             if loss is not None:
                 return loss
-    return _by_torch(
-        fallback(
-            input,
-            _as_long(target, input),
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-        )
-    )
+    return _by_torch(_torch_loss(input, _as_long(target, input), weight, mode, ignore_index, label_smoothing))
 
 
 def _as_long(target: Any, input: Any) -> Any:
@@ -309,6 +304,21 @@ def _as_long(target: Any, input: Any) -> Any:
     if not (isinstance(target, Tensor) and isinstance(input, Tensor)) or target.dim() == input.dim():
         return target
     return target.long() if target.dtype in (torch.int32, torch.uint8) else target
+
+
+def _torch_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None, mode: int, ignore_index: int, label_smoothing: float
+) -> Tensor:
+    """What F.cross_entropy calls; that itself may have softkern behind it (softkern.install)."""
+    loss: Tensor = torch._C._nn.cross_entropy_loss(
+        input,
+        target,
+        weight,
+        mode,  # type: ignore[arg-type]
+        ignore_index,
+        label_smoothing,
+    )
+    return loss
 
 
 def _is_int64(value: object) -> TypeGuard[int]:

@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """softkern behind torch's own names, for code that can't be edited.
 
-Each name is given a stand-in that keeps torch's signature and calls softkern; what softkern does not take
-goes to the function that was there. ``docs/install.md`` says what is in reach and what is not.
+torch's functions stay the objects that they are, and what they run is changed: so they pickle, and whoever
+holds one or knows it by its identity (`__torch_function__`, torch.compile, torch.fx) finds it. The softmaxes
+end in six functions written in C (``csrc/behind.cpp``); of `F.cross_entropy` the code is exchanged. A name
+that holds somebody else's function is given a stand-in. ``docs/install.md`` says what is in reach.
 """
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, update_wrapper
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.overrides import (  # type: ignore[attr-defined]
-    _is_torch_function_mode_enabled,
+from torch.nn import _reduction as _Reduction
+from torch.overrides import (
     handle_torch_function,
-    has_torch_function,
     has_torch_function_unary,
     has_torch_function_variadic,
 )
 
-from softkern import _C, functional
+from softkern import _C, _dtensor, _tracing, functional
 
 Function = Callable[..., Tensor]
 
@@ -40,7 +41,7 @@ def install() -> tuple[str, ...]:
     replacing: those of torch.nn call the functions by these names.
 
     Returns:
-        The names softkern is behind, in the order in which they were replaced.
+        The names softkern is behind.
 
     Example:
         >>> softkern.install()[:2]
@@ -49,23 +50,24 @@ def install() -> tuple[str, ...]:
     global _depth
     with _lock:
         if _depth == 0:
-            _let_torch_list_its_functions()
-            before = {place: vars(place.owner).get(place.attribute, _INHERITED) for place in _PLACES}
-            new = {place: _stand_in(place, getattr(place.owner, place.attribute)) for place in _PLACES}
+            _put_behind()
             for place in _PLACES:
-                setattr(place.owner, place.attribute, new[place])
-            _before.update(before)
-            _installed.update(new)
+                was = vars(place.owner).get(place.attribute, _INHERITED)
+                if not place.is_torchs():
+                    _before[place] = was
+                    was = _stand_in(place, getattr(place.owner, place.attribute))
+                    setattr(place.owner, place.attribute, was)
+                _held[place] = was
         _depth += 1
         return tuple(place.name for place in _PLACES)
 
 
 def uninstall() -> None:
-    """Undo one `install`; the last one puts back exactly the objects that were there.
+    """Undo one `install`; the last one leaves everything as it was.
 
     Raises:
         RuntimeError: softkern is not installed; or it is the last one and some name no longer holds what
-            `install` put there. Nothing is changed then: what somebody else has put over softkern may call
+            `install` left there. Nothing is changed then: what somebody else has put over softkern may call
             it, and is theirs to take away. Call `uninstall` again when they have.
     """
     global _depth
@@ -80,7 +82,8 @@ def uninstall() -> None:
                 else:
                     setattr(place.owner, place.attribute, was)
             _before.clear()
-            _installed.clear()
+            _held.clear()
+            _take_away()
         _depth -= 1
 
 
@@ -103,12 +106,13 @@ def installed() -> Iterator[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class _Place:
-    """An attribute of torch's, and what makes the function that stands in for it."""
+    """An attribute of torch's."""
 
     owner: object
     module: str
     qualname: str
-    make: Callable[[Function], Function]
+    torchs: Function | None  # written in C; None: a function of torch.nn.functional's
+    ours: Function  # what a stand-in calls
 
     @property
     def name(self) -> str:
@@ -118,175 +122,189 @@ class _Place:
     def attribute(self) -> str:
         return self.qualname.rpartition(".")[2]
 
+    def is_torchs(self) -> bool:
+        """Whether the attribute is torch's own function."""
+        now = getattr(self.owner, self.attribute)
+        return _is_of_f(now) if self.torchs is None else now is self.torchs
 
-def _let_torch_list_its_functions() -> None:
-    """torch looks its functions up by name once, for torch.compile and for overrides: before they change.
 
-    torch.compile would take a stand-in for one of torch's functions, and not look into it. What it imports is
-    what the first step of any optimizer imports.
-    """
-    import torch._dynamo
+def _is_of_f(function: object) -> TypeGuard[FunctionType]:
+    """Whether it is written in torch.nn.functional, and not somebody's patch."""
+    return isinstance(function, FunctionType) and function.__globals__ is vars(F) and not function.__closure__
 
-    torch._dynamo.trace_rules.get_torch_obj_rule_map()
-    torch._dynamo.trace_rules.get_tensor_method()
-    torch.overrides.get_overridable_functions()
+
+def _put_behind() -> None:
+    try:
+        for function, op in _IN_C.items():
+            _C.put_behind(function, op, _OTHERS[op])
+    except ValueError:  # a torch that is built otherwise
+        _take_away_from_c()
+        raise
+    if _CROSS_ENTROPY is not None:
+        function, copy = _CROSS_ENTROPY
+        # torch.jit.script reads the source of what a function runs.
+        function.__prepare_scriptable__ = lambda: copy  # type: ignore[attr-defined]
+        _tracing.look_into(function)
+        function.__code__ = cross_entropy.__code__
+
+
+def _take_away() -> None:
+    _take_away_from_c()
+    if _CROSS_ENTROPY is not None:
+        function, copy = _CROSS_ENTROPY
+        function.__code__ = copy.__code__
+        _tracing.take_as_it_is(function)
+        del function.__prepare_scriptable__  # type: ignore[attr-defined]
+
+
+def _take_away_from_c() -> None:
+    for function in _IN_C:
+        _C.take_away(function)
 
 
 def _refuse_if_patched_over() -> None:
     over = {
         place.name: now
-        for place, ours in _installed.items()
-        if (now := vars(place.owner).get(place.attribute)) is not ours
+        for place, left in _held.items()
+        if (now := vars(place.owner).get(place.attribute, _INHERITED)) is not left
     }
     if over:
         listed = ", ".join(f"{name} (now {now!r})" for name, now in over.items())
         raise RuntimeError(f"softkern.uninstall: replaced by somebody else since softkern.install: {listed}")
 
 
-@cache  # one function for good: what torch.compile has compiled for it holds when it is installed again
-def _stand_in(place: _Place, original: Function) -> Function:
-    function = update_wrapper(place.make(original), original)
-    # Under which it can be pickled, and read back where softkern is not.
-    function.__module__, function.__qualname__ = place.module, place.qualname
-    function.__name__ = place.attribute
-    # torch.jit.script compiles torch's own function.
-    if inspect.isfunction(original):
-        function.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
-    elif builtin := torch.jit._builtins._find_builtin(original):  # type: ignore[no-untyped-call]
-        torch.jit._builtins._register_builtin(function, builtin)
-    return function
+def _others(op: str) -> Callable[[Tensor, int, torch.dtype | None], Tensor | None]:
+    """What the functions written in C ask about tensors of another type than torch.Tensor."""
+    overload = getattr(torch.ops.softkern, op)
+
+    def softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor | None:
+        if has_torch_function_unary(input) or _has_no_values(input):
+            return None
+        if _dtensor.is_dtensor(input):
+            result = _dtensor.softmax(overload, input, int(dim), dtype)
+            if result is not None:
+                return result
+        functional._by_torch(input)
+        return None
+
+    return softmax
 
 
-def _public(stand_in: Function, original: Function) -> Function:
-    """What `__torch_function__` is told was called.
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """What `F.cross_entropy` runs. Its globals are those of torch.nn.functional then."""
+    # In a graph of torch.compile's the first is true of a class whose override is being traced, too.
+    if has_torch_function_variadic(input, target, weight) and (
+        torch._C._is_torch_function_enabled() or not torch.compiler.is_dynamo_compiling()
+    ):
+        return handle_torch_function(
+            cross_entropy,
+            (input, target, weight),
+            input,
+            target,
+            weight=weight,
+            size_average=size_average,
+            ignore_index=ignore_index,
+            reduce=reduce,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    import softkern
 
-    Classes know torch's functions by the objects that were there when they registered their own. A mode
-    (torch.set_default_device is one) mostly calls what it is handed, which then has to be softkern.
-    """
-    return stand_in if _is_torch_function_mode_enabled() else original
-
-
-def _has_no_values(input: object) -> bool:
-    """Whether a compiler or an exporter is tracing a function of torch's that calls this one.
-
-    Graph and key of a compiler's cache on disk name torch's function alone, so what it compiles must not
-    depend on what is installed. What torch.export and torch.jit.trace make is loaded where softkern may not
-    be.
-    """
-    return (
-        type(input) in (FakeTensor, FunctionalTensor)
-        or torch.compiler.is_exporting()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return softkern.patching._loss(
+        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
     )
 
 
-def _softmax_of_functional(op: str) -> Callable[[Function], Function]:
-    entry, overload = getattr(_C, op), getattr(torch.ops.softkern, op)
-
-    def make(original: Function) -> Function:
-        def stand_in(
-            input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-        ) -> Tensor:
-            if has_torch_function_unary(input):
-                return handle_torch_function(
-                    _public(stand_in, original),
-                    (input,),
-                    input,
-                    dim=dim,
-                    _stacklevel=_stacklevel,
-                    dtype=dtype,
-                )
-            if _has_no_values(input):
-                return original(input, dim, _stacklevel + 1, dtype)
-            return functional._softmax(stand_in, original, entry, overload, input, dim, _stacklevel, dtype)
-
-        return stand_in
-
-    return make
-
-
-def _softmax_in_c(op: str) -> Callable[[Function], Function]:
-    """For torch.softmax and Tensor.softmax, whose signatures are in C and take more than one spelling."""
-    entry, overload = getattr(_C, op), getattr(torch.ops.softkern, op)
-
-    def make(original: Function) -> Function:
-        def stand_in(*args: Any, **kwargs: Any) -> Tensor:
-            given = (*args, *kwargs.values())
-            if has_torch_function(given):
-                return handle_torch_function(_public(stand_in, original), given, *args, **kwargs)
-            call = _common_call(args, kwargs)
-            if call is None or _has_no_values(call[0]):
-                return original(*args, **kwargs)
-            input, dim, dtype = call
-            return functional._softmax(stand_in, original, entry, overload, input, dim, 3, dtype)
-
-        return stand_in
-
-    return make
+def _loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    size_average: bool | None,
+    ignore_index: int,
+    reduce: bool | None,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():
+        torchs = torch.compiler.is_exporting()
+    else:
+        torchs = _has_no_values(input) or _C.makes_a_graph()
+    if not torchs:
+        return functional._cross_entropy(
+            input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
+    if size_average is not None or reduce is not None:
+        reduction = _Reduction.legacy_get_string(size_average, reduce)
+    mode = _Reduction.get_enum(reduction)
+    return functional._torch_loss(input, target, weight, mode, ignore_index, label_smoothing)
 
 
-def _common_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int, torch.dtype | None] | None:
-    """Input, dim and dtype of a call that gives these and no more; None for others, wrong ones included."""
-    call = dict(zip(("input", "dim", "dtype"), args, strict=False))
-    if len(args) > 3 or call.keys() & kwargs.keys():
-        return None
-    call.update(kwargs)
-    dim: object = call.get("dim")
-    dtype: object = call.get("dtype")
-    if call.keys() - {"input", "dim", "dtype"} or "input" not in call or not functional._is_int64(dim):
-        return None
-    return (call["input"], dim, dtype) if dtype is None or isinstance(dtype, torch.dtype) else None
+def _has_no_values(input: object) -> bool:
+    """Whether a compiler or an exporter is tracing a function of torch's.
+
+    Graph and key of a compiler's cache on disk name torch's function alone, so what it compiles must not
+    depend on what is installed.
+    """
+    return type(input) in (FakeTensor, FunctionalTensor)
 
 
-def _cross_entropy(original: Function) -> Function:
-    def stand_in(
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        size_average: bool | None = None,
-        ignore_index: int = -100,
-        reduce: bool | None = None,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        if has_torch_function_variadic(input, target, weight):
-            return handle_torch_function(
-                _public(stand_in, original),
-                (input, target, weight),
-                input,
-                target,
-                weight=weight,
-                size_average=size_average,
-                ignore_index=ignore_index,
-                reduce=reduce,
-                reduction=reduction,
-                label_smoothing=label_smoothing,
-            )
-        options = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-        if _has_no_values(input):
-            return original(input, target, *options)
-        return functional._cross_entropy(original, input, target, *options)
+@cache  # one function for good: what torch.compile has compiled for it holds when it is installed again
+def _stand_in(place: _Place, theirs: Function) -> Function:
+    """For a name that holds somebody else's function, which keeps what is not a plain tensor's."""
 
-    return stand_in
+    def stand_in(*args: Any, **kwargs: Any) -> Tensor:
+        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+        return (place.ours if plain else theirs)(*args, **kwargs)
+
+    function = update_wrapper(stand_in, theirs)
+    # Under which it can be pickled, and read back where softkern is not.
+    function.__module__, function.__qualname__ = place.module, place.qualname
+    function.__name__ = place.attribute
+    return function
 
 
-_softmax_of_f, _log_softmax_of_f = map(_softmax_of_functional, ("softmax", "log_softmax"))
-_softmax_of_c, _log_softmax_of_c = map(_softmax_in_c, ("softmax", "log_softmax"))
+def _in_c(owner: object, module: str, prefix: str, own: object, own_prefix: str = "") -> tuple[_Place, ...]:
+    places = []
+    for op in ("softmax", "log_softmax"):
+        torchs = getattr(own, own_prefix + op)
+        places.append(_Place(owner, module, prefix + op, torchs, torchs))
+    return tuple(places)
+
 
 _PLACES = (
-    _Place(F, "torch.nn.functional", "softmax", _softmax_of_f),
-    _Place(F, "torch.nn.functional", "log_softmax", _log_softmax_of_f),
-    _Place(F, "torch.nn.functional", "cross_entropy", _cross_entropy),
-    _Place(torch, "torch", "softmax", _softmax_of_c),
-    _Place(torch, "torch", "log_softmax", _log_softmax_of_c),
-    _Place(Tensor, "torch", "Tensor.softmax", _softmax_of_c),
-    _Place(Tensor, "torch", "Tensor.log_softmax", _log_softmax_of_c),
-    _Place(torch.special, "torch.special", "softmax", _softmax_of_c),
-    _Place(torch.special, "torch.special", "log_softmax", _log_softmax_of_c),
+    _Place(F, "torch.nn.functional", "softmax", None, functional.softmax),
+    _Place(F, "torch.nn.functional", "log_softmax", None, functional.log_softmax),
+    _Place(F, "torch.nn.functional", "cross_entropy", None, functional.cross_entropy),
+    *_in_c(torch, "torch", "", torch._C._VariableFunctions),
+    *_in_c(Tensor, "torch", "Tensor.", torch._C.TensorBase),
+    *_in_c(torch.special, "torch.special", "", torch._C._special, "special_"),  # type: ignore[attr-defined]
 )
+_IN_C = {place.torchs: place.attribute for place in _PLACES if place.torchs is not None}
+_OTHERS = {op: _others(op) for op in ("softmax", "log_softmax")}
+
+
+def _copy(function: FunctionType) -> FunctionType:
+    """Goes on running what `function` runs now."""
+    copy = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    copy.__annotations__, copy.__doc__ = function.__annotations__, function.__doc__
+    return copy
+
+
+# torch's function, and a copy of it. None: somebody had replaced it when softkern was imported.
+_CROSS_ENTROPY = (F.cross_entropy, _copy(F.cross_entropy)) if _is_of_f(F.cross_entropy) else None
 
 _INHERITED = object()  # the class has no attribute of this name of its own: its base has
 _lock = threading.Lock()
 _depth = 0
-_before: dict[_Place, object] = {}
-_installed: dict[_Place, Function] = {}
+_before: dict[_Place, object] = {}  # of the places that hold stand-ins
+_held: dict[_Place, object] = {}  # what the places hold while softkern is installed

@@ -10,7 +10,10 @@ from pathlib import Path
 
 FOLDER = "build/glue"
 # What is above the dispatcher, and what is below it.
-UNITS = {"above": ("csrc/autograd/", "csrc/python.cpp"), "below": ("csrc/ops/", "csrc/cpu/")}
+UNITS = {
+    "above": ("csrc/autograd/", "csrc/behind.cpp", "csrc/python.cpp"),
+    "below": ("csrc/ops/", "csrc/cpu/"),
+}
 ALONE = ("csrc/ops/cuda/", "csrc/cuda/")  # compiled in some builds only
 
 
