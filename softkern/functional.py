@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.fx.proxy import Proxy
 from torch.nn import _reduction as _Reduction
 from torch.overrides import (  # type: ignore[attr-defined]
     _is_torch_function_mode_enabled,
@@ -121,6 +122,14 @@ def log_softmax(
     )
 
 
+def _is_for_a_class(*arguments: object) -> bool:
+    """Whether a class's `__torch_function__` is asked, which knows torch's function and its options.
+
+    Modes mostly call what they are handed, and torch.fx writes it down: both are handed softkern's.
+    """
+    return not _is_torch_function_mode_enabled() and not any(isinstance(x, Proxy) for x in arguments)
+
+
 def _is_usual(dim: int | None, input: Tensor, dtype: torch.dtype | None) -> TypeGuard[int]:
     """Whether `_softmax` would go straight to the op: what it asks takes as long as a few rows do."""
     return (
@@ -144,7 +153,7 @@ def _softmax(
     dtype: torch.dtype | None,
 ) -> Tensor:
     if has_torch_function_unary(input):
-        if not _is_torch_function_mode_enabled():  # a class, which knows torch's function
+        if _is_for_a_class(input):
             return _by_torch(fallback(input, dim, stacklevel, dtype))
         return handle_torch_function(public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype)
     if dim is None:
@@ -234,7 +243,7 @@ def cross_entropy(
     Source: pytorch/pytorch issues 11752 (why m and d stay apart) and 11551 (ignored rows).
     """
     if has_torch_function_variadic(input, target, weight):
-        if not _is_torch_function_mode_enabled():  # a class, which knows torch's function and its options
+        if _is_for_a_class(input, target, weight):
             options = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
             return _by_torch(_torch_cross_entropy(input, target, *options))
         return handle_torch_function(

@@ -2,8 +2,8 @@
 """Terms that vanish are made 0 without a product that underflows.
 
 Many CPUs take a hundred cycles for an operation whose result, or operand, is a subnormal number, even where
-the result is rounded to 0: rows with masked classes took five times as long. Others take no longer, so nothing
-is timed here: the flags of the processor tell whether any operation of a call met such a number.
+the result is rounded to 0: rows with masked classes took five times as long. Others take no longer. So the
+flags of the processor are looked at, which tell whether any operation of a call met such a number.
 """
 
 from __future__ import annotations
