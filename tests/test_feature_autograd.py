@@ -133,8 +133,10 @@ def test_inference_mode(op, watch):
 @pytest.mark.feature("gradients in probabilities and weights", "cross_entropy")
 @pytest.mark.parametrize("wanted", ("target", "weight"))
 def test_gradients_in_probabilities_and_weights(wanted, watch):
+    teacher = probabilities(SHAPE, f64)  # torch's softmax of something: not to be watched
+
     def gradients(f):
-        given = {"input": data(), "target": probabilities(SHAPE, f64), "weight": class_weights(10, f64)}
+        given = {"input": data(), "target": teacher.clone(), "weight": class_weights(10, f64)}
         leaves = [given["input"].requires_grad_(), given[wanted].requires_grad_()]
         return torch.autograd.grad(f(**given, label_smoothing=0.1), leaves)
 
