@@ -35,6 +35,7 @@ def register() -> None:
     if _registered or lowering is None or not hasattr(lowering, "make_fallback"):
         return
     _registered = True
+    _lower_scaling(lowering)
     for name in _OPS:
         op = getattr(torch.ops.softkern, name).default
         if op not in lowering.lowerings:
@@ -49,3 +50,45 @@ def _layout_constraint(op: Any, lowering: Any) -> Any:
         )
     except AttributeError:
         return None
+
+
+def _lower_scaling(lowering: Any) -> None:
+    """Leaves cross_entropy_backward an op where inductor lacks what its expression takes."""
+    try:
+        scale, mark = _scaling(lowering.lowerings), lowering.register_lowering
+    except (AttributeError, KeyError):
+        return
+    mark(torch.ops.softkern.cross_entropy_backward.default, type_promotion_kind=None)(scale)
+
+
+def _scaling(lowerings: dict[Any, Any]) -> Any:
+    """cross_entropy_backward as an elementwise expression of the gradient that the forward has stored.
+
+    Called as an op, it would be given a second tensor of that size for its result. What inductor computes
+    itself, it writes over a tensor that nobody needs any more.
+    """
+    aten = torch.ops.aten
+    to = lowerings[torch.ops.prims.convert_element_type.default]
+    equals, where = lowerings[aten.eq.Scalar], lowerings[aten.where.self]
+    times, unsqueeze, full = (
+        lowerings[aten.mul.Tensor],
+        lowerings[aten.unsqueeze.default],
+        lowerings[aten.full.default],
+    )
+
+    def cross_entropy_backward(
+        grad_output: Any, grad: Any, grad_scale: Any, target: Any, ignore_index: Any
+    ) -> Any:
+        compute, dims = grad_scale.get_dtype(), len(grad.get_size())
+        class_dim = min(1, dims - 1)
+        factor = times(to(grad_output, compute), grad_scale)
+        if len(target.get_size()) != dims:
+            # Ignored rows are stored as zeros and stay zeros: 0 * inf must not make them NaN.
+            ignored = equals(to(target, torch.int64), ignore_index)
+            zero = full([], 0.0, dtype=compute, device=grad.get_device())
+            factor = where(ignored, zero, factor)
+        if len(factor.get_size()) > 0:
+            factor = unsqueeze(factor, class_dim)
+        return to(times(to(grad, compute), factor), grad.get_dtype())
+
+    return cross_entropy_backward

@@ -4,6 +4,7 @@
 // logits are not kept. Names as in csrc/cpu/kernels/cross_entropy.h; D is what a mean divides by, else 1.
 #pragma once
 
+#include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -45,9 +46,7 @@ class Masses {
       if (weight_.defined()) spread_ = spread_ * weight_;
       total_ = spread_.sum(dim_, /*keepdim=*/true);
       if (call.reduction == kMean) {
-        divisor_ = at::scalar_tensor(
-            static_cast<double>((like.sym_numel() / like.sym_size(dim_)).guard_int(__FILE__, __LINE__)),
-            options);
+        divisor_ = at::ones({}, options).expand_symint(total_.sym_sizes()).sum();  // the rows, known or not
       }
       return;
     }
