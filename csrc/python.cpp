@@ -26,17 +26,18 @@ namespace {
 // Tracers note the op that is called here, before it can do anything about it.
 
 at::Tensor softmax(const at::Tensor& input, int64_t dim) {
-  return softkern::is_for_onnx(input) ? at::softmax(input, dim) : softkern::softmax(input, dim);
+  return softkern::is_traced_for_onnx(input) ? at::softmax(input, dim) : softkern::softmax(input, dim);
 }
 
 at::Tensor log_softmax(const at::Tensor& input, int64_t dim) {
-  return softkern::is_for_onnx(input) ? at::log_softmax(input, dim) : softkern::log_softmax(input, dim);
+  return softkern::is_traced_for_onnx(input) ? at::log_softmax(input, dim)
+                                             : softkern::log_softmax(input, dim);
 }
 
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const std::optional<at::Tensor>& weight, int64_t reduction, int64_t ignore_index,
                          double label_smoothing, bool inplace_backward) {
-  if (softkern::is_for_onnx(input)) {
+  if (softkern::is_traced_for_onnx(input)) {
     return softkern::cross_entropy_for_onnx(input, target, weight, reduction, ignore_index, label_smoothing);
   }
   if (inplace_backward) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnx.h"
 
-#include <ATen/TracerMode.h>
 #include <ATen/ops/cross_entropy_loss.h>
 
 namespace softkern {
@@ -15,10 +14,7 @@ std::function<bool()>& onnx_probe() {
 
 }  // namespace
 
-bool is_for_onnx(const at::Tensor& x) {
-  if (!at::tracer::impl::is_dispatch_enabled() && !x.key_set().has(c10::DispatchKey::Python)) return false;
-  return onnx_probe() && onnx_probe()();
-}
+bool exports_to_onnx() { return onnx_probe() && onnx_probe()(); }
 
 void set_onnx_probe(std::function<bool()> probe) { onnx_probe() = std::move(probe); }
 
