@@ -73,7 +73,8 @@ inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
   if (TORCH_GUARD_OR_FALSE(logits.sym_size(c).sym_eq(0))) return false;
   if (same_shape(logits, target)) {
     if (target.scalar_type() != logits.scalar_type() || ignore_index >= 0) return false;
-  } else if (!indices_fit(logits, target) || (weight.has_value() && weight->defined() && weight->requires_grad())) {
+  } else if (!indices_fit(logits, target) ||
+             (weight.has_value() && weight->defined() && weight->requires_grad())) {
     return false;  // torch has no gradient for the weights of class indices, and says so
   }
   if (weight.has_value() && weight->defined()) {
