@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import subprocess
 import sys
 
@@ -296,3 +298,23 @@ assert F.softmax is theirs
 def test_imported_after_another_library_patched_f():
     done = subprocess.run([sys.executable, "-c", ALREADY_PATCHED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@COMPILED
+@pytest.mark.inductor
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs g++")
+def test_inductor_recognises_attention():
+    def attention(q, k, v):
+        return F.softmax(q @ k.transpose(-1, -2) / 4.0, -1) @ v
+
+    q, k, v = (torch.randn(1, 2, 8, 16) for _ in range(3))
+    counters = torch._dynamo.utils.counters
+    found = []
+    for state in (contextlib.nullcontext, softkern.installed):
+        torch._dynamo.reset()
+        counters.clear()
+        with state(), torch._inductor.utils.fresh_cache(), torch.no_grad():
+            got = torch.compile(attention, fullgraph=True)(q, k, v)
+        torch.testing.assert_close(got, attention(q, k, v))
+        found.append(counters["inductor"]["fuse_attention"])
+    assert found[0] == found[1] > 0

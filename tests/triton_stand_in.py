@@ -96,8 +96,8 @@ def _kernels():
         grad.copy_(cross_entropy_backward(g, grad, scale, target, ignore_index))
 
     functions = {
-        "softmax": torch.softmax,
-        "log_softmax": torch.log_softmax,
+        "softmax": torch.ops.aten.softmax,  # behind torch.softmax may be softkern
+        "log_softmax": torch.ops.aten.log_softmax,
         "softmax_backward": softmax_backward,
         "log_softmax_backward": log_softmax_backward,
         "cross_entropy_forward": cross_entropy_forward,
