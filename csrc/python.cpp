@@ -11,6 +11,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
 #include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/ops.h"
 
 namespace py = pybind11;
@@ -24,6 +25,12 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
     return softkern::cross_entropy_(input, target, weight, reduction, ignore_index, label_smoothing);
   }
   return softkern::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
+}
+
+bool takes_cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                         const std::optional<at::Tensor>& weight, int64_t reduction, c10::SymInt ignore_index,
+                         double label_smoothing) {
+  return softkern::takes_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
 py::list isas() {
@@ -80,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("softmax", torch::wrap_pybind_function_no_gil(softkern::softmax));
   m.def("log_softmax", torch::wrap_pybind_function_no_gil(softkern::log_softmax));
   m.def("cross_entropy", torch::wrap_pybind_function_no_gil(cross_entropy));
+  m.def("takes_cross_entropy", torch::wrap_pybind_function_no_gil(takes_cross_entropy));
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });
   m.def("last_isa", [] { return softkern::cpu::last().isa; });

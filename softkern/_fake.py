@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._prims_common import canonicalize_dim
 
-from softkern import _C  # noqa: F401  (defines the ops)
+from softkern import _C
+from softkern.functional import _as_long
 
 
 def _like(x: Tensor) -> Tensor:
@@ -22,11 +24,13 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 @torch.library.register_fake("softkern::softmax")
 def _softmax(self: Tensor, dim: int) -> Tensor:
+    canonicalize_dim(self.dim(), dim)
     return _like(self)
 
 
 @torch.library.register_fake("softkern::log_softmax")
 def _log_softmax(self: Tensor, dim: int) -> Tensor:
+    canonicalize_dim(self.dim(), dim)
     return _like(self)
 
 
@@ -47,6 +51,7 @@ def _loss_shape(logits: Tensor, reduction: int) -> list[int]:
     return [size for i, size in enumerate(logits.shape) if i != class_dim]
 
 
+@torch.library.register_fake("softkern::cross_entropy_")
 @torch.library.register_fake("softkern::cross_entropy")
 def _cross_entropy(
     self: Tensor,
@@ -56,12 +61,13 @@ def _cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    # ATen's own op checks the arguments.
-    if target.dtype in (torch.int32, torch.uint8):
-        target = target.long()
-    aten = torch.ops.aten.cross_entropy_loss
-    loss: Tensor = aten(self, target, weight, reduction, ignore_index, label_smoothing)
-    return loss
+    like = self
+    if not _C.takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing):
+        # ATen's op refuses the arguments, or says of which dtype its loss is. Of which shape, it can't be
+        # asked: its decomposition for symbolic sizes takes "none" for a sum.
+        aten = torch.ops.aten.cross_entropy_loss
+        like = aten(self, _as_long(target, self), weight, reduction, ignore_index, label_smoothing)
+    return like.new_empty(_loss_shape(self, reduction))
 
 
 @torch.library.register_fake("softkern::cross_entropy_forward")
