@@ -29,6 +29,7 @@ FEATURES: dict[str, dict[str, str]] = {
         "vmap over other dimensions": "",
         "vmap over targets and weights": "",
         "functional_call, ensembles of modules": "",
+        "functionalize": "",
         "forward-mode dual numbers": "",
         "forward over reverse, dual numbers through backward": "",
         "double backward": "where a graph of it is wanted, the first derivative is torch's too",
@@ -55,6 +56,7 @@ FEATURES: dict[str, dict[str, str]] = {
     "Compilers and exporters": {
         "torch.compile(fullgraph), static shapes": "backends eager, aot_eager, inductor",
         "torch.compile(fullgraph), dynamic shapes": "one graph for all sizes",
+        "torch.compile(fullgraph) and torch.export of rows that a mask selects": "",
         "softkern's ops in compiled graphs, forward and backward": "",
         "torch.compile of torch.func.grad and vmap": "",
         "torch.compile of a module's functional_call": "",

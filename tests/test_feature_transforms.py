@@ -169,3 +169,22 @@ def test_functional_call(op, watch):
     with watch:
         got = gradients(ours)
     close(got, gradients(theirs))
+
+
+@pytest.mark.feature("functionalize")
+@over_ops
+def test_functionalize(op, watch):
+    """Views and in-place operations around it, too."""
+
+    def around(f):
+        def g(x):
+            y = x.clone().view(6, 10)
+            y[0].add_(1)
+            return f(y).mul_(2)
+
+        return g
+
+    ours, theirs = both(op)
+    with watch:
+        got = torch.func.functionalize(around(ours))(data())
+    close(got, around(theirs)(data()))

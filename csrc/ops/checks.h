@@ -2,10 +2,12 @@
 // What the kernels take. Everything else goes to ATen, which computes it or raises its own exception with
 // its own text: a drop-in must not have another opinion on what is an error.
 // Only devices, dims, dtypes and symbolic sizes are looked at, so that fake tensors pass through here as
-// well.
+// well. Sizes may depend on data that no tracer has (the rows that a mask selects): no comparison insists on
+// an answer, and what has to be equal is noted for the run, as ATen's own checks do it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymIntArrayRef.h>
 
 #include "../common/options.h"
 #include "backend.h"
@@ -53,7 +55,8 @@ inline bool indices_fit(const at::Tensor& logits, const at::Tensor& target) {
   if (!takes_index_dtype(target.scalar_type()) || target.dim() != logits.dim() - 1) return false;
   const int64_t skip = class_dim(logits);
   for (int64_t i = 0; i < target.dim(); ++i) {
-    if (target.sym_size(i) != logits.sym_size(i < skip ? i : i + 1)) return false;
+    const c10::SymBool equal = target.sym_size(i).sym_eq(logits.sym_size(i < skip ? i : i + 1));
+    if (!equal.expect_true(__FILE__, __LINE__)) return false;
   }
   return true;
 }
@@ -67,7 +70,7 @@ inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
   }
   if (reduction < kNone || reduction > kSum || !(label_smoothing >= 0 && label_smoothing <= 1)) return false;
   const int64_t c = class_dim(logits);
-  if (logits.sym_size(c) == 0) return false;
+  if (TORCH_GUARD_OR_FALSE(logits.sym_size(c).sym_eq(0))) return false;
   if (same_shape(logits, target)) {
     // A gradient for the target exists in ATen's composite alone.
     if (target.scalar_type() != logits.scalar_type() || ignore_index >= 0 || target.requires_grad())
@@ -76,9 +79,9 @@ inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
     return false;
   }
   if (weight.has_value() && weight->defined()) {
-    if (weight->dim() != 1 || weight->sym_size(0) != logits.sym_size(c) ||
-        weight->scalar_type() != logits.scalar_type() || weight->device() != logits.device() ||
-        weight->layout() != at::kStrided || weight->requires_grad()) {
+    if (weight->dim() != 1 || weight->scalar_type() != logits.scalar_type() ||
+        weight->device() != logits.device() || weight->layout() != at::kStrided || weight->requires_grad() ||
+        !weight->sym_size(0).sym_eq(logits.sym_size(c)).expect_true(__FILE__, __LINE__)) {
       return false;
     }
   }
