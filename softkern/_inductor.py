@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch.compile's inductor is told of softkern's ops.
+
+Registered by the first backward that is traced after inductor has been loaded: a process that doesn't compile
+doesn't load it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+_registered = False
+
+
+def register() -> None:
+    """Does nothing where inductor isn't loaded, and leaves ops as they are if it lacks what it takes."""
+    global _registered
+    lowering: Any = sys.modules.get("torch._inductor.lowering")
+    if _registered or lowering is None:
+        return
+    _registered = True
+    try:
+        scale = _scaling(lowering.lowerings)
+        mark = lowering.register_lowering
+    except (AttributeError, KeyError):
+        return
+    mark(torch.ops.softkern.cross_entropy_backward.default, type_promotion_kind=None)(scale)
+
+
+def _scaling(lowerings: dict[Any, Any]) -> Any:
+    """cross_entropy_backward as an elementwise expression of the gradient that the forward has stored.
+
+    Called as an op, it would be given a second tensor of that size for its result. What inductor computes
+    itself, it writes over a tensor that nobody needs any more.
+    """
+    aten = torch.ops.aten
+    to = lowerings[torch.ops.prims.convert_element_type.default]
+    equals, where = lowerings[aten.eq.Scalar], lowerings[aten.where.self]
+    times, unsqueeze, full = (
+        lowerings[aten.mul.Tensor],
+        lowerings[aten.unsqueeze.default],
+        lowerings[aten.full.default],
+    )
+
+    def cross_entropy_backward(
+        grad_output: Any, grad: Any, grad_scale: Any, target: Any, ignore_index: Any
+    ) -> Any:
+        compute, dims = grad_scale.get_dtype(), len(grad.get_size())
+        class_dim = min(1, dims - 1)
+        factor = times(to(grad_output, compute), grad_scale)
+        if len(target.get_size()) != dims:
+            # Ignored rows are stored as zeros and stay zeros: 0 * inf must not make them NaN.
+            ignored = equals(to(target, torch.int64), ignore_index)
+            zero = full([], 0.0, dtype=compute, device=grad.get_device())
+            factor = where(ignored, zero, factor)
+        if len(factor.get_size()) > 0:
+            factor = unsqueeze(factor, class_dim)
+        return to(times(to(grad, compute), factor), grad.get_dtype())
+
+    return cross_entropy_backward
