@@ -176,3 +176,9 @@ def test_progress_is_time_passed_of_time_expected():
         progress.report("a cell", left)
         assert progress.bar.tasks[0].fields["left"] == text
         assert progress.bar.tasks[0].completed == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_minutes_are_positive(minutes, capsys):
+    assert cli.main(["--quick", "--minutes", minutes]) == 2
+    assert "expected a positive number" in capsys.readouterr().err

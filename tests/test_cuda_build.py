@@ -55,6 +55,8 @@ case "$1$2" in
 *) command="$*"; while [ "$1" != -o ]; do shift; done; echo "$command" >> "$2.runs"; echo made > "$2" ;;
 esac"""
 ISA_SOURCES = ("csrc/cpu/isa/avx2.cpp", "csrc/cpu/isa/portable.cpp")
+TYPES = {"bfloat16": "softkern::BFloat16", "half": "softkern::Half"}
+OBJECTS = [f"build/cpu/{isa}.{e}.o" for isa in ("avx2", "portable") for e in ("float", "double", *TYPES)]
 
 
 def toolkit(root: Path, include: str = "include", library: str = "lib64", nvcc: str = NVCC) -> Path:
@@ -293,23 +295,24 @@ def test_kernels_of_the_cpu_are_kept_as_well(tool: ModuleType, tmp_path: Path) -
         ext = extension("csrc/cpu/isa/portable.cpp", "csrc/cpu/isa/avx2.cpp", "csrc/cpu/dispatch.cpp")
         tool.add_kernels(ext, root, {**env, **variables}, rocm=False, gpu=False, flags=["-O3"])
         assert ext.sources == ["csrc/cpu/dispatch.cpp"] and ext.depends == list(ISA_SOURCES)
-        assert ext.extra_objects == ["build/cpu/avx2.o", "build/cpu/portable.o"]
+        assert ext.extra_objects == OBJECTS
         return [(root / f"{name}.runs").read_text().splitlines()[-1] for name in ext.extra_objects]
 
-    command = "-m64 -std=c++17 -fPIC -O3 -c {} -o {}"
-    expected = [command.format(source, root / f"build/cpu/{Path(source).stem}.o") for source in ISA_SOURCES]
+    command = "-m64 -std=c++17 -fPIC -O3 -DSOFTKERN_ELEMENT={} -c csrc/cpu/isa/{}.cpp -o {}"
+    parts = [(name, *Path(name).stem.split(".")) for name in OBJECTS]
+    expected = [command.format(TYPES.get(e, e), isa, root / name) for name, isa, e in parts]
     assert build() == build() == expected
-    assert runs(root / "build/cpu") == [1, 1]
+    assert runs(root / "build/cpu") == [1] * 8
     assert build(CFLAGS="-g -march=native") == [
         line.replace("-O3", "-g -march=native -O3") for line in expected
     ]
-    assert runs(root / "build/cpu") == [2, 2]
+    assert runs(root / "build/cpu") == [2] * 8
     (root / "csrc/cpu/isa/avx2.cpp").write_text("changed")
     build(CFLAGS="-g -march=native")
-    assert runs(root / "build/cpu") == [3, 2]
+    assert runs(root / "build/cpu") == [3] * 4 + [2] * 4
     (root / "csrc/common/options.h").write_text("changed")
     build(CFLAGS="-g -march=native")
-    assert runs(root / "build/cpu") == [4, 3]
+    assert runs(root / "build/cpu") == [4] * 4 + [3] * 4
 
 
 def runs(folder: Path) -> list[int]:

@@ -4,6 +4,7 @@
 
 #include "cross_entropy_lanes.h"
 #include "log_softmax.h"
+#include "mass.h"
 #include "softmax.h"
 #include "targets.h"
 
@@ -11,36 +12,6 @@ namespace softkern::cpu {
 namespace {
 
 constexpr Ran kSharedRan = {SOFTKERN_ISA, "shared"};
-
-/// body(order, range, memory) for the first rows of a range, which are computed a row a lane: all of them,
-/// none, or whole blocks. `rest` becomes the others. `packed`: the classes of an operand lie apart. `sums`:
-/// of exponentials. Returns the way of the first rows.
-template <class A, class Body>
-SK_INLINE Ran in_lanes(const Shape& shape, Range& rest, bool packed, bool sums, Body body) {
-  const Range range = rest;
-  const int64_t rows = range.end - range.begin;
-  if (shape.classes <= kLaneClasses) {
-    rest.begin = range.end;
-    const bool streams = packed && shape.classes > kFewStreams;
-    body(FewClasses<A>{}, range, SmallTiles<A>(streams ? kMostBlocks : kBlocks));
-    return {SOFTKERN_ISA, "lanes"};
-  }
-  if (packed) {
-    if (fits_lanes(shape, rows, sizeof(A))) {
-      rest.begin = range.end;
-      body(AsRows<A>{}, range, WideTiles<A>(range, shape, kMostBlocks));
-    }
-    return {SOFTKERN_ISA, "tiles"};
-  }
-  if (sums && fits_wide_lanes(shape, rows, sizeof(A))) {
-    // A block that is not whole takes as long as one that is.
-    rest.begin = range.end - rows % Simd<A>::kLanes;
-    const Range blocks{range.begin, rest.begin, range.scratch};
-    body(AsRows<A>{}, blocks, WideTiles<A>(blocks, shape, kWideBlocks));
-    return {SOFTKERN_ISA, "wide lanes"};
-  }
-  return {SOFTKERN_ISA, "rows"};
-}
 
 template <class T, class Each, class Begin, class Finish>
 SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, Arena arena, Each each, Begin begin,
@@ -356,52 +327,6 @@ Ran scale(const ScaleArgs& a, Range range) {
           return S::fma(at.load(x + i, 0), f, zero);
         });
       });
-}
-
-template <class T>
-Ran mass(const MassArgs& a, Range range) {
-  using A = Compute<T>;
-  using S = Simd<A>;
-  using Reg = typename S::Reg;
-  const auto size = [](const Reg& v)
-                        __attribute__((always_inline)) { return S::max(v, S::sub(S::broadcast(0), v)); };
-  A* const result = static_cast<A*>(a.mass);
-  Range rest = range;
-  const Ran ran = in_lanes<A>(
-      a.shape, rest, is_packed(a.probabilities), false, [&](auto, const Range& all, auto&& tiles) {
-        const LaneOperand<T> input(a.probabilities, a.shape, all);
-        const auto x = tiles.first();
-        for_each_group<A>(a.shape, all, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
-          input.load(blocks, count, x);
-          for (int b = 0; b < count; ++b) {
-            Reg sum = S::broadcast(0);
-            for (int64_t c = 0; c < a.shape.classes; ++c) sum = S::add(sum, size(x[b][c]));
-            A lanes[S::kLanes];
-            S::store(lanes, sum);
-            for (int l = 0; l < blocks[b].count; ++l) result[blocks[b].first + l] = lanes[l];
-          }
-        });
-      });
-  if (rest.begin == rest.end) return ran;
-  Arena arena(range.scratch);
-  const Operand<T> input(a.probabilities, a.shape, rest, arena);
-  for_each_tile<T>(a.shape, rest, [&](int64_t first, int64_t count) {
-    input.stage(first, count);
-    for (int64_t r = first; r < first + count; ++r) {
-      const T* const t = input.row(r, first);
-      result[r] = sum_row<A, 1>(a.shape.classes, [&](auto* part, auto slot, auto at,
-                                                     int64_t i) __attribute__((always_inline)) {
-                    part->add(slot, size(at.load(t + i, 0)));
-                  }).of[0];
-    }
-  });
-  return ran;
-}
-
-template <class T>
-constexpr Kernel<MassArgs> mass_kernel() {
-  if constexpr (__is_same(T, Half)) return {&mass<T>};
-  return {};
 }
 
 /// Streamed results are there for others when the call returns.
