@@ -245,7 +245,10 @@ def cross_entropy(
     if has_torch_function_variadic(input, target, weight):
         if _is_for_a_class(input, target, weight):
             options = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-            return _by_torch(_torch_cross_entropy(input, target, *options))
+            # Asked about itself, a class that knows few functions would refuse.
+            with torch._C.DisableTorchFunctionSubclass():
+                narrow = _as_long(target, input) is not target
+            return _by_torch(_torch_cross_entropy(input, target.long() if narrow else target, *options))
         return handle_torch_function(
             cross_entropy,
             (input, target, weight),
