@@ -18,6 +18,7 @@ template <>
 struct PartOf<float> {
   typedef float Vec __attribute__((vector_size(16)));
   typedef int32_t Int __attribute__((vector_size(16)));
+  typedef uint32_t Bits __attribute__((vector_size(16)));
   static constexpr int kMantissaBits = 23, kExponentBias = 127;
   static constexpr int32_t kHalfRoot = 0x3f3504f3;  // sqrt(1/2)
 };
@@ -25,12 +26,13 @@ template <>
 struct PartOf<double> {
   typedef double Vec __attribute__((vector_size(16)));
   typedef int64_t Int __attribute__((vector_size(16)));
+  typedef uint64_t Bits __attribute__((vector_size(16)));
   static constexpr int kMantissaBits = 52, kExponentBias = 1023;
   static constexpr int64_t kHalfRoot = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
 };
 using Float4 = PartOf<float>::Vec;
 using Double2 = PartOf<double>::Vec;
-typedef uint64_t Bits2 __attribute__((vector_size(16)));
+using Bits2 = PartOf<double>::Bits;
 
 #if defined(__FP_FAST_FMAF)
 SK_INLINE Float4 fused(Float4 a, Float4 b, Float4 c) {
@@ -71,6 +73,7 @@ struct PortableSimd {
   static constexpr int kBias = P::kExponentBias, kInStep = 1;
   using Vec = typename P::Vec;
   using Int = typename P::Int;
+  using Bits = typename P::Bits;
   struct Reg {
     Vec part[4];
   };
@@ -163,9 +166,10 @@ struct PortableSimd {
   static SK_INLINE Reg mul_at_least(const Reg& a, const Reg& b, const Reg& least) {
     return map([](Vec x, Vec y, Vec l) { return (x < l ? Vec{} : x) * y; }, a, b, least);
   }
-  // The integers stand in the low bits of t and s.
+  // The integers stand in the low bits of t and s. Unsigned: those of a NaN are any.
   static SK_INLINE Reg scale(const Reg& v, const Reg& t, const Reg& s) {
-    return map([](Vec x, Vec i, Vec j) { return x * (Vec)(((Int)i - (Int)j) << P::kMantissaBits); }, v, t, s);
+    return map([](Vec x, Vec i, Vec j) { return x * (Vec)(((Bits)i - (Bits)j) << P::kMantissaBits); }, v, t,
+               s);
   }
   static SK_INLINE Reg split(const Reg& u, Reg& k) {
     k = map([](Vec x) { return __builtin_convertvector(above(x) >> P::kMantissaBits, Vec); }, u);
