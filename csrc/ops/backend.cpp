@@ -134,7 +134,8 @@ std::string why_no_cuda([[maybe_unused]] int device) {
 #elif defined(SOFTKERN_WITH_CUDA)
   return cuda::why_not(device);
 #else
-  return "this build has no CUDA kernels: softkern was built where torch saw no GPU, without nvcc, for ROCm or with "
+  return "this build has no CUDA kernels: softkern was built where torch saw no GPU, without nvcc, for ROCm "
+         "or with "
          "SOFTKERN_CUDA=0; built with FORCE_CUDA=1 it has them wherever there is an nvcc";
 #endif
 }
