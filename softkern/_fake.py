@@ -63,7 +63,6 @@ def _cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    _inductor.register()
     like = self
     if not _C.takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing):
         # ATen's op refuses the arguments, or says of which dtype its loss is. Of which shape, it can't be
@@ -105,7 +104,6 @@ def _cross_entropy_forward_(
 def _cross_entropy_backward(
     grad_output: Tensor, grad: Tensor, grad_scale: Tensor, target: Tensor, ignore_index: int
 ) -> Tensor:
-    _inductor.register()
     return _like(grad)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from softkern.functional import _as_long
+
 _ops = torch.ops.softkern
 
 
@@ -42,9 +44,7 @@ def _cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    if target.dtype in (torch.int32, torch.uint8):
-        target = target.long()
     loss: Tensor = torch.ops.aten.cross_entropy_loss(
-        self, target, weight, reduction, ignore_index, label_smoothing
+        self, _as_long(target, self), weight, reduction, ignore_index, label_smoothing
     )
     return loss

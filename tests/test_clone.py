@@ -16,7 +16,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
     monkeypatch.setattr(torch, "__path__", ["/venv/torch"])
     monkeypatch.setattr(conftest.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/cache")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/cache")
 
 
 @pytest.mark.usefixtures("plain")

@@ -25,9 +25,8 @@
 //   if_less(a, b, x, y)           x in the lanes where a < b, y elsewhere
 //   all_at_least(a, b)            whether a >= b in every lane: false if there is a NaN
 //   any_equal(a, b)      whether a == b in any lane
-//   mul_at_least(a, b, least)     a * b where a >= least or a is NaN, else +0, and nothing is multiplied
-//   there scale(v, t, s)       v * 2^(t - s - kBias), for t and s that are integers plus the same power of
-//   two with
+//   mul_at_least(a, b, least)     a * b where a >= least or a is NaN; else +0, with nothing multiplied there
+//   scale(v, t, s)       v * 2^(t - s - kBias), for t and s that are integers plus the same power of two with
 //                        a last bit of 1; 0 < t - s <= 2 kBias = 254 (2046 in double); rounded once; NaN kept
 //   split(u, k)          the f of u = 2^k f, sqrt(1/2) <= f < sqrt(2), for a positive normal u
 //   load_columns(row, v) lane l of v[c] is row(l)[c], c < kPiece = 16 / sizeof(A), in the compute type
