@@ -204,7 +204,7 @@ void put_behind(PyObject* function, const std::string& op, PyObject* others) {
   Behind* behind = place_of(function);
   if (behind == nullptr) throw py::value_error("softkern is behind other functions already");
   if (behind->function == nullptr) {
-    *behind = {Py_NewRef(function), def->ml_meth, op == "softmax" ? &softmax : &log_softmax,
+    *behind = {Py_NewRef(function), def->ml_meth, op == "softmax" ? &softmax.call : &log_softmax.call,
                Py_NewRef(others)};
   }
   if (is_method(function)) {

@@ -16,7 +16,7 @@
 #include "ops/backend.h"
 #include "ops/cpu/patience.h"
 #include "ops/onnx.h"
-#include "ops/checks.h"
+#include "ops/fallback.h"
 #include "ops/ops.h"
 
 namespace py = pybind11;
@@ -35,21 +35,14 @@ at::Tensor log_softmax(const at::Tensor& input, int64_t dim) {
 }
 
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                         const std::optional<at::Tensor>& weight, int64_t reduction, int64_t ignore_index,
-                         double label_smoothing, bool inplace_backward) {
+                         const std::optional<at::Tensor>& weight, const softkern::CrossEntropyOptions& given,
+                         bool inplace_backward) {
+  const softkern::SymCrossEntropyOptions options = softkern::symbolic(given);
   if (softkern::is_traced_for_onnx(input)) {
-    return softkern::cross_entropy_for_onnx(input, target, weight, reduction, ignore_index, label_smoothing);
+    return softkern::aten_cross_entropy(input, target, weight, options);
   }
-  if (inplace_backward) {
-    return softkern::cross_entropy_(input, target, weight, reduction, ignore_index, label_smoothing);
-  }
-  return softkern::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
-}
-
-bool takes_cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                         const std::optional<at::Tensor>& weight, int64_t reduction, c10::SymInt ignore_index,
-                         double label_smoothing) {
-  return softkern::takes_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
+  if (inplace_backward) return softkern::cross_entropy_(input, target, weight, options);
+  return softkern::cross_entropy(input, target, weight, options);
 }
 
 py::list isas() {
@@ -113,8 +106,9 @@ PYBIND11_MODULE(_C, m) {
   softkern::set_onnx_probe(&exports_to_onnx);
   m.def("softmax", torch::wrap_pybind_function_no_gil(softmax));
   m.def("log_softmax", torch::wrap_pybind_function_no_gil(log_softmax));
-  m.def("cross_entropy", torch::wrap_pybind_function_no_gil(cross_entropy));
-  m.def("takes_cross_entropy", torch::wrap_pybind_function_no_gil(takes_cross_entropy));
+  m.def("cross_entropy", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&cross_entropy>));
+  m.def("takes_cross_entropy",
+        torch::wrap_pybind_function_no_gil(*softkern::unpacked<&softkern::takes_cross_entropy>));
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });
   m.def("last_isa", [] { return softkern::cpu::last().isa; });

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
+from softkern.options import CrossEntropyOptions
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
 
@@ -40,12 +42,7 @@ def softmax(
 
 
 def cross_entropy(
-    input: DTensor,
-    target: Tensor,
-    weight: Tensor | None,
-    mode: int,
-    ignore_index: int,
-    label_smoothing: float,
+    input: DTensor, target: Tensor, weight: Tensor | None, options: CrossEntropyOptions
 ) -> Tensor | None:
     """The loss: for "none" placed as the rows are, else pending its sum over the ranks; or None.
 
@@ -69,22 +66,22 @@ def cross_entropy(
     w = None
     if weight is not None:
         w = weight.redistribute(placements=[Replicate()] * len(row_placements)).to_local()
-    if mode == _Reduction.get_enum("none"):
+    if options.reduction == _Reduction.get_enum("none"):
         rows = [n for i, n in enumerate(input.shape) if i != class_dim]
-        loss = _ops.cross_entropy(x, y, w, mode, ignore_index, label_smoothing)
+        loss = _ops.cross_entropy(x, y, w, *options)
         return _placed(loss, input, row_placements, rows)
     if all(p.is_replicate() for p in row_placements):
-        loss = _ops.cross_entropy(x, y, w, mode, ignore_index, label_smoothing)
+        loss = _ops.cross_entropy(x, y, w, *options)
         return _placed(loss, input, row_placements, ())
     pending = [Partial() if p.is_shard() else p for p in row_placements]
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     if x.dtype == torch.float16:
         x, y = x.to(compute), y if indices else y.to(compute)
         w = None if w is None else w.to(compute)
-    loss = _ops.cross_entropy(x, y, w, _Reduction.get_enum("sum"), ignore_index, label_smoothing)
-    if mode == _Reduction.get_enum("mean"):
+    loss = _ops.cross_entropy(x, y, w, *options._replace(reduction=_Reduction.get_enum("sum")))
+    if options.reduction == _Reduction.get_enum("mean"):
         if indices:
-            loss = loss * _mass(target, w, ignore_index, compute).reciprocal()
+            loss = loss * _mass(target, w, options.ignore_index, compute).reciprocal()
         else:
             loss = loss / (input.numel() // input.shape[class_dim])
     return _placed(loss.to(input.dtype), input, pending, ())

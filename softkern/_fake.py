@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shapes and dtypes of the ops without their values: what torch.compile, torch.export and meta tensors see.
 
-Defaults repeat the schema's: the dispatcher drops arguments that equal theirs.
+Options come one by one. The dispatcher drops those at the end that equal the schema's defaults.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._prims_common import canonicalize_dim
 
 from softkern import _C, _inductor
-from softkern.functional import _as_long
+from softkern.exporting import aten_cross_entropy
+from softkern.options import CrossEntropyOptions
 
 
 def _like(x: Tensor) -> Tensor:
@@ -55,34 +58,22 @@ def _loss_shape(logits: Tensor, reduction: int) -> list[int]:
 
 @torch.library.register_fake("softkern::cross_entropy_")
 @torch.library.register_fake("softkern::cross_entropy")
-def _cross_entropy(
-    self: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    reduction: int = 1,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Tensor:
+def _cross_entropy(self: Tensor, target: Tensor, weight: Tensor | None = None, *given: Any) -> Tensor:
+    options = CrossEntropyOptions(*given)
     like = self
-    if not _C.takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing):
+    if not _C.takes_cross_entropy(self, target, weight, *options):
         # ATen's op refuses the arguments, or says of which dtype its loss is. Of which shape, it can't be
         # asked: its decomposition for symbolic sizes takes "none" for a sum.
-        aten = torch.ops.aten.cross_entropy_loss
-        like = aten(self, _as_long(target, self), weight, reduction, ignore_index, label_smoothing)
-    return like.new_empty(_loss_shape(self, reduction))
+        like = aten_cross_entropy(self, target, weight, options)
+    return like.new_empty(_loss_shape(self, options.reduction))
 
 
 @torch.library.register_fake("softkern::cross_entropy_forward")
 def _cross_entropy_forward(
-    self: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-    need_grad: bool,
+    self: Tensor, target: Tensor, weight: Tensor | None, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss = self.new_empty(_loss_shape(self, reduction))
+    *options, need_grad = given
+    loss = self.new_empty(_loss_shape(self, CrossEntropyOptions(*options).reduction))
     grad = _like(self) if need_grad else self.new_empty([0])
     grad_scale = self.new_empty([] if need_grad else [0], dtype=_compute_dtype(self))
     return loss, grad, grad_scale
@@ -90,14 +81,10 @@ def _cross_entropy_forward(
 
 @torch.library.register_fake("softkern::cross_entropy_forward_")
 def _cross_entropy_forward_(
-    self: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
+    self: Tensor, target: Tensor, weight: Tensor | None, *given: Any
 ) -> tuple[Tensor, Tensor]:
-    return self.new_empty(_loss_shape(self, reduction)), self.new_empty([], dtype=_compute_dtype(self))
+    loss = self.new_empty(_loss_shape(self, CrossEntropyOptions(*given).reduction))
+    return loss, self.new_empty([], dtype=_compute_dtype(self))
 
 
 @torch.library.register_fake("softkern::cross_entropy_backward")

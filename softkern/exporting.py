@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softkern.functional import _as_long
+from softkern.options import CrossEntropyOptions
 
 _ops = torch.ops.softkern
 
@@ -37,14 +39,21 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
 
 
 def _cross_entropy(
-    self: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    reduction: int = 1,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
+    self: Tensor, target: Tensor, weight: Tensor | None = None, *options: Any, **named: Any
 ) -> Tensor:
+    return aten_cross_entropy(self, target, weight, CrossEntropyOptions(*options, **named))
+
+
+def aten_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: CrossEntropyOptions
+) -> Tensor:
+    """torch's loss, of index dtypes that the kernels take and torch doesn't as well."""
     loss: Tensor = torch.ops.aten.cross_entropy_loss(
-        self, _as_long(target, self), weight, reduction, ignore_index, label_smoothing
+        logits,
+        _as_long(target, logits),
+        weight,
+        options.reduction,
+        options.ignore_index,
+        options.label_smoothing,
     )
     return loss

@@ -27,6 +27,7 @@ from torch.overrides import (  # type: ignore[attr-defined]
 )
 
 from softkern import _C, _dtensor
+from softkern.options import CrossEntropyOptions
 
 # A subclass with its own __torch_dispatch__ knows torch's ops, not softkern's. DTensors are taken apart.
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
@@ -302,7 +303,8 @@ def _cross_entropy(
         if plain:
             return _C.cross_entropy(input, target, weight, mode, ignored, smoothing, inplace_backward)
         if _dtensor.is_dtensor(input):
-            loss = _dtensor.cross_entropy(input, target, weight, mode, ignored, smoothing)
+            options = CrossEntropyOptions(mode, ignored, smoothing)
+            loss = _dtensor.cross_entropy(input, target, weight, options)
             if loss is not None:
                 return loss
     return _by_torch(_torch_loss(input, _as_long(target, input), weight, mode, ignore_index, label_smoothing))

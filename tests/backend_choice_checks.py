@@ -110,7 +110,7 @@ def cross_entropy_forward_and_backward():
             x, target, kwargs = problem((6, 10), torch.float64, **kind)
             x.requires_grad_()
             for upstream_kind in ("ones", "random"):
-                with named(), ran("cross_entropy_forward", "cross_entropy_backward_"):
+                with named(), ran("cross_entropy_rows", "scale_gradient in place"):
                     loss = softkern.cross_entropy(x, target, reduction=reduction, **kwargs)
                     g = upstream(loss, upstream_kind)
                     (dx,) = torch.autograd.grad(loss, x, g)
@@ -122,7 +122,7 @@ def cross_entropy_forward_and_backward():
 @check
 def a_retained_graph_and_the_second_backward():
     x = X.clone().requires_grad_()
-    with named(), ran("cross_entropy_forward", "cross_entropy_backward", "cross_entropy_backward_"):
+    with named(), ran("cross_entropy_rows", "scale_gradient", "scale_gradient in place"):
         loss = softkern.cross_entropy(x, TARGET)
         (first,) = torch.autograd.grad(loss, x, torch.tensor(3.0), retain_graph=True)
         (second,) = torch.autograd.grad(loss, x, torch.tensor(3.0))
@@ -133,7 +133,7 @@ def a_retained_graph_and_the_second_backward():
 def the_gradient_in_place_of_the_logits():
     leaf = X.clone().requires_grad_()
     x = leaf.clone()
-    with named(), ran("cross_entropy_forward_", "cross_entropy_backward_"):
+    with named(), ran("cross_entropy_rows over the logits", "scale_gradient in place"):
         softkern.cross_entropy(x, TARGET, inplace_backward=True).backward()
     (want,) = torch.autograd.grad(F.cross_entropy(leaf, TARGET), leaf)
     assert_close(leaf.grad, want)
@@ -144,7 +144,7 @@ def without_gradients():
     for mode in (torch.no_grad, torch.inference_mode):
         with mode(), named():
             x = X.clone()
-            with ran("softmax", "log_softmax", "cross_entropy_forward"):
+            with ran("softmax", "log_softmax", "cross_entropy_rows"):
                 softkern.softmax(x, 1), softkern.log_softmax(x, 1), softkern.cross_entropy(x, TARGET)
             whole = torch.zeros(2, 3, dtype=torch.int64)
             for module in (F, softkern):
@@ -216,7 +216,7 @@ def a_backward_is_computed_by_the_choice_at_its_time():
         with ran(isa=ISA):
             assert_close(gradient(y), want)
         y = call()
-        with named(), ran("softmax_backward" if name == "softmax" else "cross_entropy_backward_"):
+        with named(), ran("softmax_backward" if name == "softmax" else "scale_gradient in place"):
             assert_close(gradient(y), want)
 
 
@@ -310,15 +310,15 @@ def compiled():
         step(x, TARGET)
         triton.RAN.clear()
         step(x, TARGET).backward()
-        assert {"cross_entropy_forward", "cross_entropy_backward", "log_softmax", "log_softmax_backward"} == {
-            name.rstrip("_") for name in triton.RAN
+        assert {"cross_entropy_rows", "scale_gradient", "log_softmax", "log_softmax_backward"} == {
+            name.removesuffix(" in place") for name in triton.RAN
         }, triton.RAN
     assert_close(x.grad, want)
 
 
 @check
 def installed():
-    with softkern.installed(), named(), ran("softmax", "cross_entropy_forward"):
+    with softkern.installed(), named(), ran("softmax", "cross_entropy_rows"):
         F.softmax(X, 1)
         torch.nn.CrossEntropyLoss()(X, TARGET)
 

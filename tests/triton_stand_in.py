@@ -31,6 +31,7 @@ class _Findable:
 
 
 RAN: list[str] = []
+UNNOTED = ("target_weight", "reduce_losses")  # steps that some calls have and some have not
 REGISTERED: list[object] = []
 
 
@@ -51,16 +52,19 @@ def _kernels():
     import torch
 
     from softkern import _C, reference
+    from softkern.options import CrossEntropyOptions
 
-    reductions = ("none", "mean", "sum")
-
-    def noted(name, function):
+    def noted(name, function, note=None):
         def kernel(*args):
-            RAN.append(name)
+            if name not in UNNOTED:
+                RAN.append(name + (note(*args) if note else ""))
             _C.set_last("triton", "stand-in")
             return function(*args)
 
         return kernel
+
+    def shared(a, b):
+        return b is not None and a.data_ptr() == b.data_ptr()
 
     def softmax_backward(g, y, dim):
         return torch.ops.aten._softmax_backward_data(g, y, dim, y.dtype)
@@ -68,44 +72,53 @@ def _kernels():
     def log_softmax_backward(g, y, dim):
         return torch.ops.aten._log_softmax_backward_data(g, y, dim, y.dtype)
 
-    def cross_entropy_forward(x, target, weight, reduction, ignore_index, label_smoothing, need_grad):
+    def target_weight(target, weight, classes, ignore_index, sum, reciprocal):
+        counted = target[target != ignore_index].long()
+        w = torch.ones(classes) if weight is None else weight
+        sum.copy_(w[counted].sum() if counted.numel() else torch.tensor(torch.nan))
+        reciprocal.copy_(1 / sum)
+
+    def cross_entropy_rows(x, target, weight, *given):
+        *values, factor, factor_on_device, losses, grad = given
+        given = CrossEntropyOptions(*values)
         options = {
             "weight": weight,
-            "reduction": reductions[reduction],
-            "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing,
+            "reduction": "none",
+            "ignore_index": given.ignore_index,
+            "label_smoothing": given.label_smoothing,
         }
-        loss = reference.cross_entropy(x, target, **options)
-        if not need_grad:
-            return loss, x.new_empty([0]), x.new_empty([0])
-        grad = reference.cross_entropy_backward(torch.ones_like(loss), x, target, **options)
-        return loss, grad.contiguous(), x.new_ones([])
+        losses.copy_(reference.cross_entropy(x, target, **options).reshape(-1))
+        if grad is not None:
+            ones = torch.ones([n for i, n in enumerate(x.shape) if i != min(1, x.dim() - 1)], dtype=x.dtype)
+            g = reference.cross_entropy_backward(ones, x, target, **options)
+            grad.copy_(g * (factor if factor_on_device is None else factor_on_device))
 
-    def cross_entropy_forward_(x, target, weight, reduction, ignore_index, label_smoothing):
-        loss, grad, scale = cross_entropy_forward(
-            x, target, weight, reduction, ignore_index, label_smoothing, True
-        )
-        x.copy_(grad)
-        return loss, scale
+    def reduce_losses(losses, divisor, divisor_on_device, storage, storage_on_device, loss, grad_scale):
+        assert storage == 0 and storage_on_device is None, "no checks of float16"
+        loss.copy_(losses.sum() / (divisor if divisor_on_device is None else divisor_on_device))
+        if grad_scale is not None:
+            grad_scale.fill_(1)
 
-    def cross_entropy_backward(g, grad, scale, target, ignore_index):
+    def scale_gradient(g, grad, scale, target, ignore_index, out):
         factor = g * scale
-        return grad * (factor.unsqueeze(0 if grad.dim() == 1 else 1) if factor.dim() else factor)
+        out.copy_(grad * (factor.unsqueeze(0 if grad.dim() == 1 else 1) if factor.dim() else factor))
 
-    def cross_entropy_backward_(g, grad, scale, target, ignore_index):
-        grad.copy_(cross_entropy_backward(g, grad, scale, target, ignore_index))
+    def over_the_logits(*args):
+        return " over the logits" if shared(args[0], args[-1]) else ""
 
-    functions = {
-        "softmax": torch.ops.aten.softmax,  # behind torch.softmax may be softkern
-        "log_softmax": torch.ops.aten.log_softmax,
-        "softmax_backward": softmax_backward,
-        "log_softmax_backward": log_softmax_backward,
-        "cross_entropy_forward": cross_entropy_forward,
-        "cross_entropy_forward_": cross_entropy_forward_,
-        "cross_entropy_backward": cross_entropy_backward,
-        "cross_entropy_backward_": cross_entropy_backward_,
+    def in_place(g, grad, scale, target, ignore_index, out):
+        return " in place" if shared(grad, out) else ""
+
+    return {
+        "softmax": noted("softmax", torch.ops.aten.softmax),  # behind torch.softmax may be softkern
+        "log_softmax": noted("log_softmax", torch.ops.aten.log_softmax),
+        "softmax_backward": noted("softmax_backward", softmax_backward),
+        "log_softmax_backward": noted("log_softmax_backward", log_softmax_backward),
+        "target_weight": noted("target_weight", target_weight),
+        "cross_entropy_rows": noted("cross_entropy_rows", cross_entropy_rows, over_the_logits),
+        "reduce_losses": noted("reduce_losses", reduce_losses),
+        "scale_gradient": noted("scale_gradient", scale_gradient, in_place),
     }
-    return {name: noted(name, function) for name, function in functions.items()}
 
 
 sys.modules["softkern.triton"] = sys.modules[__name__]

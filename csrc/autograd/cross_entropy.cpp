@@ -16,7 +16,8 @@ struct CrossEntropyNode : Node {
   SavedVariable target;
   SavedVariable weight;
   SavedVariable log_p;  // where probabilities or weights need a gradient
-  CrossEntropyCall call;
+  CrossEntropyOptions options;
+  bool in_place = false;   // the gradient is in the memory of the logits
   bool has_graph = false;  // of the gradient, which has to stay what it is
 
   std::string name() const override { return "SoftkernCrossEntropyBackward"; }
@@ -40,8 +41,8 @@ struct CrossEntropyNode : Node {
     const Tensor stored = log_p.unpack();
     const at::ScalarType compute = stored.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     Tensor lp = stored.to(compute);
-    const Masses masses(stored, y, w, call);
-    const Tensor row = by_row(g, masses, call, compute);
+    const Masses masses(stored, y, w, options);
+    const Tensor row = by_row(g, masses, options, compute);
     if (graph && task_should_compute_output(0)) {
       if (lp.is_same(stored)) lp = stored.detach();
       set_output_history<LogSoftmaxOp>(lp, masses.dim(), {next_edge(0)});
@@ -53,17 +54,15 @@ struct CrossEntropyNode : Node {
       result[1] = probability_gradient(row, lp, masses).to(y.scalar_type());
     }
     if (task_should_compute_output(2)) {
-      result[2] = weight_gradient(row, lp, Masses(stored, y, Tensor(), call)).to(w.scalar_type());
+      result[2] = weight_gradient(row, lp, Masses(stored, y, Tensor(), options)).to(w.scalar_type());
     }
     return result;
   }
   void compiled_args(CompiledNodeArgs& args) const override {
     for (const SavedVariable* v : {&grad, &grad_scale, &target, &log_p}) args.collect(*v, false);
     if (num_outputs() > 1) args.collect(weight, false);
-    args.collect(call.reduction);
-    args.collect(call.ignore_index);
-    args.collect(call.label_smoothing);
-    args.collect(call.in_place);
+    collect(args, options);
+    args.collect(in_place);
   }
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
     // Compiled autograd takes no second derivatives, to which alone the weights may matter.
@@ -87,32 +86,32 @@ struct CrossEntropyNode : Node {
       grad.reset_data();
       // Only memory that nobody else can see is overwritten, or was allowed to be: saved-tensor hooks may
       // have kept it.
-      if (call.in_place ||
+      if (in_place ||
           (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous())) {
-        cross_entropy_backward_(g, buffer, scale, y, call.ignore_index);
+        cross_entropy_backward_(g, buffer, scale, y, options.ignore_index);
         return buffer;
       }
     }
-    return cross_entropy_backward(g, buffer, scale, y, call.ignore_index);
+    return cross_entropy_backward(g, buffer, scale, y, options.ignore_index);
   }
   Tensor with_graph(const Tensor& g, const Tensor& buffer, const Tensor& scale, const Tensor& y,
                     const Tensor& w) {
     const at::ScalarType compute = scale.scalar_type();
     if (!is_plain(g) || !is_plain(buffer)) {
       // Under transforms and tracers the history is theirs to keep: differentiable in ATen alone.
-      const Masses masses(buffer, y, w, call);
+      const Masses masses(buffer, y, w, options);
       Tensor p;
       {
         const at::AutoGradMode no_graph(false);
         p = masses.probabilities(buffer.to(compute) * scale);
       }
       set_output_history<SoftmaxOp>(p, masses.dim(), {next_edge(0)});
-      return (by_row(g, masses, call, compute) * masses.gradient(p)).to(buffer.scalar_type());
+      return (by_row(g, masses, options, compute) * masses.gradient(p)).to(buffer.scalar_type());
     }
     Tensor result;
     {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      result = cross_entropy_backward(g, buffer, scale, y, call.ignore_index);
+      result = cross_entropy_backward(g, buffer, scale, y, options.ignore_index);
     }
     auto node = make_node<CrossEntropyGradientNode>();
     node->set_next_edges(
@@ -123,47 +122,45 @@ struct CrossEntropyNode : Node {
     node->grad_scale = SavedVariable(scale, false);
     node->target = SavedVariable(y, false);
     node->weight = SavedVariable(w, false);
-    node->call = call;
+    node->options = options;
     torch::autograd::set_history(result, node);
     has_graph = true;
     return result;
   }
 };
 
-Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
-                    c10::SymInt ignore_index, double label_smoothing, bool in_place) {
+Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
+                    const SymCrossEntropyOptions& options, bool in_place) {
   const Tensor w = weight.has_value() ? *weight : Tensor();
   if (wants_composite(self) || wants_composite(target) || wants_composite(w) ||
-      !takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing)) {
-    return cross_entropy_by_aten(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+      !takes_cross_entropy(self, target, weight, options)) {
+    return cross_entropy_by_aten(self, target, weight, options);
   }
   const bool of_logits = torch::autograd::compute_requires_grad(self);
   const bool of_others = torch::autograd::compute_requires_grad(target, w);
   if (!of_logits && !of_others) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return cross_entropy(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+    return cross_entropy(self, target, weight, options);
   }
   auto node = make_node<CrossEntropyNode>();
   node->set_next_edges(of_others ? torch::autograd::collect_next_edges(self, target, w)
                                  : torch::autograd::collect_next_edges(self));
   node->target = SavedVariable(target, false);
   node->weight = SavedVariable(w, false);
-  node->call = {reduction, ignore_index.guard_int(__FILE__, __LINE__), label_smoothing,
-                in_place && of_logits};
+  node->options = known(options);
+  node->in_place = in_place && of_logits;
   Tensor loss, grad, grad_scale, log_p;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (of_others)
       log_p = softkern::log_softmax(self, class_dim(self));  // before anything is written over the logits
-    if (node->call.in_place) {
-      std::tie(loss, grad_scale) =
-          cross_entropy_forward_(self, target, weight, reduction, ignore_index, label_smoothing);
+    if (node->in_place) {
+      std::tie(loss, grad_scale) = cross_entropy_forward_(self, target, weight, options);
     } else {
-      std::tie(loss, grad, grad_scale) =
-          cross_entropy_forward(self, target, weight, reduction, ignore_index, label_smoothing, of_logits);
+      std::tie(loss, grad, grad_scale) = cross_entropy_forward(self, target, weight, options, of_logits);
     }
   }
-  if (node->call.in_place) {
+  if (node->in_place) {
     // Whoever saved the logits finds them modified. The gradient has their version counter: modified in turn
     // before the backward, they are no gradient any more.
     torch::autograd::impl::bump_version(self);
@@ -179,18 +176,14 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
 }
 
 Tensor cross_entropy_autograd(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
-                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  if (is_for_onnx(self)) {
-    return cross_entropy_for_onnx(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
-  }
-  return with_history(self, target, weight, reduction, std::move(ignore_index), label_smoothing, false);
+                              const SymCrossEntropyOptions& options) {
+  if (is_for_onnx(self)) return aten_cross_entropy(self, target, weight, options);
+  return with_history(self, target, weight, options, false);
 }
 
 Tensor cross_entropy_autograd_(Tensor self, const Tensor& target, const OptionalTensor& weight,
-                               int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  if (is_for_onnx(self)) {
-    return cross_entropy_for_onnx(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
-  }
+                               const SymCrossEntropyOptions& options) {
+  if (is_for_onnx(self)) return aten_cross_entropy(self, target, weight, options);
   const bool in_place =
       torch::autograd::compute_requires_grad(self) && is_plain(self) && !wants_composite(self);
   if (in_place) {
@@ -198,19 +191,23 @@ Tensor cross_entropy_autograd_(Tensor self, const Tensor& target, const Optional
     torch::autograd::check_inplace(self, /*requires_grad=*/true);
     at::assert_no_internal_overlap(self);
   }
-  return with_history(self, target, weight, reduction, std::move(ignore_index), label_smoothing,
-                      in_place && has_simple_strides(self));
+  return with_history(self, target, weight, options, in_place && has_simple_strides(self));
 }
 
 Tensor cross_entropy_batched(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
-                             int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  return cross_entropy_by_aten(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+                             const SymCrossEntropyOptions& options) {
+  return cross_entropy_by_aten(self, target, weight, options);
+}
+
+Tensor cross_entropy_batched_(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                              const SymCrossEntropyOptions& options) {
+  return cross_entropy_by_aten(self, target, weight, options);
 }
 
 /// torch.func.functionalize: what is written to would be the functional tensor's present value.
 Tensor cross_entropy_functional_(Tensor self, const Tensor& target, const OptionalTensor& weight,
-                                 int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  return cross_entropy(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+                                 const SymCrossEntropyOptions& options) {
+  return cross_entropy(self, target, weight, options);
 }
 
 /// vmap over upstream gradients (is_grads_batched, vectorised Jacobians): the scaling in ATen's ops.
@@ -225,44 +222,38 @@ Tensor cross_entropy_backward_batched(const Tensor& grad_output, const Tensor& g
   return scaled.masked_fill(ignored, 0);
 }
 
-Tensor cross_entropy_batched_(Tensor self, const Tensor& target, const OptionalTensor& weight,
-                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  return cross_entropy_batched(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
-}
-
 /// As torch's own rule on all devices: cross_entropy runs in float32.
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor cross_entropy_autocast(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
-                              int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+                              const SymCrossEntropyOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard guard(kKey);
   const auto cast = [](const Tensor& x) { return at::autocast::cached_cast(at::kFloat, x, kDevice); };
   const OptionalTensor w = weight.has_value() && weight->defined() ? OptionalTensor(cast(*weight)) : weight;
-  return cross_entropy(cast(self), cast(target), w, reduction, std::move(ignore_index), label_smoothing);
+  return cross_entropy(cast(self), cast(target), w, options);
 }
 
 /// A copy in float32 may be autocast's own, kept for the next op: only logits that need none are overwritten.
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor cross_entropy_autocast_(Tensor self, const Tensor& target, const OptionalTensor& weight,
-                               int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
+                               const SymCrossEntropyOptions& options) {
   if (self.scalar_type() != at::kFloat) {
-    return cross_entropy_autocast<kDevice, kKey>(self, target, weight, reduction, std::move(ignore_index),
-                                                 label_smoothing);
+    return cross_entropy_autocast<kDevice, kKey>(self, target, weight, options);
   }
   const c10::impl::ExcludeDispatchKeyGuard guard(kKey);
-  return cross_entropy_(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+  return cross_entropy_(self, target, weight, options);
 }
 
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 void register_cross_entropy_autocast(torch::Library& m) {
-  m.impl("cross_entropy", &cross_entropy_autocast<kDevice, kKey>);
-  m.impl("cross_entropy_", &cross_entropy_autocast_<kDevice, kKey>);
+  m.impl("cross_entropy", unpacked<&cross_entropy_autocast<kDevice, kKey>>);
+  m.impl("cross_entropy_", unpacked<&cross_entropy_autocast_<kDevice, kKey>>);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softkern, Autograd, m) {
-  m.impl("cross_entropy", &cross_entropy_autograd);
-  m.impl("cross_entropy_", &cross_entropy_autograd_);
+  m.impl("cross_entropy", unpacked<&cross_entropy_autograd>);
+  m.impl("cross_entropy_", unpacked<&cross_entropy_autograd_>);
   // Differentiating these would be a second derivative, which the op above takes another way.
   for (const char* name : {"cross_entropy_forward", "cross_entropy_forward_", "cross_entropy_backward",
                            "cross_entropy_backward_"}) {
@@ -271,12 +262,14 @@ TORCH_LIBRARY_IMPL(softkern, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
-  m.impl("cross_entropy", &cross_entropy_batched);
-  m.impl("cross_entropy_", &cross_entropy_batched_);
+  m.impl("cross_entropy", unpacked<&cross_entropy_batched>);
+  m.impl("cross_entropy_", unpacked<&cross_entropy_batched_>);
   m.impl("cross_entropy_backward", &cross_entropy_backward_batched);
 }
 
-TORCH_LIBRARY_IMPL(softkern, Functionalize, m) { m.impl("cross_entropy_", &cross_entropy_functional_); }
+TORCH_LIBRARY_IMPL(softkern, Functionalize, m) {
+  m.impl("cross_entropy_", unpacked<&cross_entropy_functional_>);
+}
 
 TORCH_LIBRARY_IMPL(softkern, Batched, m) {
   m.impl("cross_entropy_backward", &cross_entropy_backward_batched);

@@ -17,25 +17,18 @@
 namespace softkern {
 namespace {
 
-struct CrossEntropyCall {
-  int64_t reduction = kMean;
-  int64_t ignore_index = -100;
-  double label_smoothing = 0;
-  bool in_place = false;  // the gradient is in the memory of the logits
-};
-
 /// a and what is made of it. Tensors have the compute type, and the logits' dims where they are not scalars.
 class Masses {
  public:
   /// `like`: of the logits' shape. Where target and weight have a history, so have the masses.
-  Masses(const Tensor& like, const Tensor& target, const Tensor& weight, const CrossEntropyCall& call)
+  Masses(const Tensor& like, const Tensor& target, const Tensor& weight, const CrossEntropyOptions& options)
       : dim_(class_dim(like)),
         indices_(!same_shape(like, target)),
-        keep_(1 - call.label_smoothing),
-        share_(call.label_smoothing /
+        keep_(1 - options.label_smoothing),
+        share_(options.label_smoothing /
                static_cast<double>(like.sym_size(dim_).guard_int(__FILE__, __LINE__))) {
     const at::ScalarType compute = like.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const at::TensorOptions options = like.options().dtype(compute);
+    const at::TensorOptions numbers = like.options().dtype(compute);
     if (weight.defined()) {
       at::SymDimVector shape(static_cast<size_t>(like.dim()), 1);
       shape[static_cast<size_t>(dim_)] = weight.sym_size(0);
@@ -45,25 +38,26 @@ class Masses {
       spread_ = target.to(compute) * keep_ + share_;
       if (weight_.defined()) spread_ = spread_ * weight_;
       total_ = spread_.sum(dim_, /*keepdim=*/true);
-      if (call.reduction == kMean) {
-        divisor_ = at::ones({}, options).expand_symint(total_.sym_sizes()).sum();  // the rows, known or not
+      if (options.reduction == kMean) {
+        divisor_ = at::ones({}, numbers).expand_symint(total_.sym_sizes()).sum();  // the rows, known or not
       }
       return;
     }
     index_ = target.to(at::kLong).unsqueeze(dim_);
-    counts_ = index_.ne(call.ignore_index);
+    counts_ = index_.ne(options.ignore_index);
     index_ = index_.masked_fill(counts_.logical_not(), 0);
     Tensor own = counts_.to(compute);  // w_y of the rows that count
     if (weight_.defined()) own = own * weight_.expand_symint(like.sym_sizes()).gather(dim_, index_);
     hot_ = own * keep_;
     total_ = hot_;
     if (share_ != 0) {
-      spread_ = weight_.defined() ? weight_ * share_ : at::scalar_tensor(share_, options);
-      const Tensor all = weight_.defined() ? spread_.sum() : at::scalar_tensor(call.label_smoothing, options);
+      spread_ = weight_.defined() ? weight_ * share_ : at::scalar_tensor(share_, numbers);
+      const Tensor all =
+          weight_.defined() ? spread_.sum() : at::scalar_tensor(options.label_smoothing, numbers);
       total_ = total_ + all * counts_;
     }
-    if (call.reduction == kMean) {
-      const Tensor nan = at::scalar_tensor(std::numeric_limits<double>::quiet_NaN(), options);
+    if (options.reduction == kMean) {
+      const Tensor nan = at::scalar_tensor(std::numeric_limits<double>::quiet_NaN(), numbers);
       divisor_ = at::where(own.ne(0).any(), own.sum(), nan);  // as the kernels: no weight, no mean
     }
   }
@@ -111,10 +105,10 @@ class Masses {
 };
 
 /// The upstream gradient, one for each row of logits or one for all.
-inline Tensor by_row(const Tensor& grad_output, const Masses& masses, const CrossEntropyCall& call,
+inline Tensor by_row(const Tensor& grad_output, const Masses& masses, const CrossEntropyOptions& options,
                      at::ScalarType compute) {
   const Tensor g = grad_output.to(compute);
-  return call.reduction == kNone ? g.unsqueeze(masses.dim()) : g;
+  return options.reduction == kNone ? g.unsqueeze(masses.dim()) : g;
 }
 
 /// The gradient as a function of the upstream gradient and of the logits, for a graph of it. Its own
@@ -125,7 +119,7 @@ struct CrossEntropyGradientNode : Node {
   SavedVariable grad_scale;
   SavedVariable target;
   SavedVariable weight;
-  CrossEntropyCall call;
+  CrossEntropyOptions options;
 
   std::string name() const override { return "SoftkernCrossEntropyBackwardBackward"; }
   void release_variables() override {
@@ -138,7 +132,7 @@ struct CrossEntropyGradientNode : Node {
     if (!upstream.defined()) return {Tensor(), Tensor()};
     const Tensor stored = grad.unpack(), scale = grad_scale.unpack(), g = grad_output.unpack();
     const at::ScalarType compute = scale.scalar_type();
-    const Masses masses(stored, target.unpack(), weight.unpack(), call);
+    const Masses masses(stored, target.unpack(), weight.unpack(), options);
     Tensor gradient, p;
     {
       const at::AutoGradMode no_graph(false);
@@ -154,10 +148,10 @@ struct CrossEntropyGradientNode : Node {
     Tensor of_upstream, of_logits;
     if (task_should_compute_output(0)) {
       const Tensor products = v * gradient;
-      of_upstream = (call.reduction == kNone ? products.sum(dim) : products.sum()).to(g.scalar_type());
+      of_upstream = (options.reduction == kNone ? products.sum(dim) : products.sum()).to(g.scalar_type());
     }
     if (task_should_compute_output(1)) {
-      const Tensor row = by_row(g, masses, call, compute);
+      const Tensor row = by_row(g, masses, options, compute);
       const Tensor of_p = masses.kept(v * masses.over_divisor(row * masses.total()));
       if (at::GradMode::is_enabled()) {
         of_logits = SoftmaxOp::differentiable_backward(of_p, p, dim).to(stored.scalar_type());
@@ -171,10 +165,7 @@ struct CrossEntropyGradientNode : Node {
   void compiled_args(CompiledNodeArgs& args) const override {
     for (const SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight})
       args.collect(*v, false);
-    args.collect(call.reduction);
-    args.collect(call.ignore_index);
-    args.collect(call.label_smoothing);
-    args.collect(call.in_place);
+    collect(args, options);
   }
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
     for (SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight}) saved.before(*v);

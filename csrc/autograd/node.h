@@ -11,6 +11,8 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include "../ops/options.h"
+
 namespace softkern {
 using at::Tensor;
 using torch::autograd::Node;
@@ -33,6 +35,11 @@ std::shared_ptr<N> make_node(const std::shared_ptr<Node>*) {
 template <class N>
 auto make_node() {
   return make_node<N>(static_cast<const NodePtr*>(nullptr));
+}
+
+/// Options are part of what compiled autograd knows a Node by.
+inline void collect(CompiledNodeArgs& args, const CrossEntropyOptions& options) {
+  std::apply([&](const auto&... field) { (args.collect(field), ...); }, fields(options));
 }
 
 /// Tensors of functorch's levels. Batched is its forerunner, still behind torch.autograd.grad(...,

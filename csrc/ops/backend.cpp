@@ -128,6 +128,13 @@ Backend backend_for(c10::Device device) {
   }
 }
 
+void raise_no_backend(c10::Device device) {
+  const std::string named = required();
+  TORCH_CHECK(!named.empty(), "no backend of softkern computes tensors on ", device,
+              " here: softkern.backends() says why");
+  TORCH_CHECK(false, "backend '", named, "' was asked for and does not compute tensors on ", device);
+}
+
 std::string why_no_cuda([[maybe_unused]] int device) {
 #if defined(SOFTKERN_EMULATED)
   return "this build emulates the CUDA kernels, for tests, on the CPU alone";

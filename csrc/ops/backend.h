@@ -10,6 +10,7 @@
 namespace softkern {
 
 enum class Backend { kNone, kCpu, kCuda, kTriton };
+constexpr size_t kBackends = 4;
 
 /// Choice of the process / of the calling thread; an empty name takes it back. A thread's choice wins.
 /// Names, exceptions: as in cpu/dispatch.h, and "cuda" and "triton", which leave the choice of the ISA as it
@@ -24,6 +25,9 @@ std::string required();
 /// Who computes the calling thread's tensors on a device: the backend that was named, or none if it can't;
 /// softkern's choice where none was.
 Backend backend_for(c10::Device device);
+
+/// Says why there is none: nothing computes tensors on that device, or not the backend that was named.
+[[noreturn]] void raise_no_backend(c10::Device device);
 
 /// Why the CUDA kernels can't compute tensors on a device of CUDA; empty if they can.
 std::string why_no_cuda(int device);

@@ -9,8 +9,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymIntArrayRef.h>
 
-#include "../common/options.h"
 #include "backend.h"
+#include "options.h"
 
 namespace softkern {
 
@@ -61,18 +61,23 @@ inline bool indices_fit(const at::Tensor& logits, const at::Tensor& target) {
   return true;
 }
 
+inline bool takes_options(const SymCrossEntropyOptions& options) {
+  return options.reduction >= kNone && options.reduction <= kSum && options.label_smoothing >= 0 &&
+         options.label_smoothing <= 1;
+}
+
 inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& target,
-                                const std::optional<at::Tensor>& weight, int64_t reduction,
-                                const c10::SymInt& ignore_index, double label_smoothing) {
+                                const std::optional<at::Tensor>& weight,
+                                const SymCrossEntropyOptions& options) {
   if (!takes_tensor(logits) || logits.dim() < 1 || target.layout() != at::kStrided ||
       target.device() != logits.device() || target.is_nested()) {
     return false;
   }
-  if (reduction < kNone || reduction > kSum || !(label_smoothing >= 0 && label_smoothing <= 1)) return false;
+  if (!takes_options(options)) return false;
   const int64_t c = class_dim(logits);
   if (TORCH_GUARD_OR_FALSE(logits.sym_size(c).sym_eq(0))) return false;
   if (same_shape(logits, target)) {
-    if (target.scalar_type() != logits.scalar_type() || ignore_index >= 0) return false;
+    if (target.scalar_type() != logits.scalar_type() || options.ignore_index >= 0) return false;
   } else if (!indices_fit(logits, target) ||
              (weight.has_value() && weight->defined() && weight->requires_grad())) {
     return false;  // torch has no gradient for the weights of class indices, and says so

@@ -21,12 +21,18 @@ inline at::Tensor by_aten(at::Tensor result) {
 
 /// ATen's loss, with the index dtypes that the kernels take and ATen doesn't, or not everywhere. Targets of
 /// as many dims as the logits are no indices: what ATen says of those names their dtype.
-inline at::Tensor cross_entropy_by_aten(const at::Tensor& self, const at::Tensor& target,
-                                        const std::optional<at::Tensor>& weight, int64_t reduction,
-                                        c10::SymInt ignore_index, double label_smoothing) {
+inline at::Tensor aten_cross_entropy(const at::Tensor& self, const at::Tensor& target,
+                                     const std::optional<at::Tensor>& weight,
+                                     const SymCrossEntropyOptions& options) {
   const bool narrow = takes_index_dtype(target.scalar_type()) && target.dim() != self.dim();
-  return by_aten(at::cross_entropy_loss_symint(self, narrow ? target.to(at::kLong) : target, weight,
-                                               reduction, std::move(ignore_index), label_smoothing));
+  return at::cross_entropy_loss_symint(self, narrow ? target.to(at::kLong) : target, weight,
+                                       options.reduction, options.ignore_index, options.label_smoothing);
+}
+
+inline at::Tensor cross_entropy_by_aten(const at::Tensor& self, const at::Tensor& target,
+                                        const std::optional<at::Tensor>& weight,
+                                        const SymCrossEntropyOptions& options) {
+  return by_aten(aten_cross_entropy(self, target, weight, options));
 }
 
 }  // namespace softkern

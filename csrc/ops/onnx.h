@@ -6,7 +6,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
-#include <optional>
 
 namespace softkern {
 
@@ -27,10 +26,5 @@ inline bool is_traced_for_onnx(const at::Tensor& x) {
 
 /// How it is found out whether such an export is going on.
 void set_onnx_probe(std::function<bool()> probe);
-
-/// torch's loss, of index dtypes that the kernels take and torch doesn't as well.
-at::Tensor cross_entropy_for_onnx(const at::Tensor& self, const at::Tensor& target,
-                                  const std::optional<at::Tensor>& weight, int64_t reduction,
-                                  c10::SymInt ignore_index, double label_smoothing);
 
 }  // namespace softkern

@@ -1,152 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
-// Schemas, and the calls through the dispatcher that ops.h promises.
+// The libraries of ops, and the ops at the keys where no gradient is recorded.
 #include "ops.h"
 
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/softmax.h>
 #include <torch/library.h>
 
 #include "checks.h"
 #include "fallback.h"
-#include "handle.h"
 
 namespace softkern {
 namespace {
 
-// Below autograd: inference mode and no_grad come here, and so do devices without kernels.
-at::Tensor cross_entropy_below_autograd(const at::Tensor& self, const at::Tensor& target,
-                                        const OptionalTensor& weight, int64_t reduction,
-                                        c10::SymInt ignore_index, double label_smoothing) {
-  if (!takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing)) {
-    return cross_entropy_by_aten(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+// Inference tensors come to the softmaxes past autograd's checks.
+template <const auto& kOp, Tensor (*kTorchs)(const Tensor&, int64_t)>
+Tensor softmax_below_autograd(const Tensor& self, int64_t dim) {
+  return takes_tensor(self) ? kOp.route(self, dim) : by_aten(kTorchs(self, dim));
+}
+Tensor torch_softmax(const Tensor& self, int64_t dim) { return at::softmax(self, dim); }
+Tensor torch_log_softmax(const Tensor& self, int64_t dim) { return at::log_softmax(self, dim); }
+
+// Inference mode and no_grad come here, and so do devices without kernels.
+Tensor cross_entropy_below_autograd(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
+                                    const SymCrossEntropyOptions& options) {
+  if (!takes_cross_entropy(self, target, weight, options)) {
+    return cross_entropy_by_aten(self, target, weight, options);
   }
-  return std::get<0>(cross_entropy_forward(self, target, weight, reduction, std::move(ignore_index),
-                                           label_smoothing, /*need_grad=*/false));
+  return std::get<0>(cross_entropy_forward(self, target, weight, options, /*need_grad=*/false));
 }
 
 // No gradient is wanted here: the logits stay what they are.
-at::Tensor cross_entropy_below_autograd_(at::Tensor self, const at::Tensor& target,
-                                         const OptionalTensor& weight, int64_t reduction,
-                                         c10::SymInt ignore_index, double label_smoothing) {
-  return cross_entropy(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
+Tensor cross_entropy_below_autograd_(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                                     const SymCrossEntropyOptions& options) {
+  return cross_entropy(self, target, weight, options);
 }
 
-}  // namespace
-
-at::Tensor softmax(const at::Tensor& self, int64_t dim) {
-  static const auto op = handle<at::Tensor(const at::Tensor&, int64_t)>("softkern::softmax");
-  return op.call(self, dim);
+void register_softmaxes(torch::Library& m) {
+  m.impl(softmax.kName, &softmax_below_autograd<softmax, &torch_softmax>);
+  m.impl(log_softmax.kName, &softmax_below_autograd<log_softmax, &torch_log_softmax>);
 }
 
-at::Tensor log_softmax(const at::Tensor& self, int64_t dim) {
-  static const auto op = handle<at::Tensor(const at::Tensor&, int64_t)>("softkern::log_softmax");
-  return op.call(self, dim);
+void register_ops(torch::Library& m) {
+  register_softmaxes(m);
+  m.impl(softmax_backward.kName, &softmax_backward.route);
+  m.impl(log_softmax_backward.kName, &log_softmax_backward.route);
 }
 
-at::Tensor softmax_backward(const at::Tensor& grad_output, const at::Tensor& output, int64_t dim) {
-  static const auto op =
-      handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>("softkern::softmax_backward");
-  return op.call(grad_output, output, dim);
+void register_losses(torch::Library& m) {
+  m.impl(cross_entropy.kName, unpacked<&cross_entropy_below_autograd>);
+  m.impl(cross_entropy_.kName, unpacked<&cross_entropy_below_autograd_>);
 }
-
-at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor& output, int64_t dim) {
-  static const auto op =
-      handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>("softkern::log_softmax_backward");
-  return op.call(grad_output, output, dim);
-}
-
-at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight,
-                         int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                           int64_t, c10::SymInt, double)>("softkern::cross_entropy");
-  return op.call(self, target, weight, reduction, std::move(ignore_index), label_smoothing);
-}
-
-at::Tensor cross_entropy_(at::Tensor self, const at::Tensor& target, const OptionalTensor& weight,
-                          int64_t reduction, c10::SymInt ignore_index, double label_smoothing) {
-  static const auto op =
-      handle<at::Tensor(at::Tensor, const at::Tensor&, const OptionalTensor&, int64_t, c10::SymInt, double)>(
-          "softkern::cross_entropy_");
-  return op.call(std::move(self), target, weight, reduction, std::move(ignore_index), label_smoothing);
-}
-
-std::tuple<at::Tensor, at::Tensor> cross_entropy_forward_(at::Tensor self, const at::Tensor& target,
-                                                          const OptionalTensor& weight, int64_t reduction,
-                                                          c10::SymInt ignore_index, double label_smoothing) {
-  static const auto op =
-      handle<std::tuple<at::Tensor, at::Tensor>(at::Tensor, const at::Tensor&, const OptionalTensor&, int64_t,
-                                                c10::SymInt, double)>("softkern::cross_entropy_forward_");
-  return op.call(std::move(self), target, weight, reduction, std::move(ignore_index), label_smoothing);
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
-    const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight, int64_t reduction,
-    c10::SymInt ignore_index, double label_smoothing, bool need_grad) {
-  static const auto op = handle<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-      const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t, c10::SymInt, double, bool)>(
-      "softkern::cross_entropy_forward");
-  return op.call(self, target, weight, reduction, std::move(ignore_index), label_smoothing, need_grad);
-}
-
-at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& grad,
-                                  const at::Tensor& grad_scale, const at::Tensor& target,
-                                  c10::SymInt ignore_index) {
-  static const auto op =
-      handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                        c10::SymInt)>("softkern::cross_entropy_backward");
-  return op.call(grad_output, grad, grad_scale, target, std::move(ignore_index));
-}
-
-void cross_entropy_backward_(const at::Tensor& grad_output, at::Tensor grad, const at::Tensor& grad_scale,
-                             const at::Tensor& target, c10::SymInt ignore_index) {
-  static const auto op =
-      handle<void(const at::Tensor&, at::Tensor, const at::Tensor&, const at::Tensor&, c10::SymInt)>(
-          "softkern::cross_entropy_backward_");
-  op.call(grad_output, std::move(grad), grad_scale, target, std::move(ignore_index));
-}
-
-namespace {
-
-/// What a backend implements.
-constexpr const char* kKernelOps[] = {
-    "softmax(Tensor self, int dim) -> Tensor",
-    "log_softmax(Tensor self, int dim) -> Tensor",
-    "softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor",
-    "log_softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor",
-    "cross_entropy_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, "
-    "float label_smoothing, bool need_grad) -> (Tensor loss, Tensor grad, Tensor grad_scale)",
-    "cross_entropy_forward_(Tensor(a!) self, Tensor target, Tensor? weight, int reduction, "
-    "SymInt ignore_index, float label_smoothing) -> (Tensor loss, Tensor grad_scale)",
-    "cross_entropy_backward(Tensor grad_output, Tensor grad, Tensor grad_scale, Tensor target, "
-    "SymInt ignore_index) -> Tensor",
-    "cross_entropy_backward_(Tensor grad_output, Tensor(a!) grad, Tensor grad_scale, Tensor target, "
-    "SymInt ignore_index) -> ()",
-};
 
 }  // namespace
 
 TORCH_LIBRARY(softkern, m) {
-  for (const char* schema : kKernelOps) m.def(schema);
-  m.def(
-      "cross_entropy(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, "
-      "SymInt ignore_index=-100, float label_smoothing=0.0) -> Tensor");
-  m.def(
-      "cross_entropy_(Tensor(a!) self, Tensor target, Tensor? weight=None, int reduction=1, "
-      "SymInt ignore_index=-100, float label_smoothing=0.0) -> Tensor");
+  for_each_op([&](const auto& op) { m.def(op.kSchema); });
 }
 
-// Kernels in Python: registered by softkern.triton, called by ops/triton.
-TORCH_LIBRARY(softkern_triton, m) {
-  for (const char* schema : kKernelOps) m.def(schema);
-}
+TORCH_LIBRARY_IMPL(softkern, CPU, m) { register_ops(m); }
+TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_ops(m); }
+TORCH_LIBRARY_IMPL(softkern, XPU, m) { register_ops(m); }
 
-TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
-  m.impl("cross_entropy", &cross_entropy_below_autograd);
-  m.impl("cross_entropy_", &cross_entropy_below_autograd_);
-}
+TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) { register_losses(m); }
 
-// As in route.cpp.
+// Nested tensors on any device, with and without autograd: CompositeExplicitAutograd leaves them out.
 TORCH_LIBRARY_IMPL(softkern, CompositeImplicitAutogradNestedTensor, m) {
-  m.impl("cross_entropy", &cross_entropy_below_autograd);
-  m.impl("cross_entropy_", &cross_entropy_below_autograd_);
+  register_softmaxes(m);
+  register_losses(m);
 }
 
 }  // namespace softkern

@@ -1,46 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ops as C++ functions, called through the dispatcher (so that every mode and backend sees them).
+// The ops: what they are called, what they take, and which of them a backend implements.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <tuple>
+#include "op.h"
 
 namespace softkern {
 
-using OptionalTensor = std::optional<at::Tensor>;
+using at::Tensor;
 
-at::Tensor softmax(const at::Tensor& self, int64_t dim);
-at::Tensor log_softmax(const at::Tensor& self, int64_t dim);
-at::Tensor softmax_backward(const at::Tensor& grad_output, const at::Tensor& output, int64_t dim);
-at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor& output, int64_t dim);
+SOFTKERN_OP(softkern, softmax, 0, "(Tensor self, int dim) -> Tensor",
+            Tensor(const Tensor& self, int64_t dim));
+SOFTKERN_OP(softkern, log_softmax, 0, "(Tensor self, int dim) -> Tensor",
+            Tensor(const Tensor& self, int64_t dim));
+SOFTKERN_OP(softkern, softmax_backward, 1, "(Tensor grad_output, Tensor output, int dim) -> Tensor",
+            Tensor(const Tensor& grad_output, const Tensor& output, int64_t dim));
+SOFTKERN_OP(softkern, log_softmax_backward, 1, "(Tensor grad_output, Tensor output, int dim) -> Tensor",
+            Tensor(const Tensor& grad_output, const Tensor& output, int64_t dim));
 
-at::Tensor cross_entropy(const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight,
-                         int64_t reduction, c10::SymInt ignore_index, double label_smoothing);
+SOFTKERN_OP(softkern, cross_entropy, 0,
+            "(Tensor self, Tensor target, Tensor? weight=None" SOFTKERN_OPTIONS_SCHEMA_WITH_DEFAULTS
+            ") -> Tensor",
+            Tensor(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
+                   const SymCrossEntropyOptions& options));
 
 /// The same; where a gradient is wanted, the logits' memory may be used for it.
-at::Tensor cross_entropy_(at::Tensor self, const at::Tensor& target, const OptionalTensor& weight,
-                          int64_t reduction, c10::SymInt ignore_index, double label_smoothing);
+SOFTKERN_OP(softkern, cross_entropy_, 0,
+            "(Tensor(a!) self, Tensor target, Tensor? weight=None" SOFTKERN_OPTIONS_SCHEMA_WITH_DEFAULTS
+            ") -> Tensor",
+            Tensor(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                   const SymCrossEntropyOptions& options));
 
 /// (loss, grad, grad_scale). With need_grad, the logits' gradient is
 ///   grad * (grad_output * grad_scale)       (a row of grad per element of grad_output for reduction none),
 /// else grad and grad_scale are empty. grad_scale is 1 except for fp16, where grad is kept at a size that
 /// uses the format's range: the 1/N of a mean would push it into the subnormals.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
-    const at::Tensor& self, const at::Tensor& target, const OptionalTensor& weight, int64_t reduction,
-    c10::SymInt ignore_index, double label_smoothing, bool need_grad);
+SOFTKERN_OP(softkern, cross_entropy_forward, 0,
+            "(Tensor self, Tensor target, Tensor? weight" SOFTKERN_OPTIONS_SCHEMA
+            ", bool need_grad) -> (Tensor loss, Tensor grad, Tensor grad_scale)",
+            std::tuple<Tensor, Tensor, Tensor>(const Tensor& self, const Tensor& target,
+                                               const OptionalTensor& weight,
+                                               const SymCrossEntropyOptions& options, bool need_grad));
 
 /// (loss, grad_scale); the gradient is written over self.
-std::tuple<at::Tensor, at::Tensor> cross_entropy_forward_(at::Tensor self, const at::Tensor& target,
-                                                          const OptionalTensor& weight, int64_t reduction,
-                                                          c10::SymInt ignore_index, double label_smoothing);
+SOFTKERN_OP(softkern, cross_entropy_forward_, 0,
+            "(Tensor(a!) self, Tensor target, Tensor? weight" SOFTKERN_OPTIONS_SCHEMA
+            ") -> (Tensor loss, Tensor grad_scale)",
+            std::tuple<Tensor, Tensor>(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                                       const SymCrossEntropyOptions& options));
 
-at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& grad,
-                                  const at::Tensor& grad_scale, const at::Tensor& target,
-                                  c10::SymInt ignore_index);
+SOFTKERN_OP(
+    softkern, cross_entropy_backward, 1,
+    "(Tensor grad_output, Tensor grad, Tensor grad_scale, Tensor target, SymInt ignore_index) -> Tensor",
+    Tensor(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale, const Tensor& target,
+           c10::SymInt ignore_index));
 
 /// The same in the memory of grad.
-void cross_entropy_backward_(const at::Tensor& grad_output, at::Tensor grad, const at::Tensor& grad_scale,
-                             const at::Tensor& target, c10::SymInt ignore_index);
+SOFTKERN_OP(
+    softkern, cross_entropy_backward_, 1,
+    "(Tensor grad_output, Tensor(a!) grad, Tensor grad_scale, Tensor target, SymInt ignore_index) -> ()",
+    void(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale, const Tensor& target,
+         c10::SymInt ignore_index));
+
+/// f(op), for all ops.
+template <class F>
+void for_each_op(F f) {
+  f(softmax), f(log_softmax), f(softmax_backward), f(log_softmax_backward);
+  f(cross_entropy), f(cross_entropy_), f(cross_entropy_forward), f(cross_entropy_forward_);
+  f(cross_entropy_backward), f(cross_entropy_backward_);
+}
 
 }  // namespace softkern

@@ -18,10 +18,10 @@ OPS = (
     softmax.softmax_backward,
     log_softmax.log_softmax,
     log_softmax.log_softmax_backward,
-    cross_entropy.cross_entropy_forward,
-    cross_entropy.cross_entropy_forward_,
-    cross_entropy.cross_entropy_backward,
-    cross_entropy.cross_entropy_backward_,
+    cross_entropy.target_weight,
+    cross_entropy.cross_entropy_rows,
+    cross_entropy.reduce_losses,
+    cross_entropy.scale_gradient,
 )
 # GPUs for which Triton has a compiler, AMD's among them, which torch calls CUDA; its interpreter takes
 # tensors of the CPU.

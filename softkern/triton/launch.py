@@ -92,7 +92,7 @@ def _threads_of_a_warp(device: torch.device) -> int:
     return 32
 
 
-def options(device: torch.device, warps: int = 4, registers: int | None = None) -> dict[str, Any]:
+def launch_options(device: torch.device, warps: int = 4, registers: int | None = None) -> dict[str, Any]:
     """Of a launch with so many warps of 32 threads. Fused are the operations that the kernels fuse
     themselves: the same in every kernel. Where a kernel has assertions, Triton would have it assert of every
     sum of integers that it doesn't wrap, and the bits of a NaN do."""
@@ -129,7 +129,7 @@ def run_forward(self: Tensor, dim: int, row_number: Callable[..., Any], value: C
             forward_kernel[(programs(layout, plan), width)](
                 x, y, kept, *sizes, layout.rows, parts, *strides,
                 ROW_NUMBER=row_number, VALUE=value, DTYPE=triton_dtype(x.dtype), STAGE=stage,
-                **plan.constants(), **options(output.device, plan.warps, plan.registers),
+                **plan.constants(), **launch_options(output.device, plan.warps, plan.registers),
             )  # fmt: skip
     ran(plan, launches)
     return output
@@ -159,7 +159,7 @@ def run_backward(
             backward_kernel[(programs(layout, plan), width)](
                 g, y, dx, kept, *sizes, layout.rows, parts, *strides,
                 SUMMAND=summand, GRADIENT=gradient, DTYPE=triton_dtype(y.dtype), STAGE=stage,
-                **plan.constants(), **options(output.device, plan.warps, plan.registers),
+                **plan.constants(), **launch_options(output.device, plan.warps, plan.registers),
             )  # fmt: skip
     ran(plan, launches)
     return grad_input

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy of CPU tensors.
-#include <ATen/ops/cross_entropy_loss.h>
-#include <ATen/ops/empty.h>
+#include "../cross_entropy/call.h"
+
 #include <ATen/ops/eq.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <vector>
 
-#include "../cross_entropy.h"
-#include "cpu.h"
 #include "launch.h"
 
 namespace softkern::cpu {
@@ -34,24 +31,16 @@ auto with_type(at::ScalarType type, F f) {
   }
 }
 
-Tensor scalar_of(double value, const Tensor& like, at::ScalarType type) {
-  Tensor result = at::empty({}, like.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
-  with_type(type, [&](auto zero) {
-    *static_cast<decltype(zero)*>(result.data_ptr()) = static_cast<decltype(zero)>(value);
+void set_scalar(const Tensor& scalar, double value) {
+  with_type(scalar.scalar_type(), [&](auto zero) {
+    *static_cast<decltype(zero)*>(scalar.data_ptr()) = static_cast<decltype(zero)>(value);
   });
-  return result;
 }
 
-struct Targets {
-  bool in_range;
-  bool weightless;  // no row counts, or none has a weight
-  double mass;      // sum of w_y over the rows that count
-};
-
-/// weightless and mass, of targets in range; in a fixed order, whatever the number of threads.
+/// The sum of w_y over the rows that count, NaN where none has a weight: without one there is no mean, 0/0,
+/// also where label smoothing alone would make it x/0. In a fixed order, whatever the number of threads.
 template <class T>
-void add_up_weights(const T* weight, const int64_t* target, int64_t rows, int64_t ignore_index,
-                    Targets& result) {
+double sum_of_weights(const T* weight, const int64_t* target, int64_t rows, int64_t ignore_index) {
   // Rows of a block go to its sums in turn: one sum would have each addition wait for the one before.
   constexpr int64_t kBlock = 4096, kSums = 4;
   struct Block {
@@ -83,24 +72,23 @@ void add_up_weights(const T* weight, const int64_t* target, int64_t rows, int64_
   } else {
     part(0, count, &call);
   }
-  result.weightless = true;
-  result.mass = 0;
+  bool weighs = false;
+  double sum = 0;
   for (const Block& block : call.blocks) {
-    result.weightless = result.weightless && !block.weighs;
-    result.mass += (block.sum[0] + block.sum[1]) + (block.sum[2] + block.sum[3]);
+    weighs = weighs || block.weighs;
+    sum += (block.sum[0] + block.sum[1]) + (block.sum[2] + block.sum[3]);
   }
+  return weighs ? sum : std::numeric_limits<double>::quiet_NaN();
 }
 
-Targets check_targets(const Kernels& kernels, const Tensor& target, int64_t classes, int64_t ignore_index,
-                      const Tensor& weight) {
-  const int64_t* y = target.const_data_ptr<int64_t>();
-  const int64_t rows = target.numel();
+/// What the targets of all rows are, by as many threads as they are worth.
+TargetCounts count_all_targets(const Kernels& kernels, const CrossEntropyCall& call) {
   struct Count {
     const Kernels& kernels;
     const int64_t* y;
     int64_t classes, ignore_index;
     std::atomic<int64_t> outside{0}, counted{0};
-  } count{kernels, y, classes, ignore_index};
+  } count{kernels, call.target.const_data_ptr<int64_t>(), call.classes(), call.options.ignore_index};
   const auto part = [](int64_t begin, int64_t end, void* context) {
     Count& c = *static_cast<Count*>(context);
     const TargetCounts found = c.kernels.count_targets(c.y + begin, end - begin, c.classes, c.ignore_index);
@@ -108,106 +96,12 @@ Targets check_targets(const Kernels& kernels, const Tensor& target, int64_t clas
     c.counted += found.counted;
   };
   constexpr int64_t kTargetGrain = 32768;
-  if (rows > kTargetGrain) {
-    torch_parallel_for(0, rows, kTargetGrain, part, &count);
+  if (call.layout.rows > kTargetGrain) {
+    torch_parallel_for(0, call.layout.rows, kTargetGrain, part, &count);
   } else {
-    part(0, rows, &count);
+    part(0, call.layout.rows, &count);
   }
-  Targets result{count.outside == 0, count.counted == 0, static_cast<double>(count.counted)};
-  if (!result.in_range || !weight.defined()) return result;
-  with_type(weight.scalar_type(), [&](auto zero) {
-    const auto* w = static_cast<const decltype(zero)*>(weight.const_data_ptr());
-    add_up_weights(w, y, rows, ignore_index, result);
-  });
-  return result;
-}
-
-/// Power of two that puts fp16 gradients where the format has most digits: |A p - a| is at most the largest
-/// mass of a row, and 2^15 is the format's largest power.
-double half_storage_scale(const Tensor& weight, const CrossEntropyArgs& call, const Layout& layout) {
-  double largest = 1;
-  if (call.probabilities.data != nullptr && layout.rows > 0) {
-    const std::unique_ptr<float[]> masses(new float[layout.rows]);
-    const MassArgs args{layout.shape, call.probabilities, masses.get()};
-    run(active().by_type[kHalf]->mass, args, layout, sizeof(c10::Half), {&args.probabilities});
-    float most[16] = {};  // one maximum would have each comparison wait for the one before
-    for (int64_t r = 0; r < layout.rows; ++r) most[r % 16] = std::max(most[r % 16], masses[r]);
-    largest = std::max<double>(largest, *std::max_element(most, most + 16));
-  }
-  if (weight.defined()) {
-    const c10::Half* w = weight.const_data_ptr<c10::Half>();
-    double heaviest = 0;
-    for (int64_t c = 0; c < weight.numel(); ++c)
-      heaviest = std::max(heaviest, std::abs(static_cast<double>(w[c])));
-    largest *= std::max(1.0, heaviest);
-  }
-  return std::isfinite(largest) ? std::exp2(15 - std::ceil(std::log2(largest))) : 1;
-}
-
-/// loss and grad_scale; the gradient goes to `grad`, which may be self, if that is defined.
-std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& target,
-                                             const OptionalTensor& weight, int64_t reduction,
-                                             int64_t ignore_index, double label_smoothing,
-                                             const std::function<Tensor()>& make_grad) {
-  const bool need_grad = static_cast<bool>(make_grad);
-  TORCH_CHECK(takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing),
-              "softkern::cross_entropy_forward: arguments that the CPU kernels don't take; call "
-              "softkern.cross_entropy, which checks them and falls back");
-  const int64_t dim = class_dim(self);
-  const Layout layout = layout_of(self, dim);
-  const bool indices = !same_shape(self, target);
-  const at::ScalarType compute = compute_type(self);
-  const Tensor w = weight.has_value() && weight->defined() ? weight->contiguous() : Tensor();
-
-  const Kernels& kernels = *active().by_type[element_type(self)];
-  Tensor keep_logits, keep_target;
-  CrossEntropyArgs args{};
-  args.shape = layout.shape;
-  args.logits = readable_rows(self, dim, keep_logits);
-  args.options = {ignore_index, label_smoothing};
-  args.weight = w.defined() ? w.const_data_ptr() : nullptr;
-  double mass = static_cast<double>(layout.rows);
-  if (indices) {
-    keep_target = target.to(at::kLong).contiguous();
-    args.target = keep_target.const_data_ptr<int64_t>();
-    const Targets checked = check_targets(kernels, keep_target, layout.shape.classes, ignore_index, w);
-    if (!checked.in_range) {
-      // ATen finds the same target and raises its own exception.
-      at::cross_entropy_loss(self, keep_target, weight, reduction, ignore_index, label_smoothing);
-      TORCH_CHECK_INDEX(false, "softkern::cross_entropy: a target is out of bounds [0, ",
-                        layout.shape.classes, ")");
-    }
-    // Without any weight there is no mean: 0/0, also where label smoothing alone would make it x/0.
-    mass = checked.weightless ? std::numeric_limits<double>::quiet_NaN() : checked.mass;
-  } else {
-    args.probabilities = readable_rows(target, dim, keep_target);
-  }
-
-  const double divisor = reduction == kMean ? mass : 1;
-  const bool scaled_later = need_grad && self.scalar_type() == at::kHalf;
-  const double storage = scaled_later ? half_storage_scale(w, args, layout) : 1 / divisor;
-  args.grad_factor = storage;
-  const Tensor losses = at::empty({layout.rows}, self.options().dtype(compute));
-  args.loss = losses.data_ptr();
-  Tensor grad;
-  if (need_grad) {
-    grad = make_grad();  // after the checks: what is refused is not written to
-    args.grad = *as_rows(grad, dim, grad.data_ptr());
-    args.stream = !grad.is_same(self) && streams(grad.nbytes());
-  }
-  run(kernels.cross_entropy, args, layout, self.element_size(),
-      {&args.logits, &args.probabilities, &args.grad});
-
-  Tensor loss;
-  if (reduction == kNone) {
-    loss = losses.to(self.scalar_type()).view(target_sizes(self));
-  } else {
-    const double total = kernels.sum_losses(args.loss, layout.rows);
-    loss = scalar_of(total / divisor, self, self.scalar_type());
-  }
-  Tensor grad_scale = need_grad ? scalar_of(scaled_later ? 1 / (divisor * storage) : 1, self, compute)
-                                : at::empty({0}, self.options().dtype(compute));
-  return {loss, grad_scale};
+  return {count.outside, count.counted};
 }
 
 /// What gradient rows are multiplied by: one factor for all of them, or one each.
@@ -223,12 +117,7 @@ double first_value(const Tensor& x) {
 }
 
 Factors row_factors(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
-                    const Tensor& target, int64_t ignore_index, const Layout& layout) {
-  TORCH_CHECK(grad_output.device().is_cpu() && takes_dtype(grad_output.scalar_type()) &&
-                  (grad_output.numel() == 1 || grad_output.numel() == layout.rows),
-              "softkern::cross_entropy_backward: expected a floating-point grad_output on the CPU with one "
-              "element or one for each of ",
-              layout.rows, " rows, got ", grad_output.numel(), " of ", grad_output.scalar_type());
+                    const Tensor& target, int64_t ignore_index) {
   const double scale = first_value(grad_scale);
   if (is_one_factor(grad_output)) {
     const double factor = first_value(grad_output) * scale;
@@ -236,7 +125,7 @@ Factors row_factors(const Tensor& grad_output, const Tensor& grad, const Tensor&
   }
   Tensor factors =
       at::mul(grad_output.to(grad_scale.scalar_type()).expand(target_sizes(grad)).reshape(-1), scale);
-  if (!same_shape(grad, target)) {
+  if (target.defined()) {
     // Ignored rows are stored as zeros and stay zeros: 0 * inf must not make them NaN.
     factors = at::where(at::eq(target.to(at::kLong).reshape(-1), ignore_index),
                         at::zeros({}, factors.options()), factors);
@@ -244,72 +133,118 @@ Factors row_factors(const Tensor& grad_output, const Tensor& grad, const Tensor&
   return {std::nullopt, factors};
 }
 
-/// out = grad * (grad_output * grad_scale); out may be grad.
-void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
-                    const Tensor& target, int64_t ignore_index, const Tensor& out) {
-  if (grad.numel() == 0) return;
-  const int64_t dim = class_dim(grad);
-  Layout layout = layout_of(grad, dim);
-  const Factors factors = row_factors(grad_output, grad, grad_scale, target, ignore_index, layout);
-  if (out.is_same(grad) && factors.single == 1.0) return;
-  ScaleArgs args{};
-  const double single = factors.single.value_or(0);
-  const float single_float = static_cast<float>(single);
-  if (factors.single.has_value()) {
-    args.factor = compute_type(grad) == at::kDouble ? static_cast<const void*>(&single) : &single_float;
-  } else {
-    args.factor = factors.by_row.const_data_ptr();
-    args.factor_step = 1;
+class CpuKernels final : public CrossEntropyKernels {
+ public:
+  at::ScalarType index_type(at::ScalarType) const override { return at::kLong; }
+
+  Divisor check_targets(const CrossEntropyCall& call) const override {
+    const TargetCounts counts = count_all_targets(kernels_of(call.logits), call);
+    if (counts.outside != 0) raise_out_of_bounds(call);
+    if (call.options.reduction != kMean) return {{1}, {1}};
+    auto weight = static_cast<double>(counts.counted);
+    if (counts.counted == 0) weight = std::numeric_limits<double>::quiet_NaN();
+    if (call.weight.defined()) {
+      weight = with_type(call.weight.scalar_type(), [&](auto zero) {
+        return sum_of_weights(static_cast<const decltype(zero)*>(call.weight.const_data_ptr()),
+                              call.target.const_data_ptr<int64_t>(), call.layout.rows,
+                              call.options.ignore_index);
+      });
+    }
+    return {{weight}, {1 / weight}};
   }
-  if (factors.single.has_value() && grad.is_contiguous() && out.is_contiguous()) {
-    // The classes of a sample lie together, whatever their order.
-    layout = {{layout.shape.classes * layout.shape.inner, 1}, layout.rows / layout.shape.inner};
-    args.input = {grad.data_ptr(), layout.shape.classes, 0, 1};
-    args.output = {out.data_ptr(), layout.shape.classes, 0, 1};
-  } else {
-    args.input = *as_rows(grad, dim, grad.data_ptr());
-    args.output = *as_rows(out, dim, out.data_ptr());
+
+  Number half_storage(const CrossEntropyCall& call) const override {
+    double largest = 1;
+    if (!call.indices && call.layout.rows > 0) {
+      Tensor keep;
+      const Rows probabilities = readable_rows(call.target, call.dim, keep);
+      const std::unique_ptr<float[]> masses(new float[call.layout.rows]);
+      const MassArgs args{call.layout.shape, probabilities, masses.get()};
+      run(kernels_of(call.logits).mass, args, call.layout, sizeof(c10::Half), {&args.probabilities});
+      float most[16] = {};  // one maximum would have each comparison wait for the one before
+      for (int64_t r = 0; r < call.layout.rows; ++r) most[r % 16] = std::max(most[r % 16], masses[r]);
+      largest = std::max<double>(largest, *std::max_element(most, most + 16));
+    }
+    if (call.weight.defined()) {
+      const c10::Half* w = call.weight.const_data_ptr<c10::Half>();
+      double heaviest = 1;
+      for (int64_t c = 0; c < call.weight.numel(); ++c)
+        heaviest = std::max(heaviest, std::abs(static_cast<double>(w[c])));
+      largest *= heaviest;
+    }
+    return {std::isfinite(largest) ? std::exp2(15 - std::ceil(std::log2(largest))) : 1};
   }
-  args.shape = layout.shape;
-  args.stream = !out.is_same(grad) && streams(out.nbytes());
-  run(active().by_type[element_type(grad)]->scale, args, layout, grad.element_size(),
-      {&args.input, &args.output});
-}
+
+  void rows(const CrossEntropyCall& call, const Number& factor, const Tensor& losses,
+            const Tensor& grad) const override {
+    Tensor keep_logits, keep_target;
+    CrossEntropyArgs args{};
+    args.shape = call.layout.shape;
+    args.logits = readable_rows(call.logits, call.dim, keep_logits);
+    if (call.indices) {
+      args.target = call.target.const_data_ptr<int64_t>();
+    } else {
+      args.probabilities = readable_rows(call.target, call.dim, keep_target);
+    }
+    args.weight = call.weight.defined() ? call.weight.const_data_ptr() : nullptr;
+    args.options = call.options;
+    args.loss = losses.data_ptr();
+    args.grad_factor = factor.value;
+    if (grad.defined()) {
+      args.grad = *as_rows(grad, call.dim, grad.data_ptr());
+      args.stream = !grad.is_same(call.logits) && streams(grad.nbytes());
+    }
+    run(kernels_of(call.logits).cross_entropy, args, call.layout, call.logits.element_size(),
+        {&args.logits, &args.probabilities, &args.grad});
+  }
+  bool stores_narrow() const override { return false; }
+
+  void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
+              const Tensor& grad_scale) const override {
+    const double total = kernels_of(losses).sum_losses(losses.const_data_ptr(), losses.numel());
+    set_scalar(loss, total / divisor.value);
+    if (!grad_scale.defined()) return;
+    set_scalar(grad_scale, storage.value != 0 ? 1 / (divisor.value * storage.value) : 1);
+  }
+
+  void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale, const Tensor& target,
+             int64_t ignore_index, const Tensor& out) const override {
+    const int64_t dim = class_dim(grad);
+    Layout layout = layout_of(grad, dim);
+    const Factors factors = row_factors(grad_output, grad, grad_scale, target, ignore_index);
+    if (out.is_same(grad) && factors.single == 1.0) return;
+    ScaleArgs args{};
+    const double single = factors.single.value_or(0);
+    const float single_float = static_cast<float>(single);
+    if (factors.single.has_value()) {
+      args.factor = compute_type(grad) == at::kDouble ? static_cast<const void*>(&single) : &single_float;
+    } else {
+      args.factor = factors.by_row.const_data_ptr();
+      args.factor_step = 1;
+    }
+    if (factors.single.has_value() && grad.is_contiguous() && out.is_contiguous()) {
+      // The classes of a sample lie together, whatever their order.
+      layout = {{layout.shape.classes * layout.shape.inner, 1}, layout.rows / layout.shape.inner};
+      args.input = {grad.data_ptr(), layout.shape.classes, 0, 1};
+      args.output = {out.data_ptr(), layout.shape.classes, 0, 1};
+    } else {
+      args.input = *as_rows(grad, dim, grad.data_ptr());
+      args.output = *as_rows(out, dim, out.data_ptr());
+    }
+    args.shape = layout.shape;
+    args.stream = !out.is_same(grad) && streams(out.nbytes());
+    run(kernels_of(grad).scale, args, layout, grad.element_size(), {&args.input, &args.output});
+  }
+
+  void set(const Tensor& scalar, double value) const override { set_scalar(scalar, value); }
+  Tensor new_output(const Tensor& like) const override { return cpu::new_output(like); }
+
+ private:
+  static const Kernels& kernels_of(const Tensor& x) { return *active().by_type[element_type(x)]; }
+};
+
+const CpuKernels kKernels;
+[[maybe_unused]] const bool kCrossEntropyNamed = set_cross_entropy_kernels(Backend::kCpu, kKernels);
 
 }  // namespace
-
-std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& self, const Tensor& target,
-                                                         const OptionalTensor& weight, int64_t reduction,
-                                                         c10::SymInt ignore_index, double label_smoothing,
-                                                         bool need_grad) {
-  Tensor grad;
-  const auto fresh = [&] { return grad = new_output(self); };
-  auto [loss, grad_scale] =
-      loss_and_gradient(self, target, weight, reduction, as_int(ignore_index), label_smoothing,
-                        need_grad ? std::function<Tensor()>(fresh) : std::function<Tensor()>());
-  if (!need_grad) grad = at::empty({0}, self.options());
-  return {loss, grad, grad_scale};
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_forward_(Tensor self, const Tensor& target,
-                                                  const OptionalTensor& weight, int64_t reduction,
-                                                  c10::SymInt ignore_index, double label_smoothing) {
-  check_writable_logits(self);
-  return loss_and_gradient(self, target, weight, reduction, as_int(ignore_index), label_smoothing,
-                           [&] { return self; });
-}
-
-Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
-                              const Tensor& target, c10::SymInt ignore_index) {
-  Tensor out = new_output(grad);
-  scale_gradient(grad_output, grad.contiguous(), grad_scale, target, as_int(ignore_index), out);
-  return out;
-}
-
-void cross_entropy_backward_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
-                             const Tensor& target, c10::SymInt ignore_index) {
-  check_writable_grad(grad);
-  scale_gradient(grad_output, grad, grad_scale, target, as_int(ignore_index), grad);
-}
-
 }  // namespace softkern::cpu

@@ -2,7 +2,7 @@
 // softmax and log_softmax of CPU tensors.
 #include <c10/core/WrapDimMinimal.h>
 
-#include "cpu.h"
+#include "../ops.h"
 #include "launch.h"
 
 namespace softkern::cpu {
@@ -45,18 +45,24 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
   return grad_input;
 }
 
+using Forward = Kernel<ForwardArgs> Kernels::*;
+using Backward = Kernel<BackwardArgs> Kernels::*;
+
+template <Forward kKernel>
+Tensor forward_by(const Tensor& self, int64_t dim) {
+  return forward(self, dim, kKernel);
+}
+template <Backward kKernel>
+Tensor backward_by(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  return backward(grad_output, output, dim, kKernel);
+}
+
+[[maybe_unused]] const bool kSoftmaxesNamed[] = {
+    softkern::softmax.computed_by(Backend::kCpu, &forward_by<&Kernels::softmax>),
+    softkern::log_softmax.computed_by(Backend::kCpu, &forward_by<&Kernels::log_softmax>),
+    softkern::softmax_backward.computed_by(Backend::kCpu, &backward_by<&Kernels::softmax_backward>),
+    softkern::log_softmax_backward.computed_by(Backend::kCpu, &backward_by<&Kernels::log_softmax_backward>),
+};
+
 }  // namespace
-
-Tensor softmax(const Tensor& self, int64_t dim) { return forward(self, dim, &Kernels::softmax); }
-
-Tensor log_softmax(const Tensor& self, int64_t dim) { return forward(self, dim, &Kernels::log_softmax); }
-
-Tensor softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  return backward(grad_output, output, dim, &Kernels::softmax_backward);
-}
-
-Tensor log_softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  return backward(grad_output, output, dim, &Kernels::log_softmax_backward);
-}
-
 }  // namespace softkern::cpu

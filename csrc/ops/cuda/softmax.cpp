@@ -2,15 +2,14 @@
 // softmax and log_softmax of CUDA tensors.
 #include <c10/core/WrapDimMinimal.h>
 
-#include "cuda.h"
+#include "../ops.h"
 #include "launch.h"
 
 namespace softkern::cuda {
 namespace {
 
-/// run(T(), args, target) for the tensors' element type T.
-template <class Run>
-Tensor forward(const Tensor& self, int64_t dim, Run run) {
+template <class Op>
+Tensor forward(const Tensor& self, int64_t dim) {
   const ElementType type = element_type(self);
   Tensor output = new_output(self);
   dim = c10::maybe_wrap_dim(dim, self.dim());
@@ -22,12 +21,13 @@ Tensor forward(const Tensor& self, int64_t dim, Run run) {
   const Layout layout = layout_of(x, dim);
   const ForwardArgs args{layout.shape, layout.rows, readable_rows(x, dim, keep),
                          *as_rows(y, dim, y.data_ptr())};
-  check_launch(with_element(type, [&](auto element) { return run(element, args, device.target()); }));
+  check_launch(with_element(
+      type, [&](auto element) { return Op::template launch<decltype(element)>(args, device.target()); }));
   return output;
 }
 
-template <class Run>
-Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim, Run run) {
+template <class Op>
+Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
   const ElementType type = element_type(output);
   TORCH_CHECK(grad_output.sizes() == output.sizes() && grad_output.scalar_type() == output.scalar_type() &&
                   grad_output.device() == output.device(),
@@ -46,34 +46,33 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim, Ru
   const Layout layout = layout_of(y, dim);
   const BackwardArgs args{layout.shape, layout.rows, readable_rows(g, dim, keep_g),
                           readable_rows(y, dim, keep_y), *as_rows(dx, dim, dx.data_ptr())};
-  check_launch(with_element(type, [&](auto element) { return run(element, args, device.target()); }));
+  check_launch(with_element(
+      type, [&](auto element) { return Op::template launch<decltype(element)>(args, device.target()); }));
   return grad_input;
 }
 
+// Templates of the element type, which no template takes as an argument.
+struct Softmax {
+  template <class T, class Args>
+  static Outcome launch(const Args& args, const Target& target) {
+    if constexpr (std::is_same_v<Args, ForwardArgs>) return cuda::softmax<T>(args, target);
+    if constexpr (std::is_same_v<Args, BackwardArgs>) return cuda::softmax_backward<T>(args, target);
+  }
+};
+struct LogSoftmax {
+  template <class T, class Args>
+  static Outcome launch(const Args& args, const Target& target) {
+    if constexpr (std::is_same_v<Args, ForwardArgs>) return cuda::log_softmax<T>(args, target);
+    if constexpr (std::is_same_v<Args, BackwardArgs>) return cuda::log_softmax_backward<T>(args, target);
+  }
+};
+
+[[maybe_unused]] const bool kSoftmaxesNamed[] = {
+    softkern::softmax.computed_by(Backend::kCuda, &forward<Softmax>),
+    softkern::log_softmax.computed_by(Backend::kCuda, &forward<LogSoftmax>),
+    softkern::softmax_backward.computed_by(Backend::kCuda, &backward<Softmax>),
+    softkern::log_softmax_backward.computed_by(Backend::kCuda, &backward<LogSoftmax>),
+};
+
 }  // namespace
-
-Tensor softmax(const Tensor& self, int64_t dim) {
-  return forward(self, dim, [](auto element, const ForwardArgs& args, const Target& target) {
-    return cuda::softmax<decltype(element)>(args, target);
-  });
-}
-
-Tensor log_softmax(const Tensor& self, int64_t dim) {
-  return forward(self, dim, [](auto element, const ForwardArgs& args, const Target& target) {
-    return cuda::log_softmax<decltype(element)>(args, target);
-  });
-}
-
-Tensor softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  return backward(grad_output, output, dim, [](auto element, const BackwardArgs& args, const Target& target) {
-    return cuda::softmax_backward<decltype(element)>(args, target);
-  });
-}
-
-Tensor log_softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  return backward(grad_output, output, dim, [](auto element, const BackwardArgs& args, const Target& target) {
-    return cuda::log_softmax_backward<decltype(element)>(args, target);
-  });
-}
-
 }  // namespace softkern::cuda

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy by Triton.
+#include "../cross_entropy/call.h"
+
+#include <ATen/ops/empty.h>
+
 #include "triton.h"
 
 namespace softkern::triton {
@@ -12,42 +16,54 @@ Tensor unseen(const Tensor& x) {
                                                                  /*allow_tensor_metadata_change=*/true));
 }
 
+OptionalTensor if_defined(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
+
+class TritonKernels final : public CrossEntropyKernels {
+ public:
+  /// A target that is out of range stops the device, where there is one.
+  Divisor check_targets(const CrossEntropyCall& call) const override {
+    if (call.logits.is_cpu()) refuse_wrong_targets(call);
+    if (call.options.reduction != kMean) return {{1}, {1}};
+    const Tensor sum = at::empty({}, call.logits.options().dtype(at::kDouble));
+    const Tensor reciprocal = at::empty({}, call.logits.options().dtype(call.compute));
+    target_weight.redispatch(kernels_of(call.logits), call.target, if_defined(call.weight), call.classes(),
+                             call.options.ignore_index, sum, reciprocal);
+    return {{0, sum}, {0, reciprocal}};
+  }
+
+  void rows(const CrossEntropyCall& call, const Number& factor, const Tensor& losses,
+            const Tensor& grad) const override {
+    cross_entropy_rows.redispatch(kernels_of(call.logits), call.logits, call.target, if_defined(call.weight),
+                                  call.options, factor.on_device.defined() ? 1 : factor.value,
+                                  if_defined(factor.on_device), losses,
+                                  grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
+  }
+
+  void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
+              const Tensor& grad_scale) const override {
+    reduce_losses.redispatch(kernels_of(losses), losses, divisor.value, if_defined(divisor.on_device),
+                             storage.value, if_defined(storage.on_device), loss, if_defined(grad_scale));
+  }
+
+  void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale, const Tensor& target,
+             int64_t ignore_index, const Tensor& out) const override {
+    // Of a retained graph: a later backward may be allowed to scale in place.
+    scale_gradient.redispatch(kernels_of(grad), grad_output, unseen(grad), grad_scale, if_defined(target),
+                              ignore_index, unseen(out));
+  }
+
+ private:
+  /// Kernels that are interpreted have no device that an assertion could stop.
+  static void refuse_wrong_targets(const CrossEntropyCall& call) {
+    const Tensor y = call.target.to(at::kLong);  // ignore_index need not be a number of a narrower dtype
+    const Tensor wrong =
+        y.ne(call.options.ignore_index).logical_and(y.lt(0).logical_or(y.ge(call.classes())));
+    if (wrong.any().item<bool>()) raise_out_of_bounds(call);
+  }
+};
+
+const TritonKernels kKernels;
+[[maybe_unused]] const bool kCrossEntropyNamed = set_cross_entropy_kernels(Backend::kTriton, kKernels);
+
 }  // namespace
-
-std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& self, const Tensor& target,
-                                                         const OptionalTensor& weight, int64_t reduction,
-                                                         c10::SymInt ignore_index, double label_smoothing,
-                                                         bool need_grad) {
-  static const auto op =
-      handle<decltype(softkern::cross_entropy_forward)>("softkern_triton::cross_entropy_forward");
-  auto [loss, grad, grad_scale] = op.redispatch(kernels_of(self), self, target, weight, reduction,
-                                                std::move(ignore_index), label_smoothing, need_grad);
-  return {std::move(loss), unseen(grad), std::move(grad_scale)};
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_forward_(Tensor self, const Tensor& target,
-                                                  const OptionalTensor& weight, int64_t reduction,
-                                                  c10::SymInt ignore_index, double label_smoothing) {
-  static const auto op =
-      handle<decltype(softkern::cross_entropy_forward_)>("softkern_triton::cross_entropy_forward_");
-  return op.redispatch(kernels_of(self), self, target, weight, reduction, std::move(ignore_index),
-                       label_smoothing);
-}
-
-Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
-                              const Tensor& target, c10::SymInt ignore_index) {
-  static const auto op =
-      handle<decltype(softkern::cross_entropy_backward)>("softkern_triton::cross_entropy_backward");
-  // Of a retained graph: a later backward may be allowed to scale in place.
-  return op.redispatch(kernels_of(grad), grad_output, unseen(grad), grad_scale, target,
-                       std::move(ignore_index));
-}
-
-void cross_entropy_backward_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
-                             const Tensor& target, c10::SymInt ignore_index) {
-  static const auto op =
-      handle<decltype(softkern::cross_entropy_backward_)>("softkern_triton::cross_entropy_backward_");
-  op.redispatch(kernels_of(grad), grad_output, grad, grad_scale, target, std::move(ignore_index));
-}
-
 }  // namespace softkern::triton

@@ -1,28 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// softmax and log_softmax by Triton.
+// softmax and log_softmax by Triton; and the library of the ops that Python registers.
+#include <torch/library.h>
+
 #include "triton.h"
 
 namespace softkern::triton {
+namespace {
 
-Tensor softmax(const Tensor& self, int64_t dim) {
-  static const auto op = handle<decltype(softkern::softmax)>("softkern_triton::softmax");
-  return op.redispatch(kernels_of(self), self, dim);
+template <const auto& kOp>
+Tensor forward(const Tensor& self, int64_t dim) {
+  return kOp.redispatch(kernels_of(self), self, dim);
+}
+template <const auto& kOp>
+Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  return kOp.redispatch(kernels_of(output), grad_output, output, dim);
 }
 
-Tensor log_softmax(const Tensor& self, int64_t dim) {
-  static const auto op = handle<decltype(softkern::log_softmax)>("softkern_triton::log_softmax");
-  return op.redispatch(kernels_of(self), self, dim);
-}
+[[maybe_unused]] const bool kSoftmaxesNamed[] = {
+    softkern::softmax.computed_by(Backend::kTriton, &forward<softmax>),
+    softkern::log_softmax.computed_by(Backend::kTriton, &forward<log_softmax>),
+    softkern::softmax_backward.computed_by(Backend::kTriton, &backward<softmax_backward>),
+    softkern::log_softmax_backward.computed_by(Backend::kTriton, &backward<log_softmax_backward>),
+};
 
-Tensor softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  static const auto op = handle<decltype(softkern::softmax_backward)>("softkern_triton::softmax_backward");
-  return op.redispatch(kernels_of(output), grad_output, output, dim);
-}
+}  // namespace
 
-Tensor log_softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  static const auto op =
-      handle<decltype(softkern::log_softmax_backward)>("softkern_triton::log_softmax_backward");
-  return op.redispatch(kernels_of(output), grad_output, output, dim);
+TORCH_LIBRARY(softkern_triton, m) {
+  const auto define = [&](const auto&... op) { (m.def(op.kSchema), ...); };
+  define(softmax, log_softmax, softmax_backward, log_softmax_backward);
+  define(target_weight, cross_entropy_rows, reduce_losses, scale_gradient);
 }
 
 }  // namespace softkern::triton

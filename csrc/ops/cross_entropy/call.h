@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// A call of cross_entropy, and what it asks of a backend. Checks, the order of the steps, memory for results,
+// the storage of float16 gradients and the reduction are the same for every backend: forward.cpp, scale.cpp.
+#pragma once
+
+#include "../checks.h"
+#include "../op.h"
+#include "../rows.h"
+
+namespace softkern {
+
+using at::Tensor;
+
+/// A number that the host knows, or one that is on the device.
+struct Number {
+  double value = 0;
+  Tensor on_device = {};
+  template <class T>
+  const T* data() const {
+    return on_device.defined() ? static_cast<const T*>(on_device.const_data_ptr()) : nullptr;
+  }
+};
+
+/// Arguments that takes_cross_entropy() has accepted.
+struct CrossEntropyCall {
+  const Tensor& logits;
+  Tensor target;  // class indices, contiguous; or class probabilities
+  Tensor weight;  // contiguous; undefined: none
+  CrossEntropyOptions options;
+  bool indices;
+  int64_t dim;  // of the classes
+  Layout layout;
+  at::ScalarType compute;  // what losses and sums are computed in
+
+  int64_t classes() const { return layout.shape.classes; }
+};
+
+/// What a mean divides by, and its reciprocal in the compute type. 1 where nothing is divided.
+struct Divisor {
+  Number divisor, reciprocal;
+};
+
+/// The part of cross_entropy that a backend computes. Numbers may stay on the device: nothing waits for it.
+class CrossEntropyKernels {
+ public:
+  /// Raises if class indices are out of range, where the host can know. For a mean: the weight of the targets
+  /// that are not ignored, NaN where none has a weight.
+  virtual Divisor check_targets(const CrossEntropyCall& call) const = 0;
+
+  /// The losses of the rows, in the dtype of `losses`: the compute type, or the logits' where
+  /// stores_narrow(). And where `grad` is defined, their gradients times `factor`; it may be the logits.
+  virtual void rows(const CrossEntropyCall& call, const Number& factor, const Tensor& losses,
+                    const Tensor& grad) const = 0;
+  virtual bool stores_narrow() const { return true; }
+
+  /// loss = sum of losses / divisor; grad_scale, where it is defined, = 1 / (divisor storage), or 1 where the
+  /// storage is 0.
+  virtual void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
+                      const Tensor& grad_scale) const = 0;
+
+  /// out = grad (grad_output grad_scale), one factor or one for each row; out may be grad. `target`: class
+  /// indices, whose ignored rows stay zeros; undefined with probabilities.
+  virtual void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
+                     const Tensor& target, int64_t ignore_index, const Tensor& out) const = 0;
+
+  /// The dtype of class indices that the kernels take for these.
+  virtual at::ScalarType index_type(at::ScalarType given) const { return given; }
+  /// The power of two that puts float16 gradients where the format has most digits: |A p - a| is at most the
+  /// largest mass of a row, and 2^15 is the format's largest power.
+  virtual Number half_storage(const CrossEntropyCall& call) const;
+  virtual void set(const Tensor& scalar, double value) const;
+  /// Memory for a result of the shape and dtype of `like`.
+  virtual Tensor new_output(const Tensor& like) const;
+
+ protected:
+  ~CrossEntropyKernels() = default;
+};
+
+/// A backend's kernels; each names its own once, when the library is loaded.
+bool set_cross_entropy_kernels(Backend backend, const CrossEntropyKernels& kernels);
+/// Those of the backend that computes a device's tensors; raises where there is none.
+const CrossEntropyKernels& cross_entropy_kernels(c10::Device device);
+
+/// ATen finds the same target and raises its own exception.
+[[noreturn]] void raise_out_of_bounds(const CrossEntropyCall& call);
+
+/// Shape of class-index targets, and of the loss without a reduction.
+inline at::DimVector target_sizes(const Tensor& logits) {
+  at::DimVector sizes(logits.sizes());
+  sizes.erase(sizes.begin() + class_dim(logits));
+  return sizes;
+}
+
+/// Expanded gradients, as loss.sum() gives them, are one factor.
+inline bool is_one_factor(const Tensor& grad_output) {
+  for (int64_t i = 0; i < grad_output.dim(); ++i) {
+    if (grad_output.size(i) != 1 && grad_output.stride(i) != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace softkern

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// Losses and, where they are wanted, gradients: cross_entropy_forward and cross_entropy_forward_.
+#include <ATen/MemoryOverlap.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/clamp_min.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/frexp.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/max.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/reciprocal.h>
+#include <ATen/ops/where.h>
+#include <torch/library.h>
+
+#include "../ops.h"
+#include "call.h"
+
+namespace softkern {
+
+Number CrossEntropyKernels::half_storage(const CrossEntropyCall& call) const {
+  Tensor largest = at::ones({}, call.logits.options().dtype(at::kFloat));
+  if (!call.indices && call.target.numel() > 0) {
+    const Tensor masses =
+        at::linalg_vector_norm(call.target, 1, at::IntArrayRef(call.dim), false, at::kFloat);
+    largest = at::maximum(largest, at::max(masses));
+  }
+  if (call.weight.defined()) {
+    largest = largest.mul(at::clamp_min(at::max(at::abs(call.weight)).to(at::kFloat), 1));
+  }
+  const Tensor exponent = std::get<1>(at::frexp(largest));  // largest <= 2^exponent
+  // 2^(15 - exponent) from its bits: what exp2 gives need not be a power of two.
+  const Tensor storage =
+      exponent.to(at::kInt).neg().add(15 + 127).bitwise_left_shift(23).view(at::ScalarType::Float);
+  return {0, at::where(at::isfinite(largest), storage, at::ones({}, storage.options()))};
+}
+
+void CrossEntropyKernels::set(const Tensor& scalar, double value) const { scalar.fill_(value); }
+
+Tensor CrossEntropyKernels::new_output(const Tensor& like) const {
+  return at::empty(like.sizes(), like.options().memory_format(at::MemoryFormat::Contiguous));
+}
+
+void raise_out_of_bounds(const CrossEntropyCall& call) {
+  at::cross_entropy_loss(call.logits, call.target.to(at::kLong), call.weight, call.options.reduction,
+                         call.options.ignore_index, call.options.label_smoothing);
+  TORCH_CHECK_INDEX(false, "softkern::cross_entropy: a target is out of bounds [0, ", call.classes(), ")");
+}
+
+namespace {
+
+enum class Gradient { kNone, kFresh, kOverLogits };
+
+Tensor new_numbers(const Tensor& like, at::IntArrayRef sizes, at::ScalarType type) {
+  return at::empty(sizes, like.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
+}
+
+CrossEntropyCall checked(const CrossEntropyKernels& kernels, const Tensor& self, const Tensor& target,
+                         const OptionalTensor& weight, const SymCrossEntropyOptions& options) {
+  TORCH_CHECK(takes_cross_entropy(self, target, weight, options),
+              "softkern::cross_entropy_forward: arguments that the kernels don't take; call "
+              "softkern.cross_entropy, which checks them and falls back");
+  const bool indices = !same_shape(self, target);
+  const int64_t dim = class_dim(self);
+  return {self,
+          indices ? target.to(kernels.index_type(target.scalar_type())).contiguous() : target,
+          weight.has_value() && weight->defined() ? weight->contiguous() : Tensor(),
+          known(options),
+          indices,
+          dim,
+          layout_of(self, dim),
+          compute_type(self)};
+}
+
+/// What 1 / (divisor storage) is of numbers that gradients have been multiplied by, without a reduction.
+Tensor unreduced_scale(const CrossEntropyKernels& kernels, const CrossEntropyCall& call,
+                       const Number& storage) {
+  if (storage.on_device.defined()) return at::reciprocal(storage.on_device);
+  Tensor result = new_numbers(call.logits, {}, call.compute);
+  kernels.set(result, storage.value != 0 ? 1 / storage.value : 1);
+  return result;
+}
+
+/// (loss, grad, grad_scale); grad is undefined where none is wanted.
+std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& target,
+                                                     const OptionalTensor& weight,
+                                                     const SymCrossEntropyOptions& options,
+                                                     Gradient gradient) {
+  const CrossEntropyKernels& kernels = cross_entropy_kernels(self.device());
+  const CrossEntropyCall call = checked(kernels, self, target, weight, options);
+  const bool need_grad = gradient != Gradient::kNone, reduces = call.options.reduction != kNone;
+
+  Divisor divisor{{1}, {1}};
+  if (call.indices) {
+    divisor = kernels.check_targets(call);
+  } else if (call.options.reduction == kMean) {
+    const auto rows = static_cast<double>(call.layout.rows);
+    divisor = {{rows}, {1 / rows}};
+  }
+  Number storage;  // 0: gradients are stored as they are
+  if (need_grad && self.scalar_type() == at::kHalf) {
+    storage = call.indices && !call.weight.defined() ? Number{0x1p15} : kernels.half_storage(call);
+  }
+  const bool stored = storage.value != 0 || storage.on_device.defined();
+
+  const bool narrow = !reduces && kernels.stores_narrow();
+  const Tensor losses = new_numbers(self, {call.layout.rows}, narrow ? self.scalar_type() : call.compute);
+  Tensor grad;  // made after the checks: what is refused is not written to
+  if (gradient == Gradient::kFresh) grad = kernels.new_output(self);
+  if (gradient == Gradient::kOverLogits) grad = self;
+  kernels.rows(call, stored ? storage : divisor.reciprocal, losses, grad);
+
+  Tensor loss, grad_scale;
+  if (!need_grad) grad_scale = new_numbers(self, {0}, call.compute);
+  if (!reduces) {
+    loss = losses.to(self.scalar_type()).view(target_sizes(self));
+    if (need_grad) grad_scale = unreduced_scale(kernels, call, storage);
+  } else {
+    loss = new_numbers(self, {}, self.scalar_type());
+    if (need_grad) grad_scale = new_numbers(self, {}, call.compute);
+    kernels.reduce(losses, divisor.divisor, storage, loss, need_grad ? grad_scale : Tensor());
+  }
+  return {loss, grad, grad_scale};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& self, const Tensor& target,
+                                           const OptionalTensor& weight,
+                                           const SymCrossEntropyOptions& options, bool need_grad) {
+  auto [loss, grad, grad_scale] =
+      loss_and_gradient(self, target, weight, options, need_grad ? Gradient::kFresh : Gradient::kNone);
+  if (!need_grad) grad = at::empty({0}, self.options());
+  return {loss, grad, grad_scale};
+}
+
+std::tuple<Tensor, Tensor> forward_(Tensor self, const Tensor& target, const OptionalTensor& weight,
+                                    const SymCrossEntropyOptions& options) {
+  TORCH_CHECK(is_walkable(self, class_dim(self)) && at::has_internal_overlap(self) != at::MemOverlap::Yes,
+              "softkern::cross_entropy_forward_: expected logits whose elements have memory of their own, in "
+              "steps that the kernels can walk; got strides ",
+              self.strides());
+  auto [loss, grad, grad_scale] = loss_and_gradient(self, target, weight, options, Gradient::kOverLogits);
+  return {loss, grad_scale};
+}
+
+void register_forward(torch::Library& m) {
+  m.impl(cross_entropy_forward.kName, unpacked<&forward>);
+  m.impl(cross_entropy_forward_.kName, unpacked<&forward_>);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(softkern, CPU, m) { register_forward(m); }
+TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_forward(m); }
+TORCH_LIBRARY_IMPL(softkern, XPU, m) { register_forward(m); }
+
+}  // namespace softkern

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ops as C++ objects. One line declares an op: its name, its schema and the signature that C++ has for it.
+// The way through the dispatcher and the way to the backend that computes are deduced from the signature, in
+// which `const SymCrossEntropyOptions&` (or CrossEntropyOptions) stands for one argument for each option.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <array>
+
+#include "backend.h"
+#include "options.h"
+
+namespace softkern {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// ---- Signatures: options as a struct (C++), options as arguments (the dispatcher, pybind11).
+
+template <class A>
+struct Unpacked {
+  using Arguments = Types<A>;
+  static constexpr size_t kSize = 1;
+  static std::tuple<A&&> of(std::remove_reference_t<A>& a) { return {static_cast<A&&>(a)}; }
+};
+
+template <class Index>
+struct Unpacked<const CrossEntropyOptionsOf<Index>&> {
+  using Arguments = OptionTypes<Index>;
+  static constexpr size_t kSize = std::tuple_size_v<decltype(fields(CrossEntropyOptionsOf<Index>()))>;
+  static auto of(const CrossEntropyOptionsOf<Index>& options) { return fields(options); }
+};
+
+template <class R, class... A>
+struct Joined;
+template <class R, class... A>
+struct Joined<R, Types<A...>> {
+  using Signature = R(A...);
+};
+template <class R, class... A, class... B, class... Rest>
+struct Joined<R, Types<A...>, Types<B...>, Rest...> : Joined<R, Types<A..., B...>, Rest...> {};
+
+/// The signature with an argument for each option.
+template <class R, class... A>
+using UnpackedSignature = typename Joined<R, typename Unpacked<A>::Arguments...>::Signature;
+
+template <auto kFunction, class Signature, class UnpackedOne>
+struct PackedCall;
+template <auto kFunction, class R, class... A, class... U>
+struct PackedCall<kFunction, R(A...), R(U...)> {
+  static R call(U... unpacked) {
+    std::tuple<U&&...> all(static_cast<U&&>(unpacked)...);
+    return at_offsets(all, std::index_sequence_for<A...>());
+  }
+
+ private:
+  template <size_t... kArgument>
+  static R at_offsets(std::tuple<U&&...>& all, std::index_sequence<kArgument...>) {
+    return kFunction(packed<A, offset(kArgument)>(all, std::make_index_sequence<Unpacked<A>::kSize>())...);
+  }
+  static constexpr size_t offset(size_t argument) {
+    const size_t sizes[] = {Unpacked<A>::kSize...};
+    size_t result = 0;
+    for (size_t i = 0; i < argument; ++i) result += sizes[i];
+    return result;
+  }
+  template <class P, size_t kOffset, size_t... kField>
+  static auto packed(std::tuple<U&&...>& all, std::index_sequence<kField...>)
+      -> std::conditional_t<sizeof...(kField) == 1, P&&, std::remove_cv_t<std::remove_reference_t<P>>> {
+    if constexpr (sizeof...(kField) == 1) {
+      return std::get<kOffset>(std::move(all));
+    } else {
+      return {std::get<kOffset + kField>(std::move(all))...};
+    }
+  }
+};
+
+template <class Function>
+struct SignatureOf;
+template <class R, class... A>
+struct SignatureOf<R (*)(A...)> {
+  using Type = R(A...);
+  using UnpackedType = UnpackedSignature<R, A...>;
+};
+
+/// `kFunction` for those who have an argument for each option: the dispatcher, pybind11.
+template <auto kFunction>
+constexpr auto unpacked = &PackedCall<kFunction, typename SignatureOf<decltype(kFunction)>::Type,
+                                      typename SignatureOf<decltype(kFunction)>::UnpackedType>::call;
+
+// ---- Ops.
+
+/// Tag: names and schema. The handle is kept for each tag, since ops may share a signature.
+template <class Tag, class Signature>
+class Op;
+
+template <class Tag, class R, class... A>
+class Op<Tag, R(A...)> {
+  using Dispatched = UnpackedSignature<R, A...>;
+
+ public:
+  using Function = R (*)(A...);
+  static constexpr const char* kName = Tag::kName;
+  static constexpr const char* kSchema = Tag::kSchema;
+
+  /// Through the dispatcher, so that every mode and backend sees the call.
+  static R call(A... a) {
+    return std::apply([](auto&&... u) -> R { return handle().call(static_cast<decltype(u)>(u)...); },
+                      std::tuple_cat(Unpacked<A>::of(a)...));
+  }
+  R operator()(A... a) const { return call(static_cast<A&&>(a)...); }
+
+  /// Straight to the kernel of a key.
+  static R redispatch(c10::DispatchKeySet keys, A... a) {
+    return std::apply(
+        [&](auto&&... u) -> R { return handle().redispatch(keys, static_cast<decltype(u)>(u)...); },
+        std::tuple_cat(Unpacked<A>::of(a)...));
+  }
+
+  /// What a backend has for the op; each says so once, when the library is loaded.
+  static bool computed_by(Backend backend, Function function) {
+    functions()[static_cast<size_t>(backend)] = function;
+    return true;
+  }
+
+  /// By the backend of the op's device.
+  static R route(A... a) {
+    const c10::Device device = device_of(std::tie(a...));
+    const Function function = functions()[static_cast<size_t>(backend_for(device))];
+    if (function == nullptr) raise_no_backend(device);
+    return function(static_cast<A&&>(a)...);
+  }
+
+ private:
+  static const c10::TypedOperatorHandle<Dispatched>& handle() {
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow(Tag::kQualifiedName, "").template typed<Dispatched>();
+    return op;
+  }
+  static std::array<Function, kBackends>& functions() {
+    static std::array<Function, kBackends> by_backend{};
+    return by_backend;
+  }
+  template <class Arguments>
+  static c10::Device device_of(const Arguments& a) {
+    return std::get<Tag::kDeviceArgument>(a).device();
+  }
+};
+
+/// SOFTKERN_OP(library, name, argument, schema, signature): the object softkern::name, the op library::name.
+/// `argument`: the number of the tensor whose device computes.
+#define SOFTKERN_OP(library, name, argument, schema, ...)              \
+  struct name##_tag {                                                  \
+    static constexpr const char* kName = #name;                        \
+    static constexpr const char* kQualifiedName = #library "::" #name; \
+    static constexpr const char* kSchema = #name schema;               \
+    static constexpr size_t kDeviceArgument = argument;                \
+  };                                                                   \
+  inline constexpr Op<name##_tag, __VA_ARGS__> name {}
+
+}  // namespace softkern

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// The options of cross_entropy between the dispatcher, which has an argument for each, and C++, which has a
+// struct.
+#pragma once
+
+#include <c10/core/SymInt.h>
+
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "../common/options.h"
+
+namespace softkern {
+
+/// As the dispatcher has them.
+using SymCrossEntropyOptions = CrossEntropyOptionsOf<c10::SymInt>;
+
+// Lists that an X-macro makes begin with a comma: what stands in front of it is dropped.
+#define SOFTKERN_TYPE(kind, name, initial) , kind##_option<Index>
+#define SOFTKERN_MEMBER(kind, name, initial) , options.name
+#define SOFTKERN_PARAMETER(kind, name, initial) ", " #kind " " #name
+#define SOFTKERN_PARAMETER_WITH_DEFAULT(kind, name, initial) ", " #kind " " #name "=" #initial
+
+/// Parameters in a schema, behind others; with their defaults, or all of them required.
+#define SOFTKERN_OPTIONS_SCHEMA SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_PARAMETER)
+#define SOFTKERN_OPTIONS_SCHEMA_WITH_DEFAULTS SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_PARAMETER_WITH_DEFAULT)
+
+template <class... T>
+struct Types {};
+template <class Dropped, class... T>
+Types<T...> all_but_first(Types<Dropped, T...>);
+
+/// The types of the fields, in order.
+template <class Index>
+using OptionTypes = decltype(all_but_first(Types<void SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_TYPE)>()));
+
+/// The fields of `options`, in order, as a tuple of references.
+template <class Index>
+auto fields(const CrossEntropyOptionsOf<Index>& options) {
+  return [](int, const auto&... field) {
+    return std::tie(field...);
+  }(0 SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_MEMBER));
+}
+
+#undef SOFTKERN_TYPE
+#undef SOFTKERN_MEMBER
+
+/// A number that the kernels need: a symbolic one is fixed.
+inline int64_t as_int(const c10::SymInt& x) { return x.guard_int(__FILE__, __LINE__); }
+
+/// As kernels take them.
+inline CrossEntropyOptions known(const SymCrossEntropyOptions& options) {
+  const auto fixed = [](const auto& field) {
+    if constexpr (std::is_same_v<decltype(field), const c10::SymInt&>) {
+      return as_int(field);
+    } else {
+      return field;
+    }
+  };
+  return std::apply([&](const auto&... field) { return CrossEntropyOptions{fixed(field)...}; },
+                    fields(options));
+}
+inline SymCrossEntropyOptions symbolic(const CrossEntropyOptions& options) {
+  return std::apply([](const auto&... field) { return SymCrossEntropyOptions{field...}; }, fields(options));
+}
+
+}  // namespace softkern
