@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // cross_entropy above the kernels in the dispatcher: autograd, functorch, autocast.
 #include <ATen/autocast_mode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/graph_task.h>
 
@@ -140,6 +141,10 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
   const bool of_others = torch::autograd::compute_requires_grad(target, w);
   if (!of_logits && !of_others) {
     const at::AutoDispatchBelowADInplaceOrView guard;
+    // Nothing between here and the kernels would look at the call: it goes there without a second dispatch.
+    if (is_plain(self) && is_plain(target) && !c10::impl::TorchDispatchModeTLS::any_modes_set()) {
+      return std::get<0>(cross_entropy_forward(self, target, weight, options, /*need_grad=*/false));
+    }
     return cross_entropy(self, target, weight, options);
   }
   auto node = make_node<CrossEntropyNode>();
