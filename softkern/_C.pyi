@@ -4,25 +4,10 @@ from torch import Tensor, dtype
 
 def softmax(self: Tensor, dim: int, /) -> Tensor: ...
 def log_softmax(self: Tensor, dim: int, /) -> Tensor: ...
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-    inplace_backward: bool,
-    /,
-) -> Tensor: ...
-def takes_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-    /,
-) -> bool: ...
+
+# The options behind the weight: those of softkern.options, one by one; and inplace_backward.
+def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, /, *options: float) -> Tensor: ...
+def takes_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, /, *options: float) -> bool: ...
 def isas() -> list[tuple[str, bool, str]]: ...
 def active_isa() -> str: ...
 def last_isa() -> str: ...

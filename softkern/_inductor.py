@@ -12,19 +12,6 @@ from typing import Any
 
 import torch
 
-_OPS = (
-    "softmax",
-    "log_softmax",
-    "softmax_backward",
-    "log_softmax_backward",
-    "cross_entropy",
-    "cross_entropy_",
-    "cross_entropy_forward",
-    "cross_entropy_forward_",
-    "cross_entropy_backward",
-    "cross_entropy_backward_",
-)
-
 _registered = False
 
 
@@ -36,8 +23,11 @@ def register() -> None:
         return
     _registered = True
     _lower_scaling(lowering)
-    for name in _OPS:
-        op = getattr(torch.ops.softkern, name).default
+    for name in torch._C._dispatch_get_all_op_names():
+        library, _, op_name = name.partition("::")
+        if library != "softkern":
+            continue
+        op = getattr(torch.ops.softkern, op_name).default
         if op not in lowering.lowerings:
             lowering.make_fallback(op, _layout_constraint(op, lowering), warn=False)
 

@@ -49,11 +49,6 @@ def aten_cross_entropy(
 ) -> Tensor:
     """torch's loss, of index dtypes that the kernels take and torch doesn't as well."""
     loss: Tensor = torch.ops.aten.cross_entropy_loss(
-        logits,
-        _as_long(target, logits),
-        weight,
-        options.reduction,
-        options.ignore_index,
-        options.label_smoothing,
+        logits, _as_long(target, logits), weight, *options.of_torch
     )
     return loss

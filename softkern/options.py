@@ -14,3 +14,8 @@ class CrossEntropyOptions(NamedTuple):
     reduction: int = 1  # of torch.nn._reduction.get_enum
     ignore_index: int = -100
     label_smoothing: float = 0.0
+
+    @property
+    def of_torch(self) -> tuple[int, int, float]:
+        """Those that torch's loss has, in its order."""
+        return self[:3]

@@ -8,14 +8,24 @@ import re
 from pathlib import Path
 
 from softkern import _C
+from softkern.options import CrossEntropyOptions
 
 STUB = Path(__file__).resolve().parent.parent / "softkern" / "_C.pyi"
+
+
+# What `*options` stands for in the stub.
+OPTIONS = len(CrossEntropyOptions._fields)
+EXPANDED = {"cross_entropy": OPTIONS + 1, "takes_cross_entropy": OPTIONS}
 
 
 def stated() -> dict[str, int]:
     """Functions and how many arguments they take."""
     definitions = [node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.FunctionDef)]
-    return {node.name: len(node.args.posonlyargs + node.args.args) for node in definitions}
+    assert {node.name for node in definitions if node.args.vararg} == EXPANDED.keys()
+    return {
+        node.name: len(node.args.posonlyargs + node.args.args) + EXPANDED.get(node.name, 0)
+        for node in definitions
+    }
 
 
 def compiled() -> dict[str, int]:

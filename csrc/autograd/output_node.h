@@ -16,12 +16,10 @@ namespace {
 
 struct SoftmaxOp {
   static constexpr const char* kName = "SoftkernSoftmaxBackward";
+  static constexpr const auto& forward = softkern::softmax;
+  static constexpr const auto& backward = softkern::softmax_backward;
   static Tensor torchs(const Tensor& x, int64_t dim) { return at::softmax(x, dim); }
   static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(torchs(x, dim)); }
-  static Tensor forward(const Tensor& x, int64_t dim) { return softkern::softmax(x, dim); }
-  static Tensor backward(const Tensor& g, const Tensor& y, int64_t dim) {
-    return softkern::softmax_backward(g, y, dim);
-  }
   static Tensor differentiable_backward(const Tensor& g, const Tensor& y, int64_t dim) {
     return at::_softmax_backward_data(g, y, dim, y.scalar_type());
   }
@@ -29,12 +27,10 @@ struct SoftmaxOp {
 
 struct LogSoftmaxOp {
   static constexpr const char* kName = "SoftkernLogSoftmaxBackward";
+  static constexpr const auto& forward = softkern::log_softmax;
+  static constexpr const auto& backward = softkern::log_softmax_backward;
   static Tensor torchs(const Tensor& x, int64_t dim) { return at::log_softmax(x, dim); }
   static Tensor composite(const Tensor& x, int64_t dim) { return by_aten(torchs(x, dim)); }
-  static Tensor forward(const Tensor& x, int64_t dim) { return softkern::log_softmax(x, dim); }
-  static Tensor backward(const Tensor& g, const Tensor& y, int64_t dim) {
-    return softkern::log_softmax_backward(g, y, dim);
-  }
   static Tensor differentiable_backward(const Tensor& g, const Tensor& y, int64_t dim) {
     return at::_log_softmax_backward_data(g, y, dim, y.scalar_type());
   }

@@ -22,6 +22,12 @@ Tensor forward_autograd(const Tensor& self, int64_t dim) {
   return output;
 }
 
+/// At the keys of devices. Inference tensors come here past autograd's checks.
+template <class Op>
+Tensor forward_on_device(const Tensor& self, int64_t dim) {
+  return takes_tensor(self) ? Op::forward.route(self, dim) : Op::composite(self, dim);
+}
+
 /// GPUs' autocast computes both softmaxes in float32; CPU autocast leaves them alone.
 template <class Op, c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor forward_autocast(const Tensor& self, int64_t dim) {
@@ -29,41 +35,63 @@ Tensor forward_autocast(const Tensor& self, int64_t dim) {
   return Op::forward(at::autocast::cached_cast(at::kFloat, self, kDevice), dim);
 }
 
+/// f(Op()) for both ops.
+template <class F>
+void for_each_softmax(F f) {
+  f(SoftmaxOp());
+  f(LogSoftmaxOp());
+}
+
+void register_on_device(torch::Library& m) {
+  for_each_softmax([&](auto op) {
+    m.impl(op.forward.kName, &forward_on_device<decltype(op)>);
+    m.impl(op.backward.kName, &op.backward.route);
+  });
+}
+
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
-void register_softmax_autocast(torch::Library& m) {
-  m.impl("softmax", &forward_autocast<SoftmaxOp, kDevice, kKey>);
-  m.impl("log_softmax", &forward_autocast<LogSoftmaxOp, kDevice, kKey>);
+void register_autocast(torch::Library& m) {
+  for_each_softmax(
+      [&](auto op) { m.impl(op.forward.kName, &forward_autocast<decltype(op), kDevice, kKey>); });
 }
 
 }  // namespace
 
+TORCH_LIBRARY_IMPL(softkern, CPU, m) { register_on_device(m); }
+TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_on_device(m); }
+TORCH_LIBRARY_IMPL(softkern, XPU, m) { register_on_device(m); }
+
 TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
   // Below autograd, for tensors without kernels.
-  m.impl("softmax", &SoftmaxOp::composite);
-  m.impl("log_softmax", &LogSoftmaxOp::composite);
+  for_each_softmax([&](auto op) { m.impl(op.forward.kName, &op.composite); });
+}
+
+// Nested tensors on any device, with and without autograd: CompositeExplicitAutograd leaves them out.
+TORCH_LIBRARY_IMPL(softkern, CompositeImplicitAutogradNestedTensor, m) {
+  for_each_softmax([&](auto op) { m.impl(op.forward.kName, &forward_on_device<decltype(op)>); });
 }
 
 TORCH_LIBRARY_IMPL(softkern, Autograd, m) {
-  m.impl("softmax", &forward_autograd<SoftmaxOp>);
-  m.impl("log_softmax", &forward_autograd<LogSoftmaxOp>);
-  // Differentiating these would be a second derivative, which the ops above take another way.
-  m.impl("softmax_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("log_softmax_backward", torch::autograd::autogradNotImplementedFallback());
+  for_each_softmax([&](auto op) {
+    m.impl(op.forward.kName, &forward_autograd<decltype(op)>);
+    // Differentiating it would be a second derivative, which the op above takes another way.
+    m.impl(op.backward.kName, torch::autograd::autogradNotImplementedFallback());
+  });
 }
 
 TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
-  m.impl("softmax", &SoftmaxOp::composite);
-  m.impl("log_softmax", &LogSoftmaxOp::composite);
-  m.impl("softmax_backward", &SoftmaxOp::differentiable_backward);
-  m.impl("log_softmax_backward", &LogSoftmaxOp::differentiable_backward);
+  for_each_softmax([&](auto op) {
+    m.impl(op.forward.kName, &op.composite);
+    m.impl(op.backward.kName, &op.differentiable_backward);
+  });
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastCUDA, m) {
-  register_softmax_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>(m);
+  register_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>(m);
 }
 
 TORCH_LIBRARY_IMPL(softkern, AutocastXPU, m) {
-  register_softmax_autocast<c10::DeviceType::XPU, c10::DispatchKey::AutocastXPU>(m);
+  register_autocast<c10::DeviceType::XPU, c10::DispatchKey::AutocastXPU>(m);
 }
 
 }  // namespace softkern

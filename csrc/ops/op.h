@@ -118,6 +118,10 @@ class Op<Tag, R(A...)> {
         std::tuple_cat(Unpacked<A>::of(a)...));
   }
 
+  static c10::Device device_of(const std::remove_reference_t<A>&... a) {
+    return std::get<Tag::kDeviceArgument>(std::tie(a...)).device();
+  }
+
   /// What a backend has for the op; each says so once, when the library is loaded.
   static bool computed_by(Backend backend, Function function) {
     functions()[static_cast<size_t>(backend)] = function;
@@ -126,7 +130,7 @@ class Op<Tag, R(A...)> {
 
   /// By the backend of the op's device.
   static R route(A... a) {
-    const c10::Device device = device_of(std::tie(a...));
+    const c10::Device device = device_of(a...);
     const Function function = functions()[static_cast<size_t>(backend_for(device))];
     if (function == nullptr) raise_no_backend(device);
     return function(static_cast<A&&>(a)...);
@@ -142,21 +146,28 @@ class Op<Tag, R(A...)> {
     static std::array<Function, kBackends> by_backend{};
     return by_backend;
   }
-  template <class Arguments>
-  static c10::Device device_of(const Arguments& a) {
-    return std::get<Tag::kDeviceArgument>(a).device();
-  }
 };
 
 /// SOFTKERN_OP(library, name, argument, schema, signature): the object softkern::name, the op library::name.
 /// `argument`: the number of the tensor whose device computes.
-#define SOFTKERN_OP(library, name, argument, schema, ...)              \
-  struct name##_tag {                                                  \
-    static constexpr const char* kName = #name;                        \
-    static constexpr const char* kQualifiedName = #library "::" #name; \
-    static constexpr const char* kSchema = #name schema;               \
-    static constexpr size_t kDeviceArgument = argument;                \
-  };                                                                   \
+#define SOFTKERN_OP(library, name, argument, schema, ...)                   \
+  struct name##_tag {                                                       \
+    static constexpr const char* kName = #name;                             \
+    static constexpr const char* kQualifiedName = #library "::" #name;      \
+    static constexpr const char* kNameInTriton = "softkern_triton::" #name; \
+    static constexpr const char* kSchema = #name schema;                    \
+    static constexpr size_t kDeviceArgument = argument;                     \
+  };                                                                        \
   inline constexpr Op<name##_tag, __VA_ARGS__> name {}
+
+/// An op's namesake in the library whose kernels Python registers.
+template <class Tag>
+struct InTriton : Tag {
+  static constexpr const char* kQualifiedName = Tag::kNameInTriton;
+};
+template <class Tag, class Signature>
+constexpr Op<InTriton<Tag>, Signature> in_triton(const Op<Tag, Signature>&) {
+  return {};
+}
 
 }  // namespace softkern

@@ -61,10 +61,15 @@ SOFTKERN_OP(
     void(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale, const Tensor& target,
          c10::SymInt ignore_index));
 
+/// f(op), for ops with functions of the backends: Op::computed_by.
+template <class F>
+void for_each_softmax_op(F f) {
+  f(softmax), f(log_softmax), f(softmax_backward), f(log_softmax_backward);
+}
 /// f(op), for all ops.
 template <class F>
 void for_each_op(F f) {
-  f(softmax), f(log_softmax), f(softmax_backward), f(log_softmax_backward);
+  for_each_softmax_op(f);
   f(cross_entropy), f(cross_entropy_), f(cross_entropy_forward), f(cross_entropy_forward_);
   f(cross_entropy_backward), f(cross_entropy_backward_);
 }

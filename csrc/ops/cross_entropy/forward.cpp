@@ -3,7 +3,6 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/clamp_min.h>
-#include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/frexp.h>
 #include <ATen/ops/isfinite.h>
@@ -15,6 +14,7 @@
 #include <ATen/ops/where.h>
 #include <torch/library.h>
 
+#include "../fallback.h"
 #include "../ops.h"
 #include "call.h"
 
@@ -44,8 +44,7 @@ Tensor CrossEntropyKernels::new_output(const Tensor& like) const {
 }
 
 void raise_out_of_bounds(const CrossEntropyCall& call) {
-  at::cross_entropy_loss(call.logits, call.target.to(at::kLong), call.weight, call.options.reduction,
-                         call.options.ignore_index, call.options.label_smoothing);
+  aten_cross_entropy(call.logits, call.target, call.weight, symbolic(call.options));
   TORCH_CHECK_INDEX(false, "softkern::cross_entropy: a target is out of bounds [0, ", call.classes(), ")");
 }
 

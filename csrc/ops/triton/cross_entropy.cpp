@@ -26,30 +26,31 @@ class TritonKernels final : public CrossEntropyKernels {
     if (call.options.reduction != kMean) return {{1}, {1}};
     const Tensor sum = at::empty({}, call.logits.options().dtype(at::kDouble));
     const Tensor reciprocal = at::empty({}, call.logits.options().dtype(call.compute));
-    target_weight.redispatch(kernels_of(call.logits), call.target, if_defined(call.weight), call.classes(),
-                             call.options.ignore_index, sum, reciprocal);
+    target_weight.redispatch(kernels_of(call.logits.device()), call.target, if_defined(call.weight),
+                             call.classes(), call.options.ignore_index, sum, reciprocal);
     return {{0, sum}, {0, reciprocal}};
   }
 
   void rows(const CrossEntropyCall& call, const Number& factor, const Tensor& losses,
             const Tensor& grad) const override {
-    cross_entropy_rows.redispatch(kernels_of(call.logits), call.logits, call.target, if_defined(call.weight),
-                                  call.options, factor.on_device.defined() ? 1 : factor.value,
-                                  if_defined(factor.on_device), losses,
-                                  grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
+    cross_entropy_rows.redispatch(kernels_of(call.logits.device()), call.logits, call.target,
+                                  if_defined(call.weight), call.options,
+                                  factor.on_device.defined() ? 1 : factor.value, if_defined(factor.on_device),
+                                  losses, grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
   }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
               const Tensor& grad_scale) const override {
-    reduce_losses.redispatch(kernels_of(losses), losses, divisor.value, if_defined(divisor.on_device),
-                             storage.value, if_defined(storage.on_device), loss, if_defined(grad_scale));
+    reduce_losses.redispatch(kernels_of(losses.device()), losses, divisor.value,
+                             if_defined(divisor.on_device), storage.value, if_defined(storage.on_device),
+                             loss, if_defined(grad_scale));
   }
 
   void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale, const Tensor& target,
              int64_t ignore_index, const Tensor& out) const override {
     // Of a retained graph: a later backward may be allowed to scale in place.
-    scale_gradient.redispatch(kernels_of(grad), grad_output, unseen(grad), grad_scale, if_defined(target),
-                              ignore_index, unseen(out));
+    scale_gradient.redispatch(kernels_of(grad.device()), grad_output, unseen(grad), grad_scale,
+                              if_defined(target), ignore_index, unseen(out));
   }
 
  private:

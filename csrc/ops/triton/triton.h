@@ -7,16 +7,6 @@
 
 namespace softkern::triton {
 
-SOFTKERN_OP(softkern_triton, softmax, 0, "(Tensor self, int dim) -> Tensor",
-            Tensor(const Tensor& self, int64_t dim));
-SOFTKERN_OP(softkern_triton, log_softmax, 0, "(Tensor self, int dim) -> Tensor",
-            Tensor(const Tensor& self, int64_t dim));
-SOFTKERN_OP(softkern_triton, softmax_backward, 1, "(Tensor grad_output, Tensor output, int dim) -> Tensor",
-            Tensor(const Tensor& grad_output, const Tensor& output, int64_t dim));
-SOFTKERN_OP(softkern_triton, log_softmax_backward, 1,
-            "(Tensor grad_output, Tensor output, int dim) -> Tensor",
-            Tensor(const Tensor& grad_output, const Tensor& output, int64_t dim));
-
 /// The weight of the targets that count, in float64, and its reciprocal in `dtype`'s dtype.
 SOFTKERN_OP(softkern_triton, target_weight, 0,
             "(Tensor target, Tensor? weight, int classes, int ignore_index, Tensor(a!) sum, "
@@ -46,10 +36,10 @@ SOFTKERN_OP(softkern_triton, scale_gradient, 1,
             void(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
                  const OptionalTensor& target, int64_t ignore_index, Tensor out));
 
-/// Where to redispatch to: the kernels of x's device. What is above them in the dispatcher has seen the op
-/// that was called, and must not see this one as well.
-inline c10::DispatchKeySet kernels_of(const Tensor& x) {
-  switch (x.device().type()) {
+/// Where to redispatch to: the kernels of a device. What is above them in the dispatcher has seen the op that
+/// was called, and must not see this one as well.
+inline c10::DispatchKeySet kernels_of(c10::Device device) {
+  switch (device.type()) {
     case c10::DeviceType::CUDA:
       return c10::DispatchKeySet(c10::DispatchKey::CUDA);
     case c10::DeviceType::XPU:
@@ -57,6 +47,15 @@ inline c10::DispatchKeySet kernels_of(const Tensor& x) {
     default:
       return c10::DispatchKeySet(c10::DispatchKey::CPU);
   }
+}
+
+/// `op` by its namesake.
+template <class Tag, class R, class... A>
+bool computed_by_namesake(const Op<Tag, R(A...)>& op) {
+  return op.computed_by(Backend::kTriton, [](A... a) -> R {
+    const c10::Device device = Op<Tag, R(A...)>::device_of(a...);
+    return in_triton(Op<Tag, R(A...)>()).redispatch(kernels_of(device), static_cast<A&&>(a)...);
+  });
 }
 
 }  // namespace softkern::triton
