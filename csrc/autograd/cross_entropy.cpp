@@ -11,7 +11,7 @@
 namespace softkern {
 namespace {
 
-struct CrossEntropyNode : Node {
+struct CrossEntropyNode : SavingNode<CrossEntropyNode> {
   SavedVariable grad;  // from the forward; not of logits that need none
   SavedVariable grad_scale;
   SavedVariable target;
@@ -22,10 +22,6 @@ struct CrossEntropyNode : Node {
   bool has_graph = false;  // of the gradient, which has to stay what it is
 
   std::string name() const override { return "SoftkernCrossEntropyBackward"; }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (SavedVariable* v : {&grad, &grad_scale, &target, &weight, &log_p}) v->reset_data();
-  }
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Tensor& g = grads[0];
@@ -40,7 +36,7 @@ struct CrossEntropyNode : Node {
     // Probabilities or weights need a gradient: what is made of them may need a graph with them.
     const bool graph = at::GradMode::is_enabled();
     const Tensor stored = log_p.unpack();
-    const at::ScalarType compute = stored.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const at::ScalarType compute = compute_type(stored);
     Tensor lp = stored.to(compute);
     const Masses masses(stored, y, w, options);
     const Tensor row = by_row(g, masses, options, compute);
@@ -60,20 +56,17 @@ struct CrossEntropyNode : Node {
     return result;
   }
   void compiled_args(CompiledNodeArgs& args) const override {
-    for (const SavedVariable* v : {&grad, &grad_scale, &target, &log_p}) args.collect(*v, false);
-    if (num_outputs() > 1) args.collect(weight, false);
+    collect_saved(args);
     collect(args, options);
     args.collect(in_place);
   }
-  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
-    // Compiled autograd takes no second derivatives, to which alone the weights may matter.
-    for (SavedVariable* v : {&grad, &grad_scale, &target, &log_p}) saved.before(*v);
-    if (num_outputs() > 1) saved.before(weight);
-    variable_list result = apply(variable_list(grads));
-    for (SavedVariable* v : {&grad, &grad_scale, &target, &log_p}) saved.after(*v);
-    if (num_outputs() > 1) saved.after(weight);
-    return result;
-  }
+
+  static constexpr SavedVariable CrossEntropyNode::* kSaved[] = {
+      &CrossEntropyNode::grad, &CrossEntropyNode::grad_scale, &CrossEntropyNode::target,
+      &CrossEntropyNode::log_p, &CrossEntropyNode::weight};
+  /// Without the weights, where they have no gradient: compiled autograd takes no second derivatives, to
+  /// which alone they may matter then.
+  size_t used() const { return std::size(kSaved) - (num_outputs() > 1 ? 0 : 1); }
 
  private:
   Tensor of_logits(const Tensor& g, const Tensor& y) {

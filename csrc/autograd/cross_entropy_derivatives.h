@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "../ops/checks.h"
+#include "../ops/rows.h"
 #include "output_node.h"
 
 namespace softkern {
@@ -27,7 +28,7 @@ class Masses {
         keep_(1 - options.label_smoothing),
         share_(options.label_smoothing /
                static_cast<double>(like.sym_size(dim_).guard_int(__FILE__, __LINE__))) {
-    const at::ScalarType compute = like.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const at::ScalarType compute = compute_type(like);
     const at::TensorOptions numbers = like.options().dtype(compute);
     if (weight.defined()) {
       at::SymDimVector shape(static_cast<size_t>(like.dim()), 1);
@@ -113,7 +114,7 @@ inline Tensor by_row(const Tensor& grad_output, const Masses& masses, const Cros
 
 /// The gradient as a function of the upstream gradient and of the logits, for a graph of it. Its own
 /// derivatives recover p; those of any higher order go through ATen.
-struct CrossEntropyGradientNode : Node {
+struct CrossEntropyGradientNode : SavingNode<CrossEntropyGradientNode> {
   SavedVariable grad_output;
   SavedVariable grad;  // G, but for grad_scale
   SavedVariable grad_scale;
@@ -122,10 +123,6 @@ struct CrossEntropyGradientNode : Node {
   CrossEntropyOptions options;
 
   std::string name() const override { return "SoftkernCrossEntropyBackwardBackward"; }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight}) v->reset_data();
-  }
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Tensor& upstream = grads[0];  // (N, C, d...)
@@ -163,16 +160,15 @@ struct CrossEntropyGradientNode : Node {
     return {of_upstream, of_logits};
   }
   void compiled_args(CompiledNodeArgs& args) const override {
-    for (const SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight})
-      args.collect(*v, false);
+    collect_saved(args);
     collect(args, options);
   }
-  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
-    for (SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight}) saved.before(*v);
-    variable_list result = apply(variable_list(grads));
-    for (SavedVariable* v : {&grad_output, &grad, &grad_scale, &target, &weight}) saved.after(*v);
-    return result;
-  }
+
+  static constexpr SavedVariable CrossEntropyGradientNode::* kSaved[] = {
+      &CrossEntropyGradientNode::grad_output, &CrossEntropyGradientNode::grad,
+      &CrossEntropyGradientNode::grad_scale, &CrossEntropyGradientNode::target,
+      &CrossEntropyGradientNode::weight};
+  static size_t used() { return std::size(kSaved); }
 };
 
 /// Gradients in class probabilities and in weights, of log p: with g the upstream gradient of a row,

@@ -42,6 +42,35 @@ inline void collect(CompiledNodeArgs& args, const CrossEntropyOptions& options) 
   std::apply([&](const auto&... field) { (args.collect(field), ...); }, fields(options));
 }
 
+/// A Node that names its saved variables once: `N::kSaved`, of which the first `used()` matter to compiled
+/// autograd.
+template <class N>
+struct SavingNode : Node {
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto v : N::kSaved) (self().*v).reset_data();
+  }
+  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
+    for_each_used(self(), [&](SavedVariable& v) { saved.before(v); });
+    variable_list result = apply(variable_list(grads));
+    for_each_used(self(), [&](SavedVariable& v) { saved.after(v); });
+    return result;
+  }
+
+ protected:
+  void collect_saved(CompiledNodeArgs& args) const {
+    for_each_used(static_cast<const N&>(*this), [&](const SavedVariable& v) { args.collect(v, false); });
+  }
+
+ private:
+  N& self() { return static_cast<N&>(*this); }
+  template <class Own, class F>
+  static void for_each_used(Own& node, F f) {
+    const size_t count = node.used();
+    for (size_t i = 0; i < count; ++i) f(node.*N::kSaved[i]);
+  }
+};
+
 /// Tensors of functorch's levels. Batched is its forerunner, still behind torch.autograd.grad(...,
 /// is_grads_batched=True).
 inline bool is_transformed(const Tensor& x) {
