@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views of a results file: terminal tables, CSV, plots, the README's block; here is what they share."""
+"""Views of a results file: terminal tables, CSV, plots, Markdown. This file holds what they share."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +12,8 @@ from benchmarks.cells import Cell
 from benchmarks.results import CAPTURED, Results, Row
 
 MIB = 1 << 20
-MOST_TIMES_PLAIN = 1.1  # above: other logits cost something, beyond the spread of the measurements
+MOST_TIMES_PLAIN = 1.1  # above it, masked logits cost more than the spread of the measurements
+ORDER = ("cross_entropy", "softmax", "log_softmax")  # of the ops in summaries; whole jobs come last
 
 
 def cell_of(row: Row) -> Cell:
@@ -42,6 +44,10 @@ def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]
     return groups
 
 
+def in_order(op: str) -> int:
+    return (*ORDER, op).index(op)
+
+
 def headline(results: Results) -> list[Row]:
     """The rows in the default regime with the largest number of threads: as users run the ops."""
     rows = [row for row in results["rows"] if row["regime"] == "default"]
@@ -61,6 +67,21 @@ def multiple_of_input(row: Row) -> float | None:
     size = cell_of(row).input_bytes
     peak = None if row.get("how") == CAPTURED else row.get("peak_bytes")
     return peak / size if size and peak is not None else None
+
+
+def has_ratio(row: Row) -> bool:
+    """False where torch failed and the ratio is against another provider."""
+    return is_ok(row) and bool(row["baseline"] == "torch")
+
+
+def is_peer(row: Row) -> bool:
+    """Neither torch nor softkern, in none of their variants."""
+    return re.split("[:#]", row["provider"])[0] not in ("torch", "softkern")
+
+
+def best_peer(rows: Iterable[Row]) -> Row | None:
+    """The fastest provider of a cell besides torch and softkern."""
+    return max((r for r in rows if has_ratio(r) and is_peer(r)), key=lambda r: r["ratio"], default=None)
 
 
 def worst_error(row: Row) -> float | None:

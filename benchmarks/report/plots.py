@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.report import baseline, cell_of, grouped, headline, is_ok, shape_label
+from benchmarks.report import baseline, cell_of, grouped, headline, in_order, is_ok, shape_label, six_shapes
 from benchmarks.results import Results, Row
 
 PASSES = ("no-grad", "forward+backward")
@@ -25,6 +25,8 @@ SHAPES = ("s", "^", "v", "P", "X", "p", "*", "h", "<", ">")
 GREY = "#555555"
 DTYPE_COLOURS = {"float32": "#0072b2", "bfloat16": "#e69f00", "float16": "#009e73", "float64": "#666666"}
 NO_ERROR = 1e-2  # where a logarithmic axis shows exact results
+SLOWEST = 0.2  # left end of the speed-up axis; slower providers are drawn there
+NOT_DRAWN = "softkern:portable"  # 20 times slower than the others: it would squeeze them; tables have it
 WIDTH = 11  # inches
 STYLE = {
     "svg.hashsalt": "softkern",
@@ -57,7 +59,7 @@ def write(results: Results, folder: Path) -> list[Path]:
             if figure is not None:
                 figure.savefig(folder / name, format="svg", metadata={"Date": None})
                 written.append(folder / name)
-    return written
+    return [*written, *six_shapes.write(results, folder)]
 
 
 def _marks(results: Results) -> dict[str, Mark]:
@@ -98,16 +100,17 @@ def _number_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-# Speed-up: a panel for each op and pass, a line for each cell; whole jobs in a panel of their own
+# Speed-up: a panel for each op and pass, a line for each cell; the last panel has the whole jobs
 
 
 def _speedup(results: Results) -> Figure | None:
     rows = [r for r in headline(results) if is_ok(r)]
     reference = baseline(results)
     rows = [r for r in rows if r["baseline"] == reference != r["provider"]]
-    rows = [r for r in rows if r["pass_name"] in (*PASSES, *JOBS)]
+    rows = [r for r in rows if r["pass_name"] in (*PASSES, *JOBS) and r["provider"] != NOT_DRAWN]
     if not rows:
         return None
+    rows.sort(key=lambda r: in_order(r["op"]))
     panels: dict[str, list[Row]] = {}
     for row in rows:
         panels.setdefault("whole jobs" if row["pass_name"] in JOBS else row["op"], []).append(row)
@@ -127,8 +130,8 @@ def _speedup(results: Results) -> Figure | None:
             _speedup_panel(ax, [r for r in part if r["pass_name"] == pass_name], labels[title], marks)
             ax.set_title(f"{title}, {pass_name}")
     ratios = [row["ratio"] for row in rows]
-    grid[0, 0].set_xlim(min(0.8, *ratios) / 1.2, max(1.25, *ratios) * 1.2)
-    what = f"times as fast as {reference}, float32 unless named; softkern's numbers at the right"
+    grid[0, 0].set_xlim(SLOWEST / 1.1, max(1.25, *ratios) * 1.2)
+    what = f"times as fast as {reference} ({SLOWEST:g}: that or less), float32 unless named; right: softkern"
     figure.supxlabel(_caption(what, results), fontsize=9)
     _legend(figure, marks, rows)
     return figure
@@ -154,8 +157,9 @@ def _speedup_panel(ax: Axes, rows: Sequence[Row], labels: Sequence[str], marks: 
         colour, shape = marks[provider]
         ours = provider == "softkern"
         ratios, places = [row["ratio"] for row in part], [labels.index(_label(row)) for row in part]
+        drawn = [max(SLOWEST, ratio) for ratio in ratios]
         style = {"color": colour, "marker": shape, "markeredgecolor": "white", "markeredgewidth": 0.5}
-        ax.plot(ratios, places, linestyle="none", markersize=6.5 if ours else 4.5, zorder=3 + ours, **style)
+        ax.plot(drawn, places, linestyle="none", markersize=6.5 if ours else 4.5, zorder=3 + ours, **style)
         for ratio, place in zip(ratios, places, strict=True) if ours else ():
             weight = "bold" if ratio < 1 else "normal"
             where = ax.get_yaxis_transform()  # x along the panel, y a cell
