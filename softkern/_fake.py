@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes and dtypes of the ops without their values: what torch.compile, torch.export and meta tensors see.
+"""Fake kernels: shapes and dtypes of the ops' results for torch.compile, torch.export and meta tensors.
 
-Defaults repeat the schema's: the dispatcher drops arguments that equal theirs.
+The defaults repeat those of the schema, because the dispatcher drops arguments that equal their default.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def _cross_entropy(
 ) -> Tensor:
     like = self
     if not _C.takes_cross_entropy(self, target, weight, reduction, ignore_index, label_smoothing):
-        # ATen's op refuses the arguments, or says of which dtype its loss is. Of which shape, it can't be
-        # asked: its decomposition for symbolic sizes takes "none" for a sum.
+        # ATen's op refuses the arguments, or gives the dtype of its loss. Its shape is not used: ATen's
+        # decomposition for symbolic sizes treats "none" as a sum.
         aten = torch.ops.aten.cross_entropy_loss
         like = aten(self, _as_long(target, self), weight, reduction, ignore_index, label_smoothing)
     return like.new_empty(_loss_shape(self, reduction))
