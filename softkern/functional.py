@@ -344,8 +344,8 @@ def _is_int64(value: object) -> TypeGuard[int]:
 
 
 # Numbers of other types than Python's are converted as F converts them. None means that F has to trace the
-# value, or to refuse it with its own message. F accepts more types for an ignore_index (a SymInt, for example)
-# than for a dim. torch.compile sees numpy's numbers as tensors, and leaves these to F.
+# value, or to refuse it with its own message. F accepts more types for an ignore_index (a SymInt, for
+# example) than for a dim. torch.compile sees numpy's numbers as tensors, and leaves these to F.
 
 
 def _as_dim(value: object) -> int | None:

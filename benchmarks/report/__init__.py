@@ -23,12 +23,12 @@ def cell_of(row: Row) -> Cell:
 
 def _field(row: Row, name: str) -> Any:
     if name == "inputs":
-        return row.get(name, "")  # older files have plain logits alone
+        return row.get(name, "")  # older files have only plain logits
     return tuple(row[name]) if name == "shape" else row[name]  # JSON has lists
 
 
 def shape_label(cell: Cell) -> str:
-    """The shape, and the dimension where it is not the last."""
+    """The shape, and the dimension if it is not the last one."""
     return cell.shape_text if cell.last_dim else f"{cell.shape_text} dim {cell.dim}"
 
 
@@ -37,7 +37,7 @@ def is_ok(row: Row) -> bool:
 
 
 def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows that agree in those fields, groups in the order in which they first appear."""
+    """Groups of rows that agree in these fields, in the order of their first rows."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(_field(row, name) for name in names), []).append(row)
@@ -49,21 +49,21 @@ def in_order(op: str) -> int:
 
 
 def headline(results: Results) -> list[Row]:
-    """The rows in the default regime with the largest number of threads: as users run the ops."""
+    """The rows in the default regime with the largest number of threads, as users run the ops."""
     rows = [row for row in results["rows"] if row["regime"] == "default"]
     most = max((row["threads"] for row in rows), default=0)
     return [row for row in rows if row["threads"] == most]
 
 
 def baseline(results: Results) -> str | None:
-    """What the rows are compared with; a few have another provider there, where this one failed."""
+    """The provider that most rows are compared with; where it failed, a row has another one."""
     names = Counter(row["baseline"] for row in results["rows"] if is_ok(row))
     return names.most_common(1)[0][0] if names else None
 
 
 def multiple_of_input(row: Row) -> float | None:
-    """Peak memory above the inputs in units of the N x C logits; None where there is none of either, or a
-    CUDA graph had it before."""
+    """Peak memory above the inputs in units of the N x C logits. None if there is no peak or no logits, or
+    if a CUDA graph had allocated the memory before."""
     size = cell_of(row).input_bytes
     peak = None if row.get("how") == CAPTURED else row.get("peak_bytes")
     return peak / size if size and peak is not None else None
@@ -95,7 +95,7 @@ def number(value: float) -> str:
 
 
 def unit_of(seconds: float) -> tuple[float, str]:
-    """What to multiply seconds with, and the unit that gives."""
+    """The factor from seconds to a unit that fits, and the name of the unit."""
     return (1e6, "us") if seconds < 999.5e-6 else (1e3, "ms") if seconds < 999.5e-3 else (1.0, "s")
 
 
@@ -105,6 +105,6 @@ def duration(seconds: float) -> str:
 
 
 def huge_page_mode(environment: dict[str, str]) -> str:
-    """The kernel marks the mode in use with brackets: always [madvise] never."""
+    """The mode in use, which Linux marks with brackets: always [madvise] never."""
     text = environment.get("huge pages", "unknown")
     return text.partition("[")[2].partition("]")[0] or text

@@ -36,7 +36,7 @@ COLUMNS = (
     *("op, pass, dtype, shape", "torch", "softkern", "torch / softkern", "% of copy speed"),
     *("memory, torch", "memory, softkern", "best other"),
 )
-EDGES = "Besides common shapes (times plain: how many times as long as the same provider with plain logits):"
+EDGES = "Other cells (times plain: time divided by the same provider's time with plain logits):"
 EDGE_COLUMNS = (
     *("op, pass, dtype, shape, option, logits", "torch", "softkern", "torch / softkern"),
     *("times plain, torch", "times plain, softkern", "memory, torch", "memory, softkern"),
@@ -94,7 +94,7 @@ def _shown(row: Row, short: bool) -> bool:
 
 
 def _line(rows: list[Row]) -> list[str]:
-    """The cell's line of the table, if softkern has a time for it."""
+    """The line of a cell, if softkern has a time for it."""
     by_provider = {row["provider"]: row for row in rows}
     ours, torch = by_provider.pop("softkern", None), by_provider.pop("torch", None)
     if ours is None or not is_ok(ours):
@@ -163,8 +163,8 @@ def _memory(row: Row | None) -> str:
 
 
 def _slower(results: Results) -> list[str]:
-    """A line for an op and shape: the passes in which softkern loses and how far, in whatever regime and
-    number of threads. A ratio that reads as 1.00 is no loss."""
+    """One line per op and shape: the passes in which softkern is slower, and the ratios, in all regimes and
+    numbers of threads. A ratio that is printed as 1.00 is not listed."""
     ours = [row for row in results["rows"] if row["provider"] == "softkern" and has_ratio(row)]
     losing = [row for row in ours if row["ratio"] < 0.995]
     if not losing:
@@ -175,7 +175,7 @@ def _slower(results: Results) -> list[str]:
 
 
 def _slowed(results: Results) -> list[str]:
-    """The same of those in which softkern takes longer than with plain logits."""
+    """The same for cells in which softkern takes longer than with plain logits."""
     ours = [row for row in results["rows"] if row["provider"] == "softkern" and row.get("times_plain")]
     slowed = [row for row in ours if row["times_plain"] > MOST_TIMES_PLAIN]
     what = f"Cells where softkern takes more than {MOST_TIMES_PLAIN} times as long as with plain logits"

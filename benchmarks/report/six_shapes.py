@@ -19,7 +19,7 @@ CELLS = tuple(
 )
 TICKS = (0.5, 1, 2, 5, 10, 20, 50)
 RED, BLUE = "#d7191c", "#4a90c8"  # both readable on white and on black
-# GitHub shows the picture that fits the reader's theme; the background is the page's.
+# GitHub shows the picture for the reader's theme. The background is transparent.
 INK = {"six-shapes.svg": "#1f2328", "six-shapes-dark.svg": "#e6edf3"}
 STYLE = {
     "svg.hashsalt": "softkern",
@@ -32,7 +32,7 @@ STYLE = {
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """One picture a theme, if all six shapes were measured."""
+    """One picture per theme, if all six shapes were measured."""
     cells = grouped(headline(results), "cell")
     found = [cells.get((cell,), []) for cell in CELLS]
     if not all(_providers(rows) >= {"torch", "softkern"} for rows in found):
@@ -83,14 +83,14 @@ def _figure(cells: list[list[Row]], results: Results, ink: str) -> Figure:
 
 
 def _bar(ax: Axes, place: float, row: Row, colour: str, label: str, ink: str, weight: str = "normal") -> None:
-    """From torch's speed to the row's; the label stands at the right end."""
+    """A bar from torch's speed to the row's, with a label at the right."""
     ax.barh(place, row["ratio"] - 1, left=1, height=0.34, color=colour)
     ax.text(max(row["ratio"], 1) * 1.04, place, label, va="center", color=ink, fontsize=9, weight=weight)
 
 
 def _axes(ax: Axes, cells: list[list[Row]], ink: str) -> None:
     ax.set_xscale("log")
-    ax.set_xlim(0.5, 400)  # bars end at 50: labels and times need the rest
+    ax.set_xlim(0.5, 400)  # bars end below 50; labels and times need the rest
     ax.xaxis.set_major_locator(FixedLocator(TICKS))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -104,5 +104,5 @@ def _axes(ax: Axes, cells: list[list[Row]], ink: str) -> None:
 
 
 def _label(row: Row) -> str:
-    """N x C, and the positions behind the classes where there are some."""
+    """N x C, followed by the positions, if there are any."""
     return " x ".join(f"{size:,}" for size in row["shape"])

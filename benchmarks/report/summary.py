@@ -13,7 +13,7 @@ from benchmarks.results import BadResults, Results, Row
 Errors = list[dict[str, Any]]
 
 ERRORS = "docs/accuracy.json"  # beside the README
-# The cell, and the logits in docs/accuracy.json that have as many classes.
+# Cells, each with the logits in docs/accuracy.json that have as many classes.
 SHOWN = {
     "cross_entropy/forward+backward/float32/65536x10": "N(0, 10), C = 10",
     "cross_entropy/forward+backward/float32/4096x1000": "N(0, 10), C = 1000",
@@ -51,7 +51,7 @@ def _pair(results: Results, source: str, cell: str) -> tuple[Row, Row]:
 
 
 def _worst(errors: Errors, cell: str) -> dict[str, float]:
-    """Of the result and, after a backward, of its gradient."""
+    """The larger error of the result and, after a backward, of its gradient."""
     op, pass_name, dtype, _ = cell.split("/")
     ops = (op, f"{op} gradient") if pass_name == "forward+backward" else (op,)
     key = (dtype, SHOWN[cell])
