@@ -54,7 +54,20 @@ def test_summary_has_time_memory_and_error() -> None:
     times = "2.00 ms | 500 us | **4.0** | 1.0 | 1.0"
     assert rows[0] == f"| `cross_entropy` and its gradient, 65,536 x 10 | {times} | 4,000 ulp | **3.0 ulp** |"
     assert rows[-1] == f"| `softmax`, 2,048 x 32,000 | {times} | 60 ulp | **1.0 ulp** |"
-    assert len(rows) == 5 and "Some CPU, 2 threads, avx512, torch 2.13.0" in lines[-1]
+    assert len(rows) == 5 and "Some CPU, 2 threads, avx512, torch 2.13.0" in text
+    assert lines[-1] == "softkern is slower than torch in 0 of these 5 measurements."
+
+
+def test_summary_says_where_softkern_gains_little() -> None:
+    results = results_with(tuple(summary.SHOWN))
+    job = {"op": "zoo", "pass_name": "epoch", "shape": []}
+    results["rows"] += [row(ratio=ratio, **job) for ratio in (1.03, 1.15)]
+    results["rows"] += [row(shape=[7, 7], ratio=0.98), row(shape=[7, 7], ratio=0.996)]
+    last = summary.block(results, "r.json", errors()).splitlines()[-1]
+    assert last == (
+        "softkern is slower than torch in 1 of these 9 measurements; "
+        "whole training jobs are 1.03 to 1.15 times as fast."
+    )
 
 
 def test_summary_needs_all_its_cells() -> None:

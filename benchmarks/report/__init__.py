@@ -12,6 +12,7 @@ from benchmarks.cells import Cell
 from benchmarks.results import CAPTURED, Results, Row
 
 MIB = 1 << 20
+JOBS = ("epoch", "step")  # the passes of whole training jobs
 MOST_TIMES_PLAIN = 1.1  # above it, masked logits cost more than the spread of the measurements
 ORDER = ("cross_entropy", "softmax", "log_softmax")  # of the ops in summaries; whole jobs come last
 
@@ -72,6 +73,13 @@ def multiple_of_input(row: Row) -> float | None:
 def has_ratio(row: Row) -> bool:
     """False where torch failed and the ratio is against another provider."""
     return is_ok(row) and bool(row["baseline"] == "torch")
+
+
+def compared(results: Results) -> tuple[list[Row], list[Row]]:
+    """softkern's rows with a ratio, and those of them that are slower than torch. A ratio that is printed as
+    1.00 is not slower."""
+    ours = [row for row in results["rows"] if row["provider"] == "softkern" and has_ratio(row)]
+    return ours, [row for row in ours if row["ratio"] < 0.995]
 
 
 def is_peer(row: Row) -> bool:

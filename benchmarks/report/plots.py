@@ -13,11 +13,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.report import baseline, cell_of, grouped, headline, in_order, is_ok, shape_label, six_shapes
+from benchmarks.report import (
+    JOBS,
+    baseline,
+    cell_of,
+    grouped,
+    headline,
+    in_order,
+    is_ok,
+    shape_label,
+    six_shapes,
+)
 from benchmarks.results import Results, Row
 
 PASSES = ("no-grad", "forward+backward")
-JOBS = ("epoch", "step")
 KINDS = ("output", "gradient")
 # Colours by Okabe and Ito: colour-blind readers can distinguish them.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#a6761d", "#6a3d9a", "#666666")

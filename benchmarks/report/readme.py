@@ -9,10 +9,12 @@ from pathlib import Path
 
 from benchmarks import results as results_file
 from benchmarks.report import (
+    JOBS,
     MOST_TIMES_PLAIN,
     baseline,
     best_peer,
     cell_of,
+    compared,
     duration,
     grouped,
     has_ratio,
@@ -27,7 +29,6 @@ from benchmarks.report import (
 from benchmarks.results import Results, Row
 
 MARKED = re.compile(r"<!-- (benchmarks|summary): begin ?(.*?) ?-->\n(.*?)<!-- \1: end -->", re.DOTALL)
-JOBS = ("epoch", "step")
 PASSES = ("no-grad", "forward+backward", *JOBS)
 # The passes of a short table; log_softmax behaves like softmax.
 SHORT = {"cross_entropy": "forward+backward", "softmax": "no-grad"}
@@ -164,9 +165,8 @@ def _memory(row: Row | None) -> str:
 
 def _slower(results: Results) -> list[str]:
     """One line per op and shape: the passes in which softkern is slower, and the ratios, in all regimes and
-    numbers of threads. A ratio that is printed as 1.00 is not listed."""
-    ours = [row for row in results["rows"] if row["provider"] == "softkern" and has_ratio(row)]
-    losing = [row for row in ours if row["ratio"] < 0.995]
+    numbers of threads."""
+    ours, losing = compared(results)
     if not losing:
         return [f"Cells where softkern is slower than torch: none of {len(ours)} measurements."]
     count = f"{len(losing)} of {len(ours)} measurements, all regimes and numbers of threads"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import duration, grouped, has_ratio, headline, multiple_of_input
+from benchmarks.report import JOBS, compared, duration, grouped, has_ratio, headline, multiple_of_input
 from benchmarks.results import BadResults, Results, Row
 
 Errors = list[dict[str, Any]]
@@ -38,7 +38,7 @@ def block(results: Results, source: str, errors: Errors) -> str:
     cells = {name: _pair(results, source, name) for name in SHOWN}
     lines = [_line(torch, ours, _worst(errors, name)) for name, (torch, ours) in cells.items()]
     claim = _claim(*cells[CLAIMED], _worst(errors, CLAIMED))
-    return "\n".join([claim, "", HEADER, *lines, "", _caption(results), ""])
+    return "\n".join([claim, "", HEADER, *lines, "", _caption(results), "", _limits(results), ""])
 
 
 def _pair(results: Results, source: str, cell: str) -> tuple[Row, Row]:
@@ -98,3 +98,11 @@ def _caption(results: Results) -> str:
         "distance from the float64 answer, in units in the last place of float32 (ulp), for logits N(0, 10) "
         "and, with 32,000 classes, N(0, 5)."
     )
+
+
+def _limits(results: Results) -> str:
+    """How often softkern is slower, and how little whole training jobs gain."""
+    ours, slower = compared(results)
+    jobs = [row["ratio"] for row in ours if row["pass_name"] in JOBS]
+    gain = f"; whole training jobs are {min(jobs):.2f} to {max(jobs):.2f} times as fast" if jobs else ""
+    return f"softkern is slower than torch in {len(slower)} of these {len(ours)} measurements{gain}."
