@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts share: which loss to train with, and printing the losses of the runs."""
+"""Shared by the scripts: the choice of the loss, and printing the losses of the runs."""
 
 import argparse
 import time
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 import softkern
 
-# softkern has the functions of torch.nn.functional under the same names, so a training loop
-# that takes "the module with cross_entropy in it" as an argument runs with either.
+# softkern has functions with the names of torch.nn.functional, so a training loop can take the
+# module that contains cross_entropy as an argument.
 IMPLEMENTATIONS = {"softkern": softkern, "torch": F}
 
 
@@ -21,9 +21,9 @@ class Run:
     """One finished training run."""
 
     name: str  # column title
-    ops: Any  # the module it trained with
+    ops: Any  # the module whose loss it used
     losses: dict[int, float]  # epoch -> loss
-    result: Any  # whatever else train() returned
+    result: Any  # the other result of train()
     seconds: float
 
 
@@ -48,8 +48,8 @@ def add_loss_option(parser):
 def train_each(choice, train):
     """Call ``train(ops)`` for each chosen implementation and return the list of runs.
 
-    ``train`` returns ``(losses, result)`` and must build its own initial state (zeros, or a seed
-    set inside it): that is what makes two runs start equal.
+    ``train`` returns ``(losses, result)``. It must build its own initial state (zeros, or a seed
+    set inside it), so that both runs start from the same state.
     """
     warm_up()
     names = IMPLEMENTATIONS if choice == "both" else [choice]
@@ -63,7 +63,7 @@ def train_one(name, ops, train):
 
 
 def warm_up():
-    """Take one tiny step with each: the first ever loads code, which no run should pay for."""
+    """Take one tiny step with each: the first step loads code, which should not count in a run."""
     for ops in IMPLEMENTATIONS.values():
         model = torch.nn.Linear(784, 10)
         optimizer = torch.optim.Adam(model.parameters())
@@ -78,7 +78,7 @@ def largest_difference(runs):
 
 
 def print_losses(runs):
-    """Print a row per epoch and a column per run; below it the difference and the times."""
+    """Print one row per epoch and one column per run; below them the difference and the times."""
     print("epoch " + " ".join(f"{run.name:>10}" for run in runs))
     for epoch in runs[0].losses:
         print(f"{epoch:5d} " + " ".join(f"{run.losses[epoch]:10.6f}" for run in runs))

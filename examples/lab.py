@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Softmax classifier on eight samples: four features, three classes, weights from zero.
 
-Trains it with the loss taken two ways:
+It is trained with two kinds of loss:
 
-logits   cross-entropy of the logits, the way to do it
-twice    cross-entropy written out by hand on top of a softmax, where log_softmax makes it a
-         second softmax: probabilities are treated as logits. It still learns, but slowly and
-         not towards zero: logits between 0 and 1 cannot give a loss below log(1 + 2/e) = 0.5514.
+logits   cross-entropy of the logits, as it should be
+twice    cross-entropy written by hand after a softmax. Its log_softmax is a second softmax, so
+         probabilities are treated as logits. It still learns, but slowly and not towards zero:
+         logits between 0 and 1 cannot give a loss below log(1 + 2/e) = 0.5514.
 
 Run:  python examples/lab.py --loss both
 """

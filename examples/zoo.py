@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear softmax classifier for the Zoo data: 101 animals, 16 features, 7 classes.
 
-Trains it twice: weight and bias by hand, from zero, and as an nn.Module from a seeded start.
+It is trained twice: with weight and bias written by hand, from zero, and as an nn.Module with a seed.
 
 Run:  python examples/zoo.py --loss both
 """
@@ -54,7 +54,7 @@ def train(ops, model, parameters, x, y):
 
 
 def print_classes(y, predicted):
-    """Print precision, recall and F1 of each class: those of scikit-learn, which this script does without."""
+    """Print precision, recall and F1 of each class, as scikit-learn does; this script does not need it."""
     print(f"{'':>12}  precision  recall      f1  animals")
     for c, name in enumerate(CLASSES):
         right = ((predicted == c) & (y == c)).sum().item()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused, exact and reproducible softmax, log-softmax and cross-entropy for PyTorch.
 
-`softkern.softmax`, `softkern.log_softmax` and `softkern.cross_entropy` have the signatures and the meaning
-of their namesakes in `torch.nn.functional`; `softkern.Softmax`, `softkern.LogSoftmax` and
-`softkern.CrossEntropyLoss` those of `torch.nn`. `softkern.install` puts them behind torch's own names.
+`softkern.softmax`, `softkern.log_softmax` and `softkern.cross_entropy` replace the functions of
+`torch.nn.functional` with these names. The modules `softkern.Softmax`, `softkern.LogSoftmax` and
+`softkern.CrossEntropyLoss` replace those of `torch.nn`. `softkern.install` puts them behind torch's names.
 """
 
 import torch  # noqa: F401  (loads the libraries that _C is linked against)
@@ -33,6 +33,6 @@ __all__ = [
     "use_backend",
 ]
 
-# Last: a backend that is named is loaded, and may import from here.
+# Last: a backend chosen by a variable is loaded here, and may import from this package.
 choose_from_environment()
 del choose_from_environment

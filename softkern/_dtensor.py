@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DTensors whose classes are whole on every rank: each rank's rows go through the kernels.
+"""DTensors with all classes of a row on one rank: the kernels compute each rank's rows.
 
-Rows may be sharded along any dimension, over any number of mesh dimensions, or be replicated. Anything else
-(sharded classes, pending sums, ranks outside the mesh, arguments that don't go together) is torch's: the
-functions here return None for it.
+Rows may be sharded along any dimension, over any number of mesh dimensions, or be replicated. The functions
+here return None for everything else, and torch computes it: sharded classes, pending sums, ranks outside the
+mesh, arguments that do not match.
 
-Only DTensor's public conversions are used, and `torch.distributed` is imported by whoever made the DTensor.
+This file uses only public conversions of DTensor. It does not import `torch.distributed` before a DTensor
+exists.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def is_dtensor(x: object) -> TypeGuard[DTensor]:
 def softmax(
     op: Callable[[Tensor, int], Tensor], input: DTensor, dim: int, dtype: torch.dtype | None
 ) -> Tensor | None:
-    """`op` on this rank's share, converted first: a DTensor placed as `input`, or None."""
+    """`op` on this rank's part of `input`, converted to `dtype`; a DTensor placed like `input`, or None."""
     if not -input.dim() <= dim < input.dim() or not _whole_along(input, dim % input.dim()):
         return None
     local = input.to_local()
@@ -44,11 +45,11 @@ def softmax(
 def cross_entropy(
     input: DTensor, target: Tensor, weight: Tensor | None, options: CrossEntropyOptions
 ) -> Tensor | None:
-    """The loss: for "none" placed as the rows are, else pending its sum over the ranks; or None.
+    """The loss: for "none" placed like the rows, otherwise pending its sum over the ranks; or None.
 
-    The mean divides by what the targets of all ranks weigh, so shards may be uneven and ignored rows where
-    they like. The sum of a rank's rows is what the kernels compute for it; float16, which it may overflow,
-    is converted first.
+    The mean divides by the weight of the targets of all ranks. So shards may have different sizes and
+    different numbers of ignored rows. The kernels compute the sum of each rank's rows; float16 is converted
+    first, because that sum may overflow it.
     """
     from torch.distributed.tensor import Partial, Replicate, Shard
 
@@ -94,7 +95,7 @@ def _go_together(input: DTensor, target: DTensor, weight: DTensor | None) -> boo
     tensors = [target] if weight is None else [target, weight]
     if any(t.device_mesh != input.device_mesh for t in tensors):
         return False
-    # The gradient of a replicated weight would be pending a sum; torch has the rules for it.
+    # The gradient of a replicated weight would be pending a sum: torch has the rules for that.
     if weight is not None and (
         weight.requires_grad or weight.shape != input.shape[class_dim : class_dim + 1]
     ):
@@ -104,7 +105,7 @@ def _go_together(input: DTensor, target: DTensor, weight: DTensor | None) -> boo
 
 
 def _whole_along(x: DTensor, dim: int) -> bool:
-    """Whether this rank has rows of `x`, and all of each."""
+    """Whether this rank is in the mesh and has all elements of its rows along `dim`."""
     from torch.distributed.tensor import Replicate, Shard
 
     return x.device_mesh.get_coordinate() is not None and all(
@@ -113,9 +114,9 @@ def _whole_along(x: DTensor, dim: int) -> bool:
 
 
 def _mass(target: DTensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
-    """What the targets of all ranks that are not ignored weigh.
+    """The weight of all targets, of all ranks, that are not ignored.
 
-    Counted where they lie: where a rank has them all, nothing has to be sent.
+    Each rank counts its own targets. If a rank has all of them, nothing is sent.
     """
     from torch.distributed.tensor import Partial, Replicate
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes and dtypes of the ops without their values: what torch.compile, torch.export and meta tensors see.
+"""Fake kernels: shapes and dtypes of the ops' results for torch.compile, torch.export and meta tensors.
 
-Options come one by one. The dispatcher drops those at the end that equal the schema's defaults.
+Each option is an argument. The dispatcher drops the last ones if they equal their defaults.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _cross_entropy(self: Tensor, target: Tensor, weight: Tensor | None = None, *
     options = CrossEntropyOptions(*given)
     like = self
     if not _C.takes_cross_entropy(self, target, weight, *options):
-        # ATen's op refuses the arguments, or says of which dtype its loss is. Of which shape, it can't be
-        # asked: its decomposition for symbolic sizes takes "none" for a sum.
+        # ATen's op refuses the arguments, or gives the dtype of its loss. Its shape is not used: ATen's
+        # decomposition for symbolic sizes treats "none" as a sum.
         like = aten_cross_entropy(self, target, weight, options)
     return like.new_empty(_loss_shape(self, options.reduction))
 

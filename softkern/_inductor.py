@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch.compile's inductor is told of softkern's ops.
+"""Lowerings of softkern's ops for inductor, the default backend of torch.compile.
 
-Registered by the first op that is traced after inductor has been loaded: a process that doesn't compile
-doesn't load it.
+The first op that is traced after inductor was loaded registers them. So a process that does not compile does
+not load inductor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _registered = False
 
 
 def register() -> None:
-    """Does nothing where inductor isn't loaded, and leaves ops as they are if it lacks what it takes."""
+    """Does nothing if inductor is not loaded; leaves ops unchanged if inductor lacks the functions needed."""
     global _registered
     lowering: Any = sys.modules.get("torch._inductor.lowering")
     if _registered or lowering is None or not hasattr(lowering, "make_fallback"):
@@ -33,7 +33,7 @@ def register() -> None:
 
 
 def _layout_constraint(op: Any, lowering: Any) -> Any:
-    """The one that inductor gives ops that it has to find out about."""
+    """The constraint that inductor itself gives to ops without a lowering."""
     try:
         return lowering.tag_to_layout_constraint(
             torch._library.utils.get_layout_constraint_tag(op, with_default=True)
@@ -43,7 +43,7 @@ def _layout_constraint(op: Any, lowering: Any) -> Any:
 
 
 def _lower_scaling(lowering: Any) -> None:
-    """Leaves cross_entropy_backward an op where inductor lacks what its expression takes."""
+    """cross_entropy_backward stays an op if inductor lacks the functions that its expression needs."""
     try:
         scale, mark = _scaling(lowering.lowerings), lowering.register_lowering
     except (AttributeError, KeyError):
@@ -54,8 +54,8 @@ def _lower_scaling(lowering: Any) -> None:
 def _scaling(lowerings: dict[Any, Any]) -> Any:
     """cross_entropy_backward as an elementwise expression of the gradient that the forward has stored.
 
-    Called as an op, it would be given a second tensor of that size for its result. What inductor computes
-    itself, it writes over a tensor that nobody needs any more.
+    As an op, it would get a second tensor of that size for its result. Inductor's own expressions overwrite
+    a tensor that is no longer needed.
     """
     aten = torch.ops.aten
     to = lowerings[torch.ops.prims.convert_element_type.default]
@@ -73,7 +73,7 @@ def _scaling(lowerings: dict[Any, Any]) -> Any:
         class_dim = min(1, dims - 1)
         factor = times(to(grad_output, compute), grad_scale)
         if len(target.get_size()) != dims:
-            # Ignored rows are stored as zeros and stay zeros: 0 * inf must not make them NaN.
+            # Ignored rows are stored as zeros and have to stay zeros: 0 * inf must not make them NaN.
             ignored = equals(to(target, torch.int64), ignore_index)
             zero = full([], 0.0, dtype=compute, device=grad.get_device())
             factor = where(ignored, zero, factor)

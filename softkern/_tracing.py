@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch.compile does at `F.cross_entropy`: writes it into the graph as it is, or looks into it.
+"""Whether torch.compile puts `F.cross_entropy` into a graph as one call, or traces its code.
 
-Only the second finds softkern's op there. Nothing here imports torch's compiler, which takes seconds; if it
-is imported later, it is told then.
+Only tracing finds softkern's op in it. Nothing here imports torch's compiler, which takes seconds. If the
+compiler is imported later, `_Watch` tells it then.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def take_as_it_is(function: FunctionType) -> None:
 
 def _tell() -> None:
     if _RULES in sys.modules:
-        _watch.tell(import_module(_RULES))  # waits for a thread that is importing it
+        _watch.tell(import_module(_RULES))  # waits if another thread is importing it
 
 
 class _Watch(MetaPathFinder):
-    """Sees torch's compiler being imported."""
+    """Notices the import of torch's compiler."""
 
     wanted = False
     function: object = None
@@ -59,7 +59,7 @@ class _Watch(MetaPathFinder):
         return spec
 
     def tell(self, rules: ModuleType) -> None:
-        """By the table of names, and by the one of functions where that has been made from it."""
+        """Change the table of names, and the table of functions if it has already been made from names."""
         names = getattr(rules, "torch_non_c_binding_in_graph_functions", {})
         if _NAME not in names:
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernels exist in this build, which of them can run here, and which one does."""
+"""The backends: which of them this build has, which can run here, and which one computes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Backend:
     """One set of kernels.
 
     Attributes:
-        name: what `use_backend`, ``SOFTKERN_BACKEND`` and (for CPU backends) ``SOFTKERN_CPU_ISA`` take.
-        device: device type of the tensors it computes. "triton" computes on "cuda", on "xpu" where torch has
-            such a device, and on "cpu" where ``TRITON_INTERPRET=1`` is set: slowly, for tests. So does "cuda"
-            in a build that emulates it.
-        compiled: whether this build contains it; "triton" is compiled when it is first used.
-        usable: whether it can run on this machine, on one of its devices at least.
-        reason: why it can't; empty if it can.
-        active: whether it computes the calling thread's tensors on its device, or on some of several:
-            "cuda" may be compiled for one GPU and "triton" compute on the other. An interpreted "triton" and
-            an emulated "cuda" do so if they were named.
+        name: the name for `use_backend`, ``SOFTKERN_BACKEND`` and (CPU backends) ``SOFTKERN_CPU_ISA``.
+        device: device type of the tensors that it computes. "triton" computes on "cuda", on "xpu" if torch
+            has such a device, and on "cpu" if ``TRITON_INTERPRET=1`` is set (slowly, for tests). In a build
+            that emulates CUDA, "cuda" also computes on "cpu".
+        compiled: whether this build contains it; "triton" is compiled at its first use.
+        usable: whether it can run on at least one device of this machine.
+        reason: why it can't run; empty if it can.
+        active: whether it computes the calling thread's tensors on at least one of its devices: "cuda" may be
+            compiled for one GPU while "triton" computes on another. An interpreted "triton" and an emulated
+            "cuda" are active only if they were named.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Backend:
 def backends() -> list[Backend]:
     """All backends, best first for each device.
 
-    Triton is imported where there is a GPU, or its interpreter is turned on.
+    Imports Triton if there is a GPU, or if its interpreter is turned on.
 
     Example:
         >>> [b.name for b in softkern.backends() if b.active and b.device == "cpu"]
@@ -71,16 +71,16 @@ def backends() -> list[Backend]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block, and in this thread alone, compute with the named backend.
+    """Compute with the named backend, in this block and in this thread only.
 
-    CPU backends give the same bits; this is for tests, benchmarks and bug reports. A backend that is named
-    never falls back: what its kernels don't take raises a RuntimeError, where torch would have computed it
-    otherwise (tensors elsewhere, other dtypes, functorch's transforms). Derivatives of higher order are made
-    of torch's ops in any case. "avx2" refuses CUDA tensors, and "cuda" and "triton" those of the CPU, unless
-    ``TRITON_INTERPRET=1`` lets Triton compute them.
+    CPU backends give the same bits: this function is for tests, benchmarks and bug reports. A named backend
+    never falls back to torch: what its kernels do not accept raises a RuntimeError (tensors on other devices,
+    other dtypes, functorch's transforms). Derivatives of higher order always use torch's ops. "avx2" refuses
+    CUDA tensors, "cuda" and "triton" refuse CPU tensors, unless ``TRITON_INTERPRET=1`` lets Triton compute
+    them.
 
-    A backward within the block is computed by the same backend where it runs in this thread, as the CPU's
-    does. torch runs the backward of other devices in threads of its own, where the choice is softkern's.
+    A backward in the block uses the same backend if it runs in this thread, as on the CPU. For other devices
+    torch runs the backward in its own threads, where softkern chooses the backend.
 
     Args:
         name: a name from `backends()`.
@@ -99,7 +99,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 def _checked(name: str, where: str) -> str:
     reasons = {isa: reason for isa, _, reason in _C.isas()}
-    # Only the one that was named is looked for: Triton takes seconds to import.
+    # Only the named backend is examined: importing Triton takes seconds.
     if where != "SOFTKERN_CPU_ISA":
         reasons[CUDA] = _why_no_cuda() if name == CUDA else ""
         reasons[TRITON] = _why_no_triton() if name == TRITON else ""
@@ -116,12 +116,12 @@ def _cuda_compiled() -> bool:
 
 
 def _cuda_device() -> str:
-    """Device type of the tensors that the CUDA kernels would compute."""
+    """Device type of the tensors that the CUDA kernels compute in this build."""
     return "cpu" if _C.build()["cuda_emulated"] else "cuda"
 
 
 def _why_no_cuda() -> str:
-    """Why the CUDA kernels can't compute here; empty if they can on one device at least."""
+    """Why the CUDA kernels can't compute here; empty if they can on at least one device."""
     if not _cuda_compiled():
         return _C.why_no_cuda(0)
     if _cuda_device() == "cpu":
@@ -133,26 +133,26 @@ def _why_no_cuda() -> str:
 
 
 def _cuda_refusals() -> list[str]:
-    """By index of a device of CUDA: why the CUDA kernels can't compute there; empty if they can."""
+    """For each CUDA device, why the CUDA kernels can't compute on it; empty if they can."""
     return [_C.why_no_cuda(index) for index in range(torch.cuda.device_count())]
 
 
 def _triton_device() -> str:
-    """Device type of the tensors that Triton would compute."""
+    """Device type of the tensors that Triton computes in this process."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "cpu"
     return "xpu" if torch.xpu.is_available() else "cuda"
 
 
 def _why_no_triton() -> str:
-    """Why Triton can't compute here; empty if it can, and its kernels are registered then."""
+    """Why Triton can't compute here. Empty if it can; then its kernels have been registered."""
     if find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
     if _triton_device() == "cuda" and (reason := _why_no_gpu()):
         return f"torch sees no GPU: {reason}"
     try:
         _register_triton()
-    except Exception as error:  # whatever it is, it is why there are no Triton kernels
+    except Exception as error:  # any error is a reason why there are no Triton kernels
         return f"softkern.triton can't be imported: {type(error).__name__}: {error}"
     return ""
 
@@ -161,7 +161,7 @@ def _why_no_gpu() -> str:
     if not (torch.version.cuda or torch.version.hip):
         return "this torch is built without CUDA"
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")  # a driver that is too old is told in a warning
+        warnings.simplefilter("always")  # torch warns if a driver is too old
         if torch.cuda.is_available():
             return ""
     return "; ".join(["there is no device that it can use", *(str(w.message).split("\n")[0] for w in said)])
@@ -173,7 +173,7 @@ def _register_triton() -> None:
 
 
 def _triton_computes(device_type: str) -> bool:
-    """What the ops ask when they meet their first tensor of a device type."""
+    """Whether Triton computes on this device type. The ops call this at their first tensor of each type."""
     if device_type != _triton_device() or find_spec("triton") is None:
         return False
     if device_type == "cuda" and _why_no_gpu():
@@ -183,11 +183,11 @@ def _triton_computes(device_type: str) -> bool:
 
 
 def choose_from_environment() -> None:
-    """``SOFTKERN_CPU_ISA`` and ``SOFTKERN_BACKEND``; raises as `use_backend` if one can't be followed."""
+    """Apply ``SOFTKERN_CPU_ISA`` and ``SOFTKERN_BACKEND``; raises as `use_backend` does."""
     named = {v: os.environ[v] for v in ("SOFTKERN_CPU_ISA", "SOFTKERN_BACKEND") if os.environ.get(v)}
     for variable, name in named.items():
-        # The one chooses among the CPU's instruction sets and says nothing of other tensors; the other names
-        # what has to compute.
+        # SOFTKERN_CPU_ISA chooses an instruction set for CPU tensors only; SOFTKERN_BACKEND names the backend
+        # that has to compute.
         _C.choose_for_process(_checked(name, variable), variable == "SOFTKERN_BACKEND")
     if len({*named.values()} - {CUDA, TRITON}) > 1:
         raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that are loaded where softkern may not be."""
+"""Exported programs that can be loaded without softkern."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ops = torch.ops.softkern
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
-    """softkern's ops in torch's, for `torch.export.ExportedProgram.run_decompositions`.
+    """softkern's ops as torch's ops, for `torch.export.ExportedProgram.run_decompositions`.
 
-    A program that holds softkern's ops is loaded where softkern has been imported. One that has been
-    decomposed is loaded everywhere, and computes what torch computes.
+    A program with softkern's ops can be loaded only after softkern was imported. After decomposition it can
+    be loaded everywhere, and torch computes it.
 
     Example:
         >>> class Model(torch.nn.Module):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`torch.nn.functional`-shaped functions: argument normalisation, and the way to the ops.
+"""The functions with the signatures of `torch.nn.functional`: they normalise arguments and call the ops.
 
-What the kernels don't take (other dtypes, devices without a backend, sparse or nested tensors, tensor
-subclasses with a `__torch_dispatch__` of their own, DTensors with sharded classes) is computed by
-`torch.nn.functional` itself, and what it refuses raises its exceptions.
+`torch.nn.functional` itself computes what the kernels do not accept: other dtypes, devices without a
+backend, sparse or nested tensors, tensor subclasses with their own `__torch_dispatch__`, DTensors with
+sharded classes. Arguments that it refuses raise its exceptions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from torch.overrides import (  # type: ignore[attr-defined]
 from softkern import _C, _dtensor
 from softkern.options import CrossEntropyOptions
 
-# A subclass with its own __torch_dispatch__ knows torch's ops, not softkern's. DTensors are taken apart.
+# A subclass with its own __torch_dispatch__ knows torch's ops, not softkern's. DTensors have a file of their
+# own, _dtensor.py.
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
 
-# What F takes for a dim; and, beside floats, for a label_smoothing. torch too imports numpy, if there is one.
+# The types that F accepts as a dim, and, besides float, as a label_smoothing. torch imports numpy if it is
+# installed, too.
 _INTEGERS: tuple[type, ...] = (int,)
 _DOUBLES: tuple[type, ...] = (int,)
 try:
@@ -45,7 +47,7 @@ else:
 
 _ops = torch.ops.softkern
 
-# What torch computes instead. Held, not looked up: others may patch the names.
+# torch's own functions. They are stored here, because other code may patch their names.
 _torch_softmax = F.softmax
 _torch_log_softmax = F.log_softmax
 _torch_cross_entropy = F.cross_entropy
@@ -63,23 +65,23 @@ def softmax(
     Args:
         input: any shape, any strides; float32, float64, bfloat16 or float16 (16-bit types are computed in
             float32 and rounded once).
-        dim: the dimension that sums to 1. None chooses as F does, with F's warning.
-        dtype: converts the input first.
+        dim: the dimension that sums to 1. For None, F's rule chooses it, with F's warning.
+        dtype: if given, the input is converted to it first.
 
     Returns:
-        A contiguous tensor of the shape of `input`. A row with a NaN or +inf, or of -inf alone, is NaN.
+        A contiguous tensor of the shape of `input`. A row that contains NaN or +inf, or only -inf, is NaN.
 
     Raises:
         IndexError: `dim` is out of range.
-        RuntimeError: `input` is of a dtype that F.softmax refuses.
+        RuntimeError: F.softmax refuses the dtype of `input`.
 
     Error: at most 6 ulp in float32 for finite logits of any range and offset, below 1 ulp in 16-bit types
-    (``docs/accuracy.md``). The bits of a row depend on the row alone.
+    (``docs/accuracy.md``). The bits of a row depend only on that row.
 
-    Differs from torch: in nothing but the error.
+    Differs from torch: only in the error.
 
     Source: Milakov and Gimelshein, arXiv 1805.02867 (m and d); ``csrc/cpu/kernels/row_stats.h`` (how they
-    keep their digits).
+    keep their precision).
     """
     if _is_usual(dim, input, dtype):
         return _C.softmax(input, dim)
@@ -98,21 +100,21 @@ def log_softmax(
     Args:
         input: any shape, any strides; float32, float64, bfloat16 or float16 (16-bit types are computed in
             float32 and rounded once).
-        dim: the dimension whose exponentials sum to 1. None chooses as F does, with F's warning.
-        dtype: converts the input first.
+        dim: the dimension whose exponentials sum to 1. For None, F's rule chooses it, with F's warning.
+        dtype: if given, the input is converted to it first.
 
     Returns:
-        A contiguous tensor of the shape of `input`. A row with a NaN or +inf, or of -inf alone, is NaN.
+        A contiguous tensor of the shape of `input`. A row that contains NaN or +inf, or only -inf, is NaN.
 
     Raises:
         IndexError: `dim` is out of range.
-        RuntimeError: `input` is of a dtype that F.log_softmax refuses.
+        RuntimeError: F.log_softmax refuses the dtype of `input`.
 
     Error: at most 6 ulp in float32 for finite logits of any range and offset, below 1 ulp in 16-bit types
-    (``docs/accuracy.md``). The bits of a row depend on the row alone.
+    (``docs/accuracy.md``). The bits of a row depend only on that row.
 
-    Differs from torch: log-probabilities close to 0 keep their digits, where torch rounds them to 0; float16
-    and bfloat16 sums are kept in float32, so 131,072 equal float16 logits give -11.78 (torch: -inf).
+    Differs from torch: log-probabilities close to 0 keep their digits; torch rounds them to 0. Sums of
+    float16 and bfloat16 are kept in float32, so 131,072 equal float16 logits give -11.78 (torch: -inf).
 
     Source: pytorch/pytorch issue 11752 (why the maximum is subtracted before the logarithm).
     """
@@ -124,21 +126,22 @@ def log_softmax(
 
 
 def _is_for_a_class(*arguments: object) -> bool:
-    """Whether a class's `__torch_function__` is asked, which knows torch's function and its options.
+    """Whether to pass torch's function, not softkern's, to `__torch_function__`.
 
-    Modes mostly call what they are handed, and torch.fx writes it down: both are handed softkern's.
+    A tensor class knows torch's function and its options. A mode usually calls the function that it gets, and
+    torch.fx records it, so these two get softkern's function.
     """
     return not _is_torch_function_mode_enabled() and not any(isinstance(x, Proxy) for x in arguments)
 
 
 def _is_usual(dim: int | None, input: Tensor, dtype: torch.dtype | None) -> TypeGuard[int]:
-    """Whether `_softmax` would go straight to the op: what it asks takes as long as a few rows do."""
+    """Whether `_softmax` would call the op directly: its checks cost as much as several rows."""
     return (
         type(input) is Tensor
         and dtype is None
         and type(dim) is int
-        and -64 <= dim < 64  # the dims a tensor has at most; others are refused in F's words
-        and not has_torch_function_unary(input)  # a mode
+        and -64 <= dim < 64  # a tensor has at most 64 dims; F refuses others with its own message
+        and not has_torch_function_unary(input)  # true under a TorchFunctionMode
         and not torch.compiler.is_dynamo_compiling()
     )
 
@@ -158,11 +161,11 @@ def _softmax(
             return _by_torch(fallback(input, dim, stacklevel, dtype))
         return handle_torch_function(public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype)
     if dim is None:
-        if torch.compiler.is_dynamo_compiling():  # which can't trace the warning, but knows F's function
+        if torch.compiler.is_dynamo_compiling():  # it can't trace the warning, but knows F's function
             return fallback(input, dtype=dtype)
-        # One frame more than F has between the caller and the warning.
+        # There is one frame more between the caller and the warning than in F.
         dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
-    # torch takes Python's name of float64 too.
+    # torch accepts Python's float as a name of float64.
     to = torch.float64 if dtype is float else dtype  # type: ignore[comparison-overlap, redundant-expr]
     index = dim if _is_int64(dim) else _as_dim(dim)
     if index is not None and (to is None or isinstance(to, torch.dtype)):
@@ -211,42 +214,43 @@ def cross_entropy(
         ignore_index: rows with this target contribute nothing.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1].
-        inplace_backward: allows the gradient to take the place of the logits, which saves a tensor of that
-            size. Where `input` requires a gradient, its values are lost in the forward; where it does not,
-            of a DTensor, and under torch.compile and torch.func's transforms, it stays as it is.
+        inplace_backward: lets the gradient overwrite the logits, which saves a tensor of their size. If
+            `input` requires a gradient, its values are lost in the forward. `input` stays unchanged if it
+            does not require a gradient, if it is a DTensor, and under torch.compile and torch.func's
+            transforms.
 
     Returns:
-        The loss in the dtype of `input`: a scalar, or for "none" the shape of class-index targets.
+        The loss in the dtype of `input`: a scalar, or for "none" one number for each row.
 
     Raises:
         IndexError: a target is neither a class nor `ignore_index`.
         ValueError: `reduction` is unknown, or batch sizes differ.
         RuntimeError: `label_smoothing` is outside [0, 1], `ignore_index` is given with probabilities, or
-            shapes, dtypes or devices don't go together. All as F raises them, before anything is written.
-            With `inplace_backward`: `input` is a leaf that requires a gradient or a view of one, or its
-            elements share memory, as for any in-place operation of torch; in backward, if an operation that
-            had saved `input` needs it, or if `input` was modified after the loss.
+            shapes, dtypes or devices do not match. F raises the same errors, before anything is written.
+            With `inplace_backward`: `input` is a leaf that requires a gradient, a view of such a leaf, or its
+            elements share memory, as for any in-place operation of torch. In backward: another operation had
+            saved `input` and needs it, or `input` was modified after the loss.
 
     Error: a row's loss for a class index at most 6 ulp in float32, its gradient at most 8 ulp, for finite
     logits of any range and offset; both below 1 ulp in 16-bit types (``docs/accuracy.md``). The bits of a
-    row's loss and gradient depend on the row alone.
+    row's loss and gradient depend only on that row.
 
-    Memory: with a gradient wanted, one tensor of the size of `input`, which becomes the gradient; with
+    Memory: if a gradient is needed, one tensor of the size of `input`, which becomes the gradient; with
     `inplace_backward` none, unless the graph is retained.
 
-    Differs from torch: ignored rows get exactly zero gradients whatever their logits (torch: NaN where the
-    logits are NaN or all -inf); loss and gradient of confident rows keep their digits (torch: 0); sums over
-    float16 and bfloat16 are kept in float32; int32 targets are taken. 16-bit gradients that are
-    scaled in backward (upstream gradient not 1, float16 mean) are rounded a second time. The mean of a
-    DTensor with sharded rows is the mean of all rows, pending a sum (torch: the average of the shards' means,
-    which is another number if they differ in ignored rows or weights, and refused if they differ in size).
+    Differs from torch: ignored rows get exactly zero gradients for any logits (torch: NaN if the logits are
+    NaN or all -inf). Loss and gradient of confident rows keep their digits (torch: 0). Sums of float16 and
+    bfloat16 are kept in float32. int32 targets are accepted. 16-bit gradients that are scaled in backward
+    (upstream gradient not 1, float16 mean) are rounded twice. The mean of a DTensor with sharded rows is the
+    mean of all rows, pending a sum (torch: the average of the shards' means, which is a different number if
+    the shards differ in ignored rows or weights, and an error if they differ in size).
 
     Source: pytorch/pytorch issues 11752 (why m and d stay apart) and 11551 (ignored rows).
     """
     if has_torch_function_variadic(input, target, weight):
         if _is_for_a_class(input, target, weight):
             options = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-            # Asked about itself, a class that knows few functions would refuse.
+            # A class that knows few functions would refuse the calls that this check makes.
             with torch._C.DisableTorchFunctionSubclass():
                 narrow = _as_long(target, input) is not target
             return _by_torch(_torch_cross_entropy(input, target.long() if narrow else target, *options))
@@ -311,9 +315,10 @@ def _cross_entropy(
 
 
 def _as_long(target: Any, input: Any) -> Any:
-    """Class indices in a dtype that torch's functions take everywhere.
+    """Class indices in a dtype that all of torch's functions accept.
 
-    Targets of as many dims as the logits are no indices: what torch says of those names their dtype.
+    A target with as many dims as the logits holds no indices. It stays as it is, because torch's error
+    message names its dtype.
     """
     if not (isinstance(target, Tensor) and isinstance(input, Tensor)) or target.dim() == input.dim():
         return target
@@ -323,7 +328,7 @@ def _as_long(target: Any, input: Any) -> Any:
 def _torch_loss(
     input: Tensor, target: Tensor, weight: Tensor | None, mode: int, ignore_index: int, label_smoothing: float
 ) -> Tensor:
-    """What F.cross_entropy calls; that itself may have softkern behind it (softkern.install)."""
+    """The function below F.cross_entropy: softkern.install may have patched F.cross_entropy itself."""
     loss: Tensor = torch._C._nn.cross_entropy_loss(
         input,
         target,
@@ -336,13 +341,13 @@ def _torch_loss(
 
 
 def _is_int64(value: object) -> TypeGuard[int]:
-    """What pybind11 converts as F does."""
+    """Whether pybind11 converts the value in the same way as F."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-# Numbers that are not Python's own: what F makes of them; None for what is F's to trace, or to refuse in its
-# own words. F takes more for an ignore_index, which may be a SymInt, than for a dim. To torch.compile numpy's
-# numbers are tensors, and those F's.
+# Numbers of other types than Python's are converted as F converts them. None means that F has to trace the
+# value, or to refuse it with its own message. F accepts more types for an ignore_index (a SymInt, for
+# example) than for a dim. torch.compile sees numpy's numbers as tensors, and leaves these to F.
 
 
 def _as_dim(value: object) -> int | None:
@@ -359,7 +364,7 @@ def _as_index(value: object) -> int | None:
         return value if isinstance(value, int) else None
     try:
         index = operator.index(value)  # type: ignore[arg-type]
-    except Exception:  # F asks again
+    except Exception:  # F converts it again, and raises
         return None
     return index if _is_int64(index) else None
 
@@ -373,20 +378,20 @@ def _as_double(value: object) -> float | None:
     if isinstance(value, _DOUBLES):
         try:
             return float(value)  # type: ignore[arg-type]
-        except OverflowError:  # F asks again
+        except OverflowError:  # F converts it again, and raises
             return None
     return None
 
 
 def _held_number(value: object) -> object:
-    """The number in a tensor that F would take for one; anything else as it is."""
+    """The number in a tensor that F accepts as a number; any other value unchanged."""
     if type(value) is not Tensor or torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
         return value
     return value if value.dim() > 0 or value.requires_grad else value.item()
 
 
 def _by_torch(result: Tensor) -> Tensor:
-    """A backend that was named must not be replaced silently; bad arguments have raised by now."""
+    """Raises if a backend was named: torch must not replace it silently. Bad arguments raised before."""
     if not torch.compiler.is_dynamo_compiling() and (named := _C.required()):
         raise RuntimeError(
             f"backend {named!r} was asked for and does not compute these arguments (tensor subclasses, "

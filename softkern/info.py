@@ -19,19 +19,19 @@ import torch
 from softkern import _C, __version__, backends
 
 UNKNOWN = "unknown"
-# What the kernels are compiled for, and what torch's own choose by.
+# The flags that softkern's kernels are compiled for, and those by which torch chooses its own.
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
-# Variables that change what runs, on how many threads, and where memory comes from.
+# Variables that change which kernels run, on how many threads, and where memory comes from.
 VARIABLES = re.compile(
     r"(SOFTKERN|OMP|KMP|GOMP|MKL|MALLOC|TRITON|CUDA)_\w+|THP_MEM_ALLOC_ENABLE|ATEN_CPU_CAPABILITY|GLIBC_TUNABLES|LD_PRELOAD"
 )
-# Two OpenMP runtimes in one process compete for the cores; another allocator has other page faults.
+# Two OpenMP runtimes in one process compete for the cores; another allocator causes other page faults.
 LIBRARIES = re.compile(r"/(lib(?:gomp|iomp|omp|jemalloc|tcmalloc|mimalloc)[^/\s]*)$", re.MULTILINE)
 PAGES = "/sys/kernel/mm/transparent_hugepage"
 
 
 def environment() -> dict[str, str]:
-    """Names and values, in the order in which they are printed; "unknown" where the system does not say."""
+    """Names and values in the order of printing; "unknown" if the system does not tell."""
     rows = {"softkern": __version__, "compiled with": _compiled_with()}
     rows.update(_torch_rows())
     rows.update(_cuda_rows())
@@ -73,7 +73,7 @@ def _triton() -> str:
         return "not installed"
     try:
         return str(import_module("triton").__version__)
-    except Exception as error:  # whatever it is, it is why there are no Triton kernels
+    except Exception as error:  # any error is a reason why there are no Triton kernels
         return f"not importable: {type(error).__name__}: {error}"
 
 
@@ -83,7 +83,7 @@ def _cuda_rows() -> Iterator[tuple[str, str]]:
     compiled, emulated = str(build["cuda_architectures"]), bool(build["cuda_emulated"])
     yield "cuda kernels", _cuda_kernels(compiled, emulated)
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")  # a driver that is too old is told in a warning
+        warnings.simplefilter("always")  # torch warns if a driver is too old
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     yield "cuda driver", _match(r"Module\s+([\d.]+)", _read("/proc/driver/nvidia/version"), "none")
     if not count:
@@ -153,7 +153,7 @@ def _flags(cpuinfo: str) -> str:
 
 
 def _cores() -> str:
-    """Those the system has, those this process may run on, and a container's limit."""
+    """The cores of the system, those that this process may use, and a container's limit."""
     count = os.cpu_count() or UNKNOWN
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
     quota = re.fullmatch(r"(\d+) (\d+)", _read("/sys/fs/cgroup/cpu.max"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.nn's modules with softkern behind them: subclasses, so that `isinstance` still holds."""
+"""The modules of torch.nn, computed by softkern: subclasses, so `isinstance` works as before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         inplace_backward: keyword-only, as in `softkern.cross_entropy`.
     """
 
-    inplace_backward = False  # of modules that were pickled before there was one
+    inplace_backward = False  # for modules that were pickled before this option existed
 
     def __init__(
         self,

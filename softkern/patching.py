@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """softkern behind torch's own names, for code that can't be edited.
 
-torch's functions stay the objects that they are, and what they run is changed: so they pickle, and whoever
-holds one or knows it by its identity (`__torch_function__`, torch.compile, torch.fx) finds it. The softmaxes
-end in six functions written in C (``csrc/behind.cpp``); of `F.cross_entropy` the code is exchanged. A name
-that holds somebody else's function is given a stand-in. ``docs/install.md`` says what is in reach.
+torch's functions stay the same objects; only the code that they run changes. So they can be pickled, and
+code that holds one or compares its identity (`__torch_function__`, torch.compile, torch.fx) still works. All
+softmaxes call one of six functions written in C, whose code ``csrc/behind.cpp`` replaces. The Python code of
+`F.cross_entropy` is exchanged. A name that holds another library's function gets a stand-in instead.
+``docs/install.md`` lists the names.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ Function = Callable[..., Tensor]
 def install() -> tuple[str, ...]:
     """Put softkern behind torch's names, in the whole process, until `uninstall`.
 
-    Calls count: softkern goes when `uninstall` has been called as often as `install`. Modules need no
-    replacing: those of torch.nn call the functions by these names.
+    Calls are counted: softkern is removed when `uninstall` has been called as often as `install`. The modules
+    of torch.nn call the functions by these names, so they are not replaced.
 
     Returns:
-        The names softkern is behind.
+        The names that now run softkern.
 
     Example:
         >>> softkern.install()[:2]
@@ -63,12 +64,12 @@ def install() -> tuple[str, ...]:
 
 
 def uninstall() -> None:
-    """Undo one `install`; the last one leaves everything as it was.
+    """Undo one `install`; the last call restores everything.
 
     Raises:
-        RuntimeError: softkern is not installed; or it is the last one and some name no longer holds what
-            `install` left there. Nothing is changed then: what somebody else has put over softkern may call
-            it, and is theirs to take away. Call `uninstall` again when they have.
+        RuntimeError: softkern is not installed, or a name no longer holds the function that `install` left
+            there. In the second case nothing is changed, because the new function may call softkern's. Call
+            `uninstall` again after that patch has been removed.
     """
     global _depth
     with _lock:
@@ -89,13 +90,13 @@ def uninstall() -> None:
 
 @contextmanager
 def installed() -> Iterator[tuple[str, ...]]:
-    """`install` for the length of a block, `uninstall` after it; other threads see it too.
+    """`install` at the start of a block, `uninstall` at its end; other threads see it, too.
 
     Yields:
-        What `install` returns.
+        The result of `install`.
 
     Raises:
-        RuntimeError: at the end, as `uninstall` does.
+        RuntimeError: at the end of the block, as `uninstall` does.
     """
     names = install()
     try:
@@ -106,13 +107,13 @@ def installed() -> Iterator[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class _Place:
-    """An attribute of torch's."""
+    """An attribute of one of torch's modules or classes."""
 
     owner: object
     module: str
     qualname: str
-    torchs: Function | None  # written in C; None: a function of torch.nn.functional's
-    ours: Function  # what a stand-in calls
+    torchs: Function | None  # torch's function if it is written in C; None for torch.nn.functional's
+    ours: Function  # the function that a stand-in calls
 
     @property
     def name(self) -> str:
@@ -129,7 +130,7 @@ class _Place:
 
 
 def _is_of_f(function: object) -> TypeGuard[FunctionType]:
-    """Whether it is written in torch.nn.functional, and not somebody's patch."""
+    """Whether the function comes from torch.nn.functional, and is not a patch."""
     return isinstance(function, FunctionType) and function.__globals__ is vars(F) and not function.__closure__
 
 
@@ -137,12 +138,12 @@ def _put_behind() -> None:
     try:
         for function, op in _IN_C.items():
             _C.put_behind(function, op, _OTHERS[op])
-    except ValueError:  # a torch that is built otherwise
+    except ValueError:  # this torch is built in another way
         _take_away_from_c()
         raise
     if _CROSS_ENTROPY is not None:
         function, copy = _CROSS_ENTROPY
-        # torch.jit.script reads the source of what a function runs.
+        # torch.jit.script reads the source of the code that a function runs.
         function.__prepare_scriptable__ = lambda: copy  # type: ignore[attr-defined]
         _tracing.look_into(function)
         function.__code__ = cross_entropy.__code__
@@ -174,7 +175,7 @@ def _refuse_if_patched_over() -> None:
 
 
 def _others(op: str) -> Callable[[Tensor, int, torch.dtype | None], Tensor | None]:
-    """What the functions written in C ask about tensors of another type than torch.Tensor."""
+    """The function that the code in C calls for tensors of another type than torch.Tensor."""
     overload = getattr(torch.ops.softkern, op)
 
     def softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor | None:
@@ -200,8 +201,8 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """What `F.cross_entropy` runs. Its globals are those of torch.nn.functional then."""
-    # In a graph of torch.compile's the first is true of a class whose override is being traced, too.
+    """The code of `F.cross_entropy` while softkern is installed, with the globals of torch.nn.functional."""
+    # While torch.compile traces the override of a class, the first condition is true for that class as well.
     if has_torch_function_variadic(input, target, weight) and (
         torch._C._is_torch_function_enabled() or not torch.compiler.is_dynamo_compiling()
     ):
@@ -249,17 +250,17 @@ def _loss(
 
 
 def _has_no_values(input: object) -> bool:
-    """Whether a compiler or an exporter is tracing a function of torch's.
+    """Whether a compiler or an exporter is tracing one of torch's functions.
 
-    Graph and key of a compiler's cache on disk name torch's function alone, so what it compiles must not
-    depend on what is installed.
+    The graph, and the key of a compiler's cache on disk, name only torch's function. So the compiled code
+    must not depend on whether softkern is installed.
     """
     return type(input) in (FakeTensor, FunctionalTensor)
 
 
-@cache  # one function for good: what torch.compile has compiled for it holds when it is installed again
+@cache  # always the same function: code that torch.compile made for it is valid after the next install
 def _stand_in(place: _Place, theirs: Function) -> Function:
-    """For a name that holds somebody else's function, which keeps what is not a plain tensor's."""
+    """The function for a name that holds another patch: softkern for plain tensors, the patch for others."""
 
     def stand_in(*args: Any, **kwargs: Any) -> Tensor:
         tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
@@ -267,7 +268,7 @@ def _stand_in(place: _Place, theirs: Function) -> Function:
         return (place.ours if plain else theirs)(*args, **kwargs)
 
     function = update_wrapper(stand_in, theirs)
-    # Under which it can be pickled, and read back where softkern is not.
+    # With these names it can be pickled, and loaded without softkern.
     function.__module__, function.__qualname__ = place.module, place.qualname
     function.__name__ = place.attribute
     return function
@@ -294,17 +295,17 @@ _OTHERS = {op: _others(op) for op in ("softmax", "log_softmax")}
 
 
 def _copy(function: FunctionType) -> FunctionType:
-    """Goes on running what `function` runs now."""
+    """A function that runs the present code of `function`."""
     copy = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
     copy.__annotations__, copy.__doc__ = function.__annotations__, function.__doc__
     return copy
 
 
-# torch's function, and a copy of it. None: somebody had replaced it when softkern was imported.
+# torch's function, and a copy of it. None: other code had replaced it before softkern was imported.
 _CROSS_ENTROPY = (F.cross_entropy, _copy(F.cross_entropy)) if _is_of_f(F.cross_entropy) else None
 
-_INHERITED = object()  # the class has no attribute of this name of its own: its base has
+_INHERITED = object()  # the class inherits this attribute from its base
 _lock = threading.Lock()
 _depth = 0
-_before: dict[_Place, object] = {}  # of the places that hold stand-ins
-_held: dict[_Place, object] = {}  # what the places hold while softkern is installed
+_before: dict[_Place, object] = {}  # the former content of places that hold stand-ins
+_held: dict[_Place, object] = {}  # the content of all places while softkern is installed

@@ -61,7 +61,7 @@ def _classes_last(x: Tensor) -> Tensor:
 
 
 def _hits(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Which rows count, and in each of them which class is the target."""
+    """The rows that are not ignored, and in each of them the class of the target."""
     valid = target != ignore_index  #                   (...)
     labels = torch.arange(classes, device=target.device)  # (C)
     hit = target.unsqueeze(-1) == labels  #             (..., C)
@@ -78,8 +78,9 @@ def cross_entropy(
 ) -> Tensor:
     """Equivalent to `F.cross_entropy`, for class indices and for class probabilities.
 
-    The target counts (1 - e), a uniform distribution counts e. The mean over class indices divides
-    by the weight of the targets that count, the mean over probabilities by the number of rows.
+    The target has the weight 1 - e, a uniform distribution the weight e. The mean over class indices
+    divides by the weight of the targets that are not ignored, the mean over probabilities by the
+    number of rows.
     """
     e, logp = label_smoothing, log_softmax(_classes_last(x), -1)  # (..., C)
     classes = logp.shape[-1]
@@ -91,7 +92,7 @@ def cross_entropy(
         return _reduce(loss, reduction, loss.numel())
     valid, hit = _hits(target, classes, ignore_index)  # (...), (..., C)
     total = torch.where(hit, w, 0).sum()  #             ()
-    # A class that is not the target must not enter as 0 * inf: it is selected away, not multiplied.
+    # A class that is not the target must not become 0 * inf: select the target instead of multiplying.
     loss = -torch.where(hit, logp * w, 0).sum(-1)  #    (...)
     loss = _reduce(loss, reduction, total)  #           (...) or ()
     if e > 0:
@@ -110,7 +111,7 @@ def _reduce(rows: Tensor, reduction: str, total: Tensor | int) -> Tensor:
 def _mass(
     target: Tensor, w: Tensor, classes: int, ignore_index: int, e: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """a, how much each class counts in each row; which rows count; the weight of the targets."""
+    """The mass a of each class in each row; the rows that are not ignored; the weight of the targets."""
     if target.is_floating_point():
         t = _classes_last(target).to(w.dtype)  #        (..., C)
         a = w * (t * (1 - e) + e / classes if e > 0 else t)  # (..., C)
@@ -134,8 +135,8 @@ def cross_entropy_backward(
     """The gradient of `cross_entropy` in x: dx_c = (A p_c - a_c) g, with the mass a and A = sum(a).
 
     Class indices: a_c = (1 - e) w_c [c is the target] + e/C w_c. Class probabilities:
-    a_c = w_c (t_c (1 - e) + e/C). Ignored rows are exactly zero whatever their logits are.
-    `grad` is one number, or one per row when nothing is reduced.
+    a_c = w_c (t_c (1 - e) + e/C). Ignored rows are exactly zero for any logits.
+    `grad` is one number, or one number per row if nothing is reduced.
     """
     p = softmax(_classes_last(x), -1)  #                (..., C)
     classes = p.shape[-1]

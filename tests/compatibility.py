@@ -108,40 +108,43 @@ FEATURES: dict[str, dict[str, str]] = {
 
 HEAD = """# Compatibility with torch's features
 
-Written by `pytest tests --write-compatibility`; a test run fails where it finds something else. Behind each
-cell are tests that compare values with `torch.nn.functional`'s: `git grep 'feature("<row>"' tests`.
+This page says which of torch's features run in softkern's kernels, which go through torch, and which are
+not supported. `pytest tests --write-compatibility` writes it, and a test run fails if it finds other cells.
+The tests of a cell compare values with `torch.nn.functional`: `git grep 'feature("<row>"' tests` finds
+them.
 
-- **fused**: softkern's kernels computed the results and their gradients, and no softmax of torch's ran.
-- **through torch**: softkern hands the call to torch's own function. The results are right, at torch's speed.
-- **fused + torch**: kernels for the results, torch's formulas for derivatives of higher order.
+- **fused**: softkern's kernels computed the results and their gradients; torch's softmax did not run.
+- **through torch**: softkern passes the call to torch's function. The results are right, at torch's speed.
+- **fused + torch**: kernels compute the results, torch's formulas the derivatives of higher order.
 - **shapes**: there are no values to compute.
-- **not supported**: raises, where torch's function would not.
-- **-**: not a feature of this op.
+- **not supported**: raises an error where torch's function does not.
+- **-**: the op does not have this feature.
 
-Kernels are those of the CPU; tensors elsewhere go through torch.
+The cells are those of tensors on the CPU.
 """
 
 NOTES = """
 ## Programs that leave the process
 
-What `torch.export` and `torch.jit.trace` make of calls by name holds softkern's ops. It is loaded where
-softkern has been imported; elsewhere torch says that it knows no `softkern::...`. `softkern.decompositions()`
-puts torch's ops in their place, in programs of `torch.export`:
+`torch.export` and `torch.jit.trace` keep calls of softkern by name as softkern's ops. Such a program can be
+loaded only after softkern was imported; otherwise torch reports that it does not know `softkern::...`. In
+programs of `torch.export`, `softkern.decompositions()` replaces these ops with torch's:
 
     torch.export.save(program.run_decompositions(softkern.decompositions()), "model.pt2")
 
-What is made while softkern is [installed](install.md) holds torch's ops, unless softkern is called by name.
-So do models that `torch.onnx.export` is given, with `dynamo=True` and without, and programs of `torch.export`
-with `dynamo=True`: ONNX has no ops of softkern's.
+Programs that are made while softkern is [installed](install.md) contain torch's ops, unless softkern is
+called by name. `torch.onnx.export` always uses torch's ops, for models with `dynamo=True` and without, and
+for programs of `torch.export` with `dynamo=True`: ONNX does not have softkern's ops.
 
-## Not as torch's
+## Other differences
 
-- `isinstance(y.grad_fn, torch.autograd.graph.Node)` is False, as for every extension's nodes in C++. Their
-  methods are those of torch's: `name()`, `next_functions`, `metadata`, `register_hook`, `register_prehook`.
-- The kernels count on the CPU rounding to nearest. Under another mode (`fesetround`) results are off by up to
-  some 2e-11 in float64 and 2e-5 in float32, torch's by 7e-14 and 8e-5.
-- Tools that look modules up by their exact type (captum's `DeepLift`, the leaf modules of `torch.fx`) know
-  `torch.nn.Softmax` and not `softkern.Softmax`, which is a subclass: use torch's modules and
+- `isinstance(y.grad_fn, torch.autograd.graph.Node)` is False, as for the C++ nodes of every extension. The
+  nodes have the methods of torch's: `name()`, `next_functions`, `metadata`, `register_hook`,
+  `register_prehook`.
+- The kernels require that the CPU rounds to nearest. In another mode (`fesetround`) the errors are up to
+  about 2e-11 in float64 and 2e-5 in float32; torch's are 7e-14 and 8e-5.
+- Some tools look modules up by their exact type (captum's `DeepLift`, the leaf modules of `torch.fx`). They
+  know `torch.nn.Softmax`, but not its subclass `softkern.Softmax`. For them, use torch's modules and
   [install](install.md) softkern.
 """
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks import ops, results
-from benchmarks.report import readme, table_csv
+from benchmarks.report import best_peer, grouped, headline, readme, six_shapes, table_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
@@ -16,8 +17,39 @@ COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
 pytestmark = pytest.mark.skipif(not COMMITTED, reason="no results beside these tests")
 
 
-def test_the_readme_has_the_table_of_its_results():
-    assert readme.current(ROOT / "README.md")
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/results/README.md"])
+def test_pages_have_the_figures_of_their_results(page):
+    assert readme.current(ROOT / page)
+
+
+def test_every_machine_has_a_table_on_the_page_of_results():
+    page = (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8")
+    named = {source for kind, source, _ in readme.MARKED.findall(page) if kind == "benchmarks"}
+    assert {Path(source).parent.name for source in named} == {path.parent.name for path in COMMITTED}
+
+
+def test_every_picture_is_linked_from_a_page():
+    folder = ROOT / "benchmarks" / "results"
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = (folder / "README.md").read_text(encoding="utf-8") + page.replace("benchmarks/results/", "")
+    assert [p for p in folder.rglob("*.svg") if p.relative_to(folder).as_posix() not in pages] == []
+
+
+@pytest.mark.parametrize("name", six_shapes.INK)
+def test_the_picture_of_six_shapes_has_the_figures_of_its_results(name):
+    """The bytes depend on matplotlib's version; the texts do not."""
+    for path in COMMITTED:
+        picture = path.parent / name
+        if path.stem != "cpu":
+            continue
+        texts = re.findall(r">([^<>]+)</text>", picture.read_text(encoding="utf-8"))
+        cells = grouped(headline(results.read(path)), "cell")
+        for cell in six_shapes.CELLS:
+            rows = {row["provider"]: row for row in cells[(cell,)]}
+            peer = best_peer(rows.values())
+            assert six_shapes.times(rows["torch"], rows["softkern"]) in texts
+            assert f"softkern {six_shapes.speedup(rows['softkern'])}" in texts
+            assert f"{peer['provider']} {six_shapes.speedup(peer)}" in texts
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")

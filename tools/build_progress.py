@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What setup.py says while ninja compiles: a line a file, not its whole command."""
+"""The output of setup.py while ninja compiles: one line per file instead of the whole command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FINISHED = re.compile(r"\[(\d+)/(\d+)\] (.+)")
 
 
 def short(line: str, root: Path, seconds: float) -> str:
-    """Of a command that has ended, which file it was; any other line of ninja's, a compiler's, as it is."""
+    """For a finished command, the line with its file; any other line, such as a compiler's, unchanged."""
     found = FINISHED.fullmatch(line.rstrip("\n"))
     if found is None:
         return line
@@ -34,11 +34,11 @@ def short(line: str, root: Path, seconds: float) -> str:
 
 @contextmanager
 def compiled_lines(root: Path, begun: float) -> Iterator[None]:
-    """Shortens what this process and those that it starts write to standard output.
+    """Shorten the standard output of this process and of the processes that it starts.
 
-    begun: when the build did, by time.monotonic().
+    begun: start of the build, by time.monotonic().
     """
-    # torch hands ninja, always verbose, the file descriptor 1, whatever sys.stdout is.
+    # torch always runs ninja verbosely, and on file descriptor 1, whatever sys.stdout is.
     sys.stdout.flush()
     kept = os.dup(1)
     reader, writer = os.pipe()
@@ -46,7 +46,7 @@ def compiled_lines(root: Path, begun: float) -> Iterator[None]:
     os.close(writer)
 
     def copy() -> None:
-        same = "surrogateescape"  # bytes that the locale can't read go out as they came
+        same = "surrogateescape"  # bytes that the locale can't decode are copied unchanged
         with os.fdopen(reader, errors=same) as lines, os.fdopen(kept, "w", errors=same) as out:
             for line in lines:
                 out.write(short(line, root, time.monotonic() - begun))
@@ -58,5 +58,5 @@ def compiled_lines(root: Path, begun: float) -> Iterator[None]:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)  # the last of the pipe's writers, so that the thread ends
+        os.dup2(kept, 1)  # closes the last writer of the pipe, so the thread ends
         thread.join()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build sdist and wheel, look into both, and use the wheel in an environment of its own.
+"""Build sdist and wheel, check their files, and use the wheel in a new environment.
 
     python tools/check_wheel.py                     # the extension is compiled once: minutes
-    python tools/check_wheel.py --out dist          # leave them there
-    python tools/check_wheel.py --out dist --built  # take those that are there
-    python tools/check_wheel.py --objects build     # kernels are compiled again where they are not the same
+    python tools/check_wheel.py --out dist          # leave both files in dist
+    python tools/check_wheel.py --out dist --built  # check the files that are in dist
+    python tools/check_wheel.py --objects build     # compile only kernels that differ from those objects
 
-Needs the packages of the extra `wheel`, and in the interpreter that runs it the torch to compile against.
+It needs the packages of the extra `wheel`, and the interpreter needs the torch to compile against.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMPILED = ("*.so", "*.o", "*.a", "*.py[co]")
 
 
 def tree(folder: str, *patterns: str) -> set[str]:
-    """What the source tree has, relative to its root."""
+    """The files of the source tree, relative to its root."""
     found = {str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / folder).rglob(pattern)}
     assert found, f"nothing in {folder}: every archive would be complete"
     return found
@@ -44,7 +44,7 @@ def modules() -> set[str]:
 
 
 def sdist_problems(names: list[str]) -> list[str]:
-    """What is missing from an sdist with these files (without its root folder), or should not be in it."""
+    """Missing and unwanted files of an sdist that has these files (paths without its root folder)."""
     wanted = modules() | tree("csrc", *COMPILED_FROM)
     wanted |= {"LICENSE", "README.md", "pyproject.toml", "setup.py", "PKG-INFO", *BUILD_TOOLS}
     problems = [f"sdist: {name} is missing" for name in sorted(wanted - set(names))]
@@ -52,7 +52,7 @@ def sdist_problems(names: list[str]) -> list[str]:
 
 
 def wheel_problems(names: list[str]) -> list[str]:
-    """The same for a wheel."""
+    """Missing and unwanted files of a wheel."""
     problems = [f"wheel: {name} is missing" for name in sorted(modules() - set(names))]
     info = "softkern-*.dist-info/"
     for what in ("softkern/_C.*.so", f"{info}METADATA", f"{info}licenses/LICENSE"):
@@ -76,7 +76,7 @@ def contents(archive: Path) -> list[str]:
 
 def run(*command: str | Path, cwd: Path = ROOT) -> None:
     print("$", *command, flush=True)
-    # Nothing of this environment may stand in for what the wheel lacks.
+    # Nothing of this environment may replace a file that the wheel lacks.
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     env |= forced(env)
     if (code := subprocess.run(command, cwd=cwd, env=env).returncode) != 0:
@@ -84,7 +84,7 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
 
 
 def forced(env: Mapping[str, str]) -> dict[str, str]:
-    """A wheel is for other machines: it has CUDA kernels wherever there is an nvcc, with or without a GPU."""
+    """A wheel is for other machines: it gets CUDA kernels if there is an nvcc, even without a GPU."""
     asked = env.keys() & {"FORCE_CUDA", "SOFTKERN_CUDA"}
     possible = "rocm" not in version("torch") and find_toolkit(env)[0] is not None
     return {"FORCE_CUDA": "1"} if possible and not asked else {}
@@ -98,25 +98,25 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 def build(out: Path, scratch: Path, objects: Path | None) -> None:
-    """The wheel is made from the sdist, in a folder of its own: what that lacks is missed here."""
+    """Make the wheel from the unpacked sdist: a file that the sdist lacks makes this fail."""
     run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", out, ROOT)
     with tarfile.open(only(out, "*.tar.gz")) as tar:
         tar.extractall(scratch / "source", filter="data")
     source = only(scratch / "source", "*")
     for folder in ("cpu", "cuda"):
-        # The build takes an object if the hash of all that it was made from is that of the sdist's files.
+        # The build uses an object again if the hash of all its inputs equals that of the sdist's files.
         if objects and (objects / folder).is_dir():
             shutil.copytree(objects / folder, source / "build" / folder)
     run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, source)
 
 
 def use(wheel: Path, scratch: Path) -> None:
-    """Install it as a user does, and call it from a folder with nothing in it."""
+    """Install the wheel as a user does, and call softkern from an empty folder."""
     venv, empty = scratch / "venv", scratch / "empty"
     empty.mkdir()
     run(sys.executable, "-m", "venv", venv)
     python = venv / "bin" / "python"
-    torch = version("torch").partition("+")[0]  # pip finds the local build of it as well
+    torch = version("torch").partition("+")[0]  # this version also matches a local build
     run(python, "-m", "pip", "install", "--quiet", f"torch=={torch}", wheel.resolve())
     from_here = "import softkern, sys; assert softkern.__file__.startswith(sys.prefix), softkern.__file__"
     run(python, "-c", from_here, cwd=empty)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile the Triton kernels for GPUs that need not be there, and say what the compiler made of them.
+"""Compile the Triton kernels without a GPU, and report registers, memory and loads of the result.
 
 The launches are softkern's own: its functions are called with tensors of the meta device, which have shapes
-and dtypes and no memory, and what they would launch is compiled. A call that had to wait for a number from
-the device would raise here.
+and dtypes but no memory, and the kernels that they would launch are compiled. A call that waits for a number
+from the device raises an error here.
 
     python tools/compile_triton.py            # print the table of docs/triton.md
     python tools/compile_triton.py --write    # compile, write docs/triton.json and the table
@@ -62,7 +62,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel: what it is compiled from."""
+    """One launch of a kernel: the inputs of its compilation."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -75,19 +75,19 @@ class Launch:
 
 @dataclass(frozen=True)
 class Made:
-    """What the compiler reports of it."""
+    """The compiler's report on a kernel."""
 
     registers: int
-    stack: int  # bytes of a thread's memory; registers that were spilled are there
+    stack: int  # bytes of stack of a thread, which holds spilled registers
     local: int
-    shared: int  # bytes of a program
+    shared: int  # bytes of shared memory of a program
     loads: list[str]  # widths of the global loads, ld.global.* without the prefix
     stores: list[str]
 
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Launches are noted and not made."""
+    """Record launches instead of running them."""
     launches: list[Launch] = []
 
     def instead_of(kernel: Any) -> Callable[..., Any]:
@@ -116,7 +116,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def source_of(made: Launch) -> ASTSource:
-    """As Triton's own launcher would specialise the arguments of aligned tensors."""
+    """The specialisation of arguments that Triton's launcher makes for aligned tensors."""
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
@@ -139,7 +139,7 @@ def source_of(made: Launch) -> ASTSource:
 
 
 def binary_of(made: Launch, architecture: int) -> Any:
-    """As the launch would compile it, with the assertions that a kernel is declared with."""
+    """Compile as the launch would, with the assertions that the kernel declares."""
     target = GPUTarget("cuda", architecture, 32)
     return triton.compile(
         source_of(made), target=target, options={"debug": made.kernel.debug, **made.options}
@@ -164,7 +164,7 @@ def compile_for(made: Launch, architecture: int) -> Made:
 
 @dataclass(frozen=True)
 class Case:
-    """A call whose launches are compiled."""
+    """A call of softkern whose launches are compiled."""
 
     op: str
     dtype: torch.dtype
@@ -178,7 +178,7 @@ class Case:
 
 
 def launches_of(case: Case) -> list[Launch]:
-    """Those of the op's own kernel; the sums over rows are left out, which no tensor's size decides."""
+    """The launches of the op's own kernel, without the sums over rows: no tensor size changes these."""
     x = torch.empty(case.shape, dtype=case.dtype, device="meta")
     with recorded() as launches:
         if case.op == "softmax":
@@ -226,8 +226,8 @@ def cases(dtypes: tuple[torch.dtype, ...], shapes: tuple[tuple[int, ...], ...]) 
     return found
 
 
-# Rows of each kind of program (docs/triton.md), aligned to 16 bytes and not; few rows, whose parts are
-# computed apart; classes that are not next to each other.
+# Shapes for each kind of program (docs/triton.md), aligned to 16 bytes and unaligned; few rows, which are
+# computed in parts; classes that are apart in memory.
 SHAPES = (
     (65536, 10),
     (65536, 64),
@@ -271,12 +271,12 @@ def report() -> dict[str, Any]:
 
 
 def wide(row: dict[str, Any]) -> bool:
-    """Whether it has 16-byte loads."""
+    """Whether the kernel has 16-byte loads."""
     return any(load in ("v4.b32", "v2.b64") for load in row["loads"])
 
 
 def table(found: dict[str, Any]) -> str:
-    """A line for each op and shape: the most registers over options and dtypes, for each architecture."""
+    """One line per op and shape: the largest number of registers over options and dtypes, by architecture."""
     lines = [
         "| op | shape | block | warps | registers sm_80 / sm_90 / sm_100 | spilled bytes | 16-byte loads |",
         "|---|---|---|---|---|---|---|",

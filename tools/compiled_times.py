@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time softkern.softmax by F.softmax in code compiled by inductor: docs/softmax.md, "Under torch.compile".
+"""Ratio of the times of softkern.softmax and F.softmax in code compiled by inductor: docs/softmax.md.
 
     python tools/compiled_times.py
 
-Two threads; the two take turns, and the ratio is of their best times, since other processes only add to them.
+It uses two threads. The two functions take turns. The ratio is that of their best times, because other
+processes can only make a time longer.
 """
 
 from __future__ import annotations

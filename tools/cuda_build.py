@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of softkern._C, compiled for setup.py, CUDA's by nvcc; docs/building.md has the variables.
+"""Compiles the kernels of softkern._C for setup.py (CUDA's with nvcc); docs/building.md has the variables.
 
-torch's CUDAExtension cannot serve: on a torch without CUDA it finds no toolkit, whatever the environment has.
-The kernels know nothing of torch or Python, so their objects stay in build for every torch and Python.
+torch's CUDAExtension can't be used: with a torch without CUDA it never finds a toolkit. The kernels do not
+depend on torch or Python, so their objects stay in build for every torch and Python.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from setuptools import Extension
 
-BEGUN = time.monotonic()  # of the build, since setup.py imports this first
+BEGUN = time.monotonic()  # start of the build: setup.py imports this module first
 DEFAULT_ROOT = Path("/usr/local/cuda")
 KERNELS = "csrc/cuda"
 CPU_KERNELS = "csrc/cpu/isa/"
-# Host code that means nothing without the kernels.
+# Host code that is compiled only together with the kernels.
 CUDA_ONLY = (f"{KERNELS}/", "csrc/ops/cuda/")
 ELEMENTS = {
     "float": "float",
@@ -38,14 +38,14 @@ ELEMENTS = {
     "half": "softkern::Half",
 }
 HEADERS = (".h", ".cuh")
-ONE_TYPE = ("reduce.cu",)  # adds up in double whatever the rows are
+ONE_TYPE = ("reduce.cu",)  # it sums in double for all dtypes of rows
 
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
-LEAST_MAJOR = 8  # conversions of bfloat16, max that keeps NaN
+LEAST_MAJOR = 8  # the kernels need conversions of bfloat16, and a max that keeps NaN
 ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 
-# Never --use_fast_math or -fmad=true: which multiply-adds are fused is part of the kernels' definition.
-# No NDEBUG: an assertion finds the target that is out of range.
+# Never --use_fast_math or -fmad=true: the kernels define which multiply-adds are fused.
+# No NDEBUG: an assertion catches targets that are out of range.
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -55,7 +55,7 @@ NVCC_FLAGS = [
     "-Xfatbin=-compress-all",  # a quarter of the size
     "-Xptxas=-v",
 ]
-# Variables that setuptools takes flags from, and nvcc.
+# Variables from which setuptools and nvcc read flags.
 HOST_VARIABLES = ("CFLAGS", "CPPFLAGS", "CXXFLAGS")
 NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 EMULATED_FLAGS = [
@@ -67,7 +67,7 @@ EMULATED_FLAGS = [
     "-fPIC",
     "-fvisibility=hidden",
     "-DSOFTKERN_EMULATED",
-    "-U_FORTIFY_SOURCE",  # takes a jump to another stack for an error
+    "-U_FORTIFY_SOURCE",  # with it, a jump to another stack is an error
     "-Itests/native",
 ]
 
@@ -86,10 +86,10 @@ class Toolkit:
 
 @dataclass
 class Compiler:
-    """Makes objects of kernels, and says what the rest of the extension needs beside them."""
+    """How to compile kernels, and what the rest of the extension needs together with their objects."""
 
     command: list[str]
-    identity: str  # a part of the key: the same command may be another compiler tomorrow
+    identity: str  # part of the key: the same command may run another compiler later
     folder: str
     headers: list[str]
     macros: list[tuple[str, str | None]]
@@ -120,9 +120,9 @@ class Unit:
 def add_kernels(
     ext: Extension, root: Path, env: Environment, *, rocm: bool, gpu: bool, flags: Sequence[str] = ()
 ) -> None:
-    """Compile the kernels and add them to ext, or take the sources out of it that need those of CUDA.
+    """Compile the kernels and add them to ext. Without CUDA kernels, remove the sources that need them.
 
-    rocm: torch is built for it; gpu: torch sees one of NVIDIA's.
+    rocm: torch is built for ROCm; gpu: torch sees an NVIDIA GPU.
     """
     cpu = sorted(name for name in ext.sources if name.startswith(CPU_KERNELS))
     cuda = sorted(str(path.relative_to(root)) for path in (root / KERNELS).glob("*.cu"))
@@ -130,7 +130,7 @@ def add_kernels(
     others = [name for name in ext.sources if name not in cpu]
     ext.depends += cpu
     ext.sources = [name for name in others if compiler is not None or not name.startswith(CUDA_ONLY)]
-    # The CPU's first, of which each takes long by itself: at the end all cores have something to do.
+    # The CPU kernels come first: each takes long, and with short ones at the end all cores stay busy.
     made = units(host(env, flags), cpu, root) if cpu else []
     if compiler is not None:
         made += units(compiler, cuda, root)
@@ -143,9 +143,9 @@ def add_kernels(
 
 
 def choose(root: Path, env: Environment, rocm: bool, gpu: bool, kernels: bool) -> Compiler | None:
-    """What compiles the kernels; None for a build without.
+    """The compiler for the CUDA kernels; None for a build without them.
 
-    An nvcc alone is no reason: many machines without a GPU have one, and the kernels take it minutes.
+    An nvcc alone is not enough: many machines without a GPU have one, and compiling takes minutes.
     """
     wanted, forced = env.get("SOFTKERN_CUDA", ""), env.get("FORCE_CUDA") == "1"
     if wanted not in ("", "0", "emulate"):
@@ -178,7 +178,7 @@ def choose(root: Path, env: Environment, rocm: bool, gpu: bool, kernels: bool) -
 
 
 def find_toolkit(env: Environment) -> tuple[Toolkit | None, list[str]]:
-    """The first complete toolkit, and for each place before it why it is none."""
+    """The first complete toolkit, and for each place before it, why it was not used."""
     looked = []
     for name, root in _places(env):
         if root is None:
@@ -198,7 +198,7 @@ def _places(env: Environment) -> Iterator[tuple[str, Path | None]]:
     on_path = shutil.which("nvcc", path=env.get("PATH", os.defpath))
     yield "nvcc on PATH", Path(on_path).resolve().parent.parent if on_path else None
     if on_path:
-        # A wrapper, a script or ccache, lies outside the toolkit, but nvcc itself knows where it is.
+        # A wrapper (a script or ccache) is outside the toolkit, but nvcc itself tells where the toolkit is.
         done = subprocess.run(
             [on_path, "--dryrun", "-E", "a.cu"], capture_output=True, text=True, errors="replace"
         )
@@ -208,7 +208,7 @@ def _places(env: Environment) -> Iterator[tuple[str, Path | None]]:
 
 
 def _toolkit(root: Path) -> Toolkit | str:
-    """Or the file that is missing. Layouts: NVIDIA's installer, conda (targets/), Debian (/usr)."""
+    """The toolkit, or the missing file. Layouts: NVIDIA's installer, conda (targets/), Debian (/usr)."""
     machine = platform.machine()
     target = f"targets/{'sbsa' if machine == 'aarch64' else machine}-linux"
     nvcc = root / "bin" / "nvcc"
@@ -232,7 +232,7 @@ def architectures(named: str, known: Collection[str]) -> list[str]:
     """TORCH_CUDA_ARCH_LIST as a list, checked against those that this nvcc knows ("9.0")."""
     names = list(dict.fromkeys(re.split(r"[;\s]+", named.strip("; \t\n"))))
     if names == [""]:
-        # The newest of them goes in as PTX too, for GPUs that come after it.
+        # The newest one is also compiled to PTX, for newer GPUs.
         default = [name for name in DEFAULT_ARCHITECTURES if _is_known(name, known)]
         names = [*default[:-1], f"{default[-1]}+PTX"] if default else list(DEFAULT_ARCHITECTURES)
     for name in names:
@@ -289,14 +289,14 @@ def nvcc(toolkit: Toolkit, env: Environment) -> Compiler:
             ("SOFTKERN_CUDA_ARCHITECTURES", f'"{";".join(names)}"'),
         ],
         include_dirs=[str(toolkit.include)],
-        # The static runtime: one binary for every torch, which brings its own CUDA runtime or none.
+        # With the static runtime, one binary fits every torch, with or without its own CUDA runtime.
         archives=[str(toolkit.cudart)],
         link_args=["-ldl", "-lrt", "-lpthread"],
     )
 
 
 def host(env: Environment, flags: Sequence[str]) -> Compiler:
-    """As setuptools would compile them, but for what it takes from Python's own build."""
+    """The compiler as setuptools would use it, without the flags of Python's own build."""
     cxx = shlex.split(env.get("CXX") or "c++")
     given = [flag for name in HOST_VARIABLES for flag in shlex.split(env.get(name, ""))]
     return Compiler(
@@ -324,13 +324,13 @@ def emulator(root: Path, env: Environment) -> Compiler:
             ("SOFTKERN_CUDA_ARCHITECTURES", '"emulated"'),
             ("SOFTKERN_EMULATED", None),
         ],
-        include_dirs=[str(root / "tests/native")],  # ninja compiles from elsewhere
+        include_dirs=[str(root / "tests/native")],  # ninja compiles in another folder
         link_args=sanitize,
     )
 
 
 def units(compiler: Compiler, kernels: list[str], root: Path) -> list[Unit]:
-    """An object per file and element type: they compile side by side, and each stays small."""
+    """One object per file and element type: they compile in parallel, and each stays small."""
     headers = [p for folder in compiler.headers for p in (root / folder).rglob("*") if p.suffix in HEADERS]
     shared = {str(path.relative_to(root)): _digest(path.read_bytes()) for path in sorted(headers)}
     result = []
@@ -358,7 +358,7 @@ def jobs(env: Environment) -> int:
 
 
 def compile_all(every: list[Unit], root: Path, jobs: int) -> list[str]:
-    """Their objects, of which those are compiled that a change has reached."""
+    """The objects of all units; compiles those whose inputs have changed."""
     stale = [unit for unit in every if not unit.is_current()]
     print(f"softkern: {len(stale)} of {len(every)} kernel objects to compile, {jobs} at a time", flush=True)
 
@@ -380,9 +380,9 @@ def compile_all(every: list[Unit], root: Path, jobs: int) -> list[str]:
 
 def compile_one(unit: Unit, root: Path) -> None:
     unit.object.parent.mkdir(parents=True, exist_ok=True)
-    unit.key_file.unlink(missing_ok=True)  # an object that is half written is nobody's
+    unit.key_file.unlink(missing_ok=True)  # without a key, a half-written object is not used
     command = [*unit.command, "-o", str(unit.object)]
-    # From the root, so that an assertion names its file the same way wherever the build was.
+    # Compiled in the root, so that assertions name their files in the same way in every folder.
     done = subprocess.run(
         command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the CUDA kernels are by themselves: docs/cuda.json and the table of docs/cuda.md.
+"""The speed of the CUDA kernels alone: docs/cuda.json and the table of docs/cuda.md.
 
     python tools/cuda_times.py            # print the table of the committed figures
     python tools/cuda_times.py --measure  # on a GPU, with nvcc: measure, write the figures and the table
 
-The kernels are those that the build left in build/cuda.
+It measures the kernels in build/cuda, which a build leaves there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIGURES, PAGE = ROOT / "docs/cuda.json", ROOT / "docs/cuda.md"
 BEGIN, END = "<!-- made by tools/cuda_times.py: begin -->\n", "<!-- made by tools/cuda_times.py: end -->"
 OPS = ("softmax", "log_softmax", "softmax backward", "cross_entropy", "cross_entropy with gradient")
-# Bytes that an op has to move, in tensors; the copy that it is compared with moves 2.
+# Tensors that an op has to move; the copy used for comparison moves 2.
 TENSORS = dict(zip(OPS, (2, 2, 3, 1, 2), strict=True))
 
 
@@ -38,7 +38,7 @@ def measure() -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Of each shape the time, and in percent how fast the bytes are moved as compared with a copy of them."""
+    """For each shape the time, and the speed of moving the bytes in percent of a copy's speed."""
     cuda = f"{found['cuda'] // 1000}.{found['cuda'] % 1000 // 10}"
     lines = [
         f"{found['device']}, CUDA {cuda}, {found['measured']}: microseconds (percent of a copy's speed).",

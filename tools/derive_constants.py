@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def round_to(value: mpf, dtype: str) -> mpf:
-    """Nearest value of the format; float32 goes through float64, which is harmless: 53 > 2 * 24 + 2."""
+    """Nearest value of the format. float32 is rounded from float64, which is harmless: 53 > 2 * 24 + 2."""
     fmt = {"float": "f", "double": "d"}[dtype]
     return mpf(struct.unpack(fmt, struct.pack(fmt, float(value)))[0])
 
@@ -48,11 +48,11 @@ def fit(
     function: Callable[[mpf], mpf],
     weight: Callable[[mpf], mpf],
 ) -> tuple[dict[int, mpf], mpf]:
-    """Coefficients of `powers` for the least largest |function(x) - p(x)| weight(x) on the grid.
+    """Coefficients of `powers` that minimise the largest |function(x) - p(x)| weight(x) on the grid.
 
-    Lawson's iteration (weighted least squares, each weight multiplied by the error it left) rather than a
-    Remez exchange: once low coefficients are fixed, the free powers all vanish at 0, are no Haar system
-    there, and the exchange need not converge.
+    This is Lawson's iteration: weighted least squares, where each weight is multiplied by the remaining
+    error. A Remez exchange need not converge: once low coefficients are fixed, all free powers vanish at 0
+    and are not a Haar system there.
     """
     scale = [weight(x) for x in grid]
     target = [
@@ -83,14 +83,14 @@ def fit(
 
 
 def minimax(powers: list[int], fixed: dict[int, mpf], half_width: mpf) -> tuple[dict[int, mpf], mpf]:
-    """Coefficients of exp's polynomial on [-half_width, half_width] for the least largest relative error."""
+    """Coefficients of exp's polynomial: least maximal relative error on [-half_width, half_width]."""
     grid = chebyshev(-half_width, half_width, 16 * len(powers))
     return fit(powers, fixed, grid, mp.exp, lambda r: mp.exp(-r))
 
 
 @cache
 def derive_exp(dtype: str, degree: int) -> tuple[dict[int, mpf], mpf]:
-    half_width = mp.log(2) / 2 * (1 + mpf(2) ** -20)  # n is rounded in floating point: a little slack
+    half_width = mp.log(2) / 2 * (1 + mpf(2) ** -20)  # a little wider, because n is rounded in floating point
     fixed = {0: mpf(1), 1: mpf(1)}
     for power in range(2, degree + 1):
         coefficients, level = minimax(list(range(power, degree + 1)), fixed, half_width)
@@ -124,7 +124,7 @@ def literal(value: mpf, dtype: str) -> str:
 
 
 def split_ln2(dtype: str, spare_bits: int) -> tuple[mpf, mpf]:
-    """ln 2 as a sum of two numbers, the first with that many zeros at its end."""
+    """ln 2 as a sum of two numbers; the first one ends in that many zero bits."""
     bits = {"float": 24, "double": 53}[dtype] - spare_bits
     high = mp.floor(mp.log(2) * mpf(2) ** bits) / mpf(2) ** bits if spare_bits else mp.log(2)
     high = round_to(high, dtype)
@@ -192,8 +192,8 @@ def header(function: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Zeros at the end of the first part of ln 2, in float and double: its products with the n of exp (below 2^11)
-# and the k of log (below 2^6) are exact even where nothing is fused.
+# Zero bits at the end of the first part of ln 2, in float and double. Its products with the n of exp (below
+# 2^11) and the k of log (below 2^6) are then exact even without fused multiply-adds.
 TRITON_SPARE = {"exp": (12, 12), "log": (6, 6)}
 
 

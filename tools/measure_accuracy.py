@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def inputs(scale: float) -> dict[str, Tensor]:
-    """Logits in float64 that hurt: wide ranges, large common offsets, confident rows, long rows."""
+    """Difficult logits in float64: wide ranges, large common offsets, confident rows, long rows."""
     g = torch.Generator().manual_seed(0)
 
     def normal(rows: int, classes: int) -> Tensor:
@@ -67,9 +67,9 @@ def measure(scale: float = 1.0, dtypes: dict[str, torch.dtype] | None = None) ->
         for name, exact in inputs(scale).items():
             x = exact.to(dtype)
             if dtype != torch.float32 and not (x.max() < 1000):
-                continue  # 16-bit formats have no digits left at these offsets
+                continue  # 16-bit formats can't represent logits with these offsets
             target = torch.randint(0, x.shape[1], (x.shape[0],), generator=torch.Generator().manual_seed(1))
-            target[::2] = x[::2].argmax(1)  # as a trained classifier has it
+            target[::2] = x[::2].argmax(1)  # confident and right, as in a trained classifier
             wanted = answers(x.double(), target)
             ours, theirs = results(softkern, x, target), results(F, x, target)
             for op, answer in wanted.items():
@@ -108,7 +108,7 @@ def measured_with(where: dict[str, str]) -> str:
 
 
 def render(measured: dict[str, object], page: str) -> str:
-    """The page with everything between the markers made anew."""
+    """The page with everything between the markers made again."""
     rows, where = measured["rows"], measured["environment"]
     assert isinstance(rows, list) and isinstance(where, dict)
     head, tail = page.split(BEGIN)[0], page.split(END)[1]

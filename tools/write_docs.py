@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what docs/<op>.md takes from elsewhere: docstrings, docs/accuracy.json, what calls do.
+"""Write the generated parts of docs/<op>.md, made from docstrings, docs/accuracy.json and calls.
 
     python tools/write_docs.py            # write the pages
     python tools/write_docs.py --check    # only say which of them are out of date
 
-It lies between markers, <!-- NAME: begin --> and <!-- NAME: end -->; the rest of a page is written by hand.
+They lie between markers, <!-- NAME: begin --> and <!-- NAME: end -->; the rest of a page is written by hand.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ GUARDS = {
 
 
 def markdown(text: str) -> str:
-    """A docstring's inline markup as GitHub reads it."""
+    """A docstring's inline markup in GitHub's Markdown."""
     text = re.sub(r":math:`([^`]+)`", r"$`\1`$", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     return re.sub(r"`docs/(\w+\.md)`", r"[\1](\1)", text)
@@ -70,7 +70,7 @@ def one_line(text: str) -> str:
 
 
 def entries(block: str) -> list[tuple[str, str]]:
-    """name: text, the lines after the first indented."""
+    """Entries `name: text`; further lines of a text are indented."""
     found = re.findall(r"^(\S[^:]*): (.*(?:\n[ ]+.*)*)", textwrap.dedent(block), re.MULTILINE)
     if not found:
         raise ValueError(f"no `name: text` in {block!r}")
@@ -78,7 +78,7 @@ def entries(block: str) -> list[tuple[str, str]]:
 
 
 def section(paragraph: str) -> str:
-    """One paragraph of a docstring, which a blank line ends."""
+    """One paragraph of a docstring in Markdown."""
     head, _, body = paragraph.partition("\n")
     if head.startswith(".. math::"):
         formula = textwrap.dedent(paragraph.removeprefix(".. math::").replace("\n", "\n ")).strip()
@@ -97,7 +97,7 @@ def section(paragraph: str) -> str:
 
 
 def signature(function: Callable[..., Tensor]) -> str:
-    """As it is written in the source."""
+    """The signature as the source has it."""
     source = inspect.getsource(function)
     definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef)
@@ -130,12 +130,12 @@ def call(op: str, dtype: torch.dtype) -> Tensor:
 
 
 def dtype_block(op: str) -> str:
-    lines = ["| `input` | computed by | in | result |", "|---|---|---|---|"]
+    lines = ["| `input` | computed by | computed in | result |", "|---|---|---|---|"]
     for dtype in DTYPES:
         try:
             result = call(op, dtype)
         except Exception as error:
-            lines.append(f"| {_short(dtype)} | nobody: {type(error).__name__}, as of F | | |")
+            lines.append(f"| {_short(dtype)} | none: raises {type(error).__name__}, as F does | | |")
             continue
         within = dtype if dtype == torch.float64 else torch.float32
         by = f"softkern | {_short(within)}" if has_kernel(op, dtype) else f"torch | {_short(dtype)}"
@@ -144,7 +144,7 @@ def dtype_block(op: str) -> str:
 
 
 def has_kernel(op: str, dtype: torch.dtype) -> bool:
-    """A backend that is named computes or raises."""
+    """Uses that a named backend computes or raises, and never falls back."""
     with softkern.use_backend("portable"):
         try:
             call(op, dtype)
@@ -187,7 +187,7 @@ def between(block: str) -> tuple[str, str]:
 
 
 def written(page: str, op: str, blocks: list[str]) -> str:
-    """The page with these blocks made anew."""
+    """The page with these blocks made again."""
     for block in blocks:
         begin, end = between(block)
         if page.count(begin) != 1 or page.count(end) != 1:

@@ -13,18 +13,29 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.report import baseline, cell_of, grouped, headline, is_ok, shape_label
+from benchmarks.report import (
+    JOBS,
+    baseline,
+    cell_of,
+    grouped,
+    headline,
+    in_order,
+    is_ok,
+    shape_label,
+    six_shapes,
+)
 from benchmarks.results import Results, Row
 
 PASSES = ("no-grad", "forward+backward")
-JOBS = ("epoch", "step")
 KINDS = ("output", "gradient")
-# After Okabe and Ito: colour-blind readers can tell them apart.
+# Colours by Okabe and Ito: colour-blind readers can distinguish them.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#a6761d", "#6a3d9a", "#666666")
 SHAPES = ("s", "^", "v", "P", "X", "p", "*", "h", "<", ">")
 GREY = "#555555"
 DTYPE_COLOURS = {"float32": "#0072b2", "bfloat16": "#e69f00", "float16": "#009e73", "float64": "#666666"}
-NO_ERROR = 1e-2  # where a logarithmic axis shows exact results
+NO_ERROR = 1e-2  # the place of exact results on a logarithmic axis
+SLOWEST = 0.2  # left end of the speed-up axis; slower providers are drawn there
+NOT_DRAWN = "softkern:portable"  # 20 times slower than the others: it would squeeze them; tables have it
 WIDTH = 11  # inches
 STYLE = {
     "svg.hashsalt": "softkern",
@@ -47,7 +58,7 @@ Mark = tuple[str, str]  # colour, shape
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """The plots for which the results have something to draw."""
+    """Write the plots for which the results have data."""
     folder.mkdir(parents=True, exist_ok=True)
     plots = {"speedup.svg": _speedup, "bandwidth.svg": _bandwidth, "error.svg": _error}
     written = []
@@ -57,7 +68,7 @@ def write(results: Results, folder: Path) -> list[Path]:
             if figure is not None:
                 figure.savefig(folder / name, format="svg", metadata={"Date": None})
                 written.append(folder / name)
-    return written
+    return [*written, *six_shapes.write(results, folder)]
 
 
 def _marks(results: Results) -> dict[str, Mark]:
@@ -98,23 +109,24 @@ def _number_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-# Speed-up: a panel for each op and pass, a line for each cell; whole jobs in a panel of their own
+# Speed-up: one panel per op and pass, one line per cell; the last panel has the whole jobs
 
 
 def _speedup(results: Results) -> Figure | None:
     rows = [r for r in headline(results) if is_ok(r)]
     reference = baseline(results)
     rows = [r for r in rows if r["baseline"] == reference != r["provider"]]
-    rows = [r for r in rows if r["pass_name"] in (*PASSES, *JOBS)]
+    rows = [r for r in rows if r["pass_name"] in (*PASSES, *JOBS) and r["provider"] != NOT_DRAWN]
     if not rows:
         return None
+    rows.sort(key=lambda r: in_order(r["op"]))
     panels: dict[str, list[Row]] = {}
     for row in rows:
         panels.setdefault("whole jobs" if row["pass_name"] in JOBS else row["op"], []).append(row)
     labels = {title: list(dict.fromkeys(map(_label, part))) for title, part in panels.items()}
     heights = [len(names) + 2 for names in labels.values()]
     figure = Figure(figsize=(WIDTH, 1.2 + 0.19 * sum(heights)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15)  # readers' fonts may be wider than the one measured with
+    figure.get_layout_engine().set(w_pad=0.15)  # the reader's font may be wider than this one
     grid = figure.subplots(len(panels), 2, sharex=True, sharey="row", squeeze=False, height_ratios=heights)
     marks = _marks(results)
     for axes, (title, part) in zip(grid, panels.items(), strict=True):
@@ -127,8 +139,8 @@ def _speedup(results: Results) -> Figure | None:
             _speedup_panel(ax, [r for r in part if r["pass_name"] == pass_name], labels[title], marks)
             ax.set_title(f"{title}, {pass_name}")
     ratios = [row["ratio"] for row in rows]
-    grid[0, 0].set_xlim(min(0.8, *ratios) / 1.2, max(1.25, *ratios) * 1.2)
-    what = f"times as fast as {reference}, float32 unless named; softkern's numbers at the right"
+    grid[0, 0].set_xlim(SLOWEST / 1.1, max(1.25, *ratios) * 1.2)
+    what = f"times as fast as {reference} ({SLOWEST:g}: that or less), float32 unless named; right: softkern"
     figure.supxlabel(_caption(what, results), fontsize=9)
     _legend(figure, marks, rows)
     return figure
@@ -154,16 +166,17 @@ def _speedup_panel(ax: Axes, rows: Sequence[Row], labels: Sequence[str], marks: 
         colour, shape = marks[provider]
         ours = provider == "softkern"
         ratios, places = [row["ratio"] for row in part], [labels.index(_label(row)) for row in part]
+        drawn = [max(SLOWEST, ratio) for ratio in ratios]
         style = {"color": colour, "marker": shape, "markeredgecolor": "white", "markeredgewidth": 0.5}
-        ax.plot(ratios, places, linestyle="none", markersize=6.5 if ours else 4.5, zorder=3 + ours, **style)
+        ax.plot(drawn, places, linestyle="none", markersize=6.5 if ours else 4.5, zorder=3 + ours, **style)
         for ratio, place in zip(ratios, places, strict=True) if ours else ():
             weight = "bold" if ratio < 1 else "normal"
-            where = ax.get_yaxis_transform()  # x along the panel, y a cell
+            where = ax.get_yaxis_transform()  # x in units of the panel's width, y in cells
             text = ax.text(1.01, place, f"{ratio:.2f}", transform=where, va="center", fontsize=8)
             text.set(color=colour, weight=weight)
 
 
-# Bandwidth: GB/s against C, for rows that lie in memory and for those in cache
+# Bandwidth: GB/s against C, for rows in memory and for rows in the cache
 
 
 def _bandwidth(results: Results) -> Figure | None:
@@ -208,7 +221,7 @@ def _bandwidth_panel(ax: Axes, rows: Sequence[Row], marks: dict[str, Mark], copi
     for (provider, residency), part in grouped(rows, "provider", "residency").items():
         colour, shape = marks[provider]
         cached, ours = residency == "cache", provider == "softkern"
-        cache_line = ":" if provider in ("softkern", "torch") else "none"  # all of them are a thicket
+        cache_line = ":" if provider in ("softkern", "torch") else "none"  # not all: too many lines
         ax.plot(
             *_by_classes(part, "gbps"),
             color=colour,
@@ -226,12 +239,12 @@ def _bandwidth_panel(ax: Axes, rows: Sequence[Row], marks: dict[str, Mark], copi
 
 
 def _by_classes(rows: Sequence[Row], field: str) -> tuple[list[int], list[float]]:
-    """A point for each C, of the largest shape that has it."""
+    """One point per C, from the largest shape with that C."""
     largest = {cell_of(row).classes: row[field] for row in sorted(rows, key=lambda r: cell_of(r).elements)}
     return sorted(largest), [largest[c] for c in sorted(largest)]
 
 
-# Error: a line for each provider, a stroke for each cell
+# Error: one line per provider, one stroke per cell
 
 
 def _error(results: Results) -> Figure | None:
@@ -275,7 +288,7 @@ def _error_panel(
         worst = [
             max(e for e in errors if e is not None) for errors in found if any(e is not None for e in errors)
         ]
-        lane = (dtypes.index(dtype) + 0.5) / len(dtypes) - 0.5  # dtypes side by side within a provider's line
+        lane = (dtypes.index(dtype) + 0.5) / len(dtypes) - 0.5  # within a provider's line, by dtype
         ax.plot(
             [max(NO_ERROR, error) for error in worst],
             [providers.index(provider) + 0.6 * lane] * len(worst),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The summary of a results file in Markdown: a page of its own, and in short the README's section."""
+"""A results file in Markdown: a page of its own, and the blocks between the markers of other pages."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from pathlib import Path
 
 from benchmarks import results as results_file
 from benchmarks.report import (
+    JOBS,
     MOST_TIMES_PLAIN,
     baseline,
+    best_peer,
     cell_of,
+    compared,
     duration,
     grouped,
+    has_ratio,
     headline,
     huge_page_mode,
+    in_order,
     is_ok,
     multiple_of_input,
     shape_label,
+    summary,
 )
 from benchmarks.results import Results, Row
 
-MARKED = re.compile(r"<!-- benchmarks: begin ?(.*?) ?-->\n(.*?)<!-- benchmarks: end -->", re.DOTALL)
-JOBS = ("epoch", "step")
+MARKED = re.compile(r"<!-- (benchmarks|summary): begin ?(.*?) ?-->\n(.*?)<!-- \1: end -->", re.DOTALL)
 PASSES = ("no-grad", "forward+backward", *JOBS)
-ORDER = ("cross_entropy", "softmax", "log_softmax")  # then whole jobs
-# What the README has room for; log_softmax goes as softmax does.
+# The passes of a short table; log_softmax behaves like softmax.
 SHORT = {"cross_entropy": "forward+backward", "softmax": "no-grad"}
 DTYPES = ("float32", "bfloat16")
 COLUMNS = (
     *("op, pass, dtype, shape", "torch", "softkern", "torch / softkern", "% of copy speed"),
     *("memory, torch", "memory, softkern", "best other"),
 )
-EDGES = "Besides common shapes (times plain: how many times as long as the same provider with plain logits):"
+EDGES = "Other cells (times plain: time divided by the same provider's time with plain logits):"
 EDGE_COLUMNS = (
     *("op, pass, dtype, shape, option, logits", "torch", "softkern", "torch / softkern"),
     *("times plain, torch", "times plain, softkern", "memory, torch", "memory, softkern"),
@@ -41,11 +45,11 @@ EDGE_COLUMNS = (
 
 
 def block(results: Results, source: str, short: bool = False) -> str:
-    """Caption, main cells (in short: one pass of two ops, and whole jobs), edges (in short: none), and every
-    cell, whichever, where softkern is slower than torch."""
+    """Caption, main cells, edges, and every cell in which softkern is slower than torch. A short block has
+    one pass of two ops and the whole jobs, but no edges."""
     lines = [_caption(results, source), ""]
     cells = grouped(headline(results), "cell").values()
-    cells = sorted(cells, key=lambda rows: (*ORDER, rows[0]["op"]).index(rows[0]["op"]))
+    cells = sorted(cells, key=lambda rows: in_order(rows[0]["op"]))
     main = [line for rows in cells if _shown(rows[0], short) for line in _line(rows)]
     edges = [line for rows in cells if rows[0].get("edge") and not short for line in _edge(rows)]
     if main or not edges:
@@ -77,9 +81,10 @@ def _caption(results: Results, source: str) -> str:
         f"commit {commit}",
     )
     return (
-        f"Median times of one call; {', '.join(where)}. Ratios: median over the rounds, in which "
-        "the providers take turns. Memory: peak above the inputs, in units of the N x C logits. "
-        f"[{Path(source).name}]({source}), made by `{results['command']}`."
+        f"Median times of one call; {', '.join(where)}.\n\n"
+        "Ratio: median over the rounds, in which the providers take turns. "
+        "Memory: peak above the inputs, in units of the N x C logits.\n\n"
+        f"All figures: [{Path(source).name}]({source}), made by `{results['command']}`."
     )
 
 
@@ -90,19 +95,18 @@ def _shown(row: Row, short: bool) -> bool:
 
 
 def _line(rows: list[Row]) -> list[str]:
-    """The cell's line of the table, if softkern has a time for it."""
+    """The line of a cell, if softkern has a time for it."""
     by_provider = {row["provider"]: row for row in rows}
     ours, torch = by_provider.pop("softkern", None), by_provider.pop("torch", None)
     if ours is None or not is_ok(ours):
         return []
     percent = ours.get("copy_percent")
-    others = [row for row in by_provider.values() if _has_ratio(row) and _is_peer(row)]
-    best = max(others, key=lambda row: row["ratio"], default=None)
+    best = best_peer(by_provider.values())
     values = (
         _name(ours),
         _time(torch),
         _time(ours),
-        f"**{ours['ratio']:.2f}**" if _has_ratio(ours) else "",
+        f"**{ours['ratio']:.2f}**" if has_ratio(ours) else "",
         "" if percent is None else f"{percent:.0f}",
         _memory(torch),
         _memory(ours),
@@ -121,7 +125,7 @@ def _edge(rows: list[Row]) -> list[str]:
         _name(ours),
         _time(torch),
         _time(ours),
-        f"**{ours['ratio']:.2f}**" if _has_ratio(ours) else "",
+        f"**{ours['ratio']:.2f}**" if has_ratio(ours) else "",
         _times_plain(torch),
         _times_plain(ours),
         _memory(torch),
@@ -138,16 +142,6 @@ def _times_plain(row: Row | None) -> str:
 def _best(row: Row) -> str:
     launched = " with its launches" if row.get("how", "").startswith(results_file.NOT_CAPTURED) else ""
     return f"{row['provider']} {row['ratio']:.2f}{launched}"
-
-
-def _has_ratio(row: Row) -> bool:
-    """Where torch failed, ratios are against somebody else."""
-    return is_ok(row) and bool(row["baseline"] == "torch")
-
-
-def _is_peer(row: Row) -> bool:
-    """Not torch or softkern again, or softkern on another instruction set."""
-    return re.split("[:#]", row["provider"])[0] not in ("torch", "softkern")
 
 
 def _threads(count: int) -> str:
@@ -170,10 +164,9 @@ def _memory(row: Row | None) -> str:
 
 
 def _slower(results: Results) -> list[str]:
-    """A line for an op and shape: the passes in which softkern loses and how far, in whatever regime and
-    number of threads. A ratio that reads as 1.00 is no loss."""
-    ours = [row for row in results["rows"] if row["provider"] == "softkern" and _has_ratio(row)]
-    losing = [row for row in ours if row["ratio"] < 0.995]
+    """One line per op and shape: the passes in which softkern is slower, and the ratios, in all regimes and
+    numbers of threads."""
+    ours, losing = compared(results)
     if not losing:
         return [f"Cells where softkern is slower than torch: none of {len(ours)} measurements."]
     count = f"{len(losing)} of {len(ours)} measurements, all regimes and numbers of threads"
@@ -182,7 +175,7 @@ def _slower(results: Results) -> list[str]:
 
 
 def _slowed(results: Results) -> list[str]:
-    """The same of those in which softkern takes longer than with plain logits."""
+    """The same for cells in which softkern takes longer than with plain logits."""
     ours = [row for row in results["rows"] if row["provider"] == "softkern" and row.get("times_plain")]
     slowed = [row for row in ours if row["times_plain"] > MOST_TIMES_PLAIN]
     what = f"Cells where softkern takes more than {MOST_TIMES_PLAIN} times as long as with plain logits"
@@ -217,37 +210,43 @@ def _without_times(results: Results) -> list[str]:
     return ["", "Cells where softkern has no time:", "", *lines] if lines else []
 
 
-def _marked(readme: Path) -> tuple[str, list[re.Match[str]]]:
-    page = readme.read_text(encoding="utf-8")
-    found = list(MARKED.finditer(page))
+def _marked(page: Path) -> tuple[str, list[re.Match[str]]]:
+    text = page.read_text(encoding="utf-8")
+    found = list(MARKED.finditer(text))
     if not found:
         raise results_file.BadResults(
-            f"{readme}: no <!-- benchmarks: begin FILE --> and <!-- benchmarks: end --> in it"
+            f"{page}: no <!-- benchmarks: begin FILE --> and <!-- benchmarks: end --> in it"
         )
-    return page, found
+    return text, found
 
 
-def update(readme: Path, results_path: Path) -> None:
-    """Put the block of that results file between the README's markers: of those that name a file of that
-    name, or none yet; else of the first."""
-    page, blocks = _marked(readme)
-    source = Path(os.path.relpath(results_path, readme.parent)).as_posix()
-    results = results_file.read(results_path)
-    if baseline(results) not in ("torch", None):
+def _made(kind: str, source: str, page: Path) -> str:
+    """The block of that kind, made from the results file `source`, a path relative to the page."""
+    results = results_file.read(page.parent / source)
+    if kind == "summary":
+        return summary.block(results, source, summary.read_errors(page))
+    return block(results, source, short=True)
+
+
+def update(page: Path, results_path: Path) -> None:
+    """Put the block of that results file between the page's markers: those that name this file; otherwise
+    those of a file of the same name, or of none yet; otherwise the first."""
+    text, blocks = _marked(page)
+    source = Path(os.path.relpath(results_path, page.parent)).as_posix()
+    measured_against = baseline(results_file.read(results_path))
+    if measured_against not in ("torch", None):
         raise results_file.BadResults(
-            f"{results_path}: measured against {baseline(results)}, the README is about torch"
+            f"{results_path}: measured against {measured_against}, the README is about torch"
         )
-    text = block(results, source, short=True)
-    new = f"<!-- benchmarks: begin {source} -->\n{text}<!-- benchmarks: end -->"
-    its_own = (found for found in blocks if Path(found[1]).name in (results_path.name, ""))
-    found = next(its_own, blocks[0])
-    readme.write_text(page[: found.start()] + new + page[found.end() :], encoding="utf-8")
+    its_own = [found for found in blocks if found[2] == source]
+    namesakes = [found for found in blocks if Path(found[2]).name in (results_path.name, "")]
+    found = [*its_own, *namesakes, *blocks][0]
+    kind = found[1]
+    new = f"<!-- {kind}: begin {source} -->\n{_made(kind, source, page)}<!-- {kind}: end -->"
+    page.write_text(text[: found.start()] + new + text[found.end() :], encoding="utf-8")
 
 
-def current(readme: Path) -> bool:
-    """Whether the README says what the results files named in its markers give."""
-    _, blocks = _marked(readme)
-    return all(
-        block(results_file.read(readme.parent / source), source, short=True) == text
-        for source, text in (found.groups() for found in blocks)
-    )
+def current(page: Path) -> bool:
+    """Whether the page says what the results files named in its markers give."""
+    _, blocks = _marked(page)
+    return all(_made(kind, source, page) == text for kind, source, text in (b.groups() for b in blocks))

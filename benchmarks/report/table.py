@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results as tables in a terminal, readable from 120 columns."""
+"""The results as tables for terminals of 120 columns or more."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GREEN, RED = 1.05, 0.95
 
 
 def render(results: Results, console: Console) -> None:
-    """Print everything that the results file says, samples excepted."""
+    """Print the whole results file, except the samples."""
     _header(results, console)
     for (op,), of_op in grouped(results["rows"], "op").items():
         console.print()
@@ -109,7 +109,7 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _values(row: Row, plain: bool) -> list[Text]:
-    """`plain`: there is a column of the times as long as with plain logits."""
+    """`plain`: whether the table has the column "times plain"."""
     if not is_ok(row):
         return [Text(row["status"], "red")]
     scale, _ = unit_of(row["median"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.results import Results, Row
 
-# In this order; what a row has beyond them comes after.
+# In this order; other fields of a row come after them.
 FIELDS = (
     *("op", "pass_name", "dtype", "shape", "dim", "option", "device", "cell", "main"),
     *("provider", "version", "how", "regime", "threads", "status", "reason"),
@@ -20,7 +20,7 @@ FIELDS = (
 
 
 def write(results: Results, path: Path) -> None:
-    """One line a row, without the samples; what a row does not have is left empty."""
+    """One line per row, without the samples; fields that a row lacks are empty."""
     rows = [_flat(row) for row in results["rows"]]
     fields = dict.fromkeys((*FIELDS, *(name for row in rows for name in row)))
     with path.open("w", newline="", encoding="utf-8") as file:

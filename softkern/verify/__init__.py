@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether softkern computes what it says, on this machine: `python -m softkern.verify`, or `run()`.
+"""Checks of softkern's results on this machine: `python -m softkern.verify`, or `run()`.
 
-Every op, dtype, option and memory layout, class counts on both sides of every kernel and values chosen to
-hurt, against the float64 answer and against torch's own error; the bits of the backends against each other.
+The checks cover every op, dtype, option and memory layout, class counts on both sides of every limit between
+kernels, and difficult values. They compare results with the float64 answer and with torch's own error, and
+the bits of the backends with each other.
 """
 
 from softkern.verify.cases import Case, build

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a result may be from the float64 answer: one table, every number argued.
+"""How far a result may be from the float64 answer: one table, with a reason for every number.
 
-Two bounds, and a result has to keep both where both apply:
+There are two bounds. A result has to keep both where both apply:
 
-    stated = STATED ulp of the answer, for the plain calls that the documentation speaks of
+    stated = STATED ulp of the answer, for the plain calls that the documentation names
     bound = roundings * u * |expected| + (arithmetic * eps + k * torch) * scale
 
-`u` is half a unit in the last place of the result's dtype and `eps` one of the dtype computed in.
-`scale` is the magnitude of the terms the result was formed from, which the caller knows: for a
-gradient A p - a it is A p + a, so that a small difference of large terms is not held to the ulp of
-the difference, and a large cancellation in the wrong precision still shows. `torch` is what torch
-itself lost on the same input, in the same unit.
+`u` is half a unit in the last place of the result's dtype, `eps` a unit of the dtype of the computation.
+`scale` is the magnitude of the terms that form the result; the caller knows it. For a gradient A p - a it is
+A p + a: a small difference of large terms is not held to the ulp of the difference, but a large cancellation
+in the wrong precision is still found. `torch` is torch's own error on the same input, in the same unit.
 """
 
 from __future__ import annotations
@@ -22,40 +21,40 @@ from torch import Tensor
 
 
 class Tolerance(NamedTuple):
-    compute: torch.dtype  # what the kernel computes in
-    roundings: int  # of the result to its own dtype, each half an ulp
-    arithmetic: float  # eps of `compute`, relative to the scale of the terms
-    k: float  # how much of torch's own error is granted on top
+    compute: torch.dtype  # the dtype of the computation
+    roundings: int  # how often the result is rounded to its own dtype, half an ulp each time
+    arithmetic: float  # error of the computation in eps of `compute`, relative to the scale of the terms
+    k: float  # how many times torch's own error is allowed in addition
 
 
 TABLE = {
     # exp (1 ulp), a division or product (1/2 each), a sum over 64 partial sums (1 to 2 for a few
-    # thousand terms of one sign) and a log: 4. The term |x - m| / 2 ulp that the rounded
-    # difference x - m costs any exp is in the scale. k: long rows cost everyone more, torch too.
+    # thousand terms of one sign) and a log: 4. The rounding of x - m adds |x - m| / 2 ulp to any exp;
+    # the scale includes that term. k: long rows have larger errors, in torch as well.
     torch.float32: Tolerance(torch.float32, 0, 4, 2),
-    # As above, twice: the oracle is float64 itself and rounds as often as its subject.
+    # Twice the above: the oracle is float64 as well, and rounds as often as the result.
     torch.float64: Tolerance(torch.float64, 0, 8, 2),
-    # Computed in float32 and rounded once, so the dtype's half ulp is granted relative to the
-    # result, not to its terms. k = 0: torch rounds to 16 bits in between and its error there (an
-    # overflowed fp16 sum is infinite) would be a licence for any formula.
+    # Computed in float32 and rounded once, so the dtype's half ulp is relative to the result, not
+    # to its terms. k = 0: torch rounds intermediate results to 16 bits. Its error (an overflowed
+    # fp16 sum is infinite) would allow any formula.
     torch.bfloat16: Tolerance(torch.float32, 1, 4, 0),
     torch.float16: Tolerance(torch.float32, 1, 4, 0),
 }
 
-# No bound may exceed this share of the scale: 1e-4 is 800 float32 ulp, less than any wrong formula
-# or forgotten term costs. A case that needs more is a case with the wrong scale.
+# No bound may exceed this share of the scale. 1e-4 is 800 float32 ulp, less than the error of any wrong
+# formula or forgotten term. A case that needs more has the wrong scale.
 WIDEST = 1e-4
 
 DTYPES = tuple(TABLE)
 
-# What docs/accuracy.md promises for finite logits, in ulp of a float32 answer: values of the softmaxes; loss
-# and gradient of one row for a class index, with nothing to scale them. No ulp is promised of other results.
+# The bounds of docs/accuracy.md for finite logits, in ulp of a float32 answer: for values of the softmaxes,
+# and for the unscaled loss and gradient of one row with a class index. Other results have no bound in ulp.
 STATED = {"softmax": 6.0, "log_softmax": 6.0, "cross_entropy": 6.0, "cross_entropy gradient": 8.0}
 STATED_16_BIT = 1.0
 
 
 def stated(quantity: str, dtype: torch.dtype) -> float | None:
-    """The promised bound in ulp of the answer; nothing is promised of float64."""
+    """The stated bound in ulp of the answer; None where no bound is stated, as for float64."""
     if quantity not in STATED or dtype == torch.float64:
         return None
     return STATED[quantity] if dtype == torch.float32 else STATED_16_BIT
@@ -88,8 +87,8 @@ def allowed(
         expected: the float64 answer.
         dtype: of the result.
         scale: magnitude of the terms, by default of the answer.
-        torch_result: what torch computed in `dtype`; without it nothing is granted for torch's error.
-        roundings: how often the result was rounded to its dtype if not as often as the table says.
+        torch_result: torch's result in `dtype`; without it the bound has no part for torch's error.
+        roundings: how often the result was rounded to its dtype, if that differs from the table.
 
     Raises:
         AssertionError: the bound is wider than `WIDEST`.
@@ -110,9 +109,9 @@ def allowed(
 
 
 def same_bits(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors of one dtype and shape agree.
+    """Where two tensors of one dtype and shape have the same bits.
 
-    -0.0 is not 0.0; a NaN equals any NaN, its payload is noise.
+    -0.0 differs from 0.0. A NaN equals any NaN, because its payload has no meaning.
     """
     return (as_words(a) == as_words(b)) | (a.detach().isnan() & b.detach().isnan())
 

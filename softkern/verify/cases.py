@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix: ops x dtypes x options x layouts x class counts x values chosen to hurt."""
+"""The matrix: ops x dtypes x options x layouts x class counts x difficult values."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ OPS = (*SOFTMAXES, "cross_entropy")
 NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 HALVES = ("bfloat16", "float16")
 
-FEW = (1, 2, 3, 10, 32)  # a row a lane
-MANY = (33, 100, 1000, 32000, 70001)  # a row at a time, or a row a lane with the same sums
+FEW = (1, 2, 3, 10, 32)  # one row per lane
+MANY = (33, 100, 1000, 32000, 70001)  # one row at a time, or one row per lane with sums in the same order
 QUICK_CLASSES = (1, 3, 32, 33, 1000)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call and its backward pass; printed as what makes it again.
+    """One call and its backward pass; `str` gives the expression that makes the case.
 
     Attributes:
-        group: part of the matrix that it belongs to.
+        group: the part of the matrix that it belongs to.
         op: "softmax", "log_softmax" or "cross_entropy".
-        dtype: of logits, weights and class probabilities, "float32" for instance.
-        shape: of the logits.
+        dtype: dtype of logits, weights and class probabilities, for example "float32".
+        shape: shape of the logits.
         values: "normal", "special" (NaN and infinities) or one of `inputs.HURTING`.
-        layout: one of `inputs.LAYOUTS`, of the logits and of class probabilities.
-        dim: of the softmaxes; cross-entropy has the dimension of its classes.
-        reduction: of cross-entropy, as its other options.
+        layout: one of `inputs.LAYOUTS`, for the logits and the class probabilities.
+        dim: dim of the softmaxes; cross-entropy uses the dimension of its classes.
+        reduction: reduction of cross-entropy; the options below are cross-entropy's, too.
         weight: whether classes are weighted.
-        ignore: `ignore_index`; a third of the rows have it.
+        ignore: `ignore_index`; a third of the rows have it as target.
         smoothing: `label_smoothing`.
         probs: class probabilities instead of class indices.
         target: dtype of class indices.
         inplace: `inplace_backward`.
-        upstream: one of `inputs.UPSTREAM`, the gradient that backward begins with.
-        seed: of the logits.
+        upstream: one of `inputs.UPSTREAM`, the gradient that backward starts from.
+        seed: seed of the logits.
     """
 
     group: str
@@ -79,7 +79,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """The arguments that a case stands for."""
+    """The arguments of a case's call."""
 
     x: Tensor
     dim: int
@@ -101,7 +101,7 @@ def build(case: Case, device: str = "cpu") -> Problem:
     dim = min(1, len(shape) - 1)
     if case.probs:
         return Problem(place(x.to(device)), dim, place(target.to(device)), kwargs)
-    if case.values != "normal":  # every other row as a trained classifier has it
+    if case.values != "normal":  # every other row is confident and right, as in a trained classifier
         likely = (torch.arange(target.numel()).reshape(target.shape) % 2 == 0) & (target != case.ignore)
         target = torch.where(likely, x.argmax(dim), target)
     return Problem(place(x.to(device)), dim, target.to(device, getattr(torch, case.target)), kwargs)
@@ -117,7 +117,7 @@ def _logits(case: Case, dtype: torch.dtype) -> Tensor:
 
 
 def rows_of(classes: int) -> int:
-    """No multiple of a number of lanes; fewer where rows are long."""
+    """A number of rows that no number of lanes divides; smaller for long rows."""
     return 133 if classes <= 100 else 37 if classes <= 1000 else 3
 
 
@@ -137,7 +137,7 @@ def _values(quick: bool) -> Iterator[Case]:
     for op, dtype, c in product(OPS, NAMES, (100,) if quick else (10, 100, 1000)):
         for values in inputs.HURTING:
             if dtype == "float16" and "1e6" in values.__name__:
-                continue  # beyond the format
+                continue  # float16 has no such numbers
             yield Case("values", op, dtype, (rows_of(c), c), values=values.__name__)
 
 
@@ -196,7 +196,7 @@ def _special(quick: bool) -> Iterator[Case]:
         case = Case("NaN and infinities", op, dtype, (0, c), values="special")
         yield case
         if op == "cross_entropy":
-            yield replace(case, ignore=1)  # ignored rows among them
+            yield replace(case, ignore=1)  # some of these rows are ignored
             yield replace(case, smoothing=0.1, ignore=-100, weight=True)
             yield replace(case, reduction="mean")
 

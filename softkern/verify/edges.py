@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is no distance from an answer: errors to be raised, empty tensors, bits that must not change."""
+"""Checks other than the distance from an answer: exceptions, empty tensors, bits that must not change."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Outcome(NamedTuple):
     group: str
     op: str
     dtype: str
-    subject: str  # what was called
-    why: str  # empty if it is as it should be
+    subject: str  # the call
+    why: str  # what is wrong; empty if the check holds
 
 
 def _try(group: str, op: str, dtype: str, subject: object, check: Callable[[], str]) -> Outcome:
@@ -37,12 +37,11 @@ def _try(group: str, op: str, dtype: str, subject: object, check: Callable[[], s
 
 
 def edges(device: str, quick: bool, threads: int | None) -> Iterator[Outcome]:
-    """All of them, on the backend that is active.
+    """All these checks, on the active backend.
 
-    `threads`: how many of the CPU's the machine is used with; None where the backend does not share the work
-    among them.
+    `threads`: the number of CPU threads in use; None if the backend does not share its work among threads.
     """
-    if device == "cpu":  # elsewhere a wrong target stops the device, for torch and for softkern
+    if device == "cpu":  # a wrong target stops a GPU, with torch and with softkern
         yield from _out_of_range(device)
     yield from _empty(device)
     yield from _rows(device, quick)
@@ -105,7 +104,7 @@ def _raises_before_writing(x: Tensor, target: Tensor, kwargs: dict[str, Any]) ->
 
 
 def _empty(device: str) -> Iterator[Outcome]:
-    """Against torch itself, values and gradients: next to nothing is computed, so all of it is equal."""
+    """Values and gradients have to equal torch's exactly: almost nothing is computed."""
     for name, op, shape in product(NAMES, SOFTMAXES, ((), (0,), (0, 3), (3, 0), (2, 0, 4))):
         case = Case("empty and 0-d", op, name, shape, dim=-1)
         yield _try(case.group, op, name, case, partial(_as_torch, case, device))
@@ -127,7 +126,7 @@ def _as_torch(case: Case, device: str) -> str:
 
 
 def difference(ours: dict[str, Tensor], others: dict[str, Tensor], whose: str) -> str:
-    """Why two sets of results have not the same bits; empty if they have."""
+    """Why two sets of results have different bits; empty if they have the same."""
     for quantity, a in ours.items():
         b = others[quantity]
         if a.dtype != b.dtype or a.shape != b.shape:
@@ -141,7 +140,7 @@ def difference(ours: dict[str, Tensor], others: dict[str, Tensor], whose: str) -
 
 
 def _rows(device: str, quick: bool) -> Iterator[Outcome]:
-    """A row's bits are the same alone and in any place of a batch, and on every run."""
+    """A row has the same bits alone, at any place of a batch, and in every run."""
     kinds: tuple[dict[str, Any], ...] = ({}, {"weight": True, "smoothing": 0.3}, OPTIONS[-1])
     for name, op, c in product(NAMES, OPS, (10, 33) if quick else (3, 10, 33, 1000)):
         for kind in kinds if op == "cross_entropy" else kinds[:1]:
@@ -166,7 +165,7 @@ def _row_alone(case: Case, device: str) -> str:
 
 
 def _threads(quick: bool, threads: int) -> Iterator[Outcome]:
-    """160,000 logits and more: two threads really share the work."""
+    """At least 160,000 logits, so that two threads share the work."""
     shapes = ((4099, 40),) if quick else ((4099, 40), (1500, 10, 13), (7, 30011))
     for name, op, shape in product(NAMES, OPS, shapes):
         case = Case("threads", op, name, shape, upstream="random")

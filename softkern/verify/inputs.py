@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs: values chosen to hurt, memory layouts, targets and options of cross-entropy.
+"""The inputs: difficult values, memory layouts, targets and options of cross-entropy.
 
-The tests of the repository use the same ones.
+The tests of the repository use the same inputs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 
 def logits(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Normal logits of a useful spread: probabilities from 1e-7 to nearly 1."""
+    """Normally distributed logits: their probabilities reach from 1e-7 to nearly 1."""
     g = torch.Generator().manual_seed(seed + 1000003 * len(shape) + sum(shape))
     return (torch.randn(shape, generator=g, dtype=torch.float64) * 3).to(dtype)
 
 
 def upstream(like: Tensor, kind: str) -> Tensor:
-    """The gradient that arrives from above, in each of the ways autograd delivers it."""
+    """The upstream gradient, in each of the forms in which autograd passes it."""
     if kind == "ones":
         return torch.ones_like(like)
-    if kind == "expanded":  # what sum().backward() sends: stride 0 everywhere
+    if kind == "expanded":  # as sum().backward() passes it: all strides are 0
         return torch.tensor(0.75, dtype=like.dtype).expand_as(like)
     return logits(*like.shape, dtype=like.dtype, seed=7)
 
@@ -33,7 +33,7 @@ UPSTREAM = ("ones", "expanded", "random")
 
 
 class Values(Protocol):
-    """Logits that hurt; known by their name."""
+    """A function that makes difficult logits; cases refer to it by its name."""
 
     __name__: str
 
@@ -51,33 +51,33 @@ def _hurt(fill: Callable[[Tensor], Tensor]) -> Values:
 
 def _offset_1e4(
     x: Tensor,
-) -> Tensor:  # exp overflows without a shift; lse - x_y loses 4 digits
+) -> Tensor:  # exp overflows without subtracting the maximum; lse - x_y loses 4 digits
     return x.round(decimals=1) + 1e4
 
 
-def _offset_1e6(x: Tensor) -> Tensor:  # the same, and the spacing of float32 is 1/16
+def _offset_1e6(x: Tensor) -> Tensor:  # the same, and float32 has a spacing of 1/16 here
     return (x * 16).round() / 16 + 1e6
 
 
-def _offset_minus_1e6(x: Tensor) -> Tensor:  # exp underflows to a sum of 0 unless the maximum is taken off
+def _offset_minus_1e6(x: Tensor) -> Tensor:  # exp underflows to a sum of 0 without subtracting the maximum
     return (x * 16).round() / 16 - 1e6
 
 
-def _near_overflow(x: Tensor) -> Tensor:  # exp(88.7) is the last finite one in float32
+def _near_overflow(x: Tensor) -> Tensor:  # exp(88.7) is the largest finite result in float32
     return 90 + 10 * x.sigmoid()
 
 
-def _wide(x: Tensor) -> Tensor:  # results down through the subnormal numbers to exact zero
+def _wide(x: Tensor) -> Tensor:  # results reach from normal through subnormal numbers to exact zero
     return torch.linspace(-120, 0, x.numel(), dtype=x.dtype).reshape(x.shape).flip(-1)
 
 
-def _broad(x: Tensor) -> Tensor:  # one class has nearly all in most rows: log(1 + r) and p - 1 with a tiny r
+def _broad(x: Tensor) -> Tensor:  # in most rows one class is near 1: log(1 + r) and p - 1 have a tiny r
     return x * 4
 
 
 def _confident(
     x: Tensor,
-) -> Tensor:  # p = 1 - 1e-4: the true class's gradient cancels
+) -> Tensor:  # p = 1 - 1e-4: the gradient of the true class is a small difference
     x = x.clone()
     x[:, 0] = 12 + math.log(x.shape[1])
     return x
@@ -110,7 +110,7 @@ HURTING = tuple(
 
 
 def special_rows(classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One row for each way of being not finite, the odd value at both ends and in the middle."""
+    """One row for each kind of non-finite value, which stands at both ends and in the middle."""
     inf, nan = math.inf, math.nan
     base = logits(1, classes, dtype=dtype, seed=5)[0]
     rows = [base]
@@ -120,7 +120,7 @@ def special_rows(classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
             row[position] = value
             rows.append(row)
     rows += [torch.full_like(base, v) for v in (-inf, inf, nan)]
-    masked = torch.full_like(base, -inf)  # one class left: its probability is exactly 1
+    masked = torch.full_like(base, -inf)  # only one class is left: its probability is exactly 1
     masked[-1] = 3.0
     nan_and_inf = base.clone()
     nan_and_inf[0], nan_and_inf[-1] = nan, inf
@@ -128,17 +128,17 @@ def special_rows(classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _noise(*shape: int, like: Tensor) -> Tensor:
-    """What lies between the elements of a layout: whoever reads it shows."""
+    """The filling between the elements of a layout: reading it changes the result."""
     fill = math.nan if like.is_floating_point() else 99
     return torch.full(shape, fill, dtype=like.dtype, device=like.device)
 
 
-def _offset(x: Tensor) -> Tensor:  # one element behind an aligned address
+def _offset(x: Tensor) -> Tensor:  # begins one element after an aligned address
     flat = _noise(x.numel() + 1, like=x)
     return flat[1:].view(x.shape).copy_(x)
 
 
-def _padded(x: Tensor) -> Tensor:  # rows that do not follow each other
+def _padded(x: Tensor) -> Tensor:  # rows with gaps between them
     wide = _noise(*x.shape[:-1], x.shape[-1] + 3, like=x)
     return wide[..., : x.shape[-1]].copy_(x)
 
@@ -164,7 +164,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.clone()
 
 
-def _permuted(x: Tensor) -> Tensor:  # no dimension where it usually is
+def _permuted(x: Tensor) -> Tensor:  # every dimension at another place in memory than usual
     order = [*range(1, x.dim()), 0]
     return x.permute(order).contiguous().permute([x.dim() - 1, *range(x.dim() - 1)])
 
@@ -187,7 +187,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 REDUCTIONS = ("none", "mean", "sum")
 
-# Every option alone and with each other. probs: class probabilities instead of class indices.
+# Options alone and combined. probs: class probabilities instead of class indices.
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"weight": True},
@@ -205,7 +205,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 
 
 def class_weights(classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """From 0.25 to 2.25, exact in 16 bits, none of them 1."""
+    """Weights from 0.25 to 2.25, exact in 16 bits, none of them 1."""
     return (0.25 + (torch.arange(classes) * 5 % 9).double() / 4).to(dtype)
 
 
@@ -221,7 +221,7 @@ def indices(shape: tuple[int, ...], ignore: int | None = None) -> Tensor:
 
 
 def probabilities(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows that sum to 1 with an exact 0 in each (0 * -inf is a case of its own)."""
+    """Rows that sum to 1 and contain an exact 0, because 0 * -inf is a special case."""
     p = logits(*shape, dtype=torch.float64, seed=11).softmax(min(1, len(shape) - 1))
     return torch.where(p < p.mean() / 50, 0, p).to(dtype)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One case: what a set of functions computes, what it should be, and how far apart they are."""
+"""One case: the results of a set of functions, the expected results, and the distance between them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Measure:
     """A result against its bounds.
 
     Attributes:
-        quantity: the op's name, or that with " gradient".
-        share: error over bound where that is largest; infinite if the result is wrong in kind.
-        error: in ulp of the answer, where the documentation states a bound in these.
+        quantity: the op's name, or the name with " gradient".
+        share: the largest error divided by its bound; infinite if NaN, infinities, dtype or shape are wrong.
+        error: error in ulp of the answer, if the documentation states a bound in ulp.
         stated: that bound.
-        torch_error: torch's error in the same unit, NaN where torch is not finite.
-        why: empty if the result keeps its bounds.
+        torch_error: torch's error in the same unit, NaN if torch's result is not finite.
+        why: what is wrong; empty if the result keeps its bounds.
         detail: the worst element.
     """
 
@@ -49,9 +49,9 @@ class Measure:
 def results(
     functions: ModuleType, case: Case, problem: Problem, upstream: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Value and gradient in the logits, of softkern or of torch.nn.functional; on the CPU.
+    """Value and gradient of the logits, from softkern or from torch.nn.functional; copied to the CPU.
 
-    `upstream` is what backward begins with, by default what the case says.
+    Backward starts from `upstream`, by default from the case's upstream gradient.
     """
     f = getattr(functions, case.op)
     leaf = problem.x.detach().requires_grad_()
@@ -85,8 +85,8 @@ class Expected:
 def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[str, Expected]:
     """The float64 answers, on the CPU.
 
-    A softmax's backward sees the rounded output of its forward and not the logits, and in 16 bits these are
-    far apart: its answer starts from softkern's own output, for which the values answer.
+    A softmax's backward uses the rounded output of its forward instead of the logits, and with 16 bits this
+    makes a large difference. So its answer starts from softkern's own output; the values are checked apart.
     """
     x, dim = problem.x.detach().cpu().double(), problem.dim
     y = ours[case.op]
@@ -114,7 +114,7 @@ def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[
         gradient = by_name["cross_entropy gradient"].reshape(rows.shape).movedim(-1, dim)
     return {
         case.op: Expected(loss, oracle.loss_scale(*args, kwargs, case.reduction)),
-        # 16 bits: the gradient formed in forward is rounded, and so is its product with the one from above.
+        # 16 bits: the gradient of the forward is rounded, and so is its product with the upstream gradient.
         f"{case.op} gradient": Expected(
             gradient, oracle.loss_gradient_scale(*args, kwargs, case.reduction, g), roundings=2
         ),
@@ -154,17 +154,17 @@ def measure(
 def _wrong_in_kind(
     case: Case, got: Tensor, answer: Tensor, dtype: torch.dtype, torch_result: Tensor | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Places of NaN and infinities; what overflows the dtype is infinite after rounding."""
+    """Wrong places of NaN and infinities; an answer that overflows the dtype is infinite after rounding."""
     rounded = answer.to(dtype).double()
     yield "NaN in other places than in the answer", got.isnan() != answer.isnan()
     yield "other infinities than in the answer", (got.isinf() | rounded.isinf()) & (got != rounded)
-    # 16 bits: torch's sums overflow where softkern's don't. Ignored rows: softkern's gradients are zeros.
+    # 16 bits: torch's sums overflow where softkern's do not. Ignored rows: softkern's gradients are zeros.
     if torch_result is not None and dtype.itemsize > 2 and case.ignore is None:
         yield "NaN in other places than torch", got.isnan() != torch_result.isnan()
 
 
 def _detail(badness: Tensor, got: Tensor, answer: Tensor) -> str:
-    """Where the worst element is, what it is, what it should be, and how many more are wrong."""
+    """The worst element: its place, its value, the expected value, and their distance in ulp."""
     if badness.numel() == 0:
         return ""
     worst = int(badness.nan_to_num(math.inf).argmax())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The float64 answers, and the magnitude of the terms they are formed from.
+"""The float64 answers, and the magnitude of the terms that form them.
 
-`softkern.reference` gives the answers. Where ulp are counted, `answers` does: it sums the classes below the
-maximum apart, because float64 too loses the digits of log(1 + r) and p - 1 where r is tiny.
+`softkern.reference` gives the answers. For errors in ulp, `answers` gives them: it sums the classes below the
+maximum separately, because even float64 loses the digits of log(1 + r) and p - 1 if r is tiny.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from softkern import reference
 
 
 def answers(x: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Of float64 logits (N, C) and class indices (N), by quantity; the loss is that of each row."""
+    """The answers for float64 logits (N, C) and class indices (N), by quantity; one loss per row."""
     m, top = x.max(1, keepdim=True)  # (N, 1)
     e = torch.exp(x - m)  # (N, C)
     rest = e.scatter(1, top, 0).sum(1, keepdim=True)  # (N, 1)
@@ -32,33 +32,33 @@ def answers(x: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def oracle_z(x: Tensor, dim: int = -1) -> Tensor:
-    """1 + |x - max x|: by how much the rounding of x - m is magnified in exp(x - m)."""
+    """1 + |x - max x|: the factor by which exp(x - m) magnifies the rounding of x - m."""
     z = 1 + (x - x.amax(dim, keepdim=True)).abs() if x.numel() else x
     return z.nan_to_num(0, 0, 0)
 
 
 def softmax_scale(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Of y = softmax(x)."""
+    """The scale of y = softmax(x)."""
     return y * oracle_z(x, dim)
 
 
 def softmax_gradient_scale(g: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Of y (g - sum(g y))."""
+    """The scale of y (g - sum(g y))."""
     return y * (g.abs() + (g * y).abs().sum(dim, keepdim=True))
 
 
 def log_softmax_scale(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Of y = log_softmax(x); 1 is what a relative error of d becomes in log d."""
+    """The scale of y = log_softmax(x); a relative error of d becomes an absolute one in log d: hence 1."""
     return 1 + y.abs()
 
 
 def log_softmax_gradient_scale(g: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Of g - exp(y) sum(g)."""
+    """The scale of g - exp(y) sum(g)."""
     return g.abs() + y.exp() * g.abs().sum(dim, keepdim=True)
 
 
 def _terms(x: Tensor, target: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits and their mass as (..., C), and what a mean divides by; all of float64."""
+    """The logits and their mass as (..., C), and the divisor of a mean; all in float64."""
     rows = x.movedim(min(1, x.dim() - 1), -1)
     weight = kwargs.get("weight")
     w = rows.new_ones(rows.shape[-1]) if weight is None else weight
@@ -68,7 +68,7 @@ def _terms(x: Tensor, target: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, T
 
 
 def loss_scale(x: Tensor, target: Tensor, kwargs: dict[str, Any], reduction: str) -> Tensor:
-    """sum_c |a_c| (1 + |log p_c|): 1 is what a relative error of d becomes in log d."""
+    """sum_c |a_c| (1 + |log p_c|); a relative error of d becomes an absolute one in log d: hence 1."""
     rows, a, total = _terms(x, target, kwargs)
     logp = reference.log_softmax(rows, -1).abs().nan_to_num(0, 0, 0)
     scale = (a.abs() * (1 + logp)).sum(-1)
@@ -90,7 +90,7 @@ def loss_gradient_scale(
 def in_float64(
     x: Tensor, target: Tensor, kwargs: dict[str, Any]
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
-    """The same problem of cross-entropy, for `softkern.reference` and the scales."""
+    """The arguments of cross-entropy in float64, for `softkern.reference` and the scales."""
     t = target.double() if target.is_floating_point() else target.long()
     kwargs = {k: v.double() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
     return (x.detach().double(), t), kwargs

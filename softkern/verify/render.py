@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report as text: with rich if it is installed, aligned by hand if not."""
+"""A report as text: drawn by rich if it is installed, otherwise aligned here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from softkern.verify.cases import NAMES, OPS
 from softkern.verify.report import Report, Row
 
-SHOWN = 20  # failures that are printed; --json has all
+SHOWN = 20  # most failures that are printed; --json has all
 LEGEND = (
     '"a of b": ulp of the answer, and the bound that softkern states; torch: in ulp too, on the same inputs\n'
     '"%": where none is stated, share of the bound that the terms and the error of torch itself give'
@@ -21,14 +21,14 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; columns from the third on are numbers."""
+    """Cells of text; from the third column on they are numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 def text(report: Report, *, rich: bool | None = None) -> str:
-    """All that is printed after a run; `rich`: whether to use it, by default if it is there."""
+    """The output after a run; `rich`: whether to use it, by default if it is installed."""
     rich = find_spec("rich") is not None if rich is None else rich
     draw = _with_rich if rich else _plain
     env = report.environment
@@ -72,7 +72,7 @@ def _cell(rows: list[Row]) -> str:
 
 
 def _torch_cell(rows: list[Row]) -> str:
-    """In ulp."""
+    """torch's worst error in ulp."""
     found = [r.torch_error for r in rows if r.dtype == "float32" and r.torch_error is not None]
     return f"{max(found):,.2f}" if found and max(found) < 1000 else f"{max(found):.1e}" if found else ""
 
@@ -138,7 +138,7 @@ def _with_rich(table: Table) -> str:
     colours = sys.stdout.isatty()
     console = Console(
         width=200, force_terminal=colours
-    )  # wide enough for every table: a cell that is cut short says nothing
+    )  # wide enough for every table, because rich shortens cells that do not fit
     with console.capture() as capture:
         console.print(drawn)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")

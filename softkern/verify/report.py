@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was checked and what came out."""
+"""The checks and their outcomes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Row:
     Attributes:
         backend: the backend that computed.
         group: part of the matrix.
-        quantity: the op's name, or that with " gradient".
-        dtype: of the logits.
-        checks: how many results were looked at.
+        quantity: the op's name, or the name with " gradient".
+        dtype: dtype of the logits.
+        checks: how many results were checked.
         failed: how many of them are wrong.
-        error: the worst error in ulp of the answer, where the documentation states a bound in these.
+        error: the worst error in ulp of the answer, if the documentation states a bound in ulp.
         stated: that bound.
-        torch_error: the worst of torch's errors, in the same unit and on the same inputs.
-        share: the worst error as a part of its bound; None where no distance was measured.
+        torch_error: torch's worst error, in the same unit and on the same inputs.
+        share: the worst error divided by its bound; None if no distance was measured.
     """
 
     backend: str
@@ -48,11 +48,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A check that did not hold.
+    """A check that failed.
 
     Attributes:
         backend, group, quantity: as in `Row`.
-        subject: the call; a `softkern.verify.Case` where inputs are of the matrix.
+        subject: the call; a `softkern.verify.Case` if its inputs come from the matrix.
         why: what is wrong, with the worst element.
     """
 
@@ -65,16 +65,16 @@ class Failure:
 
 @dataclass
 class Report:
-    """What `softkern.verify.run` returns.
+    """The result of `softkern.verify.run`.
 
     Attributes:
         environment: `softkern.info.environment()`.
-        device, quick: as asked for.
-        backends: names of those that were checked.
-        not_checked: what was left out, and why.
+        device, quick: the arguments of `run`.
+        backends: names of the backends that were checked.
+        not_checked: parts that were left out, and why.
         rows: the checks.
-        failures: those that did not hold.
-        seconds: how long it took.
+        failures: the checks that failed.
+        seconds: duration of the run.
     """
 
     environment: dict[str, str]
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something was checked and all of it holds."""
+        """Whether there were checks and all of them hold."""
         return self.checks > 0 and not self.failures
 
     def add(
@@ -106,7 +106,7 @@ class Report:
         why: str = "",
         **worst: float | None,
     ) -> None:
-        """Enter one check; `why` says what is wrong, and is empty if nothing is."""
+        """Enter one check; `why` says what is wrong, and is empty if the check holds."""
         key = (backend, group, quantity, dtype)
         row = self._index.get(key)
         if row is None:

@@ -25,12 +25,12 @@ def run(device: str = "cpu", backends: Sequence[str] | None = None, *, quick: bo
 
     Args:
         device: "cpu", "cuda" or "xpu".
-        backends: names from `softkern.backends()`; None: all that can run here on `device`, without an
+        backends: names from `softkern.backends()`. None: all that can run here on `device`, except an
             interpreted "triton" and an emulated "cuda", which take long.
-        quick: fewer sizes and combinations, all groups of checks.
+        quick: fewer sizes and combinations, but all groups of checks.
 
     Returns:
-        A report; its `ok` says whether everything holds. Wrong results do not raise.
+        A report; its `ok` says whether all checks hold. Wrong results do not raise.
 
     Raises:
         ValueError: `device` or a backend is unknown, or a backend computes on another device.
@@ -50,7 +50,7 @@ def run(device: str = "cpu", backends: Sequence[str] | None = None, *, quick: bo
         report.not_checked["targets out of range"] = "a wrong target stops the device, as torch's kernels do"
     threads = torch.get_num_threads()
     try:
-        # What surrounds the call must not decide what is checked.
+        # The caller's context (no_grad, autocast) must not change what is checked.
         with torch.enable_grad(), torch.autocast(device, enabled=False):
             torch.set_num_threads(1)  # thousands of small calls: waiting for each other takes longer
             for case in matrix(quick):
@@ -101,13 +101,13 @@ def choose(device: str, wanted: Sequence[str] | None) -> list[str]:
 
 
 def _isas(names: Sequence[str]) -> list[str]:
-    """The instruction sets of the CPU among the backends: those that have the same bits."""
+    """The instruction sets of the CPU among the backends; they all give the same bits."""
     known = {name for name, _, _ in _C.isas()}
     return [name for name in names if name in known]
 
 
 def _check_case(report: Report, case: Case) -> None:
-    """All backends on one case; instruction sets with the bits of the first one have its errors too."""
+    """Check one case on all backends. An instruction set with the first one's bits has the same errors."""
     problem = build(case, report.device)
     try:
         theirs = results(F, case, problem) if _torch_matters(case) else {}
@@ -143,5 +143,5 @@ def _check_case(report: Report, case: Case) -> None:
 
 
 def _torch_matters(case: Case) -> bool:
-    """Whether its error enters the bound or the table; its 16-bit results do neither."""
+    """Whether torch's error is used in the bound or the table; its 16-bit results are not."""
     return NAMES[case.dtype].itemsize > 2
