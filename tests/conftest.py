@@ -16,11 +16,6 @@ import tempfile
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
 os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 
-# torch.compile tells what it keeps on disk apart by the names of ops, not by what softkern says of them: it
-# may be another checkout's.
-os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
-os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
