@@ -22,9 +22,9 @@ test: $(VENV)/.built $(VENV)/.test
 
 # The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted.
 triton: $(VENV)/.built $(VENV)/.test
-	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/test_triton_compiled.py
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py
-	TRITON_INTERPRET=1 $(BIN)/python tests/triton_interpreter.py --quick
+	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/kernels/triton/test_compiled.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/triton/test_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/python tests/support/triton_interpreter.py --quick
 
 # The CUDA kernels without a GPU: the same sources by a C++ compiler, run on the host under sanitizers. A second
 # extension beside the first; tests and matrix look for theirs in its folder. A sanitizer's last words would be lost
@@ -35,9 +35,8 @@ EMULATED_RUN := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 emulate: $(VENV)/.built $(VENV)/.test
 	SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-lib $(EMULATED)/lib --build-temp $(EMULATED)/temp
-	$(EMULATED_RUN) -m pytest --capture=sys -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) \
-		tests/test_cuda_kernels.py tests/test_cuda_orders.py tests/test_cuda_cross_entropy.py \
-		tests/test_backend_cuda.py
+	$(EMULATED_RUN) -m pytest --capture=sys -o pythonpath="$(EMULATED)/lib tests/support" $(EMULATE_ARGS) \
+		tests/kernels/cuda
 	$(EMULATED_RUN) -m softkern.verify --backend cuda --quick
 
 verify: $(VENV)/.built

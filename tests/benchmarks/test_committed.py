@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is committed of the benchmarks is what their JSON gives, and says where it comes from."""
+
+from __future__ import annotations
+
+import pytest
+from places import ROOT
+
+from benchmarks import ops, results
+from benchmarks.report import readme, table_csv
+
+COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
+
+pytestmark = pytest.mark.skipif(not COMMITTED, reason="no results beside these tests")
+
+
+def test_the_readme_has_the_table_of_its_results():
+    assert readme.current(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_tables_are_those_of_the_json(path, tmp_path):
+    found = results.read(path)
+    table_csv.write(found, tmp_path / "table.csv")
+    assert path.with_suffix(".csv").read_text() == (tmp_path / "table.csv").read_text()
+    assert path.with_suffix(".md").read_text() == readme.block(found, path.name)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_figures_follow_from_the_samples(path):
+    found = results.read(path)
+    assert found["environment"]["dirty"] == "no" and len(found["environment"]["commit"]) == 40
+    assert not found["interrupted"] and found["rows"]
+    measured = {}
+    for row in found["rows"]:
+        if row["status"] != "ok":
+            assert row["reason"]
+            continue
+        group = (row["cell"], row["regime"], row["threads"])
+        assert row["median"] == pytest.approx(results.summary(row["samples"])["median"], rel=1e-3)
+        baseline = measured.setdefault(group, row)
+        assert row["baseline"] == baseline["provider"]
+        rounds = len(row["samples"])
+        assert rounds <= len(baseline["samples"])
+        ratio = results.paired_ratio(baseline["samples"][:rounds], row["samples"])
+        assert row["ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-4)
+        if row["bytes"]:
+            assert row["gbps"] == pytest.approx(row["bytes"] / row["median"] / 1e9, rel=1e-2)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_bytes_are_those_of_the_formulas(path):
+    """A formula that changes makes the committed percentages wrong: measure again, or mend the file."""
+    from benchmarks.report import cell_of
+
+    for row in results.read(path)["rows"]:
+        assert row["status"] != "ok" or row["bytes"] == ops.bytes_moved(cell_of(row))

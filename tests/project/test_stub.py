@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""softkern/_C.pyi, which mypy believes, against the extension that is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from places import ROOT
+
+from softkern import _C
+
+STUB = ROOT / "softkern" / "_C.pyi"
+
+
+def stated() -> dict[str, int]:
+    """Functions and how many arguments they take."""
+    definitions = [node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: len(node.args.posonlyargs + node.args.args) for node in definitions}
+
+
+def compiled() -> dict[str, int]:
+    """The same as pybind11 writes it into the docstrings."""
+    functions = {name: getattr(_C, name).__doc__ for name in dir(_C) if not name.startswith("_")}
+    return {
+        name: len(re.findall(r"\b(?:arg\d+|\w+): ", doc.partition("->")[0]))
+        for name, doc in functions.items()
+    }
+
+
+def test_the_stub_names_what_the_extension_has() -> None:
+    assert stated() == compiled()
