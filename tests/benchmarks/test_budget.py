@@ -9,8 +9,9 @@ from math import inf
 import pytest
 from rich.console import Console
 
-from benchmarks import cli, conductor
-from benchmarks.budget import Budget, Part, level
+from benchmarks import cli
+from benchmarks.engine.budget import Budget, Part, level
+from benchmarks.engine.plan import groups_of, parts_of
 from benchmarks.progress import Progress
 from benchmarks.providers.base import LARGE
 
@@ -153,8 +154,8 @@ def test_what_is_left_knows_how_soon_cells_are_done():
 def test_the_full_run_is_expected_to_fit():
     """With room for a machine that takes longer; and its parts are those that the run goes through."""
     plan = cli.plan_of(cli.parse_run([]))
-    groups = list(conductor._groups(plan))
-    parts = conductor._parts(plan, groups)
+    groups = list(groups_of(plan))
+    parts = parts_of(plan, groups)
     assert len(parts) == sum(1 + len(cells) for _, _, cells in groups)
     assert [part.fewest > 0 for part in parts[:3]] == [False, True, True]
     assert 60 * plan.minutes < 1800
@@ -163,7 +164,7 @@ def test_the_full_run_is_expected_to_fit():
 
 def test_one_thread_is_asked_in_large_cells_that_are_main():
     plan = cli.plan_of(cli.parse_run([]))
-    cells = [c for _, threads, cells in conductor._groups(plan) if threads == 1 for c in cells]
+    cells = [c for _, threads, cells in groups_of(plan) if threads == 1 for c in cells]
     large = {c.shape_text for c in cells if c.input_bytes > LARGE}
     assert "2048x32000" in large and "8192x4096" not in large
     assert "1200x10" in {c.shape_text for c in cells} and all(c.main for c in cells if c.input_bytes > LARGE)

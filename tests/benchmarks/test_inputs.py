@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import cli, conductor, inputs, ops, problems, providers, results
+from benchmarks import cli, inputs, ops, problems, providers, results
 from benchmarks.cells import CREATE_GRAPH, Cell
+from benchmarks.engine.plan import groups_of
 from benchmarks.ops import quick
 from benchmarks.ops import softmax as softmax_op
 from benchmarks.providers.torch_family import Torch
@@ -284,7 +285,7 @@ def test_each_kind_of_logits_is_measured_after_the_plain_ones(arguments):
     plan = cli.plan_of(cli.parse_run(list(arguments)))
     assert len({cell.name for cell in plan.cells}) == len(plan.cells)
     seen = 0
-    for _, _, cells in conductor._groups(plan):
+    for _, _, cells in groups_of(plan):
         names = [cell.name for cell in cells]
         for cell in cells:
             if cell.inputs:

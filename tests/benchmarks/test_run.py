@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from places import ROOT, SUPPORT
 
-from benchmarks import cli, launch, machine, providers, results
+from benchmarks import cli, machine, providers, results
 from benchmarks.cells import Cell
+from benchmarks.engine import launch
 from benchmarks.ops import GROUPS, all_cells, end_to_end, quick
 
 PLUGIN = SUPPORT / "benchmark_plugin.py"
@@ -302,7 +303,7 @@ def test_an_epoch_learns_and_its_loss_is_checked(cell):
 
 def test_a_device_is_copied_on_by_torch():
     """What a GPU's rows are set beside; here on the device there is."""
-    from benchmarks import bandwidth, devices
+    from benchmarks.engine import bandwidth, devices
 
     copy = bandwidth.DeviceCopy(1 << 10, 2, "cpu")
     copy.step(1)
@@ -313,7 +314,7 @@ def test_a_device_is_copied_on_by_torch():
 
 def test_workers_have_no_random_addresses():
     """As far as this system lets them: the personality of the worker says so."""
-    from benchmarks.process import Options, Worker
+    from benchmarks.engine.process import Options, Worker
 
     worker = Worker("numpy", "numpy", providers.PROVIDERS["numpy"], "default", 1, Options())
     worker.start()
@@ -377,7 +378,7 @@ def test_a_cell_that_nobody_is_asked_is_passed_over(measure):
 
 def test_operands_are_placed_anew(measure, monkeypatch):
     """With enough rounds, a small cell is prepared more than once; what it computes is checked each time."""
-    from benchmarks import turn
+    from benchmarks.engine import turn
 
     asked = []
     place_anew = turn.Turn._place_anew

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import conductor, results
-from benchmarks.budget import Budget, Part
+from benchmarks import results
 from benchmarks.cells import Cell
 from benchmarks.cli import FULL_ROUNDS
-from benchmarks.process import WorkerLost
-from benchmarks.regimes import HUGE_PAGE
-from benchmarks.turn import Turn
-from benchmarks.worker import MOST_CALIBRATING, Session
+from benchmarks.engine import conductor
+from benchmarks.engine.budget import Budget, Part
+from benchmarks.engine.group import Group
+from benchmarks.engine.process import Options, WorkerLost
+from benchmarks.engine.regimes import HUGE_PAGE
+from benchmarks.engine.turn import Turn
+from benchmarks.engine.worker import MOST_CALIBRATING, Session
 
 PATIENCE = 6.0
 SMALL, MIDDLE, LARGE = (
@@ -292,10 +294,10 @@ def test_a_cell_that_needs_more_memory_than_there_is_is_left_out():
     worker = Fake("a", steady(1e-3))
     worker.provider = SimpleNamespace(left_out=lambda cell, threads: None, peer=False)
     into = {"left_out": [], "rows": []}
-    plan = SimpleNamespace(all_threads=2, options=conductor.Options())
-    group = conductor.Group(plan, "default", None, into, Path(), Budget(60, [Part(1.0)], PATIENCE))
+    plan = SimpleNamespace(all_threads=2, options=Options())
+    group = Group(plan, "default", None, into, Path(), Budget(60, [Part(1.0)], PATIENCE))
     group.workers, group.copy = [worker], Fake("copy", steady(1e-3))  # who knows of 3 MiB
-    assert not group.measure(LARGE)
+    assert not conductor.measure(group, LARGE)
     (left_out,) = into["left_out"]
     assert left_out == {"provider": "a", "reason": "the providers together need about 0 GiB", "cells": 1}
     assert worker.asked == [] and into["rows"] == []

@@ -4,47 +4,17 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from benchmarks import machine, ops, regimes, results
+from benchmarks import machine, ops, results
 from benchmarks.cells import Cell
-from benchmarks.process import Worker, WorkerLost
-from benchmarks.providers.base import LARGE
+from benchmarks.engine import regimes
+from benchmarks.engine.group import Group
+from benchmarks.engine.plan import PLACED_FOR, fewest_rounds, placed_for
+from benchmarks.engine.process import Worker, WorkerLost
 
-if TYPE_CHECKING:
-    from benchmarks.conductor import Group
-
-# How the pages of operands lie in the caches, which are indexed by physical addresses, is luck: worth a tenth
-# of the time in some cells that fit them. Where outputs are preallocated, they lie on the same pages from the
-# first call to the last, and in a virtual machine some pages are further away than others: worth a quarter of
-# the time in large cells. So that luck evens out, operands are placed anew after as many rounds.
-PLACED_FOR, LARGE_PLACED_FOR = 7, 3  # rounds
 PARTS_ASIDE = 8  # of the logits; a power of two: steps of 3 go through all of them
 SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
-
-
-class Rounds(NamedTuple):
-    """How many rounds a cell has."""
-
-    fewest: int  # where time is short
-    least: int  # where it isn't
-    enough: int  # for a third of the patience
-    most: int
-
-
-def placed_for(cell: Cell, regime: str) -> int:
-    """Rounds until operands move to other pages; 1: they stay."""
-    if cell.device != "cpu":
-        return 1
-    if 0 < cell.input_bytes <= LARGE:
-        return PLACED_FOR
-    return LARGE_PLACED_FOR if cell.elements and regime == "preallocated" else 1
-
-
-def fewest_rounds(rounds: Rounds, cell: Cell, regime: str) -> int:
-    """Where time is short: whole placements, one at least."""
-    anew = placed_for(cell, regime)
-    return min(rounds.most, -(-rounds.fewest // anew) * anew)
 
 
 class Turn:

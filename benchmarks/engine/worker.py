@@ -2,7 +2,7 @@
 """A process that holds one provider, in one regime, with one number of threads, and times what it is told to.
 
 It takes one JSON object a line on its standard input and answers each with one on its standard output; what
-frameworks print goes to standard error. `benchmarks.conductor` starts it and speaks first.
+frameworks print goes to standard error. `benchmarks.engine.conductor` starts it and speaks first.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import bandwidth, devices, problems, providers, regimes, results
+from benchmarks import problems, providers, results
 from benchmarks.cells import Cell
+from benchmarks.engine import bandwidth, devices, regimes
 from benchmarks.providers.base import Absent, Prepared, Provider
 
 MOST_REPEATS = 2000

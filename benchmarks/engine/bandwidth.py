@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.devices import Cpu, Cuda
+from benchmarks.engine.devices import Cpu, Cuda
 
 BYTES = 256 << 20
 DEVICE_BYTES = 4 << 30  # far beyond the second-level cache of any GPU

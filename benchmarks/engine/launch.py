@@ -21,4 +21,4 @@ if __name__ == "__main__":
     libc.personality(ADDR_NO_RANDOMIZE)
     if os.environ.get("SOFTKERN_BENCH_CORE"):
         os.sched_setaffinity(0, {int(os.environ["SOFTKERN_BENCH_CORE"])})
-    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.worker"])
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.engine.worker"])

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import regimes
+from benchmarks.engine import regimes
 from benchmarks.providers.base import Provider
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 # A thread that spins at a barrier on the core of the thread it waits for costs a time slice: 8 ms now and
@@ -60,7 +60,7 @@ class Worker:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         self.buffer = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.launch"],
+            [sys.executable, "-m", "benchmarks.engine.launch"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
