@@ -1,4 +1,4 @@
-# make demo | make test | make triton | make emulate | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
+# make demo | make test | make isas | make triton | make emulate | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +11,7 @@ CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
 LOCKED := $(if $(shell command -v flock),flock $(VENV))
 PIP := $(LOCKED) $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test triton emulate verify bench harden lint format wheel-test clean
+.PHONY: demo test isas triton emulate verify bench harden lint format wheel-test clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -19,6 +19,13 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What an instruction set can change, once more on each but the best, which `make test` runs.
+OTHER_ISAS := import softkern; print(*[name for name, _, reason in softkern._C.isas() if not reason][1:])
+isas: $(VENV)/.built $(VENV)/.test
+	for isa in $$($(BIN)/python -c '$(OTHER_ISAS)'); do \
+		echo "SOFTKERN_CPU_ISA=$$isa"; \
+		SOFTKERN_CPU_ISA=$$isa $(BIN)/python -m pytest tests/values tests/kernels/cpu $(PYTEST_ARGS) || exit; done
 
 # The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted.
 triton: $(VENV)/.built $(VENV)/.test

@@ -10,7 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from isas import ISAS
+from places import ROOT, SUPPORT
 
 CSRC = ROOT / "csrc"
 SOURCE = (".h", ".cpp", ".cu", ".cuh", ".inl")
@@ -39,6 +40,8 @@ def offenders(files: list[Path], pattern: str) -> list[str]:
 
 INCLUDES_TORCH = r'#\s*include\s*[<"](torch|ATen|c10|caffe2|pybind11|Python\.h)'
 INCLUDES_PYTHON = r'#\s*include\s*[<"](pybind11|Python\.h|torch/csrc/(utils|python_headers|Exceptions))'
+TESTS_PATH = r"(\b|-I)tests/"
+IMPORTS_TESTS = rf"^\s*(from|import)\s+({'|'.join(('tests', *(p.stem for p in SUPPORT.glob('*.py'))))})\b"
 INTRINSIC = r"\b_mm\d*_|\b__m(128|256|512)|immintrin\.h"
 
 
@@ -71,6 +74,26 @@ def test_kernels_use_no_standard_containers():
     kernels = sources(CSRC / "cpu" / "kernels") + sources(CSRC / "cpu" / "simd")
     assert not offenders(kernels, r"#\s*include\s*<(vector|string|algorithm|map|functional|memory)>")
     assert not offenders(kernels, r"\bstd::(vector|string|function|map)\b")
+
+
+def test_production_code_takes_nothing_from_the_tests():
+    """Neither a header, nor a folder to look for one in, nor a module."""
+    python = [p for folder in ("softkern", "benchmarks", "tools") for p in sources(ROOT / folder, ".py")]
+    assert not offenders([*sources(CSRC), *python, ROOT / "setup.py"], TESTS_PATH)
+    assert not offenders([*python, ROOT / "setup.py"], IMPORTS_TESTS)
+
+
+def test_instruction_sets_are_listed_by_the_registry_alone():
+    """A file may name one that it means, or compare two; all in one line are a list to keep up to date."""
+    every = "".join(rf"(?=.*\b{isa}\b)" for isa in ISAS)
+    files = [
+        *sources(ROOT / "tests", ".py"),
+        *sources(ROOT / "tools", ".py"),
+        ROOT / "setup.py",
+        ROOT / "Makefile",
+    ]
+    continuous = [ROOT / ".ci/run", *(ROOT / ".github/workflows").glob("*.yml")]  # not in an sdist
+    assert not offenders([*python, ROOT / "Makefile", *(p for p in continuous if p.is_file())], every)
 
 
 def test_no_file_is_too_long():
