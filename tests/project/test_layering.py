@@ -86,12 +86,7 @@ def test_production_code_takes_nothing_from_the_tests():
 def test_instruction_sets_are_listed_by_the_registry_alone():
     """A file may name one that it means, or compare two; all in one line are a list to keep up to date."""
     every = "".join(rf"(?=.*\b{isa}\b)" for isa in ISAS)
-    files = [
-        *sources(ROOT / "tests", ".py"),
-        *sources(ROOT / "tools", ".py"),
-        ROOT / "setup.py",
-        ROOT / "Makefile",
-    ]
+    python = [*sources(ROOT / "tests", ".py"), *sources(ROOT / "tools", ".py"), ROOT / "setup.py"]
     continuous = [ROOT / ".ci/run", *(ROOT / ".github/workflows").glob("*.yml")]  # not in an sdist
     assert not offenders([*python, ROOT / "Makefile", *(p for p in continuous if p.is_file())], every)
 
@@ -129,6 +124,10 @@ def test_the_rules_can_be_broken(tmp_path, monkeypatch):
     assert len(offenders([bad], INCLUDES_TORCH)) == 2
     assert len(offenders([bad], INCLUDES_PYTHON)) == 1
     assert [o.split(":")[1] for o in offenders([bad], INTRINSIC)] == ["4"]
+    bad.write_text('#include "../../tests/native/simt.h"\n// tests/native\nflag = "-Itests/native"\n')
+    assert [o.split(":")[1] for o in offenders([bad], TESTS_PATH)] == ["1", "3"]
+    bad.write_text("from benchmarks import compare\nfrom . import cases\n    from compare import close\n")
+    assert [o.split(":")[1] for o in offenders([bad], IMPORTS_TESTS)] == ["3"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(AssertionError, match="would hold of nothing"):
         sources(tmp_path / "empty")

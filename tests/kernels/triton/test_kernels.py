@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,8 +87,9 @@ def everything(x, target, **kwargs):
 @pytest.mark.skipif(INTERPRETED, reason="a process with TRITON_INTERPRET=1 runs all of them")
 def test_a_process_that_interprets_computes_with_triton():
     """One call of each op, so that `make test` too sees the kernels compute."""
-    script = "import torch, test_triton as t, softkern\nwith softkern.use_backend('triton'): t.smoke()\n"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(SUPPORT)}
+    script = "import torch, test_kernels as t, softkern\nwith softkern.use_backend('triton'): t.smoke()\n"
+    path = os.pathsep.join((str(SUPPORT), str(Path(__file__).parent)))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     environment.pop("SOFTKERN_CPU_ISA", None)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
