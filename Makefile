@@ -1,4 +1,4 @@
-# make demo | make test | make triton | make emulate | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
+# make demo | make test | make isas | make triton | make emulate | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +11,7 @@ CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
 LOCKED := $(if $(shell command -v flock),flock $(VENV))
 PIP := $(LOCKED) $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test triton emulate verify bench harden lint format wheel-test clean
+.PHONY: demo test isas triton emulate verify bench harden lint format wheel-test clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -20,11 +20,18 @@ demo: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# What an instruction set can change, once more on each but the best, which `make test` runs.
+OTHER_ISAS := import softkern; print(*[name for name, _, reason in softkern._C.isas() if not reason][1:])
+isas: $(VENV)/.built $(VENV)/.test
+	for isa in $$($(BIN)/python -c '$(OTHER_ISAS)'); do \
+		echo "SOFTKERN_CPU_ISA=$$isa"; \
+		SOFTKERN_CPU_ISA=$$isa $(BIN)/python -m pytest tests/values tests/kernels/cpu $(PYTEST_ARGS) || exit; done
+
 # The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted.
 triton: $(VENV)/.built $(VENV)/.test
-	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/test_triton_compiled.py
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py
-	TRITON_INTERPRET=1 $(BIN)/python tests/triton_interpreter.py --quick
+	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/kernels/triton/test_compiled.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/triton/test_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/python tests/support/triton_interpreter.py --quick
 
 # The CUDA kernels without a GPU: the same sources by a C++ compiler, run on the host under sanitizers. A second
 # extension beside the first; tests and matrix look for theirs in its folder. A sanitizer's last words would be lost
@@ -35,9 +42,8 @@ EMULATED_RUN := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 emulate: $(VENV)/.built $(VENV)/.test
 	SOFTKERN_CUDA=emulate SOFTKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-lib $(EMULATED)/lib --build-temp $(EMULATED)/temp
-	$(EMULATED_RUN) -m pytest --capture=sys -o pythonpath=$(EMULATED)/lib $(EMULATE_ARGS) \
-		tests/test_cuda_kernels.py tests/test_cuda_orders.py tests/test_cuda_cross_entropy.py \
-		tests/test_backend_cuda.py
+	$(EMULATED_RUN) -m pytest --capture=sys -o pythonpath="$(EMULATED)/lib tests/support" $(EMULATE_ARGS) \
+		tests/kernels/cuda
 	$(EMULATED_RUN) -m softkern.verify --backend cuda --quick
 
 verify: $(VENV)/.built

@@ -19,11 +19,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conductor, machine, ops, providers, regimes, results
+from benchmarks import machine, ops, providers, results
 from benchmarks.cells import BadArgument, Cell, check_names, select, with_plain
+from benchmarks.engine import conductor, regimes
+from benchmarks.engine.plan import Plan, Rounds
+from benchmarks.engine.process import Options
 from benchmarks.ops import quick as quick_cells
-from benchmarks.process import Options
-from benchmarks.turn import Rounds
 
 FULL_ROUNDS, QUICK_ROUNDS = Rounds(5, 9, 31, 101), Rounds(3, 3, 3, 3)
 MINUTES = 27.0  # what is expected may be off by a tenth: a full run with its table ends within half an hour
@@ -84,7 +85,7 @@ def parse_run(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def plan_of(args: argparse.Namespace) -> conductor.Plan:
+def plan_of(args: argparse.Namespace) -> Plan:
     """Raises BadArgument, listing the choices."""
     cells = cells_of(args)
     known = providers.PROVIDERS | (providers.from_file(Path(args.plugin)) if args.plugin else {})
@@ -110,7 +111,7 @@ def plan_of(args: argparse.Namespace) -> conductor.Plan:
     if args.device == "cuda":
         require_cuda()
         threads = [None]
-    return conductor.Plan(
+    return Plan(
         cells=cells,
         line_up=line_up,
         regimes=args.regime or (list(regimes.REGIMES) if args.device == "cpu" else ["default"]),

@@ -8,13 +8,6 @@ that ask for the `isa` fixture run once on each. Set: the whole suite runs on th
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-
-# torch.compile tells what it keeps on disk apart by the names of ops, not by what softkern says of them: it
-# may be another checkout's.
-os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
-os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 
 # torch.compile tells what it keeps on disk apart by the names of ops, not by what softkern says of them: it
 # may be another checkout's.
@@ -24,7 +17,8 @@ os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from isas import cpu_isas
+from needs import why_no_inductor
 
 import softkern
 
@@ -42,8 +36,6 @@ for variable in (
     "TTY_INTERACTIVE",
 ):
     os.environ.pop(variable, None)
-
-FORCED_ISA = os.environ.get("SOFTKERN_CPU_ISA", "")
 
 # `ci` finds the same examples on every run, so that a red run means a change and not bad luck;
 # `thorough` searches: pytest --hypothesis-profile=thorough
@@ -64,25 +56,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "inductor: compiles C++ at run time; needs a compiler")
 
 
-def why_no_inductor() -> str:
-    """It needs g++, and hands it the paths of torch and of its own files without quotes."""
-    if not shutil.which("g++"):
-        return "inductor needs g++"
-    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()
-    folders = (*torch.__path__, tempfile.gettempdir(), cache)
-    spaced = [folder for folder in folders if len(folder.split()) > 1]
-    return f"inductor can't compile where a folder's name has a space: {spaced[0]}" if spaced else ""
-
-
 def pytest_runtest_setup(item):
     if item.get_closest_marker("inductor") and (reason := why_no_inductor()):
         pytest.skip(reason)
-
-
-def cpu_isas() -> list:
-    """The registry's CPU instruction sets, only the forced one if one is forced."""
-    names = [b for b in softkern.backends() if b.name in ("portable", "avx2", "avx512")]
-    return [b for b in names if FORCED_ISA in ("", b.name)]
 
 
 def pytest_generate_tests(metafunc):

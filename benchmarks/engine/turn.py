@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cell: its providers made ready and checked, then asked for samples in turn, and the rows of that."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any
+
+from benchmarks import machine, ops, results
+from benchmarks.cells import Cell
+from benchmarks.engine import regimes
+from benchmarks.engine.group import Group
+from benchmarks.engine.plan import PLACED_FOR, fewest_rounds, placed_for
+from benchmarks.engine.process import Worker, WorkerLost
+
+PARTS_ASIDE = 8  # of the logits; a power of two: steps of 3 go through all of them
+SMALLEST_COPY = 1 << 20  # bytes: below, a copy through Python is no measure of the memory
+
+
+class Turn:
+    def __init__(self, group: Group, cell: Cell, asked: list[Worker]) -> None:
+        self.group, self.plan, self.cell = group, group.plan, cell
+        self.asked = asked
+        self.bytes = ops.bytes_moved(cell)
+        # A device's is overwritten before each call: everything comes from memory.
+        self.cache = machine.last_level_cache() if cell.device == "cpu" else 0
+        # Inputs and results of a call that don't fit the cache together are meant to come from memory: if the
+        # cache could hold a good part of them from call to call, copies are taken in turn.
+        self.memory = cell.elements > 0 and 2 * cell.input_bytes > self.cache
+        self.buffers = self._copies(cell.input_bytes)
+        self.state: dict[str, dict[str, Any]] = {}
+        self.lost: dict[str, tuple[str, str]] = {}
+        self.errors: dict[str, dict[str, float]] = {}
+        self.samples: dict[str, list[float]] = {}
+        self.faults: dict[str, list[float]] = {}
+        self.settled: set[str] = set()
+        self.peak: dict[str, int | None] = {}
+
+    def prepare(self, at_once: bool = False) -> None:
+        """`at_once`: all at the same time."""
+        folder = self.group.inputs_of(self.cell)
+        self.message = {
+            "do": "prepare",
+            "cell": self.cell.as_dict(),
+            "folder": str(folder) if folder else None,
+            "buffers": self.buffers,
+        }
+        if at_once:
+            told = [worker for worker in self.asked if self._tell(worker, self.message)]
+            for worker in told:
+                self._answer(worker, self.message)
+        for worker in self.asked:
+            if at_once or self._ask(worker, self.message):
+                self._calibrate(worker)
+        self.asked = [worker for worker in self._there() if worker.label in self.state]
+        if self.asked and self.bytes >= SMALLEST_COPY:
+            buffers = self._copies(self.bytes)
+            self._ask(self.group.copy, {"do": "prepare_copy", "total": self.bytes, "buffers": buffers})
+            self._calibrate(self.group.copy)
+
+    def _copies(self, size: int) -> int:
+        """How many times that many bytes are twice the cache, in a cell that is to come from memory."""
+        return max(1, -(-2 * self.cache // size)) if self.memory else 1
+
+    def _calibrate(self, worker: Worker) -> None:
+        """Of one that is prepared, in its turn."""
+        if worker.label in self.state:
+            answer = self._ask(worker, {"do": "calibrate", "sample": self.plan.sample})
+            self.state.get(worker.label, {}).update(answer or {})
+
+    def _ask(self, worker: Worker, message: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer; None if the provider has lost this cell."""
+        return self._answer(worker, message) if self._tell(worker, message) else None
+
+    def _tell(self, worker: Worker, message: dict[str, Any]) -> bool:
+        """Whether it is at work now."""
+        try:
+            worker.tell(message)
+        except WorkerLost as lost:
+            self.lost[worker.label] = ("failed", str(lost))
+            return False
+        return True
+
+    def _answer(self, worker: Worker, message: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            answer = worker.answer()
+        except WorkerLost as lost:
+            self.lost[worker.label] = ("failed", str(lost))
+            return None
+        for status in ("refused", "failed", "absent"):
+            if status in answer:
+                self.errors[worker.label] = answer.get("error", {})
+                self.state.pop(worker.label, None)
+                if status == "absent":
+                    self.group.leave_out(worker.label, answer[status])
+                else:
+                    self.lost[worker.label] = (status, answer[status])
+                return None
+        if message["do"].startswith("prepare"):
+            self.state[worker.label] = answer
+            self.errors[worker.label] = answer.get("error", {})
+            self.samples[worker.label], self.faults[worker.label] = [], []
+        return answer
+
+    def rounds(self) -> None:
+        rounds, budget = self.plan.rounds, self.group.budget
+        anew = placed_for(self.cell, self.group.regime)
+        fewest = fewest_rounds(rounds, self.cell, self.group.regime)
+        least = max(rounds.least, (3 if anew == PLACED_FOR else 2) * anew)
+        share = budget.share()
+        needed = fewest if share < self.plan.patience else least
+        spent = 0.0
+        for k in range(rounds.most if self.asked else 0):
+            if k and k % anew == 0:
+                before, spent = spent, budget.spent()
+                patience = share if k < rounds.enough else min(share, self.plan.patience / 3)
+                # A placement more would end further from it than this one.
+                tired = spent + (spent - before) / 2 > patience
+                if (k >= needed and tired) or (k >= least and self._settle()):
+                    break
+                if anew > 1:
+                    self._place_anew(k // anew)
+            self._round(k)
+            if k + 1 == fewest:
+                budget.had_fewest()
+        budget.measured()
+
+    def _round(self, k: int) -> None:
+        """Who comes first changes, so that nobody always runs in the wake of the same other."""
+        sample = {"do": "sample"}
+        ready = self._going()
+        if self.group.copy.label in self.state:
+            ready.append(self.group.copy)
+        for worker in ready[k % len(ready) :] + ready[: k % len(ready)] if ready else []:
+            if worker.label in self.lost:
+                continue
+            copying = worker is self.group.copy
+            answer = self._ask(worker, {"do": "sample_copy"} if copying else sample)
+            if answer:
+                self.samples[worker.label].append(answer["seconds"])
+                self.faults[worker.label].append(answer["faults"])
+
+    def _place_anew(self, turn: int) -> None:
+        """All give their pages back before anybody takes new ones, and somebody else takes first: one that
+        gives and takes alone gets the same pages again. Each sets some aside before, never as many as the
+        last time."""
+        for worker in self._going():
+            self._ask(worker, {"do": "release"})
+        # Multiples of huge pages: how the bounds of those lie in what follows stays as it was.
+        unit = max(1, self.cell.input_bytes // PARTS_ASIDE // regimes.HUGE_PAGE) * regimes.HUGE_PAGE
+        going = self._going()
+        for worker in going[turn % len(going) :] + going[: turn % len(going)] if going else []:
+            aside = (1 + (3 * turn + 5 * self.asked.index(worker)) % PARTS_ASIDE) * unit
+            self._ask(worker, {**self.message, "do": "place_anew", "aside": aside})
+            self._calibrate(worker)
+
+    def _there(self) -> list[Worker]:
+        return [worker for worker in self.asked if worker.label not in self.lost]
+
+    def _going(self) -> list[Worker]:
+        """Those who are still asked."""
+        return [worker for worker in self._there() if worker.label not in self.settled]
+
+    def _settle(self) -> bool:
+        """Go on without those whose ratios to the first are known; whether nobody is left to go on for.
+
+        They leave no pages behind them: the others are placed anew among as many as before.
+        """
+        there = self._there()
+        if not there or there[0].label in self.settled:  # it is first because the one before was lost
+            return True
+        first, *others = there
+        unknown = [w for w in others or there if w.label not in self.settled and not self._known(w, first)]
+        for worker in self._going() if unknown else []:
+            if worker is not first and worker not in unknown:
+                self._peak(worker)
+                self._ask(worker, {"do": "release"})
+                self.settled.add(worker.label)
+        return not unknown
+
+    def _known(self, worker: Worker, first: Worker) -> bool:
+        """Whether the ratio to the first provider, or the time of that one itself, is known to about 2 %:
+        McGill's notch, 1.57 interquartile ranges / sqrt(n), of the median."""
+        pairs = zip(self.samples[first.label], self.samples[worker.label], strict=True)
+        ratios = sorted(b if worker is first else a / b for a, b in pairs)
+        n = len(ratios)
+        spread = ratios[(3 * n) // 4] - ratios[n // 4]
+        return bool(1.57 * spread / n**0.5 <= 0.02 * ratios[n // 2])
+
+    def peaks(self) -> None:
+        for worker in self._going():
+            self._peak(worker)
+
+    def _peak(self, worker: Worker) -> None:
+        """Once a cell, in the regime where what is freed goes back to the system."""
+        if self.group.regime == "default" and self.cell.input_bytes >= regimes.SMALLEST:
+            answer = self._ask(worker, {"do": "peak"})
+            self.peak[worker.label] = answer["bytes"] if answer else None
+
+    def finish(self) -> None:
+        """Everybody comes to the next cell with empty hands, those who were asked longest too."""
+        for worker in (*self._going(), self.group.copy):
+            if worker.label in self.state and worker.label not in self.lost:
+                self._ask(worker, {"do": "release"})
+
+    def rows(self) -> list[results.Row]:
+        labels = [w.label for w in self.group.workers if w.label in self.state or w.label in self.lost]
+        timed = [label for label in labels if self.samples.get(label) and label not in self.lost]
+        rows = []
+        for label in labels:
+            row = self._row(label)
+            if label in timed:
+                row.update(self._figures(label, timed[0]))
+            elif label not in self.lost:
+                continue
+            rows.append(row)
+        return rows
+
+    def _row(self, label: str) -> results.Row:
+        worker = next(w for w in self.group.workers if w.label == label)
+        status, reason = self.lost.get(label, ("ok", ""))
+        cell = self.cell
+        return {
+            "cell": cell.name,
+            "op": cell.op,
+            "pass_name": cell.pass_name,
+            "dtype": cell.dtype,
+            "shape": list(cell.shape),
+            "dim": cell.dim,
+            "option": cell.option,
+            "inputs": cell.inputs,
+            "device": cell.device,
+            "main": cell.main,
+            "edge": cell.edge,
+            "provider": label,
+            "version": worker.version,
+            "regime": self.group.regime,
+            "threads": self.group.threads,
+            "status": status,
+            "reason": reason,
+            "error": {
+                name: round(e, 3) if isfinite(e) else None for name, e in self.errors.get(label, {}).items()
+            },
+        }
+
+    def _figures(self, label: str, baseline: str) -> dict[str, Any]:
+        # The baseline is asked as long as anybody; but Ctrl-C may have come before its turn in a round.
+        whole = min(len(self.samples[label]), len(self.samples[baseline]))
+        samples = self.samples[label][:whole]
+        summary = results.summary(samples)
+        copy = self.samples.get("copy", [])[:whole]
+        gbps = self.bytes / summary["median"] / 1e9
+        copy_gbps = self.bytes / results.summary(copy)["median"] / 1e9 if copy else None
+        return {
+            "samples": [float(f"{s:.5g}") for s in samples],
+            "repeats": self.state[label]["repeats"],
+            **{name: float(f"{value:.5g}") for name, value in summary.items()},
+            "ratio": round(results.paired_ratio(self.samples[baseline][:whole], samples), 4),
+            "baseline": baseline,
+            "how": self.state[label].get("how", ""),
+            "bytes": self.bytes,
+            "gbps": float(f"{gbps:.4g}"),
+            "copy_gbps": copy_gbps and float(f"{copy_gbps:.4g}"),
+            "copy_percent": copy_gbps and round(100 * gbps / copy_gbps, 1),
+            "residency": "memory" if self.memory else "cache",
+            "buffers": self.buffers,
+            "peak_bytes": self.peak.get(label),
+            "faults": round(results.summary(self.faults[label][:whole])["median"], 1),
+        }

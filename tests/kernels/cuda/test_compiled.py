@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nvcc made of the CUDA kernels, on a machine that need not have a GPU: registers, spills, stack and
+accesses of each architecture, and an extension that loads. From the objects and texts that the build leaves
+in build/cuda."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from places import ROOT
+
+import softkern
+
+BUILD = softkern._C.build()
+# Another architecture list leaves other objects; the default one has these.
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+OBJECTS = sorted(path.relative_to(ROOT / "build/cuda").stem for path in (ROOT / "build/cuda").glob("*.o"))
+
+pytestmark = [
+    pytest.mark.skipif(
+        not BUILD["cuda_architectures"],
+        reason="built without CUDA kernels; FORCE_CUDA=1 compiles them where nvcc is",
+    ),
+    pytest.mark.skipif(BUILD["cuda_emulated"], reason="the emulated kernels are the host compiler's"),
+    pytest.mark.skipif(
+        BUILD["cuda_architectures"] != "8.0;9.0;10.0;12.0+PTX", reason="built for other architectures"
+    ),
+    pytest.mark.skipif(not OBJECTS, reason="installed from elsewhere: no objects in build/cuda"),
+]
+
+# softmax's and log_softmax's, of one row kept in registers or read again; and cross_entropy's, whose first
+# parameter is whether several classes have target mass. Then how they access it, and what a thread keeps.
+KERNEL = re.compile(
+    r"(?:(forward|backward)_kernelINS1_\w+?OpE|(cross_entropy)_kernelI)"
+    r"(f|d|NS_8BFloat16E|NS_4HalfE)(?:Lb([01])E)?LNS\w*?_6AccessE([012])ELi(\d+)E"
+)
+BY_ELEMENTS, BY_VECTORS, SPANS = "012"
+IN_16_BYTES = {"f": 4, "d": 2, "NS_8BFloat16E": 8, "NS_4HalfE": 8}
+
+
+class Use(NamedTuple):
+    registers: int
+    stack: int
+    spilled: int
+
+
+def compiled() -> dict[str, dict[str, Use]]:
+    """Of each architecture, what its kernels use."""
+    found: dict[str, dict[str, Use]] = defaultdict(dict)
+    for path in (ROOT / "build/cuda").glob("*.log"):
+        name = architecture = ""
+        stack = spilled = -1
+        for line in path.read_text().splitlines():
+            if entry := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+                name, architecture = entry.groups()
+                name = f"{path.stem}: {name}"
+            elif memory := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", line):
+                stack, spilled = map(int, memory.groups())
+            elif used := re.search(r"Used (\d+) registers", line):
+                found[architecture][name] = Use(int(used[1]), stack, spilled)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_kernel_spills_or_has_a_stack(architecture):
+    kernels = compiled()[architecture]
+    assert len(kernels) > 180, len(kernels)
+    assert {name: use for name, use in kernels.items() if use.stack or use.spilled} == {}
+
+
+def ceiling(name: str) -> int:
+    """Registers of a thread, so that a multiprocessor has room for 1,024 threads of the kernels that keep
+    short rows or are the usual ones, 512 of those with more to remember."""
+    match = KERNEL.search(name)
+    if "scale_kernel" in name:
+        return 40
+    if match is None:  # sums, and tiles, of 128 threads (float64: 64) and a block's share of shared memory
+        return 100 if "tile_kernelIdLb1" in name else 80
+    element, spread, access, kept = match.groups()[2:]
+    double, spread = element == "d", spread == "1"
+    few = access == BY_ELEMENTS and int(kept) in (4, 8) and not (double and int(kept) == 8)
+    if few:
+        return 128 if double else 96 if spread else 64
+    if double or spread:
+        return 255 if double and spread else 168 if access == BY_ELEMENTS else 128
+    many = element not in "fd" and access == SPANS and match[2] and int(kept) == 64
+    return 72 if many else 128 if access == BY_ELEMENTS else 64
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_registers_stay_below_what_the_blocks_leave_them(architecture):
+    kernels = compiled()[architecture]
+    assert {name: use.registers for name, use in kernels.items() if use.registers > ceiling(name)} == {}
+
+
+def accesses(text: str, name: str, bits: int) -> list[int]:
+    """The distances that instructions of that width have from their register."""
+    width = "" if bits == 32 else rf"\.(?:\w+\.)*{bits}"
+    found = re.findall(rf"\b{name}\.E{width}(?:\.CONSTANT)? [^;]*?\.64(?:\+(-?0x[0-9a-f]+))?\]", text)
+    return [int(at or "0", 16) for at in found]
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name):
+    """The latter, two of 16 bits together, by distances that are part of the instruction."""
+    nvidia = pytest.importorskip("triton.backends.nvidia", reason="its cuobjdump is Triton's")
+    tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("this Triton has no cuobjdump")
+    done = subprocess.run(
+        [tool, "--dump-sass", "--gpu-architecture", "sm_90", ROOT / f"build/cuda/{name}.o"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    checked = 0
+    for text in done.stdout.split("Function : ")[1:]:
+        kernel = text.split("\n", 1)[0].strip()
+        match = KERNEL.search(kernel)
+        if match is None or match[5] == BY_ELEMENTS:
+            continue
+        in_16_bytes, spans = IN_16_BYTES[match[3]], match[5] == SPANS
+        bits = 128 if not spans else 64 if match[3] == "d" else 32
+        loads, stores = accesses(text, "LDG", bits), accesses(text, "STG", bits)
+        chunks = max(1, int(match[6]) // max(1, in_16_bytes * bits // 128))
+        # A row that is kept is read once: as many loads as it has chunks, and one more tensor in a backward.
+        tensors = 2 if match[1] == "backward" else 1
+        assert len(loads) >= tensors * chunks, kernel
+        assert len(stores) >= chunks, kernel
+        if spans:  # each 32 such accesses behind the one before
+            assert {at - min(stores) for at in stores} >= {32 * bits // 8 * j for j in range(chunks)}, kernel
+        checked += 1
+    assert checked > 0 or name == "reduce"
+
+
+def test_the_extension_loads_and_needs_no_cuda_library():
+    backend = {b.name: b for b in softkern.backends()}["cuda"]
+    assert backend.compiled
+    needed = subprocess.run(["ldd", softkern._C.__file__], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"libcudart|c10_cuda|torch_cuda|libcuda\.", needed), needed

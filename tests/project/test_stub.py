@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""softkern/_C.pyi, which mypy believes, against the extension that is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from places import ROOT
+
+from softkern import _C
+from softkern.options import CrossEntropyOptions
+
+STUB = ROOT / "softkern" / "_C.pyi"
+
+
+# What `*options` stands for in the stub.
+OPTIONS = len(CrossEntropyOptions._fields)
+EXPANDED = {"cross_entropy": OPTIONS + 1, "takes_cross_entropy": OPTIONS}
+
+
+def stated() -> dict[str, int]:
+    """Functions and how many arguments they take."""
+    definitions = [node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert {node.name for node in definitions if node.args.vararg} == EXPANDED.keys()
+    return {
+        node.name: len(node.args.posonlyargs + node.args.args) + EXPANDED.get(node.name, 0)
+        for node in definitions
+    }
+
+
+def compiled() -> dict[str, int]:
+    """The same as pybind11 writes it into the docstrings."""
+    functions = {name: getattr(_C, name).__doc__ for name in dir(_C) if not name.startswith("_")}
+    return {
+        name: len(re.findall(r"\b(?:arg\d+|\w+): ", doc.partition("->")[0]))
+        for name, doc in functions.items()
+    }
+
+
+def test_the_stub_names_what_the_extension_has() -> None:
+    assert stated() == compiled()

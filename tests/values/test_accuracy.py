@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bounds that docs/accuracy.md states, against a measurement; and the page against its JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from types import ModuleType
+
+import pytest
+import torch
+from places import DOCS
+
+import softkern
+from softkern.verify import bounds
+
+OPS = {
+    "`softmax`": "softmax",
+    "`log_softmax`": "log_softmax",
+    "`cross_entropy`, one row, class index": "cross_entropy",
+    "its gradient": "cross_entropy gradient",
+}
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = DOCS.parent / "tools" / "measure_accuracy.py"
+    spec = importlib.util.spec_from_file_location("measure_accuracy", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stated_bounds() -> dict[str, float]:
+    rows = re.findall(
+        r"^\| (.+?) \| (\d+) \|$", (DOCS / "accuracy.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {OPS[name]: float(bound) for name, bound in rows if name in OPS}
+
+
+def test_every_op_has_a_stated_bound() -> None:
+    """Those that softkern.verify holds the kernels to."""
+    assert stated_bounds() == bounds.STATED
+    assert set(stated_bounds()) == set(OPS.values())
+
+
+def test_docstrings_state_the_same_bounds() -> None:
+    for op in ("softmax", "log_softmax"):
+        assert f"at most {bounds.STATED[op]:g} ulp in float32" in (getattr(softkern, op).__doc__ or "")
+    text = softkern.cross_entropy.__doc__ or ""
+    for quantity, words in (("cross_entropy", "class index"), ("cross_entropy gradient", "its gradient")):
+        assert f"{words} at most {bounds.STATED[quantity]:g} ulp" in text
+
+
+def test_float32_errors_are_within_the_stated_bounds(tool: ModuleType) -> None:
+    bounds = stated_bounds()
+    for row in tool.measure(0.05, {"float32": torch.float32}):
+        assert row["softkern"] <= bounds[row["op"]], row
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_results_are_below_one_ulp(tool: ModuleType, dtype: torch.dtype) -> None:
+    for row in tool.measure(0.02, {str(dtype): dtype}):
+        assert row["softkern"] < 1, row
+
+
+def test_the_measurement_sees_a_wrong_digit(tool: ModuleType) -> None:
+    answer = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert tool.ulp_error(answer.float(), answer) == 0
+    off = torch.nextafter(answer.float(), torch.tensor(10.0))
+    assert tool.ulp_error(off, answer) == 1
+
+
+def test_page_is_what_the_json_gives(tool: ModuleType) -> None:
+    page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
+    measured = json.loads((DOCS / "accuracy.json").read_text(encoding="utf-8"))
+    assert tool.render(measured, page) == page
+
+
+@pytest.mark.parametrize(
+    ("ops", "logits", "label"),
+    [
+        (("cross_entropy", "cross_entropy gradient"), "N(0, 10), C = 10", "65,536 x 10"),
+        (("softmax",), "N(0, 10), C = 1000", "`softmax`, 4,096 x 1,000"),
+    ],
+)
+def test_the_readme_states_what_the_json_says(ops: tuple[str, ...], logits: str, label: str) -> None:
+    rows = json.loads((DOCS / "accuracy.json").read_text(encoding="utf-8"))["rows"]
+    rows = [r for r in rows if r["op"] in ops and (r["dtype"], r["input"]) == ("float32", logits)]
+    torchs, ours = (max(row[name] for row in rows) for name in ("torch", "softkern"))
+    lines = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if label in line)
+    assert line.endswith(f"| {torchs:,.0f} ulp | **{ours:.1f} ulp** |")
