@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import os
 import re
 import subprocess
@@ -32,6 +33,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from softkern.options import CrossEntropyOptions
 from softkern.triton import (
     cross_entropy,
     cross_entropy_kernels,
@@ -40,6 +42,7 @@ from softkern.triton import (
     softmax,
     softmax_kernels,
 )
+from softkern.triton.plan import compute_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
@@ -195,16 +198,31 @@ def launches_of(case: Case) -> list[Launch]:
 
 
 def _cross_entropy(case: Case, x: Tensor) -> None:
+    """The steps of a mean, with the arguments that csrc/ops/cross_entropy/forward.cpp gives them."""
     rows = [size for i, size in enumerate(case.shape) if i != 1]
-    target = x if "probabilities" in case.options else torch.empty(rows, dtype=torch.int64, device="meta")
+    probabilities = "probabilities" in case.options
+    target = x if probabilities else torch.empty(rows, dtype=torch.int64, device="meta")
+    number = torch.empty((), dtype=compute_dtype(x.dtype), device="meta")
     if case.op == "cross_entropy_backward":
-        one = torch.empty((), dtype=torch.float32, device="meta")
-        cross_entropy.cross_entropy_backward(one.to(x.dtype), x, one, target, -100)
+        out = torch.empty_like(x)
+        index = None if probabilities else target
+        cross_entropy.scale_gradient(number.to(x.dtype), x, number, index, -100, out)
         return
     weight = x.new_empty(case.shape[1]) if "weight" in case.options else None
     smoothing = 0.1 if "smoothing" in case.options else 0.0
-    gradient = "gradient" in case.options
-    cross_entropy.cross_entropy_forward(x, target, weight, 1, -100, smoothing, gradient)
+    options = CrossEntropyOptions(label_smoothing=smoothing)
+    grad = torch.empty_like(x) if "gradient" in case.options else None
+    half = grad is not None and x.dtype == torch.float16
+    plain = not probabilities and weight is None
+    sum_of_weights = None if probabilities else number.double()
+    if sum_of_weights is not None:
+        cross_entropy.target_weight(target, weight, case.shape[1], -100, sum_of_weights, number)
+    factor = None if (plain if half else probabilities) else number
+    losses = x.new_empty(math.prod(rows), dtype=number.dtype)
+    cross_entropy.cross_entropy_rows(x, target, weight, *options, 1.0, factor, losses, grad)
+    storage = number if half and not plain else None
+    scale = number if grad is not None else None
+    cross_entropy.reduce_losses(losses, 1.0, sum_of_weights, 1.0, storage, x.new_empty(()), scale)
 
 
 OPTIONS: tuple[tuple[str, ...], ...] = (

@@ -163,6 +163,8 @@ def scale_gradient(
     single = all(
         size == 1 or stride == 0 for size, stride in zip(grad_output.shape, grad_output.stride(), strict=True)
     )
+    # Two tensors even in place: autograd's own is never handed to Python.
+    in_place = out.untyped_storage()._cdata == grad.untyped_storage()._cdata
     upstream = grad_output if single else grad_output.contiguous()
     index = None if target is None else target.contiguous()
     walks = [_own_walk(grad, dim), _own_walk(out, dim)]
@@ -171,7 +173,7 @@ def scale_gradient(
     with on_device_of(grad):
         scale_kernel[(programs(layout, plan),)](
             grad, out, upstream, grad_scale, index, *sizes, layout.rows, *strides, ignore_index,
-            BY_ROW=not single, IN_PLACE=out.data_ptr() == grad.data_ptr(), **plan.constants(),
+            BY_ROW=not single, IN_PLACE=in_place, **plan.constants(),
             **launch_options(grad.device, plan.warps, plan.registers),
         )  # fmt: skip
     ran(plan, [(0, 1)])
