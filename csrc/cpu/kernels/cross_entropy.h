@@ -7,9 +7,9 @@
 // m and d stay apart: m + log d, rounded, would lose the loss of logits that share a large offset.
 #pragma once
 
-#include "operand.h"
-#include "row_stats.h"
-#include "shared_row.h"
+#include "../rows/operand.h"
+#include "../rows/stats.h"
+#include "../rows/shared.h"
 
 namespace softkern::cpu {
 namespace {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cross_entropy.h"
-#include "lanes.h"
+#include "../lanes/operand.h"
 
 namespace softkern::cpu {
 namespace {

@@ -2,10 +2,10 @@
 // y_c = (x_c - m) - log d,   m = max_c x_c,   d = sum_c exp(x_c - m);    dx_c = g_c - exp(y_c) sum_k g_k
 #pragma once
 
-#include "lanes.h"
-#include "operand.h"
-#include "row_stats.h"
-#include "shared_row.h"
+#include "../lanes/operand.h"
+#include "../rows/operand.h"
+#include "../rows/stats.h"
+#include "../rows/shared.h"
 
 namespace softkern::cpu {
 namespace {

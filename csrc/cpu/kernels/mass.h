@@ -2,9 +2,9 @@
 // mass = sum_c |t_c| of rows of class probabilities, which bounds their gradients.
 #pragma once
 
-#include "operand.h"
-#include "row.h"
-#include "ways.h"
+#include "../rows/operand.h"
+#include "../rows/loop.h"
+#include "../lanes/ways.h"
 
 namespace softkern::cpu {
 namespace {

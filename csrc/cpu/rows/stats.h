@@ -13,7 +13,7 @@
 #include "../../common/exp.h"
 #include "../../common/log.h"
 #include "../simd/in_step.h"
-#include "row.h"
+#include "loop.h"
 
 namespace softkern::cpu {
 namespace {

@@ -2,7 +2,7 @@
 // Which of a call's rows are computed a row a lane.
 #pragma once
 
-#include "lanes.h"
+#include "operand.h"
 
 namespace softkern::cpu {
 namespace {

@@ -4,8 +4,8 @@
 // know nothing of each other: a row's bits depend on that row alone.
 #pragma once
 
-#include "operand.h"
-#include "row_stats.h"
+#include "../rows/operand.h"
+#include "../rows/stats.h"
 
 namespace softkern::cpu {
 namespace {
@@ -46,7 +46,7 @@ struct FewClasses {
   }
 };
 
-/// As row.h and row_stats.h do it, bit for bit, for rows of one block of sums: a row's results don't depend
+/// As rows/loop.h and rows/stats.h do it, bit for bit, for rows of one block of sums: a row's results don't depend
 /// on how far its classes lie apart.
 template <class A>
 struct AsRows {

@@ -2,7 +2,7 @@
 // Which rows are computed together a row a lane, and the memory for them.
 #pragma once
 
-#include "lane_order.h"
+#include "order.h"
 
 namespace softkern::cpu {
 namespace {

@@ -3,8 +3,8 @@
 // rows of few classes, and for rows whose classes lie apart, which come as vectors over rows already.
 #pragma once
 
-#include "lane_order.h"
-#include "lane_tiles.h"
+#include "order.h"
+#include "tiles.h"
 
 namespace softkern::cpu {
 namespace {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "operand.h"
-#include "row_stats.h"
+#include "stats.h"
 
 namespace softkern::cpu {
 namespace {

@@ -3,7 +3,7 @@
 // of rows, because neighbouring rows of a strided tensor share cache lines.
 #pragma once
 
-#include "row.h"
+#include "loop.h"
 
 namespace softkern::cpu {
 namespace {

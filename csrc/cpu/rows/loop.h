@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loop over a row and its tail: the only one. And with it the canonical order of every reduction, which
-// AsRows in lane_order.h follows too: vector v of a row goes to accumulator v % 4, the vector that is not
+// AsRows in lanes/order.h follows too: vector v of a row goes to accumulator v % 4, the vector that is not
 // whole to accumulator 3 (free in the last round, which has at most three whole vectors), blocks of kBlock
 // elements are added up one after the other, and at the end the four accumulators meet as (0 + 1) + (2 + 3).
 #pragma once
