@@ -19,9 +19,9 @@ struct Range {
 };
 
 /// The classes [begin, end) of a row that threads share: whole blocks, but for the end of the row. A kernel's
-/// steps are done one after the other, each by all shares of the row; what a step leaves for the next lies in
+/// steps are done one after the other, for all chunks of the row; what a step leaves for the next lies in
 /// `shared`, shared_bytes() for the row.
-struct Share {
+struct Chunk {
   int64_t row;
   int64_t begin, end;
   int index, count;
@@ -81,11 +81,11 @@ struct Ran {
   const char* path;
 };
 
-/// An op on whole rows, and on shares of rows whose classes lie side by side; null where rows aren't shared.
+/// An op on whole rows, and on chunks of contiguous rows; null where rows aren't shared.
 template <class Args>
 struct Kernel {
   Ran (*rows)(const Args&, Range);
-  Ran (*share)(const Args&, const Share&, int step) = nullptr;
+  Ran (*chunk)(const Args&, const Chunk&, int step) = nullptr;
   int steps = 0;
 };
 
@@ -121,7 +121,7 @@ constexpr int64_t kLaneClasses = 32;
 static inline constexpr int64_t row_pitch(int64_t classes) { return (classes + 15) / 16 * 16 + 16; }
 
 /// Whether kernels work on a packed copy of these rows instead of in place.
-static inline constexpr bool is_packed(const Rows& rows) {
+static inline constexpr bool is_strided(const Rows& rows) {
   return rows.data != nullptr && rows.class_stride != 1;
 }
 /// Whether all classes of a row have one element, as the upstream gradient of a sum over classes.
@@ -133,7 +133,7 @@ static inline constexpr bool is_spread(const Rows& rows) {
 /// its blocks: rounding errors grow with both lengths, not with their product.
 constexpr int64_t kBlockBytes = 32 * 4 * 64;
 /// Whole blocks of every compute type.
-constexpr int64_t kShareClasses = kBlockBytes / static_cast<int64_t>(sizeof(float));
+constexpr int64_t kChunkClasses = kBlockBytes / static_cast<int64_t>(sizeof(float));
 
 /// Rows of up to this many bytes of the compute type are finished when the next has begun, so that nothing
 /// waits for their sums. Of longer ones the next would push out of the first-level cache what is to be
@@ -149,20 +149,19 @@ static inline constexpr bool lags(int64_t classes, size_t element_size) {
 /// Tiles hold what fits a good part of a second-level cache.
 constexpr int64_t kTileBytes = 128 << 10;
 
-/// Rows whose classes lie apart are computed a row a lane too, if a row is one block of sums and there are
+/// Rows with strided classes are computed a row a lane too, if a row is one block of sums and there are
 /// rows enough: a cache line of each class is a vector then.
 constexpr int64_t kLaneBytes = 64, kLeastLaneRows = 8;
 /// Blocks of lanes that are computed together, if they fit a tile: a block's steps wait for each other, but
 /// not for those of other blocks.
-constexpr int kBlocks = 4;
-/// The most of them, where classes lie apart: lines of memory that follow each other take half the time of as
-/// many here and there. Not so with up to kFewStreams classes: there, lines of one class at a time and more
-/// blocks were slower.
-constexpr int kMostBlocks = 8, kFewStreams = 4;
+constexpr int kLaneBlocks = 4;
+/// The most of them, where classes are strided: consecutive cache lines load twice as fast as scattered ones.
+/// Not so with up to kFewStreams classes: there, lines of one class at a time and more blocks were slower.
+constexpr int kMostLaneBlocks = 8, kFewStreams = 4;
 static inline constexpr bool fits_lanes(const Shape& shape, int64_t rows, size_t element_size) {
   return rows >= kLeastLaneRows && compute_bytes(shape.classes, element_size) <= kBlockBytes;
 }
-/// Short rows whose classes lie side by side, too, where their exponentials are summed: what is done once a
+/// Short rows with contiguous classes, too, where their exponentials are summed: what is done once a
 /// row weighs more than transposing it. By two blocks, which leave the first-level cache room. Against the
 /// way of rows: twice as fast at 100 classes of float, with AVX-512 as fast at 250.
 constexpr int64_t kWideRowBytes = 1000, kLeastWideRows = 16;
@@ -201,9 +200,9 @@ static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, s
   const size_t pitch = static_cast<size_t>(row_pitch(shape.classes));
   const size_t strided = static_cast<size_t>(strided_operands);
   const size_t ends = 64 * (strided + 4);
-  const bool apart = strided_operands > 0;
-  if (apart ? fits_lanes(shape, rows, element_size) : fits_wide_lanes(shape, rows, element_size)) {
-    const int most = apart ? kMostBlocks : kWideBlocks;
+  const bool strided_classes = strided_operands > 0;
+  if (strided_classes ? fits_lanes(shape, rows, element_size) : fits_wide_lanes(shape, rows, element_size)) {
+    const int most = strided_classes ? kMostLaneBlocks : kWideBlocks;
     const size_t blocks = 2 * static_cast<size_t>(tile_blocks(shape.classes, rows, most));
     const size_t lanes = blocks * static_cast<size_t>(shape.classes * kLaneBytes);  // two rows fit, too
     // A spread operand is packed where the others are rows in place.
@@ -215,11 +214,11 @@ static inline constexpr size_t scratch_bytes(const Shape& shape, int64_t rows, s
   return pitch * (tiles * element_size + rows_in_work * sizeof(double)) + ends;
 }
 
-/// Upper bound over all kernels: the sums of a row's blocks, what each share found, a row in the compute
+/// Upper bound over all kernels: the sums of a row's blocks, what each chunk found, a row in the compute
 /// type.
-static inline constexpr size_t shared_bytes(int64_t classes, int shares) {
+static inline constexpr size_t shared_bytes(int64_t classes, int chunks) {
   const size_t blocks = static_cast<size_t>(classes) * sizeof(double) / kBlockBytes + 1;
-  return blocks * 3 * 4 * 64 + static_cast<size_t>(shares) * 4 * sizeof(double) +
+  return blocks * 3 * 4 * 64 + static_cast<size_t>(chunks) * 4 * sizeof(double) +
          static_cast<size_t>(row_pitch(classes)) * sizeof(float) + 64 * 8;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of every instruction set that runs here, on a sweep of shapes, layouts, types and options,
 // without torch or Python: every tensor stands between two pages that nobody may touch, once against the
-// first and once against the second, and all instruction sets have to agree in every bit, long rows in shares
+// first and once against the second, and all instruction sets have to agree in every bit, long rows in chunks
 // and results written past the caches too; and the bits are those of sweep.hashes, so that a change of all
 // instruction sets shows as well. Prints what was compared; exit code 1 and the case, or the op and the way,
 // where bits differ.
@@ -118,29 +118,29 @@ struct Result {
 };
 using Results = std::vector<Result>;
 
-/// Rows by rows, or each row in shares.
+/// Rows by rows, or each row in chunks.
 class Caller {
  public:
   Caller(const KernelTable& table, const Case& c, bool shared, int strided)
-      : table_(table), case_(c), shares_(shared ? (c.classes + kShareClasses - 1) / kShareClasses : 0) {
+      : table_(table), case_(c), chunks_(shared ? (c.classes + kChunkClasses - 1) / kChunkClasses : 0) {
     scratch_.resize(std::max(scratch_bytes({c.classes, c.inner}, c.rows, kSize[c.type], strided),
-                             shares_ > 0 ? shared_bytes(c.classes, static_cast<int>(shares_)) : 0));
+                             chunks_ > 0 ? shared_bytes(c.classes, static_cast<int>(chunks_)) : 0));
   }
 
   /// The way that the kernel went.
   template <class Args>
   const char* operator()(const Kernel<Args>& kernel, const Args& args) {
-    if (shares_ == 0 || kernel.share == nullptr) {
+    if (chunks_ == 0 || kernel.chunk == nullptr) {
       return way_of(kernel.rows(args, {0, case_.rows, scratch_.data()}));
     }
     const char* way = "";
-    const int count = static_cast<int>(shares_);
+    const int count = static_cast<int>(chunks_);
     for (int64_t r = 0; r < case_.rows; ++r) {
       for (int step = 0; step < kernel.steps; ++step) {
         for (int i = count - 1; i >= 0; --i) {
-          const int64_t begin = i * kShareClasses;
-          way = way_of(kernel.share(
-              args, {r, begin, std::min(begin + kShareClasses, case_.classes), i, count, scratch_.data()},
+          const int64_t begin = i * kChunkClasses;
+          way = way_of(kernel.chunk(
+              args, {r, begin, std::min(begin + kChunkClasses, case_.classes), i, count, scratch_.data()},
               step));
         }
       }
@@ -156,7 +156,7 @@ class Caller {
 
   const KernelTable& table_;
   const Case& case_;
-  int64_t shares_;
+  int64_t chunks_;
   std::vector<char> scratch_;
 };
 
@@ -348,13 +348,13 @@ int main(int argc, char** argv) {
           for (size_t k = 0; k < kHows * tables.size(); ++k) {
             const KernelTable* table = tables[k / kHows];
             const How how = static_cast<How>(k % kHows);
-            if (how == kShared && (inner != 1 || classes <= kShareClasses)) continue;
+            if (how == kShared && (inner != 1 || classes <= kChunkClasses)) continue;
             const Results found = run(*table, c, how, logits, others, targets);
             for (size_t i = 0; i < expected.size(); ++i) {
               if (same(expected[i], found[i])) continue;
               printf("%s and %s%s differ: type %d, %ld classes, inner %ld, values %d, result %zu, %s\n",
                      reference.isa, table->isa,
-                     how == kShared     ? " in shares"
+                     how == kShared     ? " in chunks"
                      : how == kStreamed ? " streamed"
                                         : "",
                      type, static_cast<long>(classes), static_cast<long>(inner), c.values, i,

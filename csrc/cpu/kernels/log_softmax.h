@@ -47,7 +47,7 @@ SK_INLINE void for_each_log_softmax_row(int64_t first, int64_t count, bool lag, 
 }
 
 template <class T>
-void log_softmax_share(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
+void log_softmax_chunk(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
   if (step == 0) row.find_range(x);
   if (step == 1) row.sum_terms(x, static_cast<Compute<T>*>(nullptr));
   if (step == 2) {
@@ -158,7 +158,7 @@ void log_softmax_backward_row(const T* g, const T* y, T* dx, int64_t n, bool str
 }
 
 template <class T>
-void log_softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
+void log_softmax_backward_chunk(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
   const int64_t at = row.begin();
   if (step == 0) row.set_range(log_softmax_sum(g + at, y + at, row.size(), row.store_sums()));
   if (step == 1)
@@ -172,8 +172,8 @@ SK_INLINE void log_softmax_lanes(const LaneOperand<T>& input, const LaneOperand<
                                  int64_t classes) {
   using A = Compute<T>;
   using S = Simd<A>;
-  LaneRange<A> range[kMostBlocks];
-  LaneStats<A, Order> stats[kMostBlocks];
+  LaneRange<A> range[kMostLaneBlocks];
+  LaneStats<A, Order> stats[kMostLaneBlocks];
   input.load(blocks, count, x, range);                                                    // 1 max
   lane_sums(x, false, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
   output.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {   // 3 write

@@ -45,7 +45,7 @@ struct EachRow {
 template <class T, class Lanes, class Each, class Begin, class Finish>
 SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, bool sums, Arena arena, Lanes lanes,
                       Each each, Begin begin, Finish finish) {
-  const bool packed = is_packed(a.input) || is_packed(a.output);
+  const bool strided = is_strided(a.input) || is_strided(a.output);
   const auto first_rows = [&](auto order, const Range& all, auto&& tiles) {
     const LaneOperand<T> input(a.input, a.shape, all), output(a.output, a.shape, all, a.stream);
     const auto x = tiles.first();
@@ -54,7 +54,7 @@ SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, bool sums, Arena
     });
   };
   Range rest = range;
-  const Ran ran = in_lanes<Compute<T>>(a.shape, rest, packed, sums, first_rows);
+  const Ran ran = in_lanes<Compute<T>>(a.shape, rest, strided, sums, first_rows);
   if (rest.begin < rest.end) forward_rows<T>(a, rest, arena, each, begin, finish);
   return ran;
 }
@@ -62,17 +62,17 @@ SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, bool sums, Arena
 template <class T>
 constexpr bool kHasScratch = sizeof(T) < sizeof(Compute<T>);
 
-template <class T, void (*kShare)(const T*, T*, const SharedRow<Compute<T>>&, int)>
-Ran forward_share(const ForwardArgs& a, const Share& share, int step) {
-  kShare(row_at<T>(a.input, a.shape, share.row), row_at<T>(a.output, a.shape, share.row),
-         SharedRow<Compute<T>>(share, a.shape.classes, kHasScratch<T>), step);
+template <class T, void (*kChunk)(const T*, T*, const SharedRow<Compute<T>>&, int)>
+Ran forward_chunk(const ForwardArgs& a, const Chunk& chunk, int step) {
+  kChunk(row_at<T>(a.input, a.shape, chunk.row), row_at<T>(a.output, a.shape, chunk.row),
+         SharedRow<Compute<T>>(chunk, a.shape.classes, kHasScratch<T>), step);
   return kSharedRan;
 }
 
-template <class T, void (*kShare)(const T*, const T*, T*, const SharedRow<Compute<T>>&, int)>
-Ran backward_share(const BackwardArgs& a, const Share& share, int step) {
-  kShare(row_at<T>(a.grad_output, a.shape, share.row), row_at<T>(a.output, a.shape, share.row),
-         row_at<T>(a.grad_input, a.shape, share.row), SharedRow<Compute<T>>(share, a.shape.classes, false),
+template <class T, void (*kChunk)(const T*, const T*, T*, const SharedRow<Compute<T>>&, int)>
+Ran backward_chunk(const BackwardArgs& a, const Chunk& chunk, int step) {
+  kChunk(row_at<T>(a.grad_output, a.shape, chunk.row), row_at<T>(a.output, a.shape, chunk.row),
+         row_at<T>(a.grad_input, a.shape, chunk.row), SharedRow<Compute<T>>(chunk, a.shape.classes, false),
          step);
   return kSharedRan;
 }
@@ -116,7 +116,8 @@ Ran log_softmax(const ForwardArgs& a, Range range) {
 template <class T, void (*kRow)(const T*, const T*, T*, int64_t, bool), class Lanes>
 SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
   const bool spread = is_spread(a.grad_output);
-  const bool packed = (is_packed(a.grad_output) && !spread) || is_packed(a.output) || is_packed(a.grad_input);
+  const bool strided =
+      (is_strided(a.grad_output) && !spread) || is_strided(a.output) || is_strided(a.grad_input);
   const auto first_rows = [&](auto order, const Range& all, auto&& tiles) {
     const LaneOperand<T> g(a.grad_output, a.shape, all), y(a.output, a.shape, all);
     const LaneOperand<T> dx(a.grad_input, a.shape, all, a.stream);
@@ -128,7 +129,7 @@ SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
     });
   };
   Range rest = range;
-  const Ran ran = in_lanes<Compute<T>>(a.shape, rest, packed, false, first_rows);
+  const Ran ran = in_lanes<Compute<T>>(a.shape, rest, strided, false, first_rows);
   if (rest.begin == rest.end) return ran;
   Arena arena(range.scratch);
   const Operand<T> g(a.grad_output, a.shape, rest, arena);
@@ -229,7 +230,7 @@ void cross_entropy_rows(const CrossEntropyArgs& a, const Range& range, const Row
   const ComputeRows<T> terms =
       grad.given() ? ComputeRows<T>(arena, classes, grad.streamed()) : ComputeRows<T>();
   RowWalk<T> walk(classes);
-  Losses<A, kIsSpread<Mass>> losses(static_cast<A*>(a.loss));
+  LossBatch<A, kIsSpread<Mass>> losses(static_cast<A*>(a.loss));
   for_each_tile<T>(a.shape, range, [&](int64_t first, int64_t count) {
     logits.stage(first, count);
     probabilities.stage(first, count);
@@ -267,9 +268,9 @@ void cross_entropy_rows(const CrossEntropyArgs& a, const Range& range, const Row
 template <class T>
 Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
   using A = Compute<T>;
-  const bool packed = is_packed(a.logits) || is_packed(a.probabilities) || is_packed(a.grad);
+  const bool strided = is_strided(a.logits) || is_strided(a.probabilities) || is_strided(a.grad);
   Range rest = range;
-  const Ran ran = in_lanes<A>(a.shape, rest, packed, true, [&](auto order, const Range& all, auto&& tiles) {
+  const Ran ran = in_lanes<A>(a.shape, rest, strided, true, [&](auto order, const Range& all, auto&& tiles) {
     CrossEntropyLanes<T, decltype(order)>(a, all).run(tiles);
   });
   if (rest.begin == rest.end) return ran;
@@ -279,23 +280,23 @@ Ran cross_entropy(const CrossEntropyArgs& a, Range range) {
 }
 
 template <class T>
-Ran cross_entropy_share(const CrossEntropyArgs& a, const Share& share, int step) {
+Ran cross_entropy_chunk(const CrossEntropyArgs& a, const Chunk& chunk, int step) {
   using A = Compute<T>;
-  const int64_t r = share.row;
+  const int64_t r = chunk.row;
   T* grad = a.grad.data == nullptr ? nullptr : row_at<T>(a.grad, a.shape, r);
   A* loss = static_cast<A*>(a.loss) + r;
   const RowMasses<T> masses(a);
   if (masses.ignored(r)) {
     if (step == 0) {
-      if (grad != nullptr) zero_row(grad + share.begin, share.end - share.begin);
-      if (share.index == 0) *loss = 0;
+      if (grad != nullptr) zero_row(grad + chunk.begin, chunk.end - chunk.begin);
+      if (chunk.index == 0) *loss = 0;
     }
     return kSharedRan;
   }
   const T* t = a.probabilities.data == nullptr ? nullptr : row_at<T>(a.probabilities, a.shape, r);
-  const SharedRow<A> shared(share, a.shape.classes, kHasScratch<T>);
+  const SharedRow<A> shared(chunk, a.shape.classes, kHasScratch<T>);
   masses.with([&](const auto& mass_of) {
-    cross_entropy_share(row_at<T>(a.logits, a.shape, r), mass_of(t, nullptr), masses.hot(r), grad,
+    cross_entropy_chunk(row_at<T>(a.logits, a.shape, r), mass_of(t, nullptr), masses.hot(r), grad,
                         static_cast<A>(a.grad_factor), loss, shared, step);
   });
   return kSharedRan;
@@ -339,12 +340,12 @@ Ran fenced(const Args& a, Range range) {
 
 template <class T>
 constexpr Kernels make_kernels() {
-  return {{&fenced<ForwardArgs, &softmax<T>>, &forward_share<T, &softmax_share<T>>, 3},
-          {&fenced<ForwardArgs, &log_softmax<T>>, &forward_share<T, &log_softmax_share<T>>, 3},
-          {&fenced<BackwardArgs, &softmax_backward<T>>, &backward_share<T, &softmax_backward_share<T>>, 2},
+  return {{&fenced<ForwardArgs, &softmax<T>>, &forward_chunk<T, &softmax_chunk<T>>, 3},
+          {&fenced<ForwardArgs, &log_softmax<T>>, &forward_chunk<T, &log_softmax_chunk<T>>, 3},
+          {&fenced<BackwardArgs, &softmax_backward<T>>, &backward_chunk<T, &softmax_backward_chunk<T>>, 2},
           {&fenced<BackwardArgs, &log_softmax_backward<T>>,
-           &backward_share<T, &log_softmax_backward_share<T>>, 2},
-          {&fenced<CrossEntropyArgs, &cross_entropy<T>>, &cross_entropy_share<T>, 3},
+           &backward_chunk<T, &log_softmax_backward_chunk<T>>, 2},
+          {&fenced<CrossEntropyArgs, &cross_entropy<T>>, &cross_entropy_chunk<T>, 3},
           {&fenced<ScaleArgs, &scale<T>>},
           mass_kernel<T>(),
           &sum_losses<Compute<T>>,

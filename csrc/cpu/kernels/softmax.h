@@ -37,7 +37,7 @@ SK_INLINE Compute<T> softmax_sum(RowWalk<T>& walk, const T* x, Compute<T>* e, co
 }
 
 template <class T>
-void softmax_share(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
+void softmax_chunk(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
   using A = Compute<T>;
   A* e = compute_row(y, row.scratch());
   if (step == 0) row.find_range(x);
@@ -75,7 +75,7 @@ void softmax_backward_row(const T* g, const T* y, T* dx, int64_t n, bool stream)
 }
 
 template <class T>
-void softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
+void softmax_backward_chunk(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
   const int64_t at = row.begin();
   if (step == 0) softmax_dot(g + at, y + at, row.size(), row.store_sums());
   if (step == 1) softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.size());
@@ -88,8 +88,8 @@ SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& 
                              int64_t classes) {
   using A = Compute<T>;
   using S = Simd<A>;
-  LaneRange<A> range[kMostBlocks];
-  LaneStats<A, Order> stats[kMostBlocks];
+  LaneRange<A> range[kMostLaneBlocks];
+  LaneStats<A, Order> stats[kMostLaneBlocks];
   input.load(blocks, count, x, range);                                                   // 1 max
   lane_sums(x, true, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
   output.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {  // 3 write

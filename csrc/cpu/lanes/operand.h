@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A row a lane, so that no sum runs across lanes and what is done once a row is a vector operation too: for
-// rows of few classes, and for rows whose classes lie apart, which come as vectors over rows already.
+// rows of few classes, and for rows with strided classes, which come as vectors over rows already.
 #pragma once
 
 #include "order.h"
@@ -21,8 +21,8 @@ class LaneOperand {
   static constexpr int kStreamed = kWideRowBytes / static_cast<int>(sizeof(A));
 
  public:
-  /// `stream`: written past the caches, where vectors run over rows and where rows side by side are neither
-  /// short of classes nor long.
+  /// `stream`: written past the caches, where vectors run over rows, and where the rows of a block are
+  /// contiguous, if they are neither short of classes nor long.
   LaneOperand(const Rows& rows, const Shape& shape, const Range& range, bool stream = false)
       : rows_(rows),
         shape_(shape),
@@ -53,14 +53,14 @@ class LaneOperand {
   Ahead ahead(const LaneBlock* block, int count, const void* here) const {
     constexpr int64_t kSize = sizeof(T), kVector = L * kSize;
     const int64_t next = block[count - 1].first + block[count - 1].count;
-    if (next < end_ && is_across(*block)) {
+    if (next < end_ && has_adjacent_rows(*block)) {
       // The line where a vector ends: where it begins in another, that one came with the vector before.
       const char* const from = reinterpret_cast<const char*>(at(next)) + kVector - 1;
-      const int64_t apart = rows_.class_stride * kSize;
-      if (classes_ <= kFewStreams) return Ahead(from, apart, classes_, kVector);
-      return Ahead(from, kVector, count, apart);
+      const int64_t stride = rows_.class_stride * kSize;
+      if (classes_ <= kFewStreams) return Ahead(from, stride, classes_, kVector);
+      return Ahead(from, kVector, count, stride);
     }
-    if (next < end_ && classes_ > kLaneClasses && is_side_by_side(*block)) {
+    if (next < end_ && classes_ > kLaneClasses && is_contiguous(*block)) {
       return Ahead(at(next), kVector, count * classes_);
     }
     return Ahead(here);
@@ -71,15 +71,15 @@ class LaneOperand {
   template <class Write>
   SK_CALL void store(const LaneBlock* block, int count, const LaneTile<A>& x, const Write& write) const {
     int b = 0;
-    for (; is_across(*block) && b + 1 < count && block[b + 1].count == L; b += 2) {
+    for (; has_adjacent_rows(*block) && b + 1 < count && block[b + 1].count == L; b += 2) {
       write(b, [&](auto low) __attribute__((always_inline)) {
         write(b + 1, [&](auto high) __attribute__((always_inline)) { store_pair(block[b], low, high); });
       });
     }
     for (; b < count; ++b) {
       write(b, [&](auto value) __attribute__((always_inline)) {
-        if (is_side_by_side(block[b])) {
-          store_side_by_side(block[b], value);
+        if (is_contiguous(block[b])) {
+          store_contiguous(block[b], value);
         } else {
           for (int c = 0; c < classes_; ++c) x[b][c] = value(c);
           store_block(block[b], x[b]);
@@ -104,15 +104,15 @@ class LaneOperand {
     T of[W];
   };
 
-  /// Whether vectors over rows lie in memory as they are.
-  bool is_across(const LaneBlock& block) const {
+  /// Whether rows are one element apart, so that memory holds vectors over rows.
+  bool has_adjacent_rows(const LaneBlock& block) const {
     return block.one_slice && step_ == 1 && rows_.class_stride != 1;
   }
 
   template <bool kRange>
   SK_CALL void fetch(const LaneBlock* block, int count, const LaneTile<A>& x, LaneRange<A>* range) const {
-    if (is_across(*block)) {
-      fetch_across<kRange>(block, count, x, range);
+    if (has_adjacent_rows(*block)) {
+      fetch_adjacent<kRange>(block, count, x, range);
       return;
     }
     for (int b = 0; b < count; ++b) {
@@ -132,8 +132,8 @@ class LaneOperand {
   }
 
   template <bool kRange>
-  SK_INLINE void fetch_across(const LaneBlock* block, int count, const LaneTile<A>& x,
-                              LaneRange<A>* range) const {
+  SK_INLINE void fetch_adjacent(const LaneBlock* block, int count, const LaneTile<A>& x,
+                                LaneRange<A>* range) const {
     // With a range, exponentials follow: they leave more time for it.
     Ahead next = kRange ? Ahead(x.data) : ahead(block, count, x.data);
     int b = 0;
@@ -146,7 +146,7 @@ class LaneOperand {
     for (; b < count; ++b) load_lanes<1, kRange>(block[b], b, x, range, next);
   }
 
-  /// N blocks side by side.
+  /// N blocks, each of which follows the one before.
   template <int N, bool kRange>
   SK_INLINE void load_lanes(const LaneBlock& block, int b, const LaneTile<A>& x, LaneRange<A>* range,
                             Ahead& next) const {
@@ -193,7 +193,7 @@ class LaneOperand {
     }
   }
   SK_CALL void store_block(const LaneBlock& block, const Reg* y) const {
-    if (is_across(block)) {
+    if (has_adjacent_rows(block)) {
       T* p = at(block.first);
       const bool stream = stream_ && is_aligned(p, rows_);
       for (int c = 0; c < classes_; ++c, p += rows_.class_stride) store_lanes(p, y[c], block.count, stream);
@@ -231,12 +231,12 @@ class LaneOperand {
     }
   }
 
-  bool is_side_by_side(const LaneBlock& block) const {
+  bool is_contiguous(const LaneBlock& block) const {
     return rows_.class_stride == 1 && block.count == L && block.one_slice && step_ == classes_ &&
            classes_ > 1;
   }
   template <class Value>
-  SK_INLINE void store_side_by_side(const LaneBlock& block, Value value) const {
+  SK_INLINE void store_contiguous(const LaneBlock& block, Value value) const {
     T* const rows = at(block.first);
     // What goes past the caches goes in whole lines: the block is put together first. With few classes that
     // takes longer than it saves.

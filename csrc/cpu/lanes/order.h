@@ -46,8 +46,8 @@ struct FewClasses {
   }
 };
 
-/// As rows/loop.h and rows/stats.h do it, bit for bit, for rows of one block of sums: a row's results don't depend
-/// on how far its classes lie apart.
+/// As rows/loop.h and rows/stats.h do it, bit for bit, for rows of one block of sums: a row's results don't
+/// depend on the stride of its classes.
 template <class A>
 struct AsRows {
   using S = Simd<A>;

@@ -14,13 +14,13 @@ struct LaneBlock {
   bool one_slice;
 };
 
-/// body(blocks, count) for the rows of a range, count <= most <= kMostBlocks. All but the last are whole.
+/// body(blocks, count) for the rows of a range, count <= most <= kMostLaneBlocks. All but the last are whole.
 template <class A, class Body>
 SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, Body body) {
   constexpr int64_t L = Simd<A>::kLanes;
   // Where a slice has few rows, blocks run across slices.
   const bool slices = shape.inner >= kLeastSliceRows;
-  LaneBlock blocks[kMostBlocks];
+  LaneBlock blocks[kMostLaneBlocks];
   for (int64_t first = range.begin; first < range.end;) {
     int64_t end = slices ? (first / shape.inner + 1) * shape.inner : range.end;
     if (end > range.end) end = range.end;
@@ -38,7 +38,7 @@ SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, 
 template <class A>
 class SmallTiles {
   using Reg = typename Simd<A>::Reg;
-  static constexpr int kTile = kMostBlocks * kLaneClasses;
+  static constexpr int kTile = kMostLaneBlocks * kLaneClasses;
 
  public:
   explicit SmallTiles(int blocks) : blocks_(blocks) {}  // what is in the memory does not matter

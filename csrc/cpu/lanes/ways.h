@@ -8,22 +8,22 @@ namespace softkern::cpu {
 namespace {
 
 /// body(order, range, memory) for the first rows of a range, which are computed a row a lane: all of them,
-/// none, or whole blocks. `rest` becomes the others. `packed`: the classes of an operand lie apart. `sums`:
+/// none, or whole blocks. `rest` becomes the others. `strided`: an operand's classes are. `sums`:
 /// of exponentials. Returns the way of the first rows.
 template <class A, class Body>
-SK_INLINE Ran in_lanes(const Shape& shape, Range& rest, bool packed, bool sums, Body body) {
+SK_INLINE Ran in_lanes(const Shape& shape, Range& rest, bool strided, bool sums, Body body) {
   const Range range = rest;
   const int64_t rows = range.end - range.begin;
   if (shape.classes <= kLaneClasses) {
     rest.begin = range.end;
-    const bool streams = packed && shape.classes > kFewStreams;
-    body(FewClasses<A>{}, range, SmallTiles<A>(streams ? kMostBlocks : kBlocks));
+    const bool streams = strided && shape.classes > kFewStreams;
+    body(FewClasses<A>{}, range, SmallTiles<A>(streams ? kMostLaneBlocks : kLaneBlocks));
     return {SOFTKERN_ISA, "lanes"};
   }
-  if (packed) {
+  if (strided) {
     if (fits_lanes(shape, rows, sizeof(A))) {
       rest.begin = range.end;
-      body(AsRows<A>{}, range, WideTiles<A>(range, shape, kMostBlocks));
+      body(AsRows<A>{}, range, WideTiles<A>(range, shape, kMostLaneBlocks));
     }
     return {SOFTKERN_ISA, "tiles"};
   }

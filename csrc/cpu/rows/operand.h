@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of a tensor as contiguous memory: in place where the classes lie side by side, else packed in tiles
+// Rows of a tensor as contiguous memory: in place where the classes are contiguous, else packed in tiles
 // of rows, because neighbouring rows of a strided tensor share cache lines.
 #pragma once
 
@@ -62,7 +62,7 @@ class Operand {
   Operand(const Rows& rows, const Shape& shape, const Range& range, Arena& arena,
           const Operand* same = nullptr, bool stream = false)
       : rows_(rows), shape_(shape), pitch_(row_pitch(shape.classes)), stream_(stream) {
-    if (!is_packed(rows_)) return;
+    if (!is_strided(rows_)) return;
     if (same != nullptr && same->tile_ != nullptr) {
       tile_ = same->tile_;
     } else {
@@ -73,24 +73,24 @@ class Operand {
 
   bool given() const { return rows_.data != nullptr; }
   /// Whether rows are to be written past the caches, in place; packed ones go there from their tile.
-  bool streamed() const { return stream_ && !is_packed(rows_); }
+  bool streamed() const { return stream_ && !is_strided(rows_); }
 
   /// Row r; after stage(first, count) for a tile that holds it.
-  T* row(int64_t r, int64_t first) const { return is_packed(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
+  T* row(int64_t r, int64_t first) const { return is_strided(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
 
   /// The row after r, for which something can be done ahead of its time; null where there is none in place.
   const T* next(int64_t r, int64_t end) const {
-    return is_packed(rows_) || r + 1 >= end ? nullptr : at(r + 1);
+    return is_strided(rows_) || r + 1 >= end ? nullptr : at(r + 1);
   }
 
   /// Fetch rows first..first+count-1 for reading.
   SK_CALL void stage(int64_t first, int64_t count) const {
-    if (!is_packed(rows_)) return;
+    if (!is_strided(rows_)) return;
     if (is_spread(rows_)) {
       spread(first, is_one_element() ? 1 : count);
       return;
     }
-    if (!side_by_side()) {
+    if (!has_adjacent_rows()) {
       T* from[kMostTileRows];
       find(first, count, from);
       for (int64_t c = 0; c < shape_.classes; ++c) {
@@ -122,8 +122,8 @@ class Operand {
 
   /// Put written rows where they belong.
   SK_CALL void flush(int64_t first, int64_t count) const {
-    if (!is_packed(rows_)) return;
-    if (!side_by_side()) {
+    if (!is_strided(rows_)) return;
+    if (!has_adjacent_rows()) {
       T* to[kMostTileRows];
       find(first, count, to);
       for (int64_t c = 0; c < shape_.classes; ++c) {
@@ -150,9 +150,9 @@ class Operand {
   static constexpr int64_t kAhead = 32;  // classes
 
   T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
-  /// Whether the rows of a tile lie side by side, so that vectors run over rows: for_each_tile keeps tiles
-  /// within a slice where there are enough of them.
-  bool side_by_side() const {
+  /// Whether neighbouring rows of a tile are one element apart, so that vectors run over rows: for_each_tile
+  /// keeps tiles within a slice where there are enough of them.
+  bool has_adjacent_rows() const {
     return shape_.inner == 1 ? rows_.outer_stride == 1
                              : rows_.inner_stride == 1 && shape_.inner >= kLeastSliceRows;
   }

@@ -21,28 +21,28 @@ class SharedRow {
   };
 
  public:
-  SharedRow(const Share& share, int64_t classes, bool has_scratch)
-      : share_(share), blocks_((classes + kBlock - 1) / kBlock) {
-    Arena arena(share.shared);
+  SharedRow(const Chunk& chunk, int64_t classes, bool has_scratch)
+      : chunk_(chunk), blocks_((classes + kBlock - 1) / kBlock) {
+    Arena arena(chunk.shared);
     sums_ = arena.take<Accumulators<A>>(blocks_);
     mass_ = arena.take<Accumulators<A>>(2 * blocks_);
-    ranges_ = arena.take<RowRange<A>>(share.count);
-    ties_ = arena.take<A>(share.count);
+    ranges_ = arena.take<RowRange<A>>(chunk.count);
+    ties_ = arena.take<A>(chunk.count);
     hot_x_ = arena.take<A>(1);
     if (has_scratch) scratch_ = arena.take<A>(row_pitch(classes));
   }
 
-  int64_t begin() const { return share_.begin; }
-  int64_t end() const { return share_.end; }
-  int64_t size() const { return share_.end - share_.begin; }
-  bool first() const { return share_.index == 0; }
-  bool holds(int64_t c) const { return c >= share_.begin && c < share_.end; }
+  int64_t begin() const { return chunk_.begin; }
+  int64_t end() const { return chunk_.end; }
+  int64_t size() const { return chunk_.end - chunk_.begin; }
+  bool first() const { return chunk_.index == 0; }
+  bool holds(int64_t c) const { return c >= chunk_.begin && c < chunk_.end; }
   /// Of the whole row.
   A* scratch() const { return scratch_; }
   A& hot_x() const { return *hot_x_; }
 
-  // What this share leaves for the others.
-  void set_range(const RowRange<A>& range) const { ranges_[share_.index] = range; }
+  // What this chunk leaves for the others.
+  void set_range(const RowRange<A>& range) const { ranges_[chunk_.index] = range; }
   template <class T>
   void find_range(const T* x) const {
     set_range(row_range<A>(x + begin(), size()));
@@ -50,17 +50,17 @@ class SharedRow {
   template <class T>
   void sum_terms(const T* x, A* e) const {
     Following<T> nothing(nullptr, nullptr);
-    ties_[share_.index] = sum_exp_within<A>(range(), x + begin(), e == nullptr ? e : e + begin(), size(),
+    ties_[chunk_.index] = sum_exp_within<A>(range(), x + begin(), e == nullptr ? e : e + begin(), size(),
                                             nothing, store_sums());
   }
-  /// Take the sums of this share's blocks.
-  Store<1> store_sums() const { return {sums_ + share_.begin / kBlock}; }
-  Store<2> store_mass() const { return {mass_ + 2 * (share_.begin / kBlock)}; }
+  /// Take the sums of this chunk's blocks.
+  Store<1> store_sums() const { return {sums_ + chunk_.begin / kBlock}; }
+  Store<2> store_mass() const { return {mass_ + 2 * (chunk_.begin / kBlock)}; }
 
-  // What all shares found.
+  // What all chunks found.
   RowRange<A> range() const {
     RowRange<A> all = ranges_[0];
-    for (int i = 1; i < share_.count; ++i) {
+    for (int i = 1; i < chunk_.count; ++i) {
       if (ranges_[i].least < all.least) all.least = ranges_[i].least;
       if (ranges_[i].most > all.most) all.most = ranges_[i].most;
     }
@@ -70,7 +70,7 @@ class SharedRow {
   Sums<A, 2> stored_mass() const { return stored<2>(mass_); }
   RowStats<A> stats() const {
     double ties = 0;
-    for (int i = 0; i < share_.count; ++i) ties += static_cast<double>(ties_[i]);
+    for (int i = 0; i < chunk_.count; ++i) ties += static_cast<double>(ties_[i]);
     return make_stats<A>(range().most, static_cast<A>(ties), stored_sum());
   }
 
@@ -82,7 +82,7 @@ class SharedRow {
     return all.sums();
   }
 
-  const Share& share_;
+  const Chunk& chunk_;
   int64_t blocks_;
   Accumulators<A>*sums_, *mass_;
   RowRange<A>* ranges_;
