@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of every instruction set that runs here, on a sweep of shapes, layouts, types and options,
-// without torch or Python: every tensor stands between two pages that nobody may touch, once against the
-// first and once against the second, and all instruction sets have to agree in every bit, long rows in chunks
-// and results written past the caches too; and the bits are those of sweep.hashes, so that a change of all
-// instruction sets shows as well. Prints what was compared; exit code 1 and the case, or the op and the way,
-// where bits differ.
+// without torch or Python: every tensor and the kernels' own memory stand between two pages that nobody may
+// touch, once against the first and once against the second, and all instruction sets have to agree in every
+// bit, long rows in chunks and results written past the caches too; and the bits are those of sweep.hashes,
+// so that a change of all instruction sets shows as well. Prints what was compared; exit code 1 and the case,
+// or the op and the way, where bits differ.
 //   sweep [most classes]          compares; the hashes of rows of so many classes alone
 //   sweep [most classes] hashes   prints what sweep.hashes should contain
 #include <sys/mman.h>
@@ -118,30 +118,30 @@ struct Result {
 };
 using Results = std::vector<Result>;
 
-/// Rows by rows, or each row in chunks.
+/// Rows by rows, or each row in chunks if the kernel shares rows of such a call: with the memory that it asks
+/// for and no byte more.
 class Caller {
  public:
-  Caller(const KernelTable& table, const Case& c, bool shared, int strided)
-      : table_(table), case_(c), chunks_(shared ? (c.classes + kChunkClasses - 1) / kChunkClasses : 0) {
-    scratch_.resize(std::max(scratch_bytes({c.classes, c.inner}, c.rows, kSize[c.type], strided),
-                             chunks_ > 0 ? shared_bytes(c.classes, static_cast<int>(chunks_)) : 0));
-  }
+  Caller(const KernelTable& table, const Case& c, bool shared)
+      : table_(table), case_(c), chunks_(shared ? (c.classes + kChunkClasses - 1) / kChunkClasses : 0) {}
 
   /// The way that the kernel went.
   template <class Args>
-  const char* operator()(const Kernel<Args>& kernel, const Args& args) {
-    if (chunks_ == 0 || kernel.chunk == nullptr) {
-      return way_of(kernel.rows(args, {0, case_.rows, scratch_.data()}));
-    }
-    const char* way = "";
+  const char* operator()(const Kernel<Args>& kernel, const Args& args) const {
     const int count = static_cast<int>(chunks_);
+    const size_t shared = count == 0 || kernel.chunk == nullptr ? 0 : kernel.shared_bytes(args, count);
+    if (shared == 0) {
+      const Guarded scratch(kernel.scratch_bytes(args, case_.rows), case_.at_end);
+      return way_of(kernel.rows(args, {0, case_.rows, scratch.data}));
+    }
+    const Guarded memory(shared, case_.at_end);
+    const char* way = "";
     for (int64_t r = 0; r < case_.rows; ++r) {
       for (int step = 0; step < kernel.steps; ++step) {
         for (int i = count - 1; i >= 0; --i) {
           const int64_t begin = i * kChunkClasses;
-          way = way_of(kernel.chunk(
-              args, {r, begin, std::min(begin + kChunkClasses, case_.classes), i, count, scratch_.data()},
-              step));
+          const int64_t end = std::min(begin + kChunkClasses, case_.classes);
+          way = way_of(kernel.chunk(args, {r, begin, end, i, count, memory.data}, step));
         }
       }
     }
@@ -157,7 +157,6 @@ class Caller {
   const KernelTable& table_;
   const Case& case_;
   int64_t chunks_;
-  std::vector<char> scratch_;
 };
 
 enum How { kByRows, kShared, kStreamed, kHows };
@@ -168,8 +167,7 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
   const Kernels& kernels = *table.by_type[c.type];
   const size_t size = kSize[c.type], bytes = logits.size(), compute = c.type == kDouble ? 8 : 4;
   const Shape shape{c.classes, c.inner};
-  const int strided = c.inner == 1 ? 0 : 3;
-  Caller call(table, c, how == kShared, strided), call_spread(table, c, false, strided == 0 ? 1 : strided);
+  const Caller call(table, c, how == kShared);
   const auto rows = [&](char* data) {
     if (c.inner == 1) return Rows{data, c.classes, 0, 1};
     return Rows{data, c.classes * c.inner, 1, c.classes == 1 ? 1 : c.inner};
@@ -202,8 +200,8 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
   // Upstream gradients of a sum over classes, and of a sum over everything.
   for (const Rows& spread : {Rows{p.data, c.inner, c.inner == 1 ? 0 : 1, 0}, Rows{p.data, 0, 0, 0}}) {
     const BackwardArgs of_sum{shape, spread, rows(y.data), rows(d.data), stream};
-    keep("softmax_backward", call_spread(kernels.softmax_backward, of_sum), d);
-    keep("log_softmax_backward", call_spread(kernels.log_softmax_backward, of_sum), d);
+    keep("softmax_backward", call(kernels.softmax_backward, of_sum), d);
+    keep("log_softmax_backward", call(kernels.log_softmax_backward, of_sum), d);
   }
   if (c.type == kHalf) {
     keep_computed("mass", call(kernels.mass, MassArgs{shape, rows(p.data), loss.data}), loss);

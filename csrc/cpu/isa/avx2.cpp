@@ -3,7 +3,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "../table.h"
+#include "../api.h"
 
 #define SOFTKERN_ISA "avx2"
 #if defined(__clang__)

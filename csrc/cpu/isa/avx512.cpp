@@ -7,7 +7,7 @@
 #endif
 #include <immintrin.h>
 
-#include "../table.h"
+#include "../api.h"
 
 #define SOFTKERN_ISA "avx512"
 #if defined(__clang__)

@@ -2,10 +2,7 @@
 // y_c = (x_c - m) - log d,   m = max_c x_c,   d = sum_c exp(x_c - m);    dx_c = g_c - exp(y_c) sum_k g_k
 #pragma once
 
-#include "../lanes/operand.h"
-#include "../rows/operand.h"
-#include "../rows/stats.h"
-#include "../rows/shared.h"
+#include "drive.h"
 
 namespace softkern::cpu {
 namespace {
@@ -212,6 +209,52 @@ SK_INLINE void log_softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBl
                                    : log_softmax_gradient<A, Exps::kLow>(gb[c], yb[c], minus_sum);
     });
   });
+}
+
+constexpr ForwardKind kLogSoftmax{true, false};
+
+template <class T>
+Ran log_softmax(const ForwardArgs& a, Range range) {
+  using A = Compute<T>;
+  const int64_t classes = a.shape.classes;
+  RowWalk<T> walk(classes);
+  return forward<T>(
+      a, range, kLogSoftmax,
+      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
+          const auto& x) { log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
+      [](int64_t first, int64_t count, bool lag, auto begin, auto finish)
+          __attribute__((always_inline)) { for_each_log_softmax_row<A>(first, count, lag, begin, finish); },
+      [&](int64_t, const T* x, A*, const T* next) __attribute__((always_inline)) {
+        return walk.stats(x, nullptr, next, walk.range(x));  // 1 max, 2 sum-exp
+      },
+      [&](int64_t, const T* x, A*, T* y, const LogNormaliser<A>& row, bool stream)
+          __attribute__((always_inline)) { log_softmax_write(x, y, row, classes, stream); });
+}
+
+template <class T>
+size_t log_softmax_scratch(const ForwardArgs& a, int64_t rows) {
+  return forward_scratch<T>(a, rows, kLogSoftmax);
+}
+
+template <class T>
+constexpr Kernel<ForwardArgs> log_softmax_kernel() {
+  return {&fenced<ForwardArgs, &log_softmax<T>>, &log_softmax_scratch<T>,
+          &forward_chunk<T, kLogSoftmax, &log_softmax_chunk<T>>, 3, &forward_shared<T, kLogSoftmax>};
+}
+
+template <class T>
+Ran log_softmax_backward(const BackwardArgs& a, Range range) {
+  return backward<T, &log_softmax_backward_row<T>>(
+      a, range,
+      [&](auto order, const auto& dx, const LaneBlock* blocks, int count, const auto& g, const auto& y) {
+        log_softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
+      });
+}
+
+template <class T>
+constexpr Kernel<BackwardArgs> log_softmax_backward_kernel() {
+  return {&fenced<BackwardArgs, &log_softmax_backward<T>>, &backward_scratch<T>,
+          &backward_chunk<T, &log_softmax_backward_chunk<T>>, 2, &backward_shared<T>};
 }
 
 }  // namespace

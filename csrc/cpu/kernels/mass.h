@@ -2,8 +2,6 @@
 // mass = sum_c |t_c| of rows of class probabilities, which bounds their gradients.
 #pragma once
 
-#include "../rows/operand.h"
-#include "../rows/loop.h"
 #include "../lanes/ways.h"
 
 namespace softkern::cpu {
@@ -34,7 +32,7 @@ Ran mass(const MassArgs& a, Range range) {
         });
       });
   if (rest.begin == rest.end) return ran;
-  Arena arena(range.scratch);
+  Arena arena(rest.scratch);
   const Operand<T> input(a.probabilities, a.shape, rest, arena);
   for_each_tile<T>(a.shape, rest, [&](int64_t first, int64_t count) {
     input.stage(first, count);
@@ -50,8 +48,15 @@ Ran mass(const MassArgs& a, Range range) {
 }
 
 template <class T>
+size_t mass_scratch(const MassArgs& a, int64_t rows) {
+  return scratch_of<Compute<T>>(
+      a.shape, rows, is_strided(a.probabilities), false,
+      [&](const Range& rest, Arena& arena) { Operand<T>(a.probabilities, a.shape, rest, arena); });
+}
+
+template <class T>
 constexpr Kernel<MassArgs> mass_kernel() {
-  if constexpr (__is_same(T, Half)) return {&mass<T>};
+  if constexpr (__is_same(T, Half)) return {&mass<T>, &mass_scratch<T>};
   return {};
 }
 

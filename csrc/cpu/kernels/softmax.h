@@ -2,10 +2,7 @@
 // y_c = exp(x_c - m) / d,   m = max_c x_c,   d = sum_c exp(x_c - m);     dx_c = y_c (g_c - sum_k g_k y_k)
 #pragma once
 
-#include "../lanes/operand.h"
-#include "../rows/operand.h"
-#include "../rows/stats.h"
-#include "../rows/shared.h"
+#include "drive.h"
 
 namespace softkern::cpu {
 namespace {
@@ -114,6 +111,50 @@ SK_INLINE void softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock*
     });
     body([&](int64_t c) __attribute__((always_inline)) { return S::mul(yb[c], S::sub(gb[c], dot[0])); });
   });
+}
+
+constexpr ForwardKind kSoftmax{true, true};
+
+template <class T>
+Ran softmax(const ForwardArgs& a, Range range) {
+  using A = Compute<T>;
+  const int64_t classes = a.shape.classes;
+  RowWalk<T> walk(classes);
+  return forward<T>(
+      a, range, kSoftmax,
+      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
+          const auto& x) { softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
+      for_each_row,
+      [&](int64_t, const T* x, A* e, const T* next)
+          __attribute__((always_inline)) { return softmax_sum(walk, x, e, next); },
+      [&](int64_t, const T*, const A* e, T* y, A sum, bool stream)
+          __attribute__((always_inline)) { softmax_write(e, y, sum, classes, stream); });
+}
+
+template <class T>
+size_t softmax_scratch(const ForwardArgs& a, int64_t rows) {
+  return forward_scratch<T>(a, rows, kSoftmax);
+}
+
+template <class T>
+constexpr Kernel<ForwardArgs> softmax_kernel() {
+  return {&fenced<ForwardArgs, &softmax<T>>, &softmax_scratch<T>,
+          &forward_chunk<T, kSoftmax, &softmax_chunk<T>>, 3, &forward_shared<T, kSoftmax>};
+}
+
+template <class T>
+Ran softmax_backward(const BackwardArgs& a, Range range) {
+  return backward<T, &softmax_backward_row<T>>(
+      a, range,
+      [&](auto order, const auto& dx, const LaneBlock* blocks, int count, const auto& g, const auto& y) {
+        softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
+      });
+}
+
+template <class T>
+constexpr Kernel<BackwardArgs> softmax_backward_kernel() {
+  return {&fenced<BackwardArgs, &softmax_backward<T>>, &backward_scratch<T>,
+          &backward_chunk<T, &softmax_backward_chunk<T>>, 2, &backward_shared<T>};
 }
 
 }  // namespace

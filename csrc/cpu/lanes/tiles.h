@@ -51,15 +51,14 @@ class SmallTiles {
   Reg memory_[2 * kTile];
 };
 
-/// In the range's scratch memory, for rows of more classes.
+/// In scratch memory, for rows of more classes.
 template <class A>
 class WideTiles {
   using Reg = typename Simd<A>::Reg;
 
  public:
-  WideTiles(const Range& range, const Shape& shape, int most_blocks)
-      : classes_(shape.classes), blocks_(tile_blocks(shape.classes, range.end - range.begin, most_blocks)) {
-    Arena arena(range.scratch);
+  WideTiles(Arena& arena, const Shape& shape, int64_t rows, int most_blocks)
+      : classes_(shape.classes), blocks_(tile_blocks(shape.classes, rows, most_blocks)) {
     memory_ = reinterpret_cast<Reg*>(arena.take<A>(2 * blocks_ * classes_ * Simd<A>::kLanes));
   }
   int blocks() const { return blocks_; }

@@ -5,7 +5,7 @@
 // elements are added up one after the other, and at the end the four accumulators meet as (0 + 1) + (2 + 3).
 #pragma once
 
-#include "../scalar.h"
+#include "../policy.h"
 
 namespace softkern::cpu {
 namespace {

@@ -8,20 +8,33 @@
 namespace softkern::cpu {
 namespace {
 
-/// Hands out pieces of a call's scratch memory.
+/// Hands out pieces of a call's scratch memory. Without any, it finds how many bytes of it are taken.
 class Arena {
+  static constexpr uintptr_t kLine = 64, kNowhere = kLine;  // not 0, the address of what is not taken
+
  public:
+  Arena() : next_(kNowhere) {}
   explicit Arena(void* memory) : next_(reinterpret_cast<uintptr_t>(memory)) {}
   template <class T>
   T* take(int64_t count) {
-    const uintptr_t aligned = (next_ + 63) & ~static_cast<uintptr_t>(63);
+    const uintptr_t aligned = (next_ + kLine - 1) / kLine * kLine;
     next_ = aligned + static_cast<size_t>(count) * sizeof(T);
     return reinterpret_cast<T*>(aligned);
   }
+  /// Enough wherever the memory begins.
+  size_t bytes() const { return next_ == kNowhere ? 0 : next_ - kNowhere + kLine - 1; }
 
  private:
   uintptr_t next_;
 };
+
+/// Whether a row's classes lie apart, so that kernels don't compute it in place.
+constexpr bool is_strided(const Rows& rows) { return rows.data != nullptr && rows.class_stride != 1; }
+/// Whether all classes of a row have one element, as the upstream gradient of a sum over classes.
+constexpr bool is_spread(const Rows& rows) { return rows.data != nullptr && rows.class_stride == 0; }
+/// Whether elements are not of the compute type.
+template <class T>
+constexpr bool kIsNarrow = sizeof(T) < sizeof(Compute<T>);
 
 template <class T>
 SK_INLINE T* row_at(const Rows& rows, const Shape& shape, int64_t r) {
@@ -203,22 +216,22 @@ SK_INLINE A* compute_row(T*, A* scratch) {
 }
 
 /// finish(r, begin(r)) for the rows [first, first + count), and in this order. With `lag`, a row is finished
-/// when the next has begun.
-template <class Begin, class Finish>
-SK_INLINE void for_each_row(int64_t first, int64_t count, bool lag, Begin begin, Finish finish) {
-  const int64_t end = first + count;
-  if (!lag) {
-    for (int64_t r = first; r < end; ++r) finish(r, begin(r));
-    return;
-  }
-  auto begun = begin(first);
-  for (int64_t r = first + 1; r < end; ++r) {
-    const auto next = begin(r);
-    finish(r - 1, begun);
-    begun = next;
-  }
-  finish(end - 1, begun);
-}
+/// when the next has begun. A constant, so that it can be handed on.
+constexpr auto for_each_row = [](int64_t first, int64_t count, bool lag, auto begin, auto finish)
+                                  __attribute__((always_inline)) {
+                                    const int64_t end = first + count;
+                                    if (!lag) {
+                                      for (int64_t r = first; r < end; ++r) finish(r, begin(r));
+                                      return;
+                                    }
+                                    auto begun = begin(first);
+                                    for (int64_t r = first + 1; r < end; ++r) {
+                                      const auto next = begin(r);
+                                      finish(r - 1, begun);
+                                      begun = next;
+                                    }
+                                    finish(end - 1, begun);
+                                  };
 
 /// Memory of rows for exp in the compute type: scratch, where the types differ and for an output that is
 /// written once and past the caches; else the output row.
@@ -228,10 +241,9 @@ class ComputeRows {
 
  public:
   ComputeRows() = default;
-  ComputeRows(Arena& arena, int64_t classes, bool stream) : pitch_(row_pitch(classes)) {
-    if (stream || sizeof(T) < sizeof(A))
-      scratch_ = arena.take<A>((lags(classes, sizeof(T)) ? 2 : 1) * pitch_);
-    lag_ = lags(classes, sizeof(T));
+  /// `lag`: of for_each_row.
+  ComputeRows(Arena& arena, int64_t classes, bool stream, bool lag) : pitch_(row_pitch(classes)), lag_(lag) {
+    if (stream || kIsNarrow<T>) scratch_ = arena.take<A>((lag ? 2 : 1) * pitch_);
   }
   A* row(int64_t r, T* output) const {
     if (scratch_ != nullptr) return scratch_ + (lag_ ? r & 1 : 0) * pitch_;

@@ -9,6 +9,12 @@
 namespace softkern::cpu {
 namespace {
 
+/// What a kernel keeps of a row that threads share beside its range and a sum: two sums of masses; its terms,
+/// in the compute type.
+struct SharedParts {
+  bool masses, terms;
+};
+
 template <class A>
 class SharedRow {
   static constexpr int64_t kBlock = kBlockBytes / sizeof(A);
@@ -21,15 +27,12 @@ class SharedRow {
   };
 
  public:
-  SharedRow(const Chunk& chunk, int64_t classes, bool has_scratch)
-      : chunk_(chunk), blocks_((classes + kBlock - 1) / kBlock) {
-    Arena arena(chunk.shared);
-    sums_ = arena.take<Accumulators<A>>(blocks_);
-    mass_ = arena.take<Accumulators<A>>(2 * blocks_);
-    ranges_ = arena.take<RowRange<A>>(chunk.count);
-    ties_ = arena.take<A>(chunk.count);
-    hot_x_ = arena.take<A>(1);
-    if (has_scratch) scratch_ = arena.take<A>(row_pitch(classes));
+  SharedRow(const Chunk& chunk, int64_t classes, SharedParts parts)
+      : SharedRow(Arena(chunk.shared), chunk, classes, parts) {}
+  /// Kernel::shared_bytes.
+  static size_t bytes(int64_t classes, int chunks, SharedParts parts) {
+    const Chunk chunk{0, 0, classes, 0, chunks, nullptr};
+    return SharedRow(Arena(), chunk, classes, parts).bytes_;
   }
 
   int64_t begin() const { return chunk_.begin; }
@@ -75,6 +78,17 @@ class SharedRow {
   }
 
  private:
+  SharedRow(Arena arena, const Chunk& chunk, int64_t classes, SharedParts parts)
+      : chunk_(chunk), blocks_((classes + kBlock - 1) / kBlock) {
+    sums_ = arena.take<Accumulators<A>>(blocks_);
+    ranges_ = arena.take<RowRange<A>>(chunk.count);
+    ties_ = arena.take<A>(chunk.count);
+    hot_x_ = arena.take<A>(1);
+    if (parts.masses) mass_ = arena.take<Accumulators<A>>(2 * blocks_);
+    if (parts.terms) scratch_ = arena.take<A>(row_pitch(classes));
+    bytes_ = arena.bytes();
+  }
+
   template <int K>
   Sums<A, K> stored(const Accumulators<A>* block) const {
     BlockSums<A, K> all;
@@ -84,7 +98,8 @@ class SharedRow {
 
   const Chunk& chunk_;
   int64_t blocks_;
-  Accumulators<A>*sums_, *mass_;
+  size_t bytes_;
+  Accumulators<A>*sums_, *mass_ = nullptr;
   RowRange<A>* ranges_;
   A *ties_, *hot_x_, *scratch_ = nullptr;
 };

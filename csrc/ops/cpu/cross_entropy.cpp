@@ -129,7 +129,7 @@ double half_storage_scale(const Tensor& weight, const CrossEntropyArgs& call, co
   if (call.probabilities.data != nullptr && layout.rows > 0) {
     const std::unique_ptr<float[]> masses(new float[layout.rows]);
     const MassArgs args{layout.shape, call.probabilities, masses.get()};
-    run(active().by_type[kHalf]->mass, args, layout, sizeof(c10::Half), {&args.probabilities});
+    run(active().by_type[kHalf]->mass, args, layout);
     float most[16] = {};  // one maximum would have each comparison wait for the one before
     for (int64_t r = 0; r < layout.rows; ++r) most[r % 16] = std::max(most[r % 16], masses[r]);
     largest = std::max<double>(largest, *std::max_element(most, most + 16));
@@ -195,8 +195,7 @@ std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& t
     args.grad = *as_rows(grad, dim, grad.data_ptr());
     args.stream = !grad.is_same(self) && streams(grad.nbytes());
   }
-  run(kernels.cross_entropy, args, layout, self.element_size(),
-      {&args.logits, &args.probabilities, &args.grad});
+  run(kernels.cross_entropy, args, layout);
 
   Tensor loss;
   if (reduction == kNone) {
@@ -272,8 +271,7 @@ void scale_gradient(const Tensor& grad_output, const Tensor& grad, const Tensor&
   }
   args.shape = layout.shape;
   args.stream = !out.is_same(grad) && streams(out.nbytes());
-  run(active().by_type[element_type(grad)]->scale, args, layout, grad.element_size(),
-      {&args.input, &args.output});
+  run(active().by_type[element_type(grad)]->scale, args, layout);
 }
 
 }  // namespace

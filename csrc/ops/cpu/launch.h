@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <initializer_list>
 #include <memory>
 #include <new>
 
@@ -64,7 +63,7 @@ bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layo
   const int64_t blocks = (classes + kChunkClasses - 1) / kChunkClasses;
   const int64_t length = (blocks + chunks - 1) / chunks * kChunkClasses;
   const int count = static_cast<int>((classes + length - 1) / length);
-  const std::unique_ptr<char[]> shared(new (std::nothrow) char[shared_bytes(classes, count)]);
+  const std::unique_ptr<char[]> shared(new (std::nothrow) char[kernel.shared_bytes(args, count)]);
   if (shared == nullptr) {
     report.out_of_memory = true;
     return false;
@@ -100,22 +99,16 @@ bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layo
 
 /// The kernel over ranges of rows. Splitting by rows changes no bits.
 template <class Args>
-bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout, size_t element_size,
-              int strided, Report& report) {
+bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout, Report& report) {
   struct Call {
     const Kernel<Args>& kernel;
     const Args& args;
-    const Shape& shape;
-    size_t element_size;
-    int strided;
     Report& report;
-  } call{kernel, args, layout.shape, element_size, strided, report};
+  } call{kernel, args, report};
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, layout.shape.classes));
   const auto on_thread = [](int64_t begin, int64_t end, void* context) {
     Call& c = *static_cast<Call*>(context);
-    const bool needs_scratch = c.strided > 0 || c.element_size < sizeof(float) || c.args.stream ||
-                               fits_wide_lanes(c.shape, end - begin, c.element_size);
-    const size_t bytes = needs_scratch ? scratch_bytes(c.shape, end - begin, c.element_size, c.strided) : 0;
+    const size_t bytes = c.kernel.scratch_bytes(c.args, end - begin);
     const std::unique_ptr<char[]> scratch(bytes > 0 ? new (std::nothrow) char[bytes] : nullptr);
     if (bytes > 0 && scratch == nullptr) {
       c.report.out_of_memory = true;  // an exception would have to cross a C interface
@@ -131,14 +124,12 @@ bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout
 /// including file is compiled without OpenMP, and with the compiler's own OpenMP runtime, beside torch's,
 /// where it is not.
 template <class Args>
-void run(const Kernel<Args>& kernel, const Args& args, const Layout& layout, size_t element_size,
-         std::initializer_list<const Rows*> operands) {
-  int strided = 0;
-  for (const Rows* rows : operands) strided += is_strided(*rows);
+void run(const Kernel<Args>& kernel, const Args& args, const Layout& layout) {
   Report report;
-  const int chunks = strided == 0 && kernel.chunk != nullptr ? chunks_of_a_row(layout) : 1;
-  const bool done = chunks > 1 ? run_shared(kernel, args, layout, chunks, report)
-                               : run_rows(kernel, args, layout, element_size, strided, report);
+  const int chunks = kernel.chunk == nullptr ? 1 : chunks_of_a_row(layout);
+  const bool shared = chunks > 1 && kernel.shared_bytes(args, chunks) > 0;
+  const bool done =
+      shared ? run_shared(kernel, args, layout, chunks, report) : run_rows(kernel, args, layout, report);
   TORCH_CHECK(done && !report.out_of_memory, "softkern: not enough memory for rows of ", layout.shape.classes,
               " classes");
   set_last({report.isa.load(std::memory_order_relaxed), report.path.load(std::memory_order_relaxed)});
