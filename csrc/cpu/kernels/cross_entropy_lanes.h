@@ -3,7 +3,8 @@
 #pragma once
 
 #include "cross_entropy.h"
-#include "../lanes/operand.h"
+#include "../lanes/load.h"
+#include "../lanes/store.h"
 
 namespace softkern::cpu {
 namespace {
@@ -134,7 +135,7 @@ class CrossEntropyLanes {
         weight_(static_cast<const T*>(a.weight)),
         logits_(a.logits, a.shape, range),
         probabilities_(a.probabilities, a.shape, range),
-        grad_(a.grad, a.shape, range, a.stream),
+        grad_(a.grad, a.shape, a.stream),
         keep_(static_cast<A>(1 - a.options.label_smoothing)),
         share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
 
@@ -234,7 +235,8 @@ class CrossEntropyLanes {
   const Range range_;
   const int64_t classes_;
   const T* const weight_;
-  const LaneOperand<T> logits_, probabilities_, grad_;
+  const LaneInput<T> logits_, probabilities_;
+  const LaneOutput<T> grad_;
   const A keep_, share_;
 };
 

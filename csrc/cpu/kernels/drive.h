@@ -65,7 +65,8 @@ SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, ForwardKind kind
                       Begin begin, Finish finish) {
   const bool strided = is_strided(a.input) || is_strided(a.output);
   const auto first_rows = [&](auto order, const Range& all, auto&& tiles) {
-    const LaneOperand<T> input(a.input, a.shape, all), output(a.output, a.shape, all, a.stream);
+    const LaneInput<T> input(a.input, a.shape, all);
+    const LaneOutput<T> output(a.output, a.shape, a.stream);
     const auto x = tiles.first();
     for_each_group<Compute<T>>(a.shape, all, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       lanes(order, input, output, blocks, count, x);
@@ -122,8 +123,8 @@ SK_INLINE bool backward_is_strided(const BackwardArgs& a) {
 template <class T, void (*kRow)(const T*, const T*, T*, int64_t, bool), class Lanes>
 SK_INLINE Ran backward(const BackwardArgs& a, const Range& range, Lanes lanes) {
   const auto first_rows = [&](auto order, const Range& all, auto&& tiles) {
-    const LaneOperand<T> g(a.grad_output, a.shape, all), y(a.output, a.shape, all);
-    const LaneOperand<T> dx(a.grad_input, a.shape, all, a.stream);
+    const LaneInput<T> g(a.grad_output, a.shape, all), y(a.output, a.shape, all);
+    const LaneOutput<T> dx(a.grad_input, a.shape, a.stream);
     const auto gs = tiles.first(), ys = tiles.second();
     for_each_group<Compute<T>>(a.shape, all, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
       g.load(blocks, count, gs);

@@ -164,7 +164,7 @@ void log_softmax_backward_chunk(const T* g, const T* y, T* dx, const SharedRow<C
 
 /// Rows a lane each.
 template <class T, class Order>
-SK_INLINE void log_softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& output,
+SK_INLINE void log_softmax_lanes(const LaneInput<T>& input, const LaneOutput<T>& output,
                                  const LaneBlock* blocks, int count, const LaneTile<Compute<T>>& x,
                                  int64_t classes) {
   using A = Compute<T>;
@@ -181,7 +181,7 @@ SK_INLINE void log_softmax_lanes(const LaneOperand<T>& input, const LaneOperand<
 }
 
 template <class T, class Order>
-SK_INLINE void log_softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock* blocks, int count,
+SK_INLINE void log_softmax_backward_lanes(const LaneOutput<T>& dx, const LaneBlock* blocks, int count,
                                           const LaneTile<Compute<T>>& g, const LaneTile<Compute<T>>& y,
                                           int64_t classes) {
   using A = Compute<T>;

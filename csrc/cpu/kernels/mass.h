@@ -18,7 +18,7 @@ Ran mass(const MassArgs& a, Range range) {
   Range rest = range;
   const Ran ran = in_lanes<A>(
       a.shape, rest, is_strided(a.probabilities), false, [&](auto, const Range& all, auto&& tiles) {
-        const LaneOperand<T> input(a.probabilities, a.shape, all);
+        const LaneInput<T> input(a.probabilities, a.shape, all);
         const auto x = tiles.first();
         for_each_group<A>(a.shape, all, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
           input.load(blocks, count, x);

@@ -80,9 +80,8 @@ void softmax_backward_chunk(const T* g, const T* y, T* dx, const SharedRow<Compu
 
 /// Rows a lane each.
 template <class T, class Order>
-SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& output,
-                             const LaneBlock* blocks, int count, const LaneTile<Compute<T>>& x,
-                             int64_t classes) {
+SK_INLINE void softmax_lanes(const LaneInput<T>& input, const LaneOutput<T>& output, const LaneBlock* blocks,
+                             int count, const LaneTile<Compute<T>>& x, int64_t classes) {
   using A = Compute<T>;
   using S = Simd<A>;
   LaneRange<A> range[kMostLaneBlocks];
@@ -98,7 +97,7 @@ SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& 
 }
 
 template <class T, class Order>
-SK_INLINE void softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock* blocks, int count,
+SK_INLINE void softmax_backward_lanes(const LaneOutput<T>& dx, const LaneBlock* blocks, int count,
                                       const LaneTile<Compute<T>>& g, const LaneTile<Compute<T>>& y,
                                       int64_t classes) {
   using S = Simd<Compute<T>>;

@@ -4,8 +4,9 @@
 // know nothing of each other: a row's bits depend on that row alone.
 #pragma once
 
-#include "../rows/operand.h"
 #include "../rows/stats.h"
+#include "prefetch.h"
+#include "tiles.h"
 
 namespace softkern::cpu {
 namespace {
@@ -102,39 +103,6 @@ struct AsRows {
     S::store(r, rest);
     for (int l = 0; l < L; ++l) body(l, RowStats<A>{0, p[l], t[l], r[l]});
   }
-};
-
-/// The blocks of a group.
-template <class A>
-struct LaneTile {
-  typename Simd<A>::Reg* data;
-  int64_t pitch;
-  SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
-};
-
-/// Memory to be fetched into the cache while blocks are computed, a line for each of their vectors: `run`
-/// lines that are `line` bytes apart, and `step` bytes from where a run begins to where the next does. A run
-/// of lines 0 bytes apart has no end.
-class Ahead {
- public:
-  explicit SK_INLINE Ahead(const void* from, int64_t line = 0, int64_t run = 1, int64_t step = 0)
-      : at_(static_cast<const char*>(from)),
-        end_(line == 0 ? nullptr : at_ + run * line),
-        line_(line),
-        back_(step - run * line),
-        step_(step) {}
-  SK_INLINE void fetch_line() {
-    __builtin_prefetch(at_, 0, 2);
-    at_ += line_;
-    if (__builtin_expect(at_ == end_, 0)) {
-      at_ += back_;
-      end_ += step_;
-    }
-  }
-
- private:
-  const char *at_, *end_;
-  int64_t line_, back_, step_;
 };
 
 /// The largest and the smallest logits of a block's rows. NaNs are left out, as in Accumulators.

@@ -1,38 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which rows are computed together a row a lane, and the memory for them.
+// Memory for blocks of rows that are computed a row a lane.
 #pragma once
 
-#include "order.h"
+#include "../rows/operand.h"
 
 namespace softkern::cpu {
 namespace {
 
-/// Rows first..first+count-1, count <= kLanes. one_slice: they have the same outer index.
-struct LaneBlock {
-  int64_t first;
-  int count;
-  bool one_slice;
+/// The blocks of a group.
+template <class A>
+struct LaneTile {
+  typename Simd<A>::Reg* data;
+  int64_t pitch;
+  SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
 };
-
-/// body(blocks, count) for the rows of a range, count <= most <= kMostLaneBlocks. All but the last are whole.
-template <class A, class Body>
-SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, Body body) {
-  constexpr int64_t L = Simd<A>::kLanes;
-  // Where a slice has few rows, blocks run across slices.
-  const bool slices = shape.inner >= kLeastSliceRows;
-  LaneBlock blocks[kMostLaneBlocks];
-  for (int64_t first = range.begin; first < range.end;) {
-    int64_t end = slices ? (first / shape.inner + 1) * shape.inner : range.end;
-    if (end > range.end) end = range.end;
-    int count = 0;
-    for (; count < most && first < end; ++count) {
-      const int64_t rows = end - first < L ? end - first : L;
-      blocks[count] = {first, static_cast<int>(rows), slices || shape.inner == 1};
-      first += rows;
-    }
-    body(blocks, count);
-  }
-}
 
 /// Memory of a call: two tiles. On the stack, for rows of few classes.
 template <class A>

@@ -2,7 +2,8 @@
 // Which of a call's rows are computed a row a lane, and how much scratch memory the call needs.
 #pragma once
 
-#include "operand.h"
+#include "load.h"
+#include "store.h"
 
 namespace softkern::cpu {
 namespace {
