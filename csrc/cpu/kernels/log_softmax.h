@@ -105,8 +105,9 @@ SK_INLINE RowRange<Compute<T>> log_softmax_sum(const T* g, const T* y, int64_t n
 }
 
 /// For four_terms.
-template <Exps kExps>
+template <Exps kExps, class S>
 struct PlainExp {
+  static SK_INLINE typename S::Reg of(const typename S::Reg& x) { return exp_of<kExps, S>(x); }
   template <class W>
   SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
     return exp_of<kExps, W>(x);
@@ -124,7 +125,7 @@ SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute
       [&](int64_t i, typename S::Reg(&v)[4]) __attribute__((always_inline)) {
         typename S::Reg p[4];
         for (int k = 0; k < 4; ++k) v[k] = S::load(y + i + k * S::kLanes);
-        four_terms<S>(PlainExp<kExps>(), v, p);
+        four_terms<S>(PlainExp<kExps, S>(), v, p);
         for (int k = 0; k < 4; ++k) v[k] = S::fma(p[k], minus_sum, S::load(g + i + k * S::kLanes));
       },
       [&](auto at, int64_t i) __attribute__((always_inline)) {

@@ -76,6 +76,7 @@ class LaneRows {
     return rows_.class_stride == 1 && block.count == L && block.one_slice && step_ == classes_ &&
            classes_ > 1;
   }
+
   Rows rows_;
   Shape shape_;
   int classes_;

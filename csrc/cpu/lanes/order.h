@@ -144,7 +144,6 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
   using Reg = typename S::Reg;
   const Reg one = S::broadcast(1), m = stats.m;
   const Terms terms(m);
-  Ahead next = ahead;
   stats.top = terms.of(m);
   if (picked != nullptr) S::store(picked, terms.of(S::load(picked)));
   Reg others = S::broadcast(0), rest[1];  // counts are exact in any order
@@ -154,9 +153,8 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
     others = S::add_unless_equal(others, one, v, m);
     acc[0] = S::add_unless_equal(acc[0], t, v, m);
     if (e != nullptr) e[c] = t;
-    next.fetch_line();
+    ahead.fetch_line();
   });
-  ahead = next;
   stats.ties = S::sub(S::broadcast(static_cast<A>(classes)), others);
   stats.rest = rest[0];
 }
