@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ISA_DIR = Path(__file__).resolve().parent.parent / "csrc" / "cpu" / "isa"
+ISAS = sorted(path.stem for path in ISA_DIR.glob("*.cpp"))
 COMPILERS = [name for name in ("g++", "clang++") if shutil.which(name)]
 ELEMENTS = {"float": "float", "double": "double", "BFloat16": "softkern::BFloat16", "Half": "softkern::Half"}
 
@@ -28,7 +29,7 @@ def run(*command: str) -> str:
 
 @pytest.fixture(
     scope="module",
-    params=[(c, isa, e) for c in COMPILERS for isa in ("portable", "avx2", "avx512") for e in ELEMENTS],
+    params=[(c, isa, e) for c in COMPILERS for isa in ISAS for e in ELEMENTS],
     ids="-".join,
 )
 def isa_object(
@@ -52,6 +53,12 @@ def isa_object(
         str(path),
     )
     return isa, element, path
+
+
+def test_every_instruction_set_is_in_the_list() -> None:
+    """One whose file is there and which isas.h does not name would be compiled, and never run."""
+    listed = re.findall(r"^ *X\(\w+, (\w+),", (ISA_DIR.parent / "isas.h").read_text(), flags=re.M)
+    assert sorted(listed) == ISAS
 
 
 def test_the_only_export_is_the_table(isa_object: tuple[str, str, Path]) -> None:

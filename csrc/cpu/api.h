@@ -123,19 +123,5 @@ template <class Isa, class T>
 struct KernelsOf {
   static const Kernels kernels;
 };
-#define SOFTKERN_KERNELS_OF(Isa)                   \
-  struct Isa;                                      \
-  template <>                                      \
-  const Kernels KernelsOf<Isa, float>::kernels;    \
-  template <>                                      \
-  const Kernels KernelsOf<Isa, double>::kernels;   \
-  template <>                                      \
-  const Kernels KernelsOf<Isa, BFloat16>::kernels; \
-  template <>                                      \
-  const Kernels KernelsOf<Isa, Half>::kernels;
-SOFTKERN_KERNELS_OF(Portable)
-SOFTKERN_KERNELS_OF(Avx2)
-SOFTKERN_KERNELS_OF(Avx512)
-#undef SOFTKERN_KERNELS_OF
 
 }  // namespace softkern::cpu

@@ -17,6 +17,7 @@
 #include "../kernels/make_table.h"
 
 namespace softkern::cpu {
+struct Avx2;
 template <>
 const Kernels KernelsOf<Avx2, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
 }
