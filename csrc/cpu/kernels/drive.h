@@ -78,6 +78,14 @@ SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, ForwardKind kind
   return ran;
 }
 
+/// Each row by itself.
+template <class T, class Lanes, class Begin, class Finish>
+SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, ForwardKind kind, Lanes lanes, Begin begin,
+                      Finish finish) {
+  const auto each = [](auto... rows) __attribute__((always_inline)) { for_each_row(rows...); };
+  return forward<T>(a, range, kind, lanes, each, begin, finish);
+}
+
 template <class T>
 SK_INLINE size_t forward_scratch(const ForwardArgs& a, int64_t rows, ForwardKind kind) {
   const bool strided = is_strided(a.input) || is_strided(a.output);

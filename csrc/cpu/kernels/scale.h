@@ -28,7 +28,7 @@ Ran scale(const ScaleArgs& a, Range range) {
           body([&](int64_t c) __attribute__((always_inline)) { return S::fma(xb[c], f, zero); });
         });
       },
-      for_each_row, [](int64_t, const T*, A*, const T*) { return 0; },
+      [](int64_t, const T*, A*, const T*) { return 0; },
       [&](int64_t r, const T* x, A*, T* y, int, bool stream) __attribute__((always_inline)) {
         const auto f = S::broadcast(factor[r * a.factor_step]);
         write_vectors<A>(y, a.shape.classes, stream, [&](auto at, int64_t i) __attribute__((always_inline)) {

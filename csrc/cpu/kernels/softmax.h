@@ -123,7 +123,6 @@ Ran softmax(const ForwardArgs& a, Range range) {
       a, range, kSoftmax,
       [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
           const auto& x) { softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
-      for_each_row,
       [&](int64_t, const T* x, A* e, const T* next)
           __attribute__((always_inline)) { return softmax_sum(walk, x, e, next); },
       [&](int64_t, const T*, const A* e, T* y, A sum, bool stream)

@@ -123,6 +123,7 @@ class LaneInput : public LaneRows<T> {
       for (int k = 0; k < N; ++k) range[b + k].set(seen[k]);
     }
   }
+
   SK_INLINE void load_rows(const LaneBlock& block, Reg* x, LaneRange<A>& seen) const {
     const int classes = classes_;
     const int64_t step = step_;

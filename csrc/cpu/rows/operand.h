@@ -216,22 +216,22 @@ SK_INLINE A* compute_row(T*, A* scratch) {
 }
 
 /// finish(r, begin(r)) for the rows [first, first + count), and in this order. With `lag`, a row is finished
-/// when the next has begun. A constant, so that it can be handed on.
-constexpr auto for_each_row = [](int64_t first, int64_t count, bool lag, auto begin, auto finish)
-                                  __attribute__((always_inline)) {
-                                    const int64_t end = first + count;
-                                    if (!lag) {
-                                      for (int64_t r = first; r < end; ++r) finish(r, begin(r));
-                                      return;
-                                    }
-                                    auto begun = begin(first);
-                                    for (int64_t r = first + 1; r < end; ++r) {
-                                      const auto next = begin(r);
-                                      finish(r - 1, begun);
-                                      begun = next;
-                                    }
-                                    finish(end - 1, begun);
-                                  };
+/// when the next has begun.
+template <class Begin, class Finish>
+SK_INLINE void for_each_row(int64_t first, int64_t count, bool lag, Begin begin, Finish finish) {
+  const int64_t end = first + count;
+  if (!lag) {
+    for (int64_t r = first; r < end; ++r) finish(r, begin(r));
+    return;
+  }
+  auto begun = begin(first);
+  for (int64_t r = first + 1; r < end; ++r) {
+    const auto next = begin(r);
+    finish(r - 1, begun);
+    begun = next;
+  }
+  finish(end - 1, begun);
+}
 
 /// Memory of rows for exp in the compute type: scratch, where the types differ and for an output that is
 /// written once and past the caches; else the output row.
