@@ -53,8 +53,10 @@ bench: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # The kernels alone, no torch and no Python: every tensor between two forbidden pages, all instruction sets of this
-# CPU against each other; exp and log over every float. HARDEN_SANITIZE=address,undefined adds these; the kernels
-# then compile for a quarter of an hour, those of .ci/run, which names fewer checks, for a minute.
+# CPU against each other and against the hashes of tests/native/sweep.hashes (`build/harden/sweep 5000 hashes` prints
+# those of a change that is meant to change bits); exp and log over every float. HARDEN_SANITIZE=address,undefined
+# adds these; the kernels then compile for a quarter of an hour, those of .ci/run, which names fewer checks, for a
+# minute.
 HARDEN := build/harden$(if $(HARDEN_SANITIZE),-sanitized)
 harden: $(HARDEN)/sweep $(HARDEN)/exhaustive
 	$(HARDEN)/sweep $(HARDEN_ARGS)
@@ -77,8 +79,8 @@ endef
 $(foreach element,$(ELEMENTS),$(eval $(call isa_object,$(element))))
 $(HARDEN)/dispatch.o: csrc/cpu/dispatch.cpp $(CXX_FILES)
 	mkdir -p $(@D) && $(CXX) $(HARDEN_FLAGS) -c $< -o $@
-$(HARDEN)/%: tests/native/%.cpp $(HARDEN_OBJECTS)
-	$(CXX) $(HARDEN_FLAGS) -pthread $^ -o $@
+$(HARDEN)/%: tests/native/%.cpp $(HARDEN_OBJECTS) tests/native/sweep.hashes
+	$(CXX) $(HARDEN_FLAGS) -pthread $< $(HARDEN_OBJECTS) -o $@
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -1,65 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dispatch.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <atomic>
 #include <stdexcept>
+
+#include "isas.h"
 
 namespace softkern::cpu {
 namespace {
 
-// Filled in before the program starts: a table needs no code of its ISA.
-template <class Isa>
-constexpr KernelTable table_of(const char* isa) {
-  return {isa,
-          {&KernelsOf<Isa, float>::kernels, &KernelsOf<Isa, double>::kernels,
-           &KernelsOf<Isa, BFloat16>::kernels, &KernelsOf<Isa, Half>::kernels}};
-}
-
-constexpr KernelTable kPortableTable = table_of<Portable>("portable");
-
-#if defined(__x86_64__)
-constexpr KernelTable kAvx2Table = table_of<Avx2>("avx2");
-constexpr KernelTable kAvx512Table = table_of<Avx512>("avx512");
-
-// __builtin_cpu_supports also asks the OS (XCR0) whether it saves the wide registers.
-std::string missing_avx2() {
-  if (!__builtin_cpu_supports("avx2")) return "this CPU (or its operating system) has no AVX2";
-  if (!__builtin_cpu_supports("fma")) return "this CPU has no FMA";
-  unsigned eax, ebx, ecx = 0, edx;
-  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
-  if (!(ecx & bit_F16C)) return "this CPU has no F16C";  // a name that clang's builtin does not know
-  return "";
-}
-std::string missing_avx512() {
-  if (!__builtin_cpu_supports("avx512f")) return "this CPU (or its operating system) has no AVX-512";
-  if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
-      !__builtin_cpu_supports("avx512vl")) {
-    return "this CPU lacks one of AVX512BW, AVX512DQ, AVX512VL";
+/// A table needs no code of its instruction set.
+template <class Trait, bool kCompiled>
+Isa isa_of(const char* name, const char* reason) {
+  if constexpr (kCompiled) {
+    static const KernelTable table{name,
+                                   {&KernelsOf<Trait, float>::kernels, &KernelsOf<Trait, double>::kernels,
+                                    &KernelsOf<Trait, BFloat16>::kernels, &KernelsOf<Trait, Half>::kernels}};
+    return {name, &table, reason};
+  } else {
+    return {name, nullptr, reason};
   }
-  return "";
-}
-#endif
-
-std::vector<Isa> find_isas() {
-#if defined(__x86_64__)
-  return {{"avx512", &kAvx512Table, missing_avx512()},
-          {"avx2", &kAvx2Table, missing_avx2()},
-          {"portable", &kPortableTable, ""}};
-#else
-  const std::string reason = "softkern was compiled for a CPU that is not x86-64";
-  return {{"avx512", nullptr, reason}, {"avx2", nullptr, reason}, {"portable", &kPortableTable, ""}};
-#endif
 }
 
 const KernelTable* best() {
   for (const Isa& isa : isas()) {
     if (isa.reason.empty()) return isa.table;
   }
-  return &kPortableTable;
+  return nullptr;  // not reached: the last of them runs everywhere
 }
 
 const KernelTable* find(const std::string& name) {
@@ -82,7 +49,9 @@ thread_local Ran last_ran = {"", ""};
 }  // namespace
 
 const std::vector<Isa>& isas() {
-  static const std::vector<Isa> found = find_isas();
+#define SOFTKERN_ISA_OF(Trait, name, compiled, missing) isa_of<Trait, compiled>(#name, missing()),
+  static const std::vector<Isa> found = {SOFTKERN_ISAS(SOFTKERN_ISA_OF)};
+#undef SOFTKERN_ISA_OF
   return found;
 }
 

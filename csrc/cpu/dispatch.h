@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "table.h"
+#include "api.h"
 
 namespace softkern::cpu {
 

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../common/inline.h"
-#include "table.h"
+#include "api.h"
 
 namespace softkern::cpu {
 namespace {

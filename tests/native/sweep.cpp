@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of every instruction set that runs here, on a sweep of shapes, layouts, types and options,
-// without torch or Python: every tensor stands between two pages that nobody may touch, once against the
-// first and once against the second, and all instruction sets have to agree in every bit, long rows in shares
-// and results written past the caches too. Prints what was compared; exit code 1 and the case where bits
-// differ.
+// without torch or Python: every tensor and the kernels' own memory stand between two pages that nobody may
+// touch, once against the first and once against the second, and all instruction sets have to agree in every
+// bit, long rows in chunks and results written past the caches too; and the bits are those of sweep.hashes,
+// so that a change of all instruction sets shows as well. Prints what was compared; exit code 1 and the case,
+// or the op and the way, where bits differ.
+//   sweep [most classes]          compares; the hashes of rows of so many classes alone
+//   sweep [most classes] hashes   prints what sweep.hashes should contain
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,7 +16,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../../csrc/cpu/dispatch.h"
@@ -35,7 +40,7 @@ class Guarded {
   }
   Guarded(const Guarded&) = delete;
   ~Guarded() { munmap(base_, size_); }
-  void copy_to(std::vector<std::string>& out) const { out.emplace_back(data, bytes_); }
+  std::string bytes() const { return std::string(data, bytes_); }
   char* data;
 
  private:
@@ -43,7 +48,12 @@ class Guarded {
   size_t size_, bytes_;
 };
 
-uint64_t state = 1;
+uint64_t mixed(uint64_t x) {
+  x = (x ^ (x >> 32)) * 0x9e3779b97f4a7c15u;
+  return x ^ (x >> 29);
+}
+
+uint64_t state;
 double uniform() {
   state = state * 6364136223846793005u + 1442695040888963407u;
   return static_cast<double>(state >> 11) * 0x1p-53;
@@ -71,20 +81,26 @@ void put(char* to, int type, double value) {
   if (type == kBFloat16 || type == kHalf) memcpy(to, &narrow, 2);
 }
 
-bool is_nan(const char* p, size_t size, int type) {
-  if (size == 8) {
+/// The bits of an element. The sign and the payload of a NaN are the CPU's, so that all of them are one here.
+uint64_t bits_of(const char* p, int type) {
+  constexpr uint64_t kNaN = ~uint64_t(0);
+  if (type == kDouble) {
     double x;
+    uint64_t bits;
     memcpy(&x, p, 8);
-    return x != x;
+    memcpy(&bits, p, 8);
+    return x == x ? bits : kNaN;
   }
-  if (size == 4) {
+  if (type == kFloat) {
     float x;
+    uint32_t bits;
     memcpy(&x, p, 4);
-    return x != x;
+    memcpy(&bits, p, 4);
+    return x == x ? bits : kNaN;
   }
-  uint16_t x;
-  memcpy(&x, p, 2);
-  return (x & 0x7fff) > (type == kBFloat16 ? 0x7f80 : 0x7c00);
+  uint16_t bits;
+  memcpy(&bits, p, 2);
+  return (bits & 0x7fff) > (type == kBFloat16 ? 0x7f80 : 0x7c00) ? kNaN : bits;
 }
 
 struct Case {
@@ -94,48 +110,53 @@ struct Case {
   enum Values { kPlain, kHurting, kShifted } values;
 };
 
-/// Results of one instruction set: tensors of the type, and what is in the compute type.
-struct Results {
-  std::vector<std::string> tensors, computed;
+/// What an op of one instruction set wrote, and the way that it went.
+struct Result {
+  std::string op, way;
+  int type;
+  std::string bytes;
 };
+using Results = std::vector<Result>;
 
-/// Rows by rows, or each row in shares.
+/// Rows by rows, or each row in chunks if the kernel shares rows of such a call: with the memory that it asks
+/// for and no byte more.
 class Caller {
  public:
-  Caller(const KernelTable& table, const Case& c, bool shared, int strided)
-      : table_(table), case_(c), shares_(shared ? (c.classes + kShareClasses - 1) / kShareClasses : 0) {
-    scratch_.resize(std::max(scratch_bytes({c.classes, c.inner}, c.rows, kSize[c.type], strided),
-                             shares_ > 0 ? shared_bytes(c.classes, static_cast<int>(shares_)) : 0));
-  }
+  Caller(const KernelTable& table, const Case& c, bool shared)
+      : table_(table), case_(c), chunks_(shared ? (c.classes + kChunkClasses - 1) / kChunkClasses : 0) {}
 
+  /// The way that the kernel went.
   template <class Args>
-  void operator()(const Kernel<Args>& kernel, const Args& args) {
-    if (shares_ == 0 || kernel.share == nullptr) {
-      check(kernel.rows(args, {0, case_.rows, scratch_.data()}));
-      return;
+  const char* operator()(const Kernel<Args>& kernel, const Args& args) const {
+    const int count = static_cast<int>(chunks_);
+    const size_t shared = count == 0 || kernel.chunk == nullptr ? 0 : kernel.shared_bytes(args, count);
+    if (shared == 0) {
+      const Guarded scratch(kernel.scratch_bytes(args, case_.rows), case_.at_end);
+      return way_of(kernel.rows(args, {0, case_.rows, scratch.data}));
     }
-    const int count = static_cast<int>(shares_);
+    const Guarded memory(shared, case_.at_end);
+    const char* way = "";
     for (int64_t r = 0; r < case_.rows; ++r) {
       for (int step = 0; step < kernel.steps; ++step) {
         for (int i = count - 1; i >= 0; --i) {
-          const int64_t begin = i * kShareClasses;
-          check(kernel.share(
-              args, {r, begin, std::min(begin + kShareClasses, case_.classes), i, count, scratch_.data()},
-              step));
+          const int64_t begin = i * kChunkClasses;
+          const int64_t end = std::min(begin + kChunkClasses, case_.classes);
+          way = way_of(kernel.chunk(args, {r, begin, end, i, count, memory.data}, step));
         }
       }
     }
+    return way;
   }
 
  private:
-  void check(const Ran& who) const {
-    if (strcmp(who.isa, table_.isa) != 0) abort();
+  const char* way_of(const Ran& ran) const {
+    if (strcmp(ran.isa, table_.isa) != 0) abort();
+    return ran.path;
   }
 
   const KernelTable& table_;
   const Case& case_;
-  int64_t shares_;
-  std::vector<char> scratch_;
+  int64_t chunks_;
 };
 
 enum How { kByRows, kShared, kStreamed, kHows };
@@ -146,8 +167,7 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
   const Kernels& kernels = *table.by_type[c.type];
   const size_t size = kSize[c.type], bytes = logits.size(), compute = c.type == kDouble ? 8 : 4;
   const Shape shape{c.classes, c.inner};
-  const int strided = c.inner == 1 ? 0 : 3;
-  Caller call(table, c, how == kShared, strided), call_spread(table, c, false, strided == 0 ? 1 : strided);
+  const Caller call(table, c, how == kShared);
   const auto rows = [&](char* data) {
     if (c.inner == 1) return Rows{data, c.classes, 0, 1};
     return Rows{data, c.classes * c.inner, 1, c.classes == 1 ? 1 : c.inner};
@@ -162,30 +182,31 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
     put(factor.data + r * compute, c.type == kDouble ? kDouble : kFloat, r % 5);
 
   Results out;
+  const int computed = c.type == kDouble ? kDouble : kFloat;
+  const auto keep = [&](const char* op, const char* way, const Guarded& result) {
+    out.push_back({op, way, c.type, result.bytes()});
+  };
+  const auto keep_computed = [&](const char* op, const char* way, const Guarded& result) {
+    out.push_back({op, way, computed, result.bytes()});
+  };
   const auto fresh = [&] { memcpy(x.data, logits.data(), bytes); };
   fresh();
-  call(kernels.softmax, ForwardArgs{shape, rows(x.data), rows(y.data), stream});
-  y.copy_to(out.tensors);
-  call(kernels.softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data), stream});
-  d.copy_to(out.tensors);
-  call(kernels.log_softmax, ForwardArgs{shape, rows(x.data), rows(y.data), stream});
-  y.copy_to(out.tensors);
-  call(kernels.log_softmax_backward, BackwardArgs{shape, rows(p.data), rows(y.data), rows(d.data), stream});
-  d.copy_to(out.tensors);
+  const ForwardArgs forward{shape, rows(x.data), rows(y.data), stream};
+  const BackwardArgs backward{shape, rows(p.data), rows(y.data), rows(d.data), stream};
+  keep("softmax", call(kernels.softmax, forward), y);
+  keep("softmax_backward", call(kernels.softmax_backward, backward), d);
+  keep("log_softmax", call(kernels.log_softmax, forward), y);
+  keep("log_softmax_backward", call(kernels.log_softmax_backward, backward), d);
   // Upstream gradients of a sum over classes, and of a sum over everything.
   for (const Rows& spread : {Rows{p.data, c.inner, c.inner == 1 ? 0 : 1, 0}, Rows{p.data, 0, 0, 0}}) {
-    call_spread(kernels.softmax_backward, BackwardArgs{shape, spread, rows(y.data), rows(d.data), stream});
-    d.copy_to(out.tensors);
-    call_spread(kernels.log_softmax_backward,
-                BackwardArgs{shape, spread, rows(y.data), rows(d.data), stream});
-    d.copy_to(out.tensors);
+    const BackwardArgs of_sum{shape, spread, rows(y.data), rows(d.data), stream};
+    keep("softmax_backward", call(kernels.softmax_backward, of_sum), d);
+    keep("log_softmax_backward", call(kernels.log_softmax_backward, of_sum), d);
   }
   if (c.type == kHalf) {
-    call(kernels.mass, MassArgs{shape, rows(p.data), loss.data});
-    loss.copy_to(out.computed);
+    keep_computed("mass", call(kernels.mass, MassArgs{shape, rows(p.data), loss.data}), loss);
   }
-  call(kernels.scale, ScaleArgs{shape, rows(x.data), rows(d.data), factor.data, 1, stream});
-  d.copy_to(out.tensors);
+  keep("scale", call(kernels.scale, ScaleArgs{shape, rows(x.data), rows(d.data), factor.data, 1, stream}), d);
   for (int option = 0; option < 16; ++option) {
     const bool indices = option & 1, smooth = option & 2, weighted = option & 4, over_logits = option & 8;
     fresh();
@@ -203,41 +224,93 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
     a.grad = rows(over_logits ? x.data : d.data);
     a.grad_factor = 0.37;
     a.stream = stream && !over_logits;
-    call(kernels.cross_entropy, a);
-    loss.copy_to(out.computed);
-    (over_logits ? x : d).copy_to(out.tensors);
+    const char* const way = call(kernels.cross_entropy, a);
+    keep_computed("cross_entropy", way, loss);
+    keep("cross_entropy", way, over_logits ? x : d);
   }
   const double total = kernels.sum_losses(loss.data, c.rows);
   const TargetCounts counts = kernels.count_targets(targets.data(), c.rows, c.classes - 1, -100);
-  if (c.type == kDouble) out.computed.emplace_back(reinterpret_cast<const char*>(&total), 8);
-  out.computed.emplace_back(reinterpret_cast<const char*>(&counts), sizeof(counts));
+  out.push_back({"sum_losses", "all", kDouble, {reinterpret_cast<const char*>(&total), sizeof(total)}});
+  // Two counts below 2^31: as floats they are no NaNs.
+  out.push_back({"count_targets", "all", kFloat, {reinterpret_cast<const char*>(&counts), sizeof(counts)}});
   return out;
 }
 
-bool same(const std::vector<std::string>& a, const std::vector<std::string>& b, size_t size, int type,
-          size_t* which) {
-  for (size_t k = 0; k < a.size(); ++k) {
-    for (size_t i = 0; i < a[k].size(); i += size) {
-      const char *u = &a[k][i], *v = &b[k][i];
-      // The payload of a NaN is the CPU's.
-      if (memcmp(u, v, size) != 0 && !(is_nan(u, size, type) && is_nan(v, size, type))) {
-        *which = k;
-        return false;
-      }
-    }
+bool same(const Result& a, const Result& b) {
+  const size_t size = kSize[a.type];
+  for (size_t i = 0; i < a.bytes.size(); i += size) {
+    if (bits_of(&a.bytes[i], a.type) != bits_of(&b.bytes[i], a.type)) return false;
   }
   return true;
+}
+
+/// All results of an op that went one way, of rows of up to `classes` classes and of more than the next lower
+/// number in kUpTo.
+struct Hash {
+  int64_t classes;
+  std::string op, way;
+  uint64_t value;
+};
+using Hashes = std::vector<Hash>;
+
+constexpr int64_t kUpTo[] = {47, 127, 5000};
+const Hashes kept = {
+#include "sweep.hashes"
+};
+
+void add(Hashes& hashes, int64_t classes, const Results& results) {
+  const int64_t up_to = *std::lower_bound(std::begin(kUpTo), std::end(kUpTo), classes);
+  for (const Result& result : results) {
+    const auto is_its = [&](const Hash& h) {
+      return h.classes == up_to && h.op == result.op && h.way == result.way;
+    };
+    auto hash = std::find_if(hashes.begin(), hashes.end(), is_its);
+    if (hash == hashes.end()) hash = hashes.insert(hashes.end(), {up_to, result.op, result.way, 0});
+    for (size_t i = 0; i < result.bytes.size(); i += kSize[result.type]) {
+      hash->value = mixed(hash->value + 1 + bits_of(&result.bytes[i], result.type));
+    }
+  }
+}
+
+/// Whether all of a's are among b's, those of rows of more than `longest` classes left out.
+bool same(const Hashes& a, const Hashes& b, int64_t longest, const char* isa) {
+  bool equal = true;
+  for (const Hash& hash : a) {
+    if (hash.classes > longest) continue;
+    const bool found = std::any_of(b.begin(), b.end(), [&](const Hash& other) {
+      return other.classes == hash.classes && other.op == hash.op && other.way == hash.way &&
+             other.value == hash.value;
+    });
+    if (!found) {
+      printf("%s differs from sweep.hashes: %s by way of %s, up to %ld classes\n", isa, hash.op.c_str(),
+             hash.way.c_str(), static_cast<long>(hash.classes));
+      equal = false;
+    }
+  }
+  return equal;
+}
+
+void print(Hashes hashes) {
+  std::sort(hashes.begin(), hashes.end(), [](const Hash& a, const Hash& b) {
+    return std::tie(a.classes, a.op, a.way) < std::tie(b.classes, b.op, b.way);
+  });
+  for (const Hash& hash : hashes) {
+    printf("{%ld, \"%s\", \"%s\", 0x%016llx},\n", static_cast<long>(hash.classes), hash.op.c_str(),
+           hash.way.c_str(), static_cast<unsigned long long>(hash.value));
+  }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const int64_t longest = argc > 1 ? atoll(argv[1]) : 5000;
+  const bool prints_hashes = argc > 2 && strcmp(argv[2], "hashes") == 0;
   std::vector<const KernelTable*> tables;
   for (const Isa& isa : isas()) {
     if (isa.reason.empty()) tables.push_back(isa.table);
   }
   const KernelTable& reference = *tables.back();  // portable
+  std::vector<Hashes> hashes(tables.size());
   long compared = 0, cases = 0;
   for (int type = 0; type < kElementTypes; ++type) {
     for (int64_t classes :
@@ -253,6 +326,8 @@ int main(int argc, char** argv) {
           const int64_t slices = inner == 1 ? side_by_side : classes > 500 || inner > 23 ? 1 : 3;
           const Case c{type, classes, inner, slices * inner, n % 2 == 1, static_cast<Case::Values>(n / 2)};
           const size_t count = static_cast<size_t>(c.rows * classes), size = kSize[type];
+          // A case's numbers are its own, whichever cases are computed before it.
+          state = mixed(static_cast<uint64_t>(((type * 8192 + classes) * 256 + inner) * 8 + n));
           std::string logits(count * size, '\0'), others(count * size, '\0');
           for (size_t i = 0; i < count; ++i) {
             double v = (uniform() - 0.5) * (c.values == Case::kHurting ? 300 : 10);
@@ -271,27 +346,36 @@ int main(int argc, char** argv) {
           for (size_t k = 0; k < kHows * tables.size(); ++k) {
             const KernelTable* table = tables[k / kHows];
             const How how = static_cast<How>(k % kHows);
-            if (how == kShared && (inner != 1 || classes <= kShareClasses)) continue;
+            if (how == kShared && (inner != 1 || classes <= kChunkClasses)) continue;
             const Results found = run(*table, c, how, logits, others, targets);
-            size_t which = 0;
-            const size_t compute = type == kDouble ? 8 : 4;
-            if (!same(expected.tensors, found.tensors, size, type, &which) ||
-                !same(expected.computed, found.computed, compute, type, &which)) {
-              printf("%s and %s%s differ: type %d, %ld classes, inner %ld, values %d, result %zu\n",
+            for (size_t i = 0; i < expected.size(); ++i) {
+              if (same(expected[i], found[i])) continue;
+              printf("%s and %s%s differ: type %d, %ld classes, inner %ld, values %d, result %zu, %s\n",
                      reference.isa, table->isa,
-                     how == kShared     ? " in shares"
+                     how == kShared     ? " in chunks"
                      : how == kStreamed ? " streamed"
                                         : "",
-                     type, static_cast<long>(classes), static_cast<long>(inner), c.values, which);
+                     type, static_cast<long>(classes), static_cast<long>(inner), c.values, i,
+                     found[i].op.c_str());
               return 1;
             }
+            if (how != kStreamed) add(hashes[k / kHows], classes, found);
             ++compared;
           }
         }
       }
     }
   }
-  printf("%ld cases, %ld runs, all bits equal:", cases, compared);
+  if (prints_hashes) {
+    print(hashes[0]);
+    return 0;
+  }
+  bool equal = true;
+  for (size_t k = 0; k < tables.size(); ++k) {
+    equal &= same(hashes[k], kept, longest, tables[k]->isa) && same(kept, hashes[k], longest, tables[k]->isa);
+  }
+  if (!equal) return 1;
+  printf("%ld cases, %ld runs, all bits equal and those of sweep.hashes:", cases, compared);
   for (const KernelTable* table : tables) printf(" %s", table->isa);
   printf("\n");
   return 0;

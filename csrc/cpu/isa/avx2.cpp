@@ -3,7 +3,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "../table.h"
+#include "../api.h"
 
 #define SOFTKERN_ISA "avx2"
 #if defined(__clang__)
@@ -17,6 +17,7 @@
 #include "../kernels/make_table.h"
 
 namespace softkern::cpu {
+struct Avx2;
 template <>
 const Kernels KernelsOf<Avx2, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
 }

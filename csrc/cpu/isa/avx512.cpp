@@ -7,7 +7,7 @@
 #endif
 #include <immintrin.h>
 
-#include "../table.h"
+#include "../api.h"
 
 #define SOFTKERN_ISA "avx512"
 #if defined(__clang__)
@@ -22,6 +22,7 @@
 #include "../kernels/make_table.h"
 
 namespace softkern::cpu {
+struct Avx512;
 template <>
 const Kernels KernelsOf<Avx512, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
 }

@@ -5,6 +5,7 @@
 #include "../kernels/make_table.h"
 
 namespace softkern::cpu {
+struct Portable;
 template <>
 const Kernels KernelsOf<Portable, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
 }

@@ -7,9 +7,9 @@
 // m and d stay apart: m + log d, rounded, would lose the loss of logits that share a large offset.
 #pragma once
 
-#include "operand.h"
-#include "row_stats.h"
-#include "shared_row.h"
+#include "../rows/operand.h"
+#include "../rows/stats.h"
+#include "../rows/shared.h"
 
 namespace softkern::cpu {
 namespace {
@@ -178,11 +178,11 @@ SK_INLINE CrossEntropySums<Compute<T>, kIsSpread<Mass>> cross_entropy_sums(RowWa
 
 /// The losses of rows, many at a time: a row's own logarithm would keep the next row waiting.
 template <class A, bool kSpread>
-class Losses {
+class LossBatch {
   static constexpr int kRows = 32;
 
  public:
-  explicit Losses(A* loss) : loss_(loss) {}
+  explicit LossBatch(A* loss) : loss_(loss) {}
   void add(int64_t r, const CrossEntropySums<A, kSpread>& row) {
     index_[count_] = r;
     row_[count_++] = row;
@@ -204,7 +204,7 @@ class Losses {
 };
 
 template <class T, class Mass>
-void cross_entropy_share(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
+void cross_entropy_chunk(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* grad, Compute<T> factor,
                          Compute<T>* loss, const SharedRow<Compute<T>>& shared, int step) {
   using A = Compute<T>;
   constexpr bool kSpread = kIsSpread<Mass>;

@@ -3,7 +3,8 @@
 #pragma once
 
 #include "cross_entropy.h"
-#include "lanes.h"
+#include "../lanes/load.h"
+#include "../lanes/store.h"
 
 namespace softkern::cpu {
 namespace {
@@ -12,7 +13,7 @@ namespace {
 /// when that is long done. Ignored rows and lanes without a row: index -1, mass 0.
 template <class A>
 struct LaneTargets {
-  static constexpr int L = Simd<A>::kLanes, kRows = kMostBlocks * L;
+  static constexpr int L = Simd<A>::kLanes, kRows = kMostLaneBlocks * L;
   alignas(64) A index[kRows], mass[kRows];
   alignas(64) A x[kRows], e[kRows];  // the target's logit, and its term
   int32_t place[kRows];  // of the target's element among those of its block; of some element if ignored
@@ -61,8 +62,8 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   constexpr int L = S::kLanes;
   const Reg zero = S::broadcast(0);
-  LaneStats<A, Order> stats[kMostBlocks];
-  Reg spread[kMostBlocks][2];  // sums of masses and of their costs
+  LaneStats<A, Order> stats[kMostLaneBlocks];
+  Reg spread[kMostLaneBlocks][2];  // sums of masses and of their costs
   for (int b = 0; b < count; ++b) {
     const Reg* const of = x[b];
     if constexpr (kHot) {
@@ -134,7 +135,7 @@ class CrossEntropyLanes {
         weight_(static_cast<const T*>(a.weight)),
         logits_(a.logits, a.shape, range),
         probabilities_(a.probabilities, a.shape, range),
-        grad_(a.grad, a.shape, range, a.stream),
+        grad_(a.grad, a.shape, a.stream),
         keep_(static_cast<A>(1 - a.options.label_smoothing)),
         share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
 
@@ -142,7 +143,7 @@ class CrossEntropyLanes {
   void run(Tiles& tiles) {
     const LaneTile<A> x = tiles.first(), t = tiles.second();
     for_each_group<A>(a_.shape, range_, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
-      LaneRange<A> range[kMostBlocks];
+      LaneRange<A> range[kMostLaneBlocks];
       LaneTargets<A> hot;
       logits_.load(blocks, count, x, range);  // 1 max
       if (probabilities_.given()) {
@@ -165,8 +166,8 @@ class CrossEntropyLanes {
   SK_INLINE void compute(const LaneBlock* blocks, int count, const LaneTile<A>& x, const LaneRange<A>* range,
                          const Mass& mass, LaneTargets<A>& hot) const {
     const A factor = static_cast<A>(a_.grad_factor);
-    LaneGradient<A> gradient[kMostBlocks];
-    Reg loss[kMostBlocks];
+    LaneGradient<A> gradient[kMostLaneBlocks];
+    Reg loss[kMostLaneBlocks];
     cross_entropy_blocks<A, Order, kHot>(x, range, mass, hot, count, classes_, grad_.given(), factor,
                                          logits_.ahead(blocks, count, x.data), gradient, loss);
     for (int b = 0; b < count; ++b) put(blocks[b], loss[b]);
@@ -234,7 +235,8 @@ class CrossEntropyLanes {
   const Range range_;
   const int64_t classes_;
   const T* const weight_;
-  const LaneOperand<T> logits_, probabilities_, grad_;
+  const LaneInput<T> logits_, probabilities_;
+  const LaneOutput<T> grad_;
   const A keep_, share_;
 };
 

@@ -2,10 +2,7 @@
 // y_c = (x_c - m) - log d,   m = max_c x_c,   d = sum_c exp(x_c - m);    dx_c = g_c - exp(y_c) sum_k g_k
 #pragma once
 
-#include "lanes.h"
-#include "operand.h"
-#include "row_stats.h"
-#include "shared_row.h"
+#include "drive.h"
 
 namespace softkern::cpu {
 namespace {
@@ -47,7 +44,7 @@ SK_INLINE void for_each_log_softmax_row(int64_t first, int64_t count, bool lag, 
 }
 
 template <class T>
-void log_softmax_share(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
+void log_softmax_chunk(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
   if (step == 0) row.find_range(x);
   if (step == 1) row.sum_terms(x, static_cast<Compute<T>*>(nullptr));
   if (step == 2) {
@@ -108,8 +105,9 @@ SK_INLINE RowRange<Compute<T>> log_softmax_sum(const T* g, const T* y, int64_t n
 }
 
 /// For four_terms.
-template <Exps kExps>
+template <Exps kExps, class S>
 struct PlainExp {
+  static SK_INLINE typename S::Reg of(const typename S::Reg& x) { return exp_of<kExps, S>(x); }
   template <class W>
   SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
     return exp_of<kExps, W>(x);
@@ -127,7 +125,7 @@ SK_INLINE void log_softmax_write_gradient(const T* g, const T* y, T* dx, Compute
       [&](int64_t i, typename S::Reg(&v)[4]) __attribute__((always_inline)) {
         typename S::Reg p[4];
         for (int k = 0; k < 4; ++k) v[k] = S::load(y + i + k * S::kLanes);
-        four_terms<S>(PlainExp<kExps>(), v, p);
+        four_terms<S>(PlainExp<kExps, S>(), v, p);
         for (int k = 0; k < 4; ++k) v[k] = S::fma(p[k], minus_sum, S::load(g + i + k * S::kLanes));
       },
       [&](auto at, int64_t i) __attribute__((always_inline)) {
@@ -158,7 +156,7 @@ void log_softmax_backward_row(const T* g, const T* y, T* dx, int64_t n, bool str
 }
 
 template <class T>
-void log_softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
+void log_softmax_backward_chunk(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
   const int64_t at = row.begin();
   if (step == 0) row.set_range(log_softmax_sum(g + at, y + at, row.size(), row.store_sums()));
   if (step == 1)
@@ -167,13 +165,13 @@ void log_softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<C
 
 /// Rows a lane each.
 template <class T, class Order>
-SK_INLINE void log_softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& output,
+SK_INLINE void log_softmax_lanes(const LaneInput<T>& input, const LaneOutput<T>& output,
                                  const LaneBlock* blocks, int count, const LaneTile<Compute<T>>& x,
                                  int64_t classes) {
   using A = Compute<T>;
   using S = Simd<A>;
-  LaneRange<A> range[kMostBlocks];
-  LaneStats<A, Order> stats[kMostBlocks];
+  LaneRange<A> range[kMostLaneBlocks];
+  LaneStats<A, Order> stats[kMostLaneBlocks];
   input.load(blocks, count, x, range);                                                    // 1 max
   lane_sums(x, false, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
   output.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {   // 3 write
@@ -184,7 +182,7 @@ SK_INLINE void log_softmax_lanes(const LaneOperand<T>& input, const LaneOperand<
 }
 
 template <class T, class Order>
-SK_INLINE void log_softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock* blocks, int count,
+SK_INLINE void log_softmax_backward_lanes(const LaneOutput<T>& dx, const LaneBlock* blocks, int count,
                                           const LaneTile<Compute<T>>& g, const LaneTile<Compute<T>>& y,
                                           int64_t classes) {
   using A = Compute<T>;
@@ -212,6 +210,52 @@ SK_INLINE void log_softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBl
                                    : log_softmax_gradient<A, Exps::kLow>(gb[c], yb[c], minus_sum);
     });
   });
+}
+
+constexpr ForwardKind kLogSoftmax{true, false};
+
+template <class T>
+Ran log_softmax(const ForwardArgs& a, Range range) {
+  using A = Compute<T>;
+  const int64_t classes = a.shape.classes;
+  RowWalk<T> walk(classes);
+  return forward<T>(
+      a, range, kLogSoftmax,
+      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
+          const auto& x) { log_softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
+      [](int64_t first, int64_t count, bool lag, auto begin, auto finish)
+          __attribute__((always_inline)) { for_each_log_softmax_row<A>(first, count, lag, begin, finish); },
+      [&](int64_t, const T* x, A*, const T* next) __attribute__((always_inline)) {
+        return walk.stats(x, nullptr, next, walk.range(x));  // 1 max, 2 sum-exp
+      },
+      [&](int64_t, const T* x, A*, T* y, const LogNormaliser<A>& row, bool stream)
+          __attribute__((always_inline)) { log_softmax_write(x, y, row, classes, stream); });
+}
+
+template <class T>
+size_t log_softmax_scratch(const ForwardArgs& a, int64_t rows) {
+  return forward_scratch<T>(a, rows, kLogSoftmax);
+}
+
+template <class T>
+constexpr Kernel<ForwardArgs> log_softmax_kernel() {
+  return {&fenced<ForwardArgs, &log_softmax<T>>, &log_softmax_scratch<T>,
+          &forward_chunk<T, kLogSoftmax, &log_softmax_chunk<T>>, 3, &forward_shared<T, kLogSoftmax>};
+}
+
+template <class T>
+Ran log_softmax_backward(const BackwardArgs& a, Range range) {
+  return backward<T, &log_softmax_backward_row<T>>(
+      a, range,
+      [&](auto order, const auto& dx, const LaneBlock* blocks, int count, const auto& g, const auto& y) {
+        log_softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
+      });
+}
+
+template <class T>
+constexpr Kernel<BackwardArgs> log_softmax_backward_kernel() {
+  return {&fenced<BackwardArgs, &log_softmax_backward<T>>, &backward_scratch<T>,
+          &backward_chunk<T, &log_softmax_backward_chunk<T>>, 2, &backward_shared<T>};
 }
 
 }  // namespace

@@ -2,9 +2,7 @@
 // mass = sum_c |t_c| of rows of class probabilities, which bounds their gradients.
 #pragma once
 
-#include "operand.h"
-#include "row.h"
-#include "ways.h"
+#include "../lanes/ways.h"
 
 namespace softkern::cpu {
 namespace {
@@ -19,8 +17,8 @@ Ran mass(const MassArgs& a, Range range) {
   A* const result = static_cast<A*>(a.mass);
   Range rest = range;
   const Ran ran = in_lanes<A>(
-      a.shape, rest, is_packed(a.probabilities), false, [&](auto, const Range& all, auto&& tiles) {
-        const LaneOperand<T> input(a.probabilities, a.shape, all);
+      a.shape, rest, is_strided(a.probabilities), false, [&](auto, const Range& all, auto&& tiles) {
+        const LaneInput<T> input(a.probabilities, a.shape, all);
         const auto x = tiles.first();
         for_each_group<A>(a.shape, all, tiles.blocks(), [&](const LaneBlock* blocks, int count) {
           input.load(blocks, count, x);
@@ -34,7 +32,7 @@ Ran mass(const MassArgs& a, Range range) {
         });
       });
   if (rest.begin == rest.end) return ran;
-  Arena arena(range.scratch);
+  Arena arena(rest.scratch);
   const Operand<T> input(a.probabilities, a.shape, rest, arena);
   for_each_tile<T>(a.shape, rest, [&](int64_t first, int64_t count) {
     input.stage(first, count);
@@ -50,8 +48,15 @@ Ran mass(const MassArgs& a, Range range) {
 }
 
 template <class T>
+size_t mass_scratch(const MassArgs& a, int64_t rows) {
+  return scratch_of<Compute<T>>(
+      a.shape, rows, is_strided(a.probabilities), false,
+      [&](const Range& rest, Arena& arena) { Operand<T>(a.probabilities, a.shape, rest, arena); });
+}
+
+template <class T>
 constexpr Kernel<MassArgs> mass_kernel() {
-  if constexpr (__is_same(T, Half)) return {&mass<T>};
+  if constexpr (__is_same(T, Half)) return {&mass<T>, &mass_scratch<T>};
   return {};
 }
 

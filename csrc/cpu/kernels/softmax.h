@@ -2,10 +2,7 @@
 // y_c = exp(x_c - m) / d,   m = max_c x_c,   d = sum_c exp(x_c - m);     dx_c = y_c (g_c - sum_k g_k y_k)
 #pragma once
 
-#include "lanes.h"
-#include "operand.h"
-#include "row_stats.h"
-#include "shared_row.h"
+#include "drive.h"
 
 namespace softkern::cpu {
 namespace {
@@ -37,7 +34,7 @@ SK_INLINE Compute<T> softmax_sum(RowWalk<T>& walk, const T* x, Compute<T>* e, co
 }
 
 template <class T>
-void softmax_share(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
+void softmax_chunk(const T* x, T* y, const SharedRow<Compute<T>>& row, int step) {
   using A = Compute<T>;
   A* e = compute_row(y, row.scratch());
   if (step == 0) row.find_range(x);
@@ -75,7 +72,7 @@ void softmax_backward_row(const T* g, const T* y, T* dx, int64_t n, bool stream)
 }
 
 template <class T>
-void softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
+void softmax_backward_chunk(const T* g, const T* y, T* dx, const SharedRow<Compute<T>>& row, int step) {
   const int64_t at = row.begin();
   if (step == 0) softmax_dot(g + at, y + at, row.size(), row.store_sums());
   if (step == 1) softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.size());
@@ -83,13 +80,12 @@ void softmax_backward_share(const T* g, const T* y, T* dx, const SharedRow<Compu
 
 /// Rows a lane each.
 template <class T, class Order>
-SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& output,
-                             const LaneBlock* blocks, int count, const LaneTile<Compute<T>>& x,
-                             int64_t classes) {
+SK_INLINE void softmax_lanes(const LaneInput<T>& input, const LaneOutput<T>& output, const LaneBlock* blocks,
+                             int count, const LaneTile<Compute<T>>& x, int64_t classes) {
   using A = Compute<T>;
   using S = Simd<A>;
-  LaneRange<A> range[kMostBlocks];
-  LaneStats<A, Order> stats[kMostBlocks];
+  LaneRange<A> range[kMostLaneBlocks];
+  LaneStats<A, Order> stats[kMostLaneBlocks];
   input.load(blocks, count, x, range);                                                   // 1 max
   lane_sums(x, true, count, classes, range, stats, input.ahead(blocks, count, x.data));  // 2 sum-exp
   output.store(blocks, count, x, [&](int b, auto body) __attribute__((always_inline)) {  // 3 write
@@ -101,7 +97,7 @@ SK_INLINE void softmax_lanes(const LaneOperand<T>& input, const LaneOperand<T>& 
 }
 
 template <class T, class Order>
-SK_INLINE void softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock* blocks, int count,
+SK_INLINE void softmax_backward_lanes(const LaneOutput<T>& dx, const LaneBlock* blocks, int count,
                                       const LaneTile<Compute<T>>& g, const LaneTile<Compute<T>>& y,
                                       int64_t classes) {
   using S = Simd<Compute<T>>;
@@ -114,6 +110,49 @@ SK_INLINE void softmax_backward_lanes(const LaneOperand<T>& dx, const LaneBlock*
     });
     body([&](int64_t c) __attribute__((always_inline)) { return S::mul(yb[c], S::sub(gb[c], dot[0])); });
   });
+}
+
+constexpr ForwardKind kSoftmax{true, true};
+
+template <class T>
+Ran softmax(const ForwardArgs& a, Range range) {
+  using A = Compute<T>;
+  const int64_t classes = a.shape.classes;
+  RowWalk<T> walk(classes);
+  return forward<T>(
+      a, range, kSoftmax,
+      [&](auto order, const auto& input, const auto& output, const LaneBlock* blocks, int count,
+          const auto& x) { softmax_lanes<T, decltype(order)>(input, output, blocks, count, x, classes); },
+      [&](int64_t, const T* x, A* e, const T* next)
+          __attribute__((always_inline)) { return softmax_sum(walk, x, e, next); },
+      [&](int64_t, const T*, const A* e, T* y, A sum, bool stream)
+          __attribute__((always_inline)) { softmax_write(e, y, sum, classes, stream); });
+}
+
+template <class T>
+size_t softmax_scratch(const ForwardArgs& a, int64_t rows) {
+  return forward_scratch<T>(a, rows, kSoftmax);
+}
+
+template <class T>
+constexpr Kernel<ForwardArgs> softmax_kernel() {
+  return {&fenced<ForwardArgs, &softmax<T>>, &softmax_scratch<T>,
+          &forward_chunk<T, kSoftmax, &softmax_chunk<T>>, 3, &forward_shared<T, kSoftmax>};
+}
+
+template <class T>
+Ran softmax_backward(const BackwardArgs& a, Range range) {
+  return backward<T, &softmax_backward_row<T>>(
+      a, range,
+      [&](auto order, const auto& dx, const LaneBlock* blocks, int count, const auto& g, const auto& y) {
+        softmax_backward_lanes<T, decltype(order)>(dx, blocks, count, g, y, a.shape.classes);
+      });
+}
+
+template <class T>
+constexpr Kernel<BackwardArgs> softmax_backward_kernel() {
+  return {&fenced<BackwardArgs, &softmax_backward<T>>, &backward_scratch<T>,
+          &backward_chunk<T, &softmax_backward_chunk<T>>, 2, &backward_shared<T>};
 }
 
 }  // namespace

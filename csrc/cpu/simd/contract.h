@@ -47,12 +47,68 @@ namespace {
 template <class A>
 struct Simd;
 
-template <class S, class A>
-constexpr bool keeps_contract() {
-  static_assert(S::kLanes * sizeof(A) == 64, "reductions are defined over 64 bytes of lanes");
-  static_assert(sizeof(typename S::Reg) == 64, "one register's worth of lanes, no more");
+template <class T>
+T any();
+
+#define SK_RETURNS(Type, ...) \
+  static_assert(__is_same(decltype(__VA_ARGS__), Type), #__VA_ARGS__ " does not return " #Type)
+
+/// The members that move elements of T, a storage type of S.
+template <class S, class T>
+constexpr bool moves() {
+  using A = typename S::Number;
+  using Reg = typename S::Reg;
+  using From = const T*;
+  SK_RETURNS(Reg, S::load(any<From>()));
+  SK_RETURNS(Reg, S::load(any<From>(), any<int>(), any<A>()));
+  SK_RETURNS(void, S::store(any<T*>(), any<Reg>()));
+  SK_RETURNS(void, S::store(any<T*>(), any<Reg>(), any<int>()));
+  SK_RETURNS(void, S::stream(any<T*>(), any<Reg>()));
+  SK_RETURNS(void, S::load_columns(any<From (*)(int)>(), any<Reg(&)[S::kPiece]>()));
+  SK_RETURNS(void, S::load_columns(any<From (*)(int)>(), any<Reg(&)[S::kWidePiece]>()));
+  SK_RETURNS(void, S::store_columns(any<T* (*)(int)>(), any<const Reg(&)[S::kPiece]>()));
+  SK_RETURNS(void, S::store_columns(any<T* (*)(int)>(), any<const Reg(&)[S::kWidePiece]>()));
   return true;
 }
+
+/// Whether S has all of the members above, as they are called here.
+template <class S, class A>
+constexpr bool keeps_contract() {
+  using Reg = typename S::Reg;
+  static_assert(__is_same(typename S::Number, A));
+  static_assert(S::kLanes * sizeof(A) == 64, "reductions are defined over 64 bytes of lanes");
+  static_assert(sizeof(Reg) == 64, "one register's worth of lanes, no more");
+  static_assert(S::kPiece * sizeof(A) == 16 &&
+                (S::kWidePiece == S::kPiece || S::kWidePiece == 2 * S::kPiece));
+  static_assert(4 % S::kInStep == 0, "four vectors are computed in groups of kInStep");
+  static_assert(S::kBias == (sizeof(A) == sizeof(float) ? 127 : 1023));
+  SK_RETURNS(Reg, S::broadcast(any<A>()));
+  SK_RETURNS(Reg, S::add(any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::sub(any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::mul(any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::div(any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::fma(any<Reg>(), any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::max(any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::min(any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::add_if_equal(any<Reg>(), any<Reg>(), any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::add_unless_equal(any<Reg>(), any<Reg>(), any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::if_equal(any<Reg>(), any<Reg>(), any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::if_less(any<Reg>(), any<Reg>(), any<Reg>(), any<Reg>()));
+  SK_RETURNS(bool, S::all_at_least(any<Reg>(), any<Reg>()));
+  SK_RETURNS(bool, S::any_equal(any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::mul_at_least(any<Reg>(), any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::scale(any<Reg>(), any<Reg>(), any<Reg>()));
+  SK_RETURNS(Reg, S::split(any<Reg>(), any<Reg&>()));
+  SK_RETURNS(A, S::reduce_add(any<Reg>()));
+  SK_RETURNS(A, S::reduce_max(any<Reg>()));
+  if constexpr (sizeof(A) == sizeof(float)) {
+    SK_RETURNS(void, S::fence());
+    return moves<S, float>() && moves<S, BFloat16>() && moves<S, Half>();
+  } else {
+    return moves<S, double>();
+  }
+}
+#undef SK_RETURNS
 
 }  // namespace
 }  // namespace softkern::cpu

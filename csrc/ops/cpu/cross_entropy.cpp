@@ -160,7 +160,7 @@ class CpuKernels final : public CrossEntropyKernels {
       const Rows probabilities = readable_rows(call.target, call.dim, keep);
       const std::unique_ptr<float[]> masses(new float[call.layout.rows]);
       const MassArgs args{call.layout.shape, probabilities, masses.get()};
-      run(kernels_of(call.logits).mass, args, call.layout, sizeof(c10::Half), {&args.probabilities});
+      run(kernels_of(call.logits).mass, args, call.layout);
       float most[16] = {};  // one maximum would have each comparison wait for the one before
       for (int64_t r = 0; r < call.layout.rows; ++r) most[r % 16] = std::max(most[r % 16], masses[r]);
       largest = std::max<double>(largest, *std::max_element(most, most + 16));
@@ -194,8 +194,7 @@ class CpuKernels final : public CrossEntropyKernels {
       args.grad = *as_rows(grad, call.dim, grad.data_ptr());
       args.stream = !grad.is_same(call.logits) && streams(grad.nbytes());
     }
-    run(kernels_of(call.logits).cross_entropy, args, call.layout, call.logits.element_size(),
-        {&args.logits, &args.probabilities, &args.grad});
+    run(kernels_of(call.logits).cross_entropy, args, call.layout);
   }
   bool stores_narrow() const override { return false; }
 
@@ -233,7 +232,7 @@ class CpuKernels final : public CrossEntropyKernels {
     }
     args.shape = layout.shape;
     args.stream = !out.is_same(grad) && streams(out.nbytes());
-    run(kernels_of(grad).scale, args, layout, grad.element_size(), {&args.input, &args.output});
+    run(kernels_of(grad).scale, args, layout);
   }
 
   void set(const Tensor& scalar, double value) const override { set_scalar(scalar, value); }

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <initializer_list>
 #include <memory>
 #include <new>
 
@@ -44,7 +43,7 @@ struct Report {
 
 /// How many threads share a row; 1 where there are rows for all of them, too little in a row, or no thread
 /// that comes in time.
-inline int shares_of_a_row(const Layout& layout) {
+inline int chunks_of_a_row(const Layout& layout) {
   const int64_t most = layout.shape.classes / kGrain;
   uint32_t threads = 1;
   if (most < 2 || torch_get_num_threads(&threads) != 0 || layout.rows >= static_cast<int64_t>(threads) ||
@@ -54,17 +53,17 @@ inline int shares_of_a_row(const Layout& layout) {
   return static_cast<int>(std::min<int64_t>(most, threads));
 }
 
-/// One row after the other, each by all threads that are there: whoever comes takes the next share, and a
-/// thread that comes late finds nothing left to do. The number of shares changes no bits, nor does who
+/// One row after the other, each by all threads that are there: whoever comes takes the next chunk, and a
+/// thread that comes late finds nothing left to do. The number of chunks changes no bits, nor does who
 /// computes which.
 template <class Args>
-bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layout, int shares,
+bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layout, int chunks,
                 Report& report) {
   const int64_t classes = layout.shape.classes;
-  const int64_t blocks = (classes + kShareClasses - 1) / kShareClasses;
-  const int64_t length = (blocks + shares - 1) / shares * kShareClasses;
+  const int64_t blocks = (classes + kChunkClasses - 1) / kChunkClasses;
+  const int64_t length = (blocks + chunks - 1) / chunks * kChunkClasses;
   const int count = static_cast<int>((classes + length - 1) / length);
-  const std::unique_ptr<char[]> shared(new (std::nothrow) char[shared_bytes(classes, count)]);
+  const std::unique_ptr<char[]> shared(new (std::nothrow) char[kernel.shared_bytes(args, count)]);
   if (shared == nullptr) {
     report.out_of_memory = true;
     return false;
@@ -74,7 +73,7 @@ bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layo
     const Args& args;
     int64_t classes, length;
     int count;
-    int64_t all;  // shares of all steps of all rows
+    int64_t all;  // chunks of all steps of all rows
     void* shared;
     Report& report;
     std::atomic<int64_t> taken{0}, done{0};
@@ -87,35 +86,29 @@ bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layo
       const int index = static_cast<int>(i % c.count), step = static_cast<int>(turn % c.kernel.steps);
       c.patience.wait_for(c.done, turn * c.count);
       const int64_t stop = std::min(c.classes, (index + 1) * c.length);
-      const Share share{row, index * c.length, stop, index, c.count, c.shared};
-      c.report.set(c.kernel.share(c.args, share, step));
+      const Chunk chunk{row, index * c.length, stop, index, c.count, c.shared};
+      c.report.set(c.kernel.chunk(c.args, chunk, step));
       c.done.fetch_add(1, std::memory_order_release);
     }
     if (begin == 0) c.patience.leave();  // the calling thread
   };
-  const bool failed = torch_parallel_for(0, shares, 1, on_thread, &call) != 0;
+  const bool failed = torch_parallel_for(0, chunks, 1, on_thread, &call) != 0;
   call.patience.joined();
   return !failed;
 }
 
 /// The kernel over ranges of rows. Splitting by rows changes no bits.
 template <class Args>
-bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout, size_t element_size,
-              int strided, Report& report) {
+bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout, Report& report) {
   struct Call {
     const Kernel<Args>& kernel;
     const Args& args;
-    const Shape& shape;
-    size_t element_size;
-    int strided;
     Report& report;
-  } call{kernel, args, layout.shape, element_size, strided, report};
+  } call{kernel, args, report};
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, layout.shape.classes));
   const auto on_thread = [](int64_t begin, int64_t end, void* context) {
     Call& c = *static_cast<Call*>(context);
-    const bool needs_scratch = c.strided > 0 || c.element_size < sizeof(float) || c.args.stream ||
-                               fits_wide_lanes(c.shape, end - begin, c.element_size);
-    const size_t bytes = needs_scratch ? scratch_bytes(c.shape, end - begin, c.element_size, c.strided) : 0;
+    const size_t bytes = c.kernel.scratch_bytes(c.args, end - begin);
     const std::unique_ptr<char[]> scratch(bytes > 0 ? new (std::nothrow) char[bytes] : nullptr);
     if (bytes > 0 && scratch == nullptr) {
       c.report.out_of_memory = true;  // an exception would have to cross a C interface
@@ -131,14 +124,12 @@ bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout
 /// including file is compiled without OpenMP, and with the compiler's own OpenMP runtime, beside torch's,
 /// where it is not.
 template <class Args>
-void run(const Kernel<Args>& kernel, const Args& args, const Layout& layout, size_t element_size,
-         std::initializer_list<const Rows*> operands) {
-  int strided = 0;
-  for (const Rows* rows : operands) strided += is_packed(*rows);
+void run(const Kernel<Args>& kernel, const Args& args, const Layout& layout) {
   Report report;
-  const int shares = strided == 0 && kernel.share != nullptr ? shares_of_a_row(layout) : 1;
-  const bool done = shares > 1 ? run_shared(kernel, args, layout, shares, report)
-                               : run_rows(kernel, args, layout, element_size, strided, report);
+  const int chunks = kernel.chunk == nullptr ? 1 : chunks_of_a_row(layout);
+  const bool shared = chunks > 1 && kernel.shared_bytes(args, chunks) > 0;
+  const bool done =
+      shared ? run_shared(kernel, args, layout, chunks, report) : run_rows(kernel, args, layout, report);
   TORCH_CHECK(done && !report.out_of_memory, "softkern: not enough memory for rows of ", layout.shape.classes,
               " classes");
   set_last({report.isa.load(std::memory_order_relaxed), report.path.load(std::memory_order_relaxed)});

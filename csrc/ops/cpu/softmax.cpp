@@ -19,7 +19,7 @@ Tensor forward(const Tensor& self, int64_t dim, Kernel<ForwardArgs> Kernels::* k
   const Layout layout = layout_of(x, dim);
   const ForwardArgs args{layout.shape, readable_rows(x, dim, keep), *as_rows(y, dim, y.data_ptr()),
                          streams(y.nbytes())};
-  run(active().by_type[type]->*kernel, args, layout, x.element_size(), {&args.input, &args.output});
+  run(active().by_type[type]->*kernel, args, layout);
   return output;
 }
 
@@ -40,8 +40,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
   const Layout layout = layout_of(y, dim);
   const BackwardArgs args{layout.shape, readable_rows(g, dim, keep_g), readable_rows(y, dim, keep_y),
                           *as_rows(dx, dim, dx.data_ptr()), streams(dx.nbytes())};
-  run(active().by_type[type]->*kernel, args, layout, y.element_size(),
-      {&args.grad_output, &args.output, &args.grad_input});
+  run(active().by_type[type]->*kernel, args, layout);
   return grad_input;
 }
 

@@ -62,6 +62,13 @@ def isa_object(
     return isa, element, path
 
 
+def test_every_instruction_set_is_in_the_list() -> None:
+    """One whose file is there and which isas.h does not name would be compiled, and never run."""
+    files = sorted(path.stem for path in (ROOT / "csrc/cpu/isa").glob("*.cpp"))
+    listed = re.findall(r"^ *X\(\w+, (\w+),", (ROOT / "csrc/cpu/isas.h").read_text(), flags=re.M)
+    assert sorted(listed) == sorted(ISAS) == files
+
+
 def test_the_only_export_is_the_table(isa_object: tuple[str, str, Path]) -> None:
     isa, element, path = isa_object
     defined = [line.split(None, 2) for line in run("nm", "-C", "--defined-only", str(path)).splitlines()]

@@ -13,7 +13,7 @@
 #include "../../common/exp.h"
 #include "../../common/log.h"
 #include "../simd/in_step.h"
-#include "row.h"
+#include "loop.h"
 
 namespace softkern::cpu {
 namespace {
@@ -99,13 +99,17 @@ class NormalTerms {
 template <class S, class Terms>
 SK_INLINE void four_terms(const Terms& terms, const typename S::Reg (&x)[4], typename S::Reg (&e)[4]) {
   constexpr int K = S::kInStep;
-  using W = InStep<S, K>;
-  SK_UNROLL
-  for (int i = 0; i < 4; i += K) {
-    typename W::Reg v;
-    for (int k = 0; k < K; ++k) v.of[k] = x[i + k];
-    const auto t = terms.template in_step<W>(v);
-    for (int k = 0; k < K; ++k) e[i + k] = t.of[k];
+  if constexpr (K == 1) {
+    for (int k = 0; k < 4; ++k) e[k] = terms.of(x[k]);
+  } else {
+    using W = InStep<S, K>;
+    SK_UNROLL
+    for (int i = 0; i < 4; i += K) {
+      typename W::Reg v;
+      for (int k = 0; k < K; ++k) v.of[k] = x[i + k];
+      const auto t = terms.template in_step<W>(v);
+      for (int k = 0; k < K; ++k) e[i + k] = t.of[k];
+    }
   }
 }
 
@@ -137,9 +141,8 @@ struct RowRange {
 
 template <class A>
 SK_INLINE RowRange<A> make_range(const typename Simd<A>::Reg& least, const typename Simd<A>::Reg& most) {
-  using S = Simd<A>;
   // Whether the maximum of a row of zeros is -0 or +0 would depend on their order.
-  return {-S::reduce_max(S::sub(S::broadcast(0), least)), S::reduce_max(most) + A(0)};
+  return {reduce_min<A>(least), Simd<A>::reduce_max(most) + A(0)};
 }
 
 /// What is done about rows that follow while a row's terms are summed.

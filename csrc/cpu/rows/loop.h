@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loop over a row and its tail: the only one. And with it the canonical order of every reduction, which
-// AsRows in lane_order.h follows too: vector v of a row goes to accumulator v % 4, the vector that is not
+// AsRows in lanes/order.h follows too: vector v of a row goes to accumulator v % 4, the vector that is not
 // whole to accumulator 3 (free in the last round, which has at most three whole vectors), blocks of kBlock
 // elements are added up one after the other, and at the end the four accumulators meet as (0 + 1) + (2 + 3).
 #pragma once
 
-#include "../scalar.h"
+#include "../policy.h"
 
 namespace softkern::cpu {
 namespace {
@@ -157,6 +157,13 @@ SK_INLINE void write_fours(T* y, int64_t n, bool stream, Four four, Body body) {
                     [&](auto at, int64_t k) __attribute__((always_inline)) { return body(at, i + k); });
 }
 
+/// The least lane; reduce_max is what instruction sets have.
+template <class A>
+SK_INLINE A reduce_min(const typename Simd<A>::Reg& v) {
+  using S = Simd<A>;
+  return -S::reduce_max(S::sub(S::broadcast(0), v));
+}
+
 template <class A>
 class Accumulators {
   using S = Simd<A>;
@@ -204,7 +211,7 @@ class Accumulators {
   SK_INLINE Reg lane_min() const { return S::min(S::min(v_[0], v_[1]), S::min(v_[2], v_[3])); }
   SK_INLINE A sum() const { return S::reduce_add(lane_sum()); }
   SK_INLINE A max() const { return S::reduce_max(lane_max()); }
-  SK_INLINE A min() const { return -S::reduce_max(S::sub(S::broadcast(0), lane_min())); }
+  SK_INLINE A min() const { return reduce_min<A>(lane_min()); }
 
  private:
   Reg v_[4];

@@ -4,8 +4,9 @@
 // know nothing of each other: a row's bits depend on that row alone.
 #pragma once
 
-#include "operand.h"
-#include "row_stats.h"
+#include "../rows/stats.h"
+#include "prefetch.h"
+#include "tiles.h"
 
 namespace softkern::cpu {
 namespace {
@@ -46,8 +47,8 @@ struct FewClasses {
   }
 };
 
-/// As row.h and row_stats.h do it, bit for bit, for rows of one block of sums: a row's results don't depend
-/// on how far its classes lie apart.
+/// As rows/loop.h and rows/stats.h do it, bit for bit, for rows of one block of sums: a row's results don't
+/// depend on the stride of its classes.
 template <class A>
 struct AsRows {
   using S = Simd<A>;
@@ -104,39 +105,6 @@ struct AsRows {
   }
 };
 
-/// The blocks of a group.
-template <class A>
-struct LaneTile {
-  typename Simd<A>::Reg* data;
-  int64_t pitch;
-  SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
-};
-
-/// Memory to be fetched into the cache while blocks are computed, a line for each of their vectors: `run`
-/// lines that are `line` bytes apart, and `step` bytes from where a run begins to where the next does. A run
-/// of lines 0 bytes apart has no end.
-class Ahead {
- public:
-  explicit SK_INLINE Ahead(const void* from, int64_t line = 0, int64_t run = 1, int64_t step = 0)
-      : at_(static_cast<const char*>(from)),
-        end_(line == 0 ? nullptr : at_ + run * line),
-        line_(line),
-        back_(step - run * line),
-        step_(step) {}
-  SK_INLINE void fetch_line() {
-    __builtin_prefetch(at_, 0, 2);
-    at_ += line_;
-    if (__builtin_expect(at_ == end_, 0)) {
-      at_ += back_;
-      end_ += step_;
-    }
-  }
-
- private:
-  const char *at_, *end_;
-  int64_t line_, back_, step_;
-};
-
 /// The largest and the smallest logits of a block's rows. NaNs are left out, as in Accumulators.
 template <class A>
 struct LaneRange {
@@ -176,7 +144,6 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
   using Reg = typename S::Reg;
   const Reg one = S::broadcast(1), m = stats.m;
   const Terms terms(m);
-  Ahead next = ahead;
   stats.top = terms.of(m);
   if (picked != nullptr) S::store(picked, terms.of(S::load(picked)));
   Reg others = S::broadcast(0), rest[1];  // counts are exact in any order
@@ -186,9 +153,8 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
     others = S::add_unless_equal(others, one, v, m);
     acc[0] = S::add_unless_equal(acc[0], t, v, m);
     if (e != nullptr) e[c] = t;
-    next.fetch_line();
+    ahead.fetch_line();
   });
-  ahead = next;
   stats.ties = S::sub(S::broadcast(static_cast<A>(classes)), others);
   stats.rest = rest[0];
 }

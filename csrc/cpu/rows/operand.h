@@ -1,27 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of a tensor as contiguous memory: in place where the classes lie side by side, else packed in tiles
+// Rows of a tensor as contiguous memory: in place where the classes are contiguous, else packed in tiles
 // of rows, because neighbouring rows of a strided tensor share cache lines.
 #pragma once
 
-#include "row.h"
+#include "loop.h"
 
 namespace softkern::cpu {
 namespace {
 
-/// Hands out pieces of a call's scratch memory.
+/// Hands out pieces of a call's scratch memory. Without any, it finds how many bytes of it are taken.
 class Arena {
+  static constexpr uintptr_t kLine = 64, kNowhere = kLine;  // not 0, the address of what is not taken
+
  public:
+  Arena() : next_(kNowhere) {}
   explicit Arena(void* memory) : next_(reinterpret_cast<uintptr_t>(memory)) {}
   template <class T>
   T* take(int64_t count) {
-    const uintptr_t aligned = (next_ + 63) & ~static_cast<uintptr_t>(63);
+    const uintptr_t aligned = (next_ + kLine - 1) / kLine * kLine;
     next_ = aligned + static_cast<size_t>(count) * sizeof(T);
     return reinterpret_cast<T*>(aligned);
   }
+  /// Enough wherever the memory begins.
+  size_t bytes() const { return next_ == kNowhere ? 0 : next_ - kNowhere + kLine - 1; }
 
  private:
   uintptr_t next_;
 };
+
+/// Whether a row's classes lie apart, so that kernels don't compute it in place.
+constexpr bool is_strided(const Rows& rows) { return rows.data != nullptr && rows.class_stride != 1; }
+/// Whether all classes of a row have one element, as the upstream gradient of a sum over classes.
+constexpr bool is_spread(const Rows& rows) { return rows.data != nullptr && rows.class_stride == 0; }
+/// Whether elements are not of the compute type.
+template <class T>
+constexpr bool kIsNarrow = sizeof(T) < sizeof(Compute<T>);
 
 template <class T>
 SK_INLINE T* row_at(const Rows& rows, const Shape& shape, int64_t r) {
@@ -62,7 +75,7 @@ class Operand {
   Operand(const Rows& rows, const Shape& shape, const Range& range, Arena& arena,
           const Operand* same = nullptr, bool stream = false)
       : rows_(rows), shape_(shape), pitch_(row_pitch(shape.classes)), stream_(stream) {
-    if (!is_packed(rows_)) return;
+    if (!is_strided(rows_)) return;
     if (same != nullptr && same->tile_ != nullptr) {
       tile_ = same->tile_;
     } else {
@@ -73,24 +86,24 @@ class Operand {
 
   bool given() const { return rows_.data != nullptr; }
   /// Whether rows are to be written past the caches, in place; packed ones go there from their tile.
-  bool streamed() const { return stream_ && !is_packed(rows_); }
+  bool streamed() const { return stream_ && !is_strided(rows_); }
 
   /// Row r; after stage(first, count) for a tile that holds it.
-  T* row(int64_t r, int64_t first) const { return is_packed(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
+  T* row(int64_t r, int64_t first) const { return is_strided(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
 
   /// The row after r, for which something can be done ahead of its time; null where there is none in place.
   const T* next(int64_t r, int64_t end) const {
-    return is_packed(rows_) || r + 1 >= end ? nullptr : at(r + 1);
+    return is_strided(rows_) || r + 1 >= end ? nullptr : at(r + 1);
   }
 
   /// Fetch rows first..first+count-1 for reading.
   SK_CALL void stage(int64_t first, int64_t count) const {
-    if (!is_packed(rows_)) return;
+    if (!is_strided(rows_)) return;
     if (is_spread(rows_)) {
       spread(first, is_one_element() ? 1 : count);
       return;
     }
-    if (!side_by_side()) {
+    if (!has_adjacent_rows()) {
       T* from[kMostTileRows];
       find(first, count, from);
       for (int64_t c = 0; c < shape_.classes; ++c) {
@@ -122,8 +135,8 @@ class Operand {
 
   /// Put written rows where they belong.
   SK_CALL void flush(int64_t first, int64_t count) const {
-    if (!is_packed(rows_)) return;
-    if (!side_by_side()) {
+    if (!is_strided(rows_)) return;
+    if (!has_adjacent_rows()) {
       T* to[kMostTileRows];
       find(first, count, to);
       for (int64_t c = 0; c < shape_.classes; ++c) {
@@ -150,9 +163,9 @@ class Operand {
   static constexpr int64_t kAhead = 32;  // classes
 
   T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
-  /// Whether the rows of a tile lie side by side, so that vectors run over rows: for_each_tile keeps tiles
-  /// within a slice where there are enough of them.
-  bool side_by_side() const {
+  /// Whether neighbouring rows of a tile are one element apart, so that vectors run over rows: for_each_tile
+  /// keeps tiles within a slice where there are enough of them.
+  bool has_adjacent_rows() const {
     return shape_.inner == 1 ? rows_.outer_stride == 1
                              : rows_.inner_stride == 1 && shape_.inner >= kLeastSliceRows;
   }
@@ -228,10 +241,9 @@ class ComputeRows {
 
  public:
   ComputeRows() = default;
-  ComputeRows(Arena& arena, int64_t classes, bool stream) : pitch_(row_pitch(classes)) {
-    if (stream || sizeof(T) < sizeof(A))
-      scratch_ = arena.take<A>((lags(classes, sizeof(T)) ? 2 : 1) * pitch_);
-    lag_ = lags(classes, sizeof(T));
+  /// `lag`: of for_each_row.
+  ComputeRows(Arena& arena, int64_t classes, bool stream, bool lag) : pitch_(row_pitch(classes)), lag_(lag) {
+    if (stream || kIsNarrow<T>) scratch_ = arena.take<A>((lag ? 2 : 1) * pitch_);
   }
   A* row(int64_t r, T* output) const {
     if (scratch_ != nullptr) return scratch_ + (lag_ ? r & 1 : 0) * pitch_;
