@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// With a_c the target mass of class c, A = sum_c a_c, m = max_c x_c, d = sum_c exp(x_c - m):
-//   loss  = sum_c a_c ((m - x_c) + log d)
-//   dx_c  = g (A exp(x_c - m) / d - a_c)
-// Class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c        (s label_smoothing, w weight, 1 without)
-// Class probabilities:  a_c = w_c ((1 - s) t_c + s/C)
-// The part of the mass that every class may have is spread, the class index's own part hot. m and d stay
-// apart: m + log d, rounded, would lose the loss of logits that share a large offset.
+// cross_entropy's loss and gradient (common/loss.h) of a target mass that is hot, spread, or both
+// (common/mass.h).
 #include <type_traits>
 
+#include "../common/loss.h"
+#include "../common/mass.h"
 #include "launch.cuh"
 #include "targets.cuh"
 
@@ -36,8 +33,7 @@ struct Call {
   IndexTarget target;
   Rows probabilities;
   const T* weight;
-  A keep;   // 1 - s
-  A share;  // s/C
+  MassNumbers<A> numbers;
   A constant_factor;
   const A* factor;
   void* loss;
@@ -49,10 +45,11 @@ struct Call {
 template <class T>
 struct SpreadMass {
   using A = Compute<T>;
+  using L = Lane<A>;
   static constexpr bool kSpread = true;
   Span<const T> t;  // at null with class indices
   const T* weight;
-  A keep, share;
+  MassNumbers<A> numbers;
   int64_t classes;
 
   /// a of the classes from c on; false behind the row's end.
@@ -62,16 +59,16 @@ struct SpreadMass {
     if (t.at != nullptr) {
       t.load(c, a, A(0));
       SK_UNROLL
-      for (int i = 0; i < V; ++i) a[i] = fused(a[i], keep, share);
+      for (int i = 0; i < V; ++i) a[i] = probability_mass<L>(numbers, a[i]);
     } else {
       SK_UNROLL
-      for (int i = 0; i < V; ++i) a[i] = share;
+      for (int i = 0; i < V; ++i) a[i] = uniform_mass<L>(numbers);
     }
     if (weight != nullptr) {
       A w[V];
       Span<const T>{weight, 1, classes}.load(c, w, A(0));
       SK_UNROLL
-      for (int i = 0; i < V; ++i) a[i] *= w[i];
+      for (int i = 0; i < V; ++i) a[i] = weighted<L>(a[i], w[i]);
     }
     return true;
   }
@@ -90,19 +87,9 @@ struct MassOf<T, false> {
 template <class A, class Index>
 struct Hot {
   Index index = -1;  // none
-  A mass = 0;        // (1 - s) w_y
+  A mass = 0;
   A x = 0;
 };
-
-/// The true class, but for its spread mass, from numbers of the compute type: p - 1 of a p already rounded to
-/// 16 bits is off by up to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1,
-/// and the other classes give it.
-template <class A, class Index>
-SK_INLINE A hot_gradient(const Stats<A>& s, const Hot<A, Index>& hot, A inverse, A factor) {
-  const A p = Terms<A>(finite(s.m)).of(hot.x) * inverse;
-  const bool alone = hot.x == s.m && s.ties == 1;
-  return factor * fused(hot.mass, alone ? -s.rest * inverse : p - 1, s.mass * p);
-}
 
 /// What is known of a row before its logits are read.
 template <class T, bool kSpread, class Index>
@@ -117,6 +104,7 @@ struct RowTarget {
 
 template <class T, bool kSpread, class Index>
 SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>& call, int64_t row) {
+  using A = Compute<T>;
   RowTarget<T, kSpread, Index> result;
   bool counts = row < grid.rows;
   if (counts && call.target.at != nullptr) {
@@ -128,14 +116,15 @@ SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>
       const T* x = row_of<const T>(call.logits, row, grid.shape.inner);
       result.hot.index = static_cast<Index>(y);
       result.hot.x = widen(x[y * call.logits.class_stride]);
-      result.hot.mass = call.weight != nullptr ? call.keep * widen(call.weight[y]) : call.keep;
+      result.hot.mass = hot_mass<Lane<A>>(call.numbers);
+      if (call.weight != nullptr) result.hot.mass = weighted<Lane<A>>(result.hot.mass, widen(call.weight[y]));
     }
   }
   if constexpr (kSpread) {
     result.spread_counts = counts;
     Span<const T> t{nullptr, 0, 0};
     if (call.probabilities.data != nullptr) t = span_of<const T>(call.probabilities, grid, row);
-    result.mass = {t, call.weight, call.keep, call.share, counts ? grid.shape.classes : 0};
+    result.mass = {t, call.weight, call.numbers, counts ? grid.shape.classes : 0};
   }
   return result;
 }
@@ -153,15 +142,18 @@ template <class T, bool kSpread, class Index, class Row>
 SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, kSpread, Index>& target,
                               const Span<T>& out, const Stats<Compute<T>>& s) {
   using A = Compute<T>;
+  using L = Lane<A>;
   const A factor = call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
-  const A inverse = inverse_of(s.total());
-  A scale = factor * (target.hot.mass + s.mass) * inverse * TermsOf<T>::kUnit;
+  const A divisor = L::divisor(s.total());
+  A scale = gradient_scale<L>(factor, target.hot.mass, s.mass, divisor) * TermsOf<T>::kUnit;
   // An ignored row that is kept as logits holds zeros, one that is not kept has no terms: times 0 that is +0.
   if (!Row::kHoldsTerms && !target.counts()) scale = 0;
-  A hot_dx = hot_gradient(s, target.hot, inverse, factor);
+  A hot_dx = hot_gradient<L>(factor, target.hot.mass, s.mass, target.hot.x,
+                             Terms<A>(finite(s.m)).of(target.hot.x), s.m, s.ties, s.rest, divisor);
   if constexpr (kSpread) {
     A a[1];
-    if (target.hot.index >= 0 && target.mass.load(target.hot.index, a)) hot_dx = fused(a[0], -factor, hot_dx);
+    if (target.hot.index >= 0 && target.mass.load(target.hot.index, a))
+      hot_dx = less_mass<L>(hot_dx, a[0], -factor);
   }
   const TermsOf<T> terms(finite(s.m));
   row.write(out, [&](auto& v, Index c) {  // 3 write
@@ -175,7 +167,7 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
       A a[V];
       if (target.mass.load(c, a)) {
         SK_UNROLL
-        for (int i = 0; i < V; ++i) v[i] = fused(a[i], -factor, v[i]);
+        for (int i = 0; i < V; ++i) v[i] = less_mass<L>(v[i], a[i], -factor);
       }
     }
   });
@@ -192,14 +184,15 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
                                  const RowTarget<T, kSpread, Index>& target, const Span<T>& out,
                                  Number number) {
   using A = Compute<T>;
+  using L = Lane<A>;
   const Stats<A> s = statistics<true, true, T>(team, row, target.mass);
   const A d_less_one = s.d_less_one(), below = s.m - target.hot.x;
   const auto write_loss = [&] {
     const int64_t own = number();
     if (own < 0) return;
-    const A log_d = log_one_plus_of(d_less_one);
-    A loss = target.hot.index >= 0 ? target.hot.mass * (below + log_d) : A(0);
-    if (kSpread) loss += fused(s.mass, log_d, s.below);
+    const A log_d = L::log_one_plus(d_less_one);
+    A loss = target.hot.index >= 0 ? hot_loss<L>(target.hot.mass, below, log_d) : A(0);
+    if (kSpread) loss += spread_loss<L>(s.mass, s.below, log_d);
     store_loss(call, own, target.counts() ? loss : A(0));
   };
   // A logarithm takes registers, of which a row that is kept leaves few before it is written.
@@ -263,13 +256,11 @@ Outcome launch(const CrossEntropyArgs& args, const Target& target) {
                 {&args.logits, &args.probabilities, &args.grad}, kSpread ? args.weight : nullptr);
   const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSpread ? 4 : 2, 1);
   const Grid grid{args.rows, args.shape, sharing_of(plan)};
-  const double s = args.options.label_smoothing;
   const Call<T> call{args.logits,
                      {args.target, args.target_type, args.options.ignore_index},
                      args.probabilities,
                      static_cast<const T*>(args.weight),
-                     static_cast<A>(1 - s),
-                     static_cast<A>(s / static_cast<double>(args.shape.classes)),
+                     mass_numbers<A>(args.options, args.shape.classes),
                      static_cast<A>(args.grad_factor),
                      static_cast<const A*>(args.factor),
                      args.loss,
