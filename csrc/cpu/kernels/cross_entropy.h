@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// With a_c the target mass of class c, A = sum_c a_c, m = max_c x_c, d = sum_c exp(x_c - m):
-//   loss  = sum_c a_c ((m - x_c) + log d)
-//   dx_c  = g (A exp(x_c - m) / d - a_c)
-// Class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c        (s label_smoothing, w weight, 1 without)
-// Class probabilities:  a_c = w_c ((1 - s) t_c + s/C)
-// m and d stay apart: m + log d, rounded, would lose the loss of logits that share a large offset.
+// cross_entropy of rows. Formulas and names: common/mass.h and common/loss.h.
 #pragma once
 
+#include "../../common/loss.h"
+#include "../../common/mass.h"
+#include "arithmetic.h"
 #include "operand.h"
 #include "row_stats.h"
 #include "shared_row.h"
@@ -99,18 +97,13 @@ struct CrossEntropySums {
   Sums<A, 2> mass;  // of the classes but for the hot part, and mass times (m - x)
 
   A loss(A log_d) const {
-    const A own = hot.index >= 0 ? hot.mass * ((stats.m - hot_x) + log_d) : A(0);
-    return kSpread ? own + (mass.of[1] + mass.of[0] * log_d) : own;
+    using L = OneLane<A>;
+    const A own = hot.index >= 0 ? hot_loss<L>(hot.mass, stats.m - hot_x, log_d) : A(0);
+    return kSpread ? own + spread_loss<L>(mass.of[0], mass.of[1], log_d) : own;
   }
-
-  /// The true class, from numbers of the compute type: p - 1 of a p already rounded to 16 bits is off by up
-  /// to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1, and the other
-  /// classes give it.
   A hot_gradient(A hot_e, A factor) const {
-    const A sum = stats.sum();
-    const A p = hot_e / sum;
-    const bool alone = hot_x == stats.m && stats.ties == 1;
-    return factor * (hot.mass * (alone ? -stats.rest / sum : p - 1) + mass.of[0] * p);
+    return softkern::hot_gradient<OneLane<A>>(factor, hot.mass, mass.of[0], hot_x, hot_e, stats.m, stats.ties,
+                                              stats.rest, stats.sum());
   }
 };
 
@@ -129,10 +122,11 @@ SK_CALL void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& ro
     if (holds_hot) {
       A lanes[S::kLanes];
       S::store(lanes, mass.load(Tail<A>{1}, y));
-      hot_grad -= factor * lanes[0];
+      hot_grad = less_mass<OneLane<A>>(hot_grad, lanes[0], -factor);
     }
   }
-  const auto scale = S::broadcast(factor * (row.hot.mass + row.mass.of[0]) / row.stats.sum());
+  const auto scale =
+      S::broadcast(gradient_scale<OneLane<A>>(factor, row.hot.mass, row.mass.of[0], row.stats.sum()));
   const auto minus_factor = S::broadcast(-factor);
   const auto gradient = [&](auto at, int64_t k) __attribute__((always_inline)) {
     const auto v = at.load(e + begin + k, 0);

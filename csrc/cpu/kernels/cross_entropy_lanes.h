@@ -57,6 +57,7 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
                                   A grad_factor, const Ahead& ahead, LaneGradient<A>* gradient,
                                   typename Simd<A>::Reg* loss) {
   using S = Simd<A>;
+  using F = Lanes<A>;  // of formulas
   using Reg = typename S::Reg;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   constexpr int L = S::kLanes;
@@ -95,26 +96,21 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
       index = S::load(hot.index + b * L);
       own = S::load(hot.mass + b * L);
       hot_x = S::load(hot.x + b * L);
-      loss[b] = S::mul(own, S::add(S::sub(of.m, hot_x), log_d));
+      loss[b] = hot_loss<F>(own, S::sub(of.m, hot_x), log_d);
     }
     if constexpr (kSpread) {
       spread_mass = spread[b][0];
-      loss[b] = S::add(loss[b], S::add(spread[b][1], S::mul(spread_mass, log_d)));
+      loss[b] = S::add(loss[b], spread_loss<F>(spread_mass, spread[b][1], log_d));
     }
     // Exact zeros for ignored rows, whatever their logits: 0 * NaN would spread the NaN of a padded row.
     if constexpr (kHot) loss[b] = S::if_less(index, zero, zero, loss[b]);
     if (!need_grad) continue;
 
     const Reg sum = of.sum();
-    gradient[b].scale = S::div(S::mul(factor, S::add(own, spread_mass)), sum);
+    gradient[b].scale = gradient_scale<F>(factor, own, spread_mass, sum);
     if constexpr (kHot) {
-      const Reg p = S::div(S::load(hot.e + b * L), sum);
-      // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its
-      // digits.
-      const Reg others = S::sub(zero, S::div(of.rest, sum));
-      const Reg alone = S::if_equal(hot_x, of.m, of.ties, zero);
-      const Reg off = S::if_equal(alone, S::broadcast(1), others, S::sub(p, S::broadcast(1)));
-      gradient[b].hot = S::mul(factor, S::add(S::mul(own, off), S::mul(spread_mass, p)));
+      const Reg e = S::load(hot.e + b * L);
+      gradient[b].hot = hot_gradient<F>(factor, own, spread_mass, hot_x, e, of.m, of.ties, of.rest, sum);
     }
   }
 }
