@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels: every way through them. What the matrix of softkern.verify does not ask.
 
-On a GPU, or in the build that `make emulate` makes: on the host, in the emulator of tests/native/simt.h, with
-and without clusters; in other orders of threads: test_cuda_orders.py. Another run of the suite skips them."""
+On a GPU, or in the build that `make emulate` makes: on the host, in the emulator (csrc/cuda/hardware/simt.h),
+with and without clusters; in other orders of threads: test_cuda_orders.py. Another run of the suite skips
+them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ namespace {
 
 /// Beside the row there are the hot class and, with spread mass, more sums and another tensor.
 template <class T, bool kSpread>
-struct Losses : OneTensor<T> {
+struct LossLimits : OneTensor<T> {
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
   static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
   static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads;
@@ -202,8 +202,8 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
 }
 
 template <class T, bool kSpread, Access kAccess, int E>
-__global__ void SK_BOUNDS(Losses<T, kSpread>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
-  TeamOf<Losses<T, kSpread>, T, E> team(grid.sharing);
+__global__ void SK_BOUNDS(LossLimits<T, kSpread>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
+  TeamOf<LossLimits<T, kSpread>, T, E> team(grid.team);
   const int64_t number = team.row();
   // Where a thread keeps its part, classes are few enough for an int.
   using Index = std::conditional_t<(E > 0), int, int64_t>;
@@ -212,7 +212,7 @@ __global__ void SK_BOUNDS(Losses<T, kSpread>, kAccess, E) cross_entropy_kernel(G
   Row row(team);
   // Rows that are ignored need not be read, but to know it takes as long as to read a short one: that is read
   // at the same time.
-  const bool at_once = Row::kKeeps && !kSpread && grid.sharing.kind != Shared::kCluster;
+  const bool at_once = Row::kKeeps && !kSpread && grid.team.kind != TeamKind::kCluster;
   if (at_once) row.load(x, -INFINITY);
   const auto target = target_of<T, kSpread, Index>(grid, call, number);
   if (!at_once) {
@@ -249,13 +249,13 @@ __global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call) {
 }
 
 template <class T, bool kSpread>
-Outcome launch(const CrossEntropyArgs& args, const Target& target) {
+Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
   const Plan plan =
-      make_plan(args.shape, traits_of<T, Losses<T, kSpread>>(target),
+      make_plan(args.shape, traits_of<T, LossLimits<T, kSpread>>(stream),
                 {&args.logits, &args.probabilities, &args.grad}, kSpread ? args.weight : nullptr);
   const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSpread ? 4 : 2, 1);
-  const Grid grid{args.rows, args.shape, sharing_of(plan)};
+  const Grid grid{args.rows, args.shape, team_shape_of(plan)};
   const Call<T> call{args.logits,
                      {args.target, args.target_type, args.options.ignore_index},
                      args.probabilities,
@@ -267,11 +267,11 @@ Outcome launch(const CrossEntropyArgs& args, const Target& target) {
                      args.narrow_loss,
                      args.grad};
   if (plan.way == Way::kTile) {
-    return {start(cross_entropy_tile_kernel<T, kSpread>, dims, target, grid, call), plan.path};
+    return {start(cross_entropy_tile_kernel<T, kSpread>, dims, stream, grid, call), plan.path};
   }
-  const char* error = with_kernel<T, Losses<T, kSpread>>(plan, [&](auto kernel) {
+  const char* error = with_kernel<T, LossLimits<T, kSpread>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(cross_entropy_kernel<T, kSpread, K::kAccess, K::E>, dims, target, grid, call);
+    return start(cross_entropy_kernel<T, kSpread, K::kAccess, K::E>, dims, stream, grid, call);
   });
   return {error, plan.path};
 }
@@ -306,9 +306,9 @@ SK_INLINE void scale_chunk(const Span<T>& in, const Span<T>& out, int64_t c, Com
 }
 
 /// Chunks in the order of a contiguous tensor: classes, or the rows behind them, next to each other.
-/// `packed`: both tensors are contiguous.
+/// `dense`: both tensors are (see is_dense).
 template <class T, int V>
-__global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows output, bool packed) {
+__global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows output, bool dense) {
   using A = Compute<T>;
   const int64_t first =
       static_cast<int64_t>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
@@ -320,7 +320,7 @@ __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows out
     const A factor = factors.unless_ignored(0);
     if (factor == 1 && in_place) return;
     // Rows stored as zeros stay +0 by themselves where the factor is neither negative nor without end.
-    if (packed && factor > 0 && is_finite(factor)) {
+    if (dense && factor > 0 && is_finite(factor)) {
       const Span<T> from{static_cast<T*>(input.data), 1, items * V},
           to{static_cast<T*>(output.data), 1, items * V};
       for (int64_t item = first; item < items; item += step) scale_chunk<V>(from, to, item * V, factor);
@@ -338,8 +338,8 @@ __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows out
   }
 }
 
-/// Whether the rows fill their memory in any order.
-inline bool is_packed(const Rows& rows, const Shape& shape, int64_t count) {
+/// Whether the rows fill their memory, in any order.
+inline bool is_dense(const Rows& rows, const Shape& shape, int64_t count) {
   const int64_t classes = shape.classes, inner = shape.inner;
   if (inner == 1) return rows.class_stride == 1 && (count == 1 || rows.outer_stride == classes);
   return rows.class_stride == inner && rows.inner_stride == 1 &&
@@ -349,38 +349,38 @@ inline bool is_packed(const Rows& rows, const Shape& shape, int64_t count) {
 }  // namespace
 
 template <class T>
-Outcome cross_entropy(const CrossEntropyArgs& args, const Target& target) {
+Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream) {
   const bool spread = args.probabilities.data != nullptr || args.options.label_smoothing > 0;
-  return with_clusters_that_fit(target, [&](const Target& on) {
+  return with_clusters_that_fit(stream, [&](const DeviceStream& on) {
     return spread ? launch<T, true>(args, on) : launch<T, false>(args, on);
   });
 }
 
 template <class T>
-Outcome scale(const ScaleArgs& args, const Target& target) {
+Outcome scale(const ScaleArgs& args, const DeviceStream& stream) {
   constexpr int V = kVector<T>, kThreads = 256;
   // Enough for any GPU. Where there is nothing to do, a block for each 256 chunks would take longer to come
   // and go than the kernel that made the gradient.
   constexpr int64_t kEnoughBlocks = 2048;
   const bool vectors = args.shape.inner == 1 && args.shape.classes % V == 0 &&
                        takes_vectors(args.input, V, 1) && takes_vectors(args.output, V, 1);
-  const bool packed =
-      is_packed(args.input, args.shape, args.rows) && is_packed(args.output, args.shape, args.rows);
+  const bool dense =
+      is_dense(args.input, args.shape, args.rows) && is_dense(args.output, args.shape, args.rows);
   const int64_t items = args.rows * (args.shape.classes / (vectors ? V : 1));
   const Dims dims{std::min((items + kThreads - 1) / kThreads, kEnoughBlocks), kThreads};
-  const Grid grid{args.rows, args.shape, {Shared::kLanes, 1}};
+  const Grid grid{args.rows, args.shape, {TeamKind::kLanes, 1}};
   const Factors<T> factors{args.upstream,
                            args.upstream_type,
                            args.by_row,
                            static_cast<const Compute<T>*>(args.scale),
                            {args.target, args.target_type, args.ignore_index}};
   const char* error =
-      vectors ? start(scale_kernel<T, V>, dims, target, grid, factors, args.input, args.output, packed)
-              : start(scale_kernel<T, 1>, dims, target, grid, factors, args.input, args.output, packed);
+      vectors ? start(scale_kernel<T, V>, dims, stream, grid, factors, args.input, args.output, dense)
+              : start(scale_kernel<T, 1>, dims, stream, grid, factors, args.input, args.output, dense);
   return {error, vectors ? "scaled by 16 bytes" : "scaled by elements"};
 }
 
-template Outcome cross_entropy<SOFTKERN_ELEMENT>(const CrossEntropyArgs&, const Target&);
-template Outcome scale<SOFTKERN_ELEMENT>(const ScaleArgs&, const Target&);
+template Outcome cross_entropy<SOFTKERN_ELEMENT>(const CrossEntropyArgs&, const DeviceStream&);
+template Outcome scale<SOFTKERN_ELEMENT>(const ScaleArgs&, const DeviceStream&);
 
 }  // namespace softkern::cuda

@@ -8,7 +8,7 @@
 #include "../common/exp.h"
 #include "../common/log.h"
 #include "../common/stats.h"
-#include "target.h"
+#include "hardware.h"
 
 namespace softkern::cuda {
 namespace {

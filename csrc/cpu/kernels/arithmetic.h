@@ -5,7 +5,7 @@
 
 #include "../../common/log.h"
 #include "../../common/stats.h"
-#include "row.h"
+#include "../simd/contract.h"
 
 namespace softkern::cpu {
 namespace {

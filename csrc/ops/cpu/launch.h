@@ -14,6 +14,7 @@
 
 #include "../../cpu/dispatch.h"
 #include "../../cpu/memory.h"
+#include "../ran.h"
 #include "../rows.h"
 #include "patience.h"
 
@@ -141,7 +142,7 @@ void run(const Kernel<Args>& kernel, const Args& args, const Layout& layout, siz
                                : run_rows(kernel, args, layout, element_size, strided, report);
   TORCH_CHECK(done && !report.out_of_memory, "softkern: not enough memory for rows of ", layout.shape.classes,
               " classes");
-  set_last({report.isa.load(std::memory_order_relaxed), report.path.load(std::memory_order_relaxed)});
+  set_last_ran({report.isa.load(std::memory_order_relaxed), report.path.load(std::memory_order_relaxed)});
 }
 
 }  // namespace softkern::cpu

@@ -67,7 +67,7 @@ Number half_storage(const Tensor& weight, const Tensor& target, bool indices, in
 
 /// The weight of the targets that count, a double, and its reciprocal in the compute type.
 std::tuple<Tensor, Tensor> find_mass(const Tensor& self, const Tensor& target, const Tensor& weight,
-                                     int64_t ignore_index, const Target& where) {
+                                     int64_t ignore_index, const DeviceStream& where) {
   const at::ScalarType compute = compute_type(self);
   const Tensor mass = new_numbers(self, {}, at::kDouble), factor = new_numbers(self, {}, compute);
   MassArgs args{};
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor> find_mass(const Tensor& self, const Tensor& target, c
 
 /// The reduced loss and grad_scale.
 std::tuple<Tensor, Tensor> reduced(const Tensor& self, const Tensor& losses, const Number& mass,
-                                   const Number& storage, bool need_grad, const Target& where) {
+                                   const Number& storage, bool need_grad, const DeviceStream& where) {
   const at::ScalarType compute = compute_type(self);
   const Tensor loss = new_numbers(self, {}, self.scalar_type());
   const Tensor grad_scale = need_grad ? new_numbers(self, {}, compute) : new_numbers(self, {0}, compute);

@@ -53,27 +53,29 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim, Ru
 }  // namespace
 
 Tensor softmax(const Tensor& self, int64_t dim) {
-  return forward(self, dim, [](auto element, const ForwardArgs& args, const Target& target) {
+  return forward(self, dim, [](auto element, const ForwardArgs& args, const DeviceStream& target) {
     return cuda::softmax<decltype(element)>(args, target);
   });
 }
 
 Tensor log_softmax(const Tensor& self, int64_t dim) {
-  return forward(self, dim, [](auto element, const ForwardArgs& args, const Target& target) {
+  return forward(self, dim, [](auto element, const ForwardArgs& args, const DeviceStream& target) {
     return cuda::log_softmax<decltype(element)>(args, target);
   });
 }
 
 Tensor softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  return backward(grad_output, output, dim, [](auto element, const BackwardArgs& args, const Target& target) {
-    return cuda::softmax_backward<decltype(element)>(args, target);
-  });
+  return backward(grad_output, output, dim,
+                  [](auto element, const BackwardArgs& args, const DeviceStream& target) {
+                    return cuda::softmax_backward<decltype(element)>(args, target);
+                  });
 }
 
 Tensor log_softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  return backward(grad_output, output, dim, [](auto element, const BackwardArgs& args, const Target& target) {
-    return cuda::log_softmax_backward<decltype(element)>(args, target);
-  });
+  return backward(grad_output, output, dim,
+                  [](auto element, const BackwardArgs& args, const DeviceStream& target) {
+                    return cuda::log_softmax_backward<decltype(element)>(args, target);
+                  });
 }
 
 }  // namespace softkern::cuda
