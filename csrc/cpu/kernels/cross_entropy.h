@@ -18,10 +18,10 @@ struct NoMass {};
 
 template <class A>
 struct UniformMass {
-  A share;  // s/C
+  MassNumbers<A> numbers;
   template <class At>
   SK_INLINE auto load(const At&, int64_t) const {
-    return Simd<A>::broadcast(share);
+    return uniform_mass<Simd<A>>(numbers);
   }
   SK_INLINE void fetch_next(int64_t) const {}
 };
@@ -30,10 +30,10 @@ template <class T>
 struct WeightMass {
   using A = Compute<T>;
   const T* weight;
-  A share;  // s/C
+  MassNumbers<A> numbers;
   template <class At>
   SK_INLINE auto load(const At& at, int64_t i) const {
-    return Simd<A>::mul(Simd<A>::broadcast(share), at.load(weight + i, 0));
+    return weighted<Simd<A>>(uniform_mass<Simd<A>>(numbers), at.load(weight + i, 0));
   }
   SK_INLINE void fetch_next(int64_t) const {}
 };
@@ -44,16 +44,15 @@ struct ProbabilityMass {
   const T* weight;
   const T* probability;
   const T* next;  // of the next row; or null
-  A keep;         // 1 - s
-  A share;        // s/C
+  MassNumbers<A> numbers;
   template <class At>
   SK_INLINE auto load(const At& at, int64_t i) const {
     using S = Simd<A>;
-    const auto t = S::fma(at.load(probability + i, 0), S::broadcast(keep), S::broadcast(share));
+    const auto mass = probability_mass<S>(numbers, at.load(probability + i, 0));
     if constexpr (kWeighted) {
-      return S::mul(t, at.load(weight + i, 0));
+      return weighted<S>(mass, at.load(weight + i, 0));
     } else {
-      return t;
+      return mass;
     }
   }
   SK_INLINE void fetch_next(int64_t i) const {
@@ -67,7 +66,7 @@ constexpr bool kIsSpread = !__is_same(Mass, NoMass);
 template <class A>
 struct Hot {
   int64_t index;  // -1: none
-  A mass;         // (1 - s) w_y
+  A mass;
 };
 
 /// Sums of a_c and of a_c (m - x_c) over the classes [begin, end), their blocks to `take`.

@@ -29,10 +29,12 @@ struct LaneGradient {
 template <class T>
 struct LaneMass {
   using A = Compute<T>;
+  using L = OneLane<A>;
   const T* weight;
-  A share;  // s/C
+  MassNumbers<A> numbers;
   SK_INLINE typename Simd<A>::Reg of(int, int64_t c) const {
-    return Simd<A>::broadcast(weight == nullptr ? share : share * widen(weight[c]));
+    const A mass = uniform_mass<L>(numbers);
+    return Simd<A>::broadcast(weight == nullptr ? mass : weighted<L>(mass, widen(weight[c])));
   }
 };
 
@@ -42,10 +44,10 @@ struct LaneProbabilityMass {
   using S = Simd<A>;
   const T* weight;
   LaneTile<A> probability;
-  A keep, share;  // 1 - s, s/C
+  MassNumbers<A> numbers;
   SK_INLINE typename S::Reg of(int b, int64_t c) const {
-    const auto t = S::fma(probability[b][c], S::broadcast(keep), S::broadcast(share));
-    return weight == nullptr ? t : S::mul(t, S::broadcast(widen(weight[c])));
+    const auto mass = probability_mass<S>(numbers, probability[b][c]);
+    return weight == nullptr ? mass : weighted<S>(mass, S::broadcast(widen(weight[c])));
   }
 };
 
@@ -131,8 +133,7 @@ class CrossEntropyLanes {
         logits_(a.logits, a.shape, range),
         probabilities_(a.probabilities, a.shape, range),
         grad_(a.grad, a.shape, range, a.stream),
-        keep_(static_cast<A>(1 - a.options.label_smoothing)),
-        share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
+        numbers_(mass_numbers<A>(a.options, a.shape.classes)) {}
 
   template <class Tiles>
   void run(Tiles& tiles) {
@@ -143,15 +144,15 @@ class CrossEntropyLanes {
       logits_.load(blocks, count, x, range);  // 1 max
       if (probabilities_.given()) {
         probabilities_.load(blocks, count, t);
-        compute<false>(blocks, count, x, range, LaneProbabilityMass<T>{weight_, t, keep_, share_}, hot);
+        compute<false>(blocks, count, x, range, LaneProbabilityMass<T>{weight_, t, numbers_}, hot);
         return;
       }
       const int64_t first = blocks->first, end = blocks[count - 1].first + blocks[count - 1].count;
       find(first, static_cast<int>(end - first), count, hot);
-      if (share_ == 0) {
+      if (numbers_.share == 0) {
         compute<true>(blocks, count, x, range, NoMass{}, hot);
       } else {
-        compute<true>(blocks, count, x, range, LaneMass<T>{weight_, share_}, hot);
+        compute<true>(blocks, count, x, range, LaneMass<T>{weight_, numbers_}, hot);
       }
     });
   }
@@ -195,7 +196,7 @@ class CrossEntropyLanes {
     const int64_t ignore = a_.options.ignore_index;
     // Copies: what is stored could be this object, for all a compiler knows, and then it makes no vectors of
     // the loop.
-    const A keep = keep_;
+    const A keep = hot_mass<OneLane<A>>(numbers_);
     A* const __restrict index = hot.index, * const __restrict mass = hot.mass;
     int32_t* const __restrict place = hot.place;
     // The next ones: between the logits' many streams, hardware loses sight of this one.
@@ -231,7 +232,7 @@ class CrossEntropyLanes {
   const int64_t classes_;
   const T* const weight_;
   const LaneOperand<T> logits_, probabilities_, grad_;
-  const A keep_, share_;
+  const MassNumbers<A> numbers_;
 };
 
 }  // namespace
