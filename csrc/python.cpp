@@ -18,6 +18,7 @@
 #include "ops/onnx.h"
 #include "ops/fallback.h"
 #include "ops/ops.h"
+#include "ops/ran.h"
 
 namespace py = pybind11;
 
@@ -111,10 +112,10 @@ PYBIND11_MODULE(_C, m) {
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&softkern::takes_cross_entropy>));
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });
-  m.def("last_isa", [] { return softkern::cpu::last().isa; });
-  m.def("last_path", [] { return softkern::cpu::last().path; });
+  m.def("last_isa", [] { return softkern::last_ran().isa; });
+  m.def("last_path", [] { return softkern::last_ran().path; });
   m.def("set_last", [](const std::string& isa, const std::string& path) {
-    softkern::cpu::set_last({kept(isa), kept(path)});
+    softkern::set_last_ran({kept(isa), kept(path)});
   });
   m.def("why_no_cuda", &softkern::why_no_cuda, py::call_guard<py::gil_scoped_release>());
   m.def("set_triton_probe", &set_triton_probe);

@@ -68,7 +68,6 @@ EMULATED_FLAGS = [
     "-fvisibility=hidden",
     "-DSOFTKERN_EMULATED",
     "-U_FORTIFY_SOURCE",  # with it, a jump to another stack is an error
-    "-Itests/native",
 ]
 
 WITHOUT = "SOFTKERN_CUDA=0 builds without CUDA kernels."
@@ -318,13 +317,12 @@ def emulator(root: Path, env: Environment) -> Compiler:
         command=[*cxx, *EMULATED_FLAGS, *sanitize, *recover, "-xc++"],
         identity=_output(*cxx, "--version"),
         folder="build/emulated",
-        headers=["csrc/common", "csrc/cpu", KERNELS, "tests/native"],
+        headers=["csrc/common", "csrc/cpu", KERNELS],
         macros=[
             ("SOFTKERN_WITH_CUDA", None),
             ("SOFTKERN_CUDA_ARCHITECTURES", '"emulated"'),
             ("SOFTKERN_EMULATED", None),
         ],
-        include_dirs=[str(root / "tests/native")],  # ninja compiles in another folder
         link_args=sanitize,
     )
 

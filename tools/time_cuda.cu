@@ -90,7 +90,7 @@ void time_shape(const char* dtype, int rows, int classes) {
 
   int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-  const Target device{nullptr, major >= 9};
+  const DeviceStream device{nullptr, major >= 9};
   const Shape shape{classes, 1};
   const auto tensor = [&](void* data) { return Rows{data, classes, 1, 1}; };
   const auto time = [&](const char* op, auto call) {

@@ -22,7 +22,8 @@ template <class A>
 struct ExpRange;
 template <>
 struct ExpRange<float> {
-  static constexpr float kRounder = 0x1.8p23f, kSpan = 105.0f, kMost = 89.0f, kNormal = 86.0f;
+  static constexpr float kRounder = 0x1.8p23f, kSpan = ExpConstants<float>::kSpan, kMost = 89.0f,
+                         kNormal = 86.0f;
   static constexpr int kRaise = 32;
   static constexpr float kLow = 63.0f;  // (127 - kRaise) ln 2 = 65.8
   static constexpr float kUp = 0x1p32f, kDown = 0x1p-32f;
@@ -30,7 +31,8 @@ struct ExpRange<float> {
 };
 template <>
 struct ExpRange<double> {
-  static constexpr double kRounder = 0x1.8p52, kSpan = 746.0, kMost = 710.0, kNormal = 707.0;
+  static constexpr double kRounder = 0x1.8p52, kSpan = ExpConstants<double>::kSpan, kMost = 710.0,
+                          kNormal = 707.0;
   static constexpr int kRaise = 64;
   static constexpr double kLow = 660.0;  // (1023 - kRaise) ln 2 = 664.7
   static constexpr double kUp = 0x1p64, kDown = 0x1p-64;

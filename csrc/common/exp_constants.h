@@ -14,6 +14,7 @@ template <>
 struct ExpConstants<float> {
   // Largest relative error of the polynomial: 0.0509 ulp.
   static constexpr int kDegree = 6;
+  static constexpr float kSpan = 105.0f;  // exp(x) rounds to 0 below -kSpan
   static constexpr float kLog2E = 0x1.7154760000000p+0f;
   static constexpr float kLn2High = 0x1.62e4300000000p-1f;
   static constexpr float kLn2Low = -0x1.05c6100000000p-29f;
@@ -36,6 +37,7 @@ template <>
 struct ExpConstants<double> {
   // Largest relative error of the polynomial: 0.0311 ulp.
   static constexpr int kDegree = 11;
+  static constexpr double kSpan = 746.0;  // exp(x) rounds to 0 below -kSpan
   static constexpr double kLog2E = 0x1.71547652b82fep+0;
   static constexpr double kLn2High = 0x1.62e42fefa39efp-1;
   static constexpr double kLn2Low = 0x1.abc9e3b39803fp-56;

@@ -8,6 +8,7 @@
 
 #include "../common/elements.h"
 #include "../common/options.h"
+#include "../common/ran.h"
 
 namespace softkern::cpu {
 
@@ -76,12 +77,6 @@ struct MassArgs {
   Rows probabilities;
   void* mass;  // compute type, one a row
   static constexpr bool stream = false;
-};
-
-/// Who ran, told by the code that ran: the ISA it was compiled for, and the way it went.
-struct Ran {
-  const char* isa;
-  const char* path;
 };
 
 /// An op on whole rows, and on chunks of rows that threads share.

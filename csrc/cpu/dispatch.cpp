@@ -44,7 +44,6 @@ const KernelTable* find(const std::string& name) {
 
 std::atomic<const KernelTable*> process_table{nullptr};
 thread_local const KernelTable* thread_table = nullptr;
-thread_local Ran last_ran = {"", ""};
 
 }  // namespace
 
@@ -72,9 +71,5 @@ void choose_for_process(const std::string& name) { process_table = name.empty() 
 void choose_for_thread(const std::string& name) { thread_table = name.empty() ? nullptr : find(name); }
 
 std::string thread_choice() { return thread_table == nullptr ? "" : thread_table->isa; }
-
-const Ran& last() { return last_ran; }
-
-void set_last(const Ran& ran) { last_ran = ran; }
 
 }  // namespace softkern::cpu

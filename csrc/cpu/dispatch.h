@@ -27,8 +27,4 @@ void choose_for_process(const std::string& name);
 void choose_for_thread(const std::string& name);
 std::string thread_choice();
 
-/// What ran last in the calling thread, as reported by the kernel itself; empty names before the first call.
-const Ran& last();
-void set_last(const Ran& ran);
-
 }  // namespace softkern::cpu

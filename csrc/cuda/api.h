@@ -10,9 +10,9 @@
 
 namespace softkern::cuda {
 
-/// Where to launch: the current device's stream, and which kernels the device has.
-struct Target {
-  void* stream = nullptr;
+/// Where to launch: a stream of the current device, and which kernels the device has.
+struct DeviceStream {
+  void* handle = nullptr;
   bool clusters = false;  // compute capability 9.0 and above
   int device = 0;
 };
@@ -102,21 +102,21 @@ struct ReduceArgs {
 };
 
 template <class T>
-Outcome softmax(const ForwardArgs& args, const Target& target);
+Outcome softmax(const ForwardArgs& args, const DeviceStream& stream);
 template <class T>
-Outcome log_softmax(const ForwardArgs& args, const Target& target);
+Outcome log_softmax(const ForwardArgs& args, const DeviceStream& stream);
 template <class T>
-Outcome softmax_backward(const BackwardArgs& args, const Target& target);
+Outcome softmax_backward(const BackwardArgs& args, const DeviceStream& stream);
 template <class T>
-Outcome log_softmax_backward(const BackwardArgs& args, const Target& target);
+Outcome log_softmax_backward(const BackwardArgs& args, const DeviceStream& stream);
 template <class T>
-Outcome cross_entropy(const CrossEntropyArgs& args, const Target& target);
+Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream);
 template <class T>
-Outcome scale(const ScaleArgs& args, const Target& target);
+Outcome scale(const ScaleArgs& args, const DeviceStream& stream);
 
 int64_t mass_scratch(int64_t rows);
 int64_t reduce_scratch(int64_t rows);
-const char* find_mass(const MassArgs& args, const Target& target);
-const char* reduce_losses(const ReduceArgs& args, const Target& target);
+const char* find_mass(const MassArgs& args, const DeviceStream& stream);
+const char* reduce_losses(const ReduceArgs& args, const DeviceStream& stream);
 
 }  // namespace softkern::cuda

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// With a_c the target mass of class c, A = sum_c a_c, m = max_c x_c, d = sum_c exp(x_c - m):
-//   loss  = sum_c a_c ((m - x_c) + log d)
-//   dx_c  = g (A exp(x_c - m) / d - a_c)
-// Class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c        (s label_smoothing, w weight, 1 without)
-// Class probabilities:  a_c = w_c ((1 - s) t_c + s/C)
-// The part of the mass that every class may have is spread, the class index's own part hot. m and d stay
-// apart: m + log d, rounded, would lose the loss of logits that share a large offset.
+// cross_entropy's loss and gradient (common/loss.h) of a target mass that is hot, spread, or both
+// (common/mass.h).
 #include <type_traits>
 
+#include "../common/loss.h"
+#include "../common/mass.h"
 #include "launch.cuh"
 #include "targets.cuh"
 
@@ -16,7 +13,7 @@ namespace {
 
 /// Beside the row there are the hot class and, with spread mass, more sums and another tensor.
 template <class T, bool kSpread>
-struct Losses : OneTensor<T> {
+struct LossLimits : OneTensor<T> {
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
   static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
   static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads;
@@ -36,8 +33,7 @@ struct Call {
   IndexTarget target;
   Rows probabilities;
   const T* weight;
-  A keep;   // 1 - s
-  A share;  // s/C
+  MassNumbers<A> numbers;
   A constant_factor;
   const A* factor;
   void* loss;
@@ -49,10 +45,11 @@ struct Call {
 template <class T>
 struct SpreadMass {
   using A = Compute<T>;
+  using L = Lane<A>;
   static constexpr bool kSpread = true;
   Span<const T> t;  // at null with class indices
   const T* weight;
-  A keep, share;
+  MassNumbers<A> numbers;
   int64_t classes;
 
   /// a of the classes from c on; false behind the row's end.
@@ -62,16 +59,16 @@ struct SpreadMass {
     if (t.at != nullptr) {
       t.load(c, a, A(0));
       SK_UNROLL
-      for (int i = 0; i < V; ++i) a[i] = fused(a[i], keep, share);
+      for (int i = 0; i < V; ++i) a[i] = probability_mass<L>(numbers, a[i]);
     } else {
       SK_UNROLL
-      for (int i = 0; i < V; ++i) a[i] = share;
+      for (int i = 0; i < V; ++i) a[i] = uniform_mass<L>(numbers);
     }
     if (weight != nullptr) {
       A w[V];
       Span<const T>{weight, 1, classes}.load(c, w, A(0));
       SK_UNROLL
-      for (int i = 0; i < V; ++i) a[i] *= w[i];
+      for (int i = 0; i < V; ++i) a[i] = weighted<L>(a[i], w[i]);
     }
     return true;
   }
@@ -90,19 +87,9 @@ struct MassOf<T, false> {
 template <class A, class Index>
 struct Hot {
   Index index = -1;  // none
-  A mass = 0;        // (1 - s) w_y
+  A mass = 0;
   A x = 0;
 };
-
-/// The true class, but for its spread mass, from numbers of the compute type: p - 1 of a p already rounded to
-/// 16 bits is off by up to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1,
-/// and the other classes give it.
-template <class A, class Index>
-SK_INLINE A hot_gradient(const Stats<A>& s, const Hot<A, Index>& hot, A inverse, A factor) {
-  const A p = Terms<A>(finite(s.m)).of(hot.x) * inverse;
-  const bool alone = hot.x == s.m && s.ties == 1;
-  return factor * fused(hot.mass, alone ? -s.rest * inverse : p - 1, s.mass * p);
-}
 
 /// What is known of a row before its logits are read.
 template <class T, bool kSpread, class Index>
@@ -117,6 +104,7 @@ struct RowTarget {
 
 template <class T, bool kSpread, class Index>
 SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>& call, int64_t row) {
+  using A = Compute<T>;
   RowTarget<T, kSpread, Index> result;
   bool counts = row < grid.rows;
   if (counts && call.target.at != nullptr) {
@@ -128,14 +116,15 @@ SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>
       const T* x = row_of<const T>(call.logits, row, grid.shape.inner);
       result.hot.index = static_cast<Index>(y);
       result.hot.x = widen(x[y * call.logits.class_stride]);
-      result.hot.mass = call.weight != nullptr ? call.keep * widen(call.weight[y]) : call.keep;
+      result.hot.mass = hot_mass<Lane<A>>(call.numbers);
+      if (call.weight != nullptr) result.hot.mass = weighted<Lane<A>>(result.hot.mass, widen(call.weight[y]));
     }
   }
   if constexpr (kSpread) {
     result.spread_counts = counts;
     Span<const T> t{nullptr, 0, 0};
     if (call.probabilities.data != nullptr) t = span_of<const T>(call.probabilities, grid, row);
-    result.mass = {t, call.weight, call.keep, call.share, counts ? grid.shape.classes : 0};
+    result.mass = {t, call.weight, call.numbers, counts ? grid.shape.classes : 0};
   }
   return result;
 }
@@ -153,15 +142,18 @@ template <class T, bool kSpread, class Index, class Row>
 SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, kSpread, Index>& target,
                               const Span<T>& out, const Stats<Compute<T>>& s) {
   using A = Compute<T>;
+  using L = Lane<A>;
   const A factor = call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
-  const A inverse = inverse_of(s.total());
-  A scale = factor * (target.hot.mass + s.mass) * inverse * TermsOf<T>::kUnit;
+  const A divisor = L::divisor(s.total());
+  A scale = gradient_scale<L>(factor, target.hot.mass, s.mass, divisor) * TermsOf<T>::kUnit;
   // An ignored row that is kept as logits holds zeros, one that is not kept has no terms: times 0 that is +0.
   if (!Row::kHoldsTerms && !target.counts()) scale = 0;
-  A hot_dx = hot_gradient(s, target.hot, inverse, factor);
+  A hot_dx = hot_gradient<L>(factor, target.hot.mass, s.mass, target.hot.x,
+                             Terms<A>(finite(s.m)).of(target.hot.x), s.m, s.ties, s.rest, divisor);
   if constexpr (kSpread) {
     A a[1];
-    if (target.hot.index >= 0 && target.mass.load(target.hot.index, a)) hot_dx = fused(a[0], -factor, hot_dx);
+    if (target.hot.index >= 0 && target.mass.load(target.hot.index, a))
+      hot_dx = less_mass<L>(hot_dx, a[0], -factor);
   }
   const TermsOf<T> terms(finite(s.m));
   row.write(out, [&](auto& v, Index c) {  // 3 write
@@ -175,7 +167,7 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
       A a[V];
       if (target.mass.load(c, a)) {
         SK_UNROLL
-        for (int i = 0; i < V; ++i) v[i] = fused(a[i], -factor, v[i]);
+        for (int i = 0; i < V; ++i) v[i] = less_mass<L>(v[i], a[i], -factor);
       }
     }
   });
@@ -192,14 +184,15 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
                                  const RowTarget<T, kSpread, Index>& target, const Span<T>& out,
                                  Number number) {
   using A = Compute<T>;
+  using L = Lane<A>;
   const Stats<A> s = statistics<true, true, T>(team, row, target.mass);
   const A d_less_one = s.d_less_one(), below = s.m - target.hot.x;
   const auto write_loss = [&] {
     const int64_t own = number();
     if (own < 0) return;
-    const A log_d = log_one_plus_of(d_less_one);
-    A loss = target.hot.index >= 0 ? target.hot.mass * (below + log_d) : A(0);
-    if (kSpread) loss += fused(s.mass, log_d, s.below);
+    const A log_d = L::log_one_plus(d_less_one);
+    A loss = target.hot.index >= 0 ? hot_loss<L>(target.hot.mass, below, log_d) : A(0);
+    if (kSpread) loss += spread_loss<L>(s.mass, s.below, log_d);
     store_loss(call, own, target.counts() ? loss : A(0));
   };
   // A logarithm takes registers, of which a row that is kept leaves few before it is written.
@@ -209,8 +202,8 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
 }
 
 template <class T, bool kSpread, Access kAccess, int E>
-__global__ void SK_BOUNDS(Losses<T, kSpread>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
-  TeamOf<Losses<T, kSpread>, T, E> team(grid.sharing);
+__global__ void SK_BOUNDS(LossLimits<T, kSpread>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
+  TeamOf<LossLimits<T, kSpread>, T, E> team(grid.team);
   const int64_t number = team.row();
   // Where a thread keeps its part, classes are few enough for an int.
   using Index = std::conditional_t<(E > 0), int, int64_t>;
@@ -219,7 +212,7 @@ __global__ void SK_BOUNDS(Losses<T, kSpread>, kAccess, E) cross_entropy_kernel(G
   Row row(team);
   // Rows that are ignored need not be read, but to know it takes as long as to read a short one: that is read
   // at the same time.
-  const bool at_once = Row::kKeeps && !kSpread && grid.sharing.kind != Shared::kCluster;
+  const bool at_once = Row::kKeeps && !kSpread && grid.team.kind != TeamKind::kCluster;
   if (at_once) row.load(x, -INFINITY);
   const auto target = target_of<T, kSpread, Index>(grid, call, number);
   if (!at_once) {
@@ -256,31 +249,29 @@ __global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call) {
 }
 
 template <class T, bool kSpread>
-Outcome launch(const CrossEntropyArgs& args, const Target& target) {
+Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
   const Plan plan =
-      make_plan(args.shape, traits_of<T, Losses<T, kSpread>>(target),
+      make_plan(args.shape, traits_of<T, LossLimits<T, kSpread>>(stream),
                 {&args.logits, &args.probabilities, &args.grad}, kSpread ? args.weight : nullptr);
   const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSpread ? 4 : 2, 1);
-  const Grid grid{args.rows, args.shape, sharing_of(plan)};
-  const double s = args.options.label_smoothing;
+  const Grid grid{args.rows, args.shape, team_shape_of(plan)};
   const Call<T> call{args.logits,
                      {args.target, args.target_type, args.options.ignore_index},
                      args.probabilities,
                      static_cast<const T*>(args.weight),
-                     static_cast<A>(1 - s),
-                     static_cast<A>(s / static_cast<double>(args.shape.classes)),
+                     mass_numbers<A>(args.options, args.shape.classes),
                      static_cast<A>(args.grad_factor),
                      static_cast<const A*>(args.factor),
                      args.loss,
                      args.narrow_loss,
                      args.grad};
   if (plan.way == Way::kTile) {
-    return {start(cross_entropy_tile_kernel<T, kSpread>, dims, target, grid, call), plan.path};
+    return {start(cross_entropy_tile_kernel<T, kSpread>, dims, stream, grid, call), plan.path};
   }
-  const char* error = with_kernel<T, Losses<T, kSpread>>(plan, [&](auto kernel) {
+  const char* error = with_kernel<T, LossLimits<T, kSpread>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(cross_entropy_kernel<T, kSpread, K::kAccess, K::E>, dims, target, grid, call);
+    return start(cross_entropy_kernel<T, kSpread, K::kAccess, K::E>, dims, stream, grid, call);
   });
   return {error, plan.path};
 }
@@ -315,9 +306,9 @@ SK_INLINE void scale_chunk(const Span<T>& in, const Span<T>& out, int64_t c, Com
 }
 
 /// Chunks in the order of a contiguous tensor: classes, or the rows behind them, next to each other.
-/// `packed`: both tensors are contiguous.
+/// `dense`: both tensors are (see is_dense).
 template <class T, int V>
-__global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows output, bool packed) {
+__global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows output, bool dense) {
   using A = Compute<T>;
   const int64_t first =
       static_cast<int64_t>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
@@ -329,7 +320,7 @@ __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows out
     const A factor = factors.unless_ignored(0);
     if (factor == 1 && in_place) return;
     // Rows stored as zeros stay +0 by themselves where the factor is neither negative nor without end.
-    if (packed && factor > 0 && is_finite(factor)) {
+    if (dense && factor > 0 && is_finite(factor)) {
       const Span<T> from{static_cast<T*>(input.data), 1, items * V},
           to{static_cast<T*>(output.data), 1, items * V};
       for (int64_t item = first; item < items; item += step) scale_chunk<V>(from, to, item * V, factor);
@@ -347,8 +338,8 @@ __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows out
   }
 }
 
-/// Whether the rows fill their memory in any order.
-inline bool is_packed(const Rows& rows, const Shape& shape, int64_t count) {
+/// Whether the rows fill their memory, in any order.
+inline bool is_dense(const Rows& rows, const Shape& shape, int64_t count) {
   const int64_t classes = shape.classes, inner = shape.inner;
   if (inner == 1) return rows.class_stride == 1 && (count == 1 || rows.outer_stride == classes);
   return rows.class_stride == inner && rows.inner_stride == 1 &&
@@ -358,38 +349,38 @@ inline bool is_packed(const Rows& rows, const Shape& shape, int64_t count) {
 }  // namespace
 
 template <class T>
-Outcome cross_entropy(const CrossEntropyArgs& args, const Target& target) {
+Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream) {
   const bool spread = args.probabilities.data != nullptr || args.options.label_smoothing > 0;
-  return with_clusters_that_fit(target, [&](const Target& on) {
+  return with_clusters_that_fit(stream, [&](const DeviceStream& on) {
     return spread ? launch<T, true>(args, on) : launch<T, false>(args, on);
   });
 }
 
 template <class T>
-Outcome scale(const ScaleArgs& args, const Target& target) {
+Outcome scale(const ScaleArgs& args, const DeviceStream& stream) {
   constexpr int V = kVector<T>, kThreads = 256;
   // Enough for any GPU. Where there is nothing to do, a block for each 256 chunks would take longer to come
   // and go than the kernel that made the gradient.
   constexpr int64_t kEnoughBlocks = 2048;
   const bool vectors = args.shape.inner == 1 && args.shape.classes % V == 0 &&
                        takes_vectors(args.input, V, 1) && takes_vectors(args.output, V, 1);
-  const bool packed =
-      is_packed(args.input, args.shape, args.rows) && is_packed(args.output, args.shape, args.rows);
+  const bool dense =
+      is_dense(args.input, args.shape, args.rows) && is_dense(args.output, args.shape, args.rows);
   const int64_t items = args.rows * (args.shape.classes / (vectors ? V : 1));
   const Dims dims{std::min((items + kThreads - 1) / kThreads, kEnoughBlocks), kThreads};
-  const Grid grid{args.rows, args.shape, {Shared::kLanes, 1}};
+  const Grid grid{args.rows, args.shape, {TeamKind::kLanes, 1}};
   const Factors<T> factors{args.upstream,
                            args.upstream_type,
                            args.by_row,
                            static_cast<const Compute<T>*>(args.scale),
                            {args.target, args.target_type, args.ignore_index}};
   const char* error =
-      vectors ? start(scale_kernel<T, V>, dims, target, grid, factors, args.input, args.output, packed)
-              : start(scale_kernel<T, 1>, dims, target, grid, factors, args.input, args.output, packed);
+      vectors ? start(scale_kernel<T, V>, dims, stream, grid, factors, args.input, args.output, dense)
+              : start(scale_kernel<T, 1>, dims, stream, grid, factors, args.input, args.output, dense);
   return {error, vectors ? "scaled by 16 bytes" : "scaled by elements"};
 }
 
-template Outcome cross_entropy<SOFTKERN_ELEMENT>(const CrossEntropyArgs&, const Target&);
-template Outcome scale<SOFTKERN_ELEMENT>(const ScaleArgs&, const Target&);
+template Outcome cross_entropy<SOFTKERN_ELEMENT>(const CrossEntropyArgs&, const DeviceStream&);
+template Outcome scale<SOFTKERN_ELEMENT>(const ScaleArgs&, const DeviceStream&);
 
 }  // namespace softkern::cuda

@@ -2,6 +2,12 @@
 // From a plan to a launch.
 #pragma once
 
+#if !defined(SOFTKERN_ELEMENT)
+#error \
+    "compile each op's .cu once for each type of elements: with -DSOFTKERN_ELEMENT=float, double, \
+softkern::BFloat16 and softkern::Half, as tools/cuda_build.py does"
+#endif
+
 #include "plan.h"
 #include "spans.cuh"
 #include "tile.cuh"
@@ -55,7 +61,7 @@ constexpr int most_registers() {
 #endif
 
 template <class T, class K>
-Traits traits_of(const Target& target) {
+Traits traits_of(const DeviceStream& stream) {
   return {static_cast<int>(sizeof(T)),
           K::kFew,
           K::kSome,
@@ -65,21 +71,22 @@ Traits traits_of(const Target& target) {
           K::kMostWithMany,
           K::kMostSpansWithMany,
           K::kSpans,
-          target.clusters};
+          stream.clusters};
 }
 
-/// launch(target), and again without clusters if the device has no room for these.
+/// launch(stream), and again without clusters if the device has no room for these.
 template <class F>
-Outcome with_clusters_that_fit(const Target& target, F launch) {
-  const Outcome outcome = launch(target);
+Outcome with_clusters_that_fit(const DeviceStream& stream, F launch) {
+  const Outcome outcome = launch(stream);
   if (outcome.error != kNoRoom) return outcome;
-  Target without = target;
+  DeviceStream without = stream;
   without.clusters = false;
   return launch(without);
 }
 
-inline Sharing sharing_of(const Plan& plan) {
-  const Shared kinds[] = {Shared::kLanes, Shared::kLanes, Shared::kBlock, Shared::kCluster, Shared::kColumn};
+inline TeamShape team_shape_of(const Plan& plan) {
+  const TeamKind kinds[] = {TeamKind::kLanes, TeamKind::kLanes, TeamKind::kBlock, TeamKind::kCluster,
+                            TeamKind::kColumn};
   return {kinds[static_cast<int>(plan.way)], plan.team, plan.blocks};
 }
 
@@ -100,7 +107,7 @@ template <class A>
 Dims dims_of(const Plan& plan, const Shape& shape, int64_t rows, int sums, int tiles) {
   const int each = rows_of_a_block(plan);
   const size_t shared = plan.way == Way::kTile ? tile_bytes<A>(shape.classes, plan.threads, tiles)
-                                               : team_bytes<A>(sharing_of(plan), plan.threads, sums);
+                                               : team_bytes<A>(team_shape_of(plan), plan.threads, sums);
   return {(rows + each - 1) / each * plan.blocks, plan.threads, plan.blocks, shared};
 }
 

@@ -29,16 +29,17 @@ struct LogSoftmaxOp {
 }  // namespace
 
 template <class T>
-Outcome log_softmax(const ForwardArgs& args, const Target& target) {
-  return with_clusters_that_fit(target, [&](const Target& on) { return forward<LogSoftmaxOp, T>(args, on); });
+Outcome log_softmax(const ForwardArgs& args, const DeviceStream& stream) {
+  return with_clusters_that_fit(stream,
+                                [&](const DeviceStream& on) { return forward<LogSoftmaxOp, T>(args, on); });
 }
 template <class T>
-Outcome log_softmax_backward(const BackwardArgs& args, const Target& target) {
-  return with_clusters_that_fit(target,
-                                [&](const Target& on) { return backward<LogSoftmaxOp, T>(args, on); });
+Outcome log_softmax_backward(const BackwardArgs& args, const DeviceStream& stream) {
+  return with_clusters_that_fit(stream,
+                                [&](const DeviceStream& on) { return backward<LogSoftmaxOp, T>(args, on); });
 }
 
-template Outcome log_softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const Target&);
-template Outcome log_softmax_backward<SOFTKERN_ELEMENT>(const BackwardArgs&, const Target&);
+template Outcome log_softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const DeviceStream&);
+template Outcome log_softmax_backward<SOFTKERN_ELEMENT>(const BackwardArgs&, const DeviceStream&);
 
 }  // namespace softkern::cuda

@@ -2,66 +2,10 @@
 // Elements between memory and registers: one, or 16 bytes of them, converted on the way.
 #pragma once
 
-#include "target.h"
-#if defined(SOFTKERN_EMULATED)
-#include "../cpu/scalar.h"
-#endif
+#include "hardware.h"
 
 namespace softkern::cuda {
 namespace {
-
-SK_INLINE float widen(float x) { return x; }
-SK_INLINE double widen(double x) { return x; }
-#if defined(SOFTKERN_EMULATED)
-SK_INLINE float widen(BFloat16 x) { return cpu::widen(x); }
-SK_INLINE float widen(Half x) { return cpu::widen(x); }
-template <class T>
-SK_INLINE T narrow(Compute<T> x) {
-  return cpu::Narrow<T>::from(x);
-}
-template <class T>
-SK_INLINE uint32_t narrow_pair(float low, float high) {
-  return narrow<T>(low).bits | static_cast<uint32_t>(narrow<T>(high).bits) << 16;
-}
-#else
-SK_INLINE float widen(BFloat16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
-SK_INLINE float widen(Half x) {
-  float result;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
-  return result;
-}
-// Rounded to nearest even.
-template <class T>
-SK_INLINE T narrow(Compute<T> x) {
-  return x;
-}
-template <>
-SK_INLINE BFloat16 narrow<BFloat16>(float x) {
-  BFloat16 result;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
-  return result;
-}
-template <>
-SK_INLINE Half narrow<Half>(float x) {
-  Half result;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
-  return result;
-}
-template <class T>
-SK_INLINE uint32_t narrow_pair(float low, float high);
-template <>
-SK_INLINE uint32_t narrow_pair<BFloat16>(float low, float high) {
-  uint32_t result;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
-template <>
-SK_INLINE uint32_t narrow_pair<Half>(float low, float high) {
-  uint32_t result;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
-#endif
 
 /// Two 16-bit elements in a word, the first in its low half.
 template <class T>
@@ -69,32 +13,6 @@ SK_INLINE void unpack_pair(uint32_t word, float& low, float& high) {
   low = widen(T{static_cast<uint16_t>(word)});
   high = widen(T{static_cast<uint16_t>(word >> 16)});
 }
-
-/// The larger ones of two such pairs; of a NaN and a number, the number.
-#if defined(SOFTKERN_EMULATED)
-template <class T>
-SK_INLINE uint32_t larger_pair(uint32_t a, uint32_t b) {
-  float a_low, a_high, b_low, b_high;
-  unpack_pair<T>(a, a_low, a_high);
-  unpack_pair<T>(b, b_low, b_high);
-  return narrow_pair<T>(larger(a_low, b_low), larger(a_high, b_high));
-}
-#else
-template <class T>
-SK_INLINE uint32_t larger_pair(uint32_t a, uint32_t b);
-template <>
-SK_INLINE uint32_t larger_pair<BFloat16>(uint32_t a, uint32_t b) {
-  uint32_t result;
-  asm("max.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
-  return result;
-}
-template <>
-SK_INLINE uint32_t larger_pair<Half>(uint32_t a, uint32_t b) {
-  uint32_t result;
-  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
-  return result;
-}
-#endif
 
 /// One element of a type that the kernel is not compiled for.
 SK_INLINE double element(const void* at, ElementType type, int64_t i) {

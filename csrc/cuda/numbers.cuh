@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread's arithmetic: what common/exp.h and common/log.h compute with, divisions, and the terms of a
-// row. Compiled without contraction: fused is what says so, and the same in every kernel.
+// One thread's arithmetic: what the formulas of common/ compute with, divisions, and the terms of a row.
+// Compiled without contraction: fused is what says so, and the same in every kernel.
 #pragma once
 
 #include <type_traits>
 
 #include "../common/exp.h"
 #include "../common/log.h"
-#include "target.h"
+#include "../common/stats.h"
+#include "hardware.h"
 
 namespace softkern::cuda {
 namespace {
@@ -18,7 +19,6 @@ template <>
 struct Format<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr Bits kHalfRoot = 0x3f3504f3;  // sqrt(1/2)
   // Powers of two down to 2^-(kBias + kDown) are applied in two steps, kDown the second of them.
   static constexpr int kDown = 64;
   static constexpr float kDownPower = 0x1p-64f;
@@ -27,7 +27,6 @@ template <>
 struct Format<double> {
   using Bits = uint64_t;
   static constexpr int kMantissa = 52, kBias = 1023;
-  static constexpr Bits kHalfRoot = 0x3fe6a09e667f3bcd;
   static constexpr int kDown = 512;
   static constexpr double kDownPower = 0x1p-512;
 };
@@ -57,6 +56,15 @@ SK_INLINE A divide(A a, A b) {
   return fused(fused(-q, b, a), inverse, q);
 }
 
+/// p 2^k for 0.5 <= p < 2 and -(kBias + kDown) < k <= kDown, rounded once if the result is subnormal.
+template <class A>
+SK_INLINE A scale_by_power(A p, int k) {
+  using F = Format<A>;
+  const auto power = static_cast<typename F::Bits>(k + F::kBias + F::kDown) << F::kMantissa;
+  return p * bits_as<A>(power) * F::kDownPower;
+}
+
+/// The members are those that common/exp.h, log.h and stats.h name.
 template <class A>
 struct Lane {
   using Number = A;
@@ -71,37 +79,38 @@ struct Lane {
   /// u = 2^k f, sqrt(1/2) <= f < sqrt(2), for a positive normal u.
   static SK_INLINE A split(A u, A& k) {
     using F = Format<A>;
-    const Bits above = bits_as<Bits>(u) - F::kHalfRoot;
+    constexpr Bits kHalfRoot = LogConstants<A>::kHalfRoot;
+    const Bits above = bits_as<Bits>(u) - kHalfRoot;
     using Signed = decltype(signed_of(above));
     k = static_cast<A>(static_cast<Signed>(above) >> F::kMantissa);
-    return bits_as<A>((above & ((Bits(1) << F::kMantissa) - 1)) + F::kHalfRoot);
+    return bits_as<A>((above & ((Bits(1) << F::kMantissa) - 1)) + kHalfRoot);
   }
+  static SK_INLINE A mul_add(A a, A b, A c) { return fused(a, b, c); }
+  static SK_INLINE A count_add(A n, A a, A c) { return fused(n, a, c); }
+  static SK_INLINE A divisor(A b) { return inverse_of(b); }
+  static SK_INLINE A over(A a, A divisor) { return a * divisor; }
+  // log(1 + q) would take the bits of a NaN for those of a number.
+  static SK_INLINE A log_one_plus(A q) { return q == q ? softkern::log_one_plus<Lane>(q) : q; }
+  static SK_INLINE A times_power(A p, A k) {
+    return scale_by_power(p, static_cast<int>(at_least(k, A(1 - Format<A>::kBias - Format<A>::kDown))));
+  }
+  static SK_INLINE A negate(A a) { return -a; }
+  static SK_INLINE A abs(A a) { return fabs(a); }
+  static SK_INLINE A if_equal(A a, A b, A x, A y) { return a == b ? x : y; }
+  static SK_INLINE A if_less(A a, A b, A x, A y) { return a < b ? x : y; }
+  static SK_INLINE A if_finite(A a, A x, A y) { return is_finite(a) ? x : y; }
+  static SK_INLINE A at_least(A x, A least) { return cuda::at_least(x, least); }
+  static SK_INLINE bool all_equal(A a, A b) { return a == b; }
 
  private:
   static int32_t signed_of(uint32_t);
   static int64_t signed_of(uint64_t);
 };
 
-/// p 2^k for 0.5 <= p < 2 and -(kBias + kDown) < k <= kDown, rounded once if the result is subnormal.
-template <class A>
-SK_INLINE A scale_by_power(A p, int k) {
-  using F = Format<A>;
-  const auto power = static_cast<typename F::Bits>(k + F::kBias + F::kDown) << F::kMantissa;
-  return p * bits_as<A>(power) * F::kDownPower;
-}
-
-/// m, or 0 where a row of such a maximum has no finite answer: its terms need to be defined, not right.
+/// As common/stats.h has it.
 template <class A>
 SK_INLINE A finite(A m) {
-  return is_finite(m) ? m : A(0);
-}
-
-/// From where on logits are shifted by the maximum before exp (cpu/kernels/row_stats.h says why).
-constexpr int kDirect = 1024;
-
-template <class A>
-SK_INLINE A origin_of(A held) {
-  return fabs(held) < A(kDirect) ? A(0) : held;
+  return softkern::finite<Lane<A>>(m);
 }
 
 /// The terms e = exp(x) 2^-N, N = round(m / ln 2), of a row with the finite maximum m.
@@ -114,7 +123,7 @@ class Terms {
  public:
   static constexpr A kUnit = 1;
   explicit SK_INLINE Terms(A m) {
-    from_ = origin_of(m);
+    from_ = origin_of<L>(m);
     const A highest = m - from_;
     least_ = highest - ExpRange<A>::kSpan;
     // exp_power's low bits are round(x / ln 2): of a difference of two only these are left.
@@ -148,7 +157,7 @@ class RoughTerms {
   /// What `of` is in units of.
   static constexpr float kUnit = 0x1p-16f;
   explicit SK_INLINE RoughTerms(float m) : m_(m) {
-    const float x = m - origin_of(m);
+    const float x = m - origin_of<L>(m);
     const float n = exp_power<L>(x) - ExpRange<float>::kRounder;
     of_m_ = fused(x, kLog2ELow, fused(x, kLog2E, -n)) + kUp;
   }
@@ -165,12 +174,6 @@ using TermsOf = std::conditional_t<sizeof(T) == 2, RoughTerms, Terms<Compute<T>>
 template <class T>
 SK_INLINE Compute<T> exp_of(Compute<T> x) {
   return TermsOf<T>(0).of(x) * TermsOf<T>::kUnit;
-}
-
-/// log(1 + q) for finite q >= 0; NaN for NaN.
-template <class A>
-SK_INLINE A log_one_plus_of(A q) {
-  return q == q ? log_one_plus<Lane<A>>(q) : q;
 }
 
 }  // namespace

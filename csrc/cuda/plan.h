@@ -62,7 +62,7 @@ inline bool is_columns(const Rows& rows, int64_t inner) {
 /// `operands`: all tensors of the rows; those without data take no part. `weights`: one a class, or null.
 inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer_list<const Rows*> operands,
                       const void* weights = nullptr) {
-  constexpr int kWarp = 32, kClusterBlock = 512, kMostBlocks = 8;
+  constexpr int kWarp = 32, kClusterBlock = 512, kMostBlocksOfCluster = 8;
   const int64_t classes = shape.classes;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const auto power_of_two = [](int64_t n) {
@@ -131,10 +131,10 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
     for (const Kept kept : {Kept::kMany, Kept::kSome}) {
       const int each = kept == Kept::kSome ? traits.some : many;
       const int64_t threads_of_block = kept == Kept::kSome ? most_threads : most_with_many;
-      if (classes > kMostBlocks * threads_of_block * each) continue;
+      if (classes > kMostBlocksOfCluster * threads_of_block * each) continue;
       const int64_t wanted_threads = std::min<int64_t>(kClusterBlock, threads_of_block);
       int blocks = 2;
-      while (blocks < kMostBlocks && classes > blocks * wanted_threads * each) blocks *= 2;
+      while (blocks < kMostBlocksOfCluster && classes > blocks * wanted_threads * each) blocks *= 2;
       const int threads = whole_warps(ceil_div(classes, static_cast<int64_t>(blocks) * each));
       return {Way::kCluster, kept, access, threads, threads, blocks, "cluster, kept"};
     }

@@ -45,9 +45,9 @@ struct Part {
 
 /// All threads of a block, in what they add up.
 struct WholeBlock : Team<double> {
-  SK_INLINE WholeBlock() : Team<double>({Shared::kBlock, kThreads, 1}) {}
+  SK_INLINE WholeBlock() : Team<double>({TeamKind::kBlock, kThreads, 1}) {}
 };
-constexpr size_t kSharedBytes = team_bytes<double>({Shared::kBlock, kThreads, 1}, kThreads, 2);
+constexpr size_t kSharedBytes = team_bytes<double>({TeamKind::kBlock, kThreads, 1}, kThreads, 2);
 
 SK_INLINE bool is_first_thread() { return threadIdx.x == 0; }
 
@@ -172,18 +172,18 @@ __global__ void __launch_bounds__(kThreads)
 int64_t mass_scratch(int64_t rows) { return parts_of(rows) > 1 ? 2 * parts_of(rows) : 0; }
 int64_t reduce_scratch(int64_t rows) { return parts_of(rows) > 1 ? parts_of(rows) : 0; }
 
-const char* find_mass(const MassArgs& args, const Target& target) {
+const char* find_mass(const MassArgs& args, const DeviceStream& stream) {
   const int64_t parts = parts_of(args.rows);
   const FloatOrDouble factor{args.factor, args.factor_in_double};
-  const char* error = start(mass_kernel, {parts, kThreads, 1, kSharedBytes}, target,
+  const char* error = start(mass_kernel, {parts, kThreads, 1, kSharedBytes}, stream,
                             IndexTarget{args.target, args.target_type, args.ignore_index}, args.weight,
                             args.weight_type, args.rows, args.classes, args.mass, factor, args.scratch);
   if (error != nullptr || parts == 1) return error;
-  return start(merge_mass_kernel, {1, kThreads, 1, kSharedBytes}, target,
+  return start(merge_mass_kernel, {1, kThreads, 1, kSharedBytes}, stream,
                static_cast<const double*>(args.scratch), parts, args.mass, factor);
 }
 
-const char* reduce_losses(const ReduceArgs& args, const Target& target) {
+const char* reduce_losses(const ReduceArgs& args, const DeviceStream& stream) {
   const int64_t parts = parts_of(args.rows);
   const Result result{args.divisor,
                       args.mass,
@@ -192,10 +192,10 @@ const char* reduce_losses(const ReduceArgs& args, const Target& target) {
                       args.loss,
                       args.loss_type,
                       {args.grad_scale, args.in_double}};
-  const char* error = start(loss_kernel, {parts, kThreads, 1, kSharedBytes}, target, args.losses,
+  const char* error = start(loss_kernel, {parts, kThreads, 1, kSharedBytes}, stream, args.losses,
                             args.in_double, args.rows, result, args.scratch);
   if (error != nullptr || parts == 1) return error;
-  return start(merge_loss_kernel, {1, kThreads, 1, kSharedBytes}, target,
+  return start(merge_loss_kernel, {1, kThreads, 1, kSharedBytes}, stream,
                static_cast<const double*>(args.scratch), parts, result);
 }
 

@@ -16,7 +16,7 @@ namespace {
 struct Grid {
   int64_t rows;
   Shape shape;
-  Sharing sharing;
+  TeamShape team;
 };
 
 template <class T, Access kAccess>

@@ -28,15 +28,17 @@ struct SoftmaxOp {
 }  // namespace
 
 template <class T>
-Outcome softmax(const ForwardArgs& args, const Target& target) {
-  return with_clusters_that_fit(target, [&](const Target& on) { return forward<SoftmaxOp, T>(args, on); });
+Outcome softmax(const ForwardArgs& args, const DeviceStream& stream) {
+  return with_clusters_that_fit(stream,
+                                [&](const DeviceStream& on) { return forward<SoftmaxOp, T>(args, on); });
 }
 template <class T>
-Outcome softmax_backward(const BackwardArgs& args, const Target& target) {
-  return with_clusters_that_fit(target, [&](const Target& on) { return backward<SoftmaxOp, T>(args, on); });
+Outcome softmax_backward(const BackwardArgs& args, const DeviceStream& stream) {
+  return with_clusters_that_fit(stream,
+                                [&](const DeviceStream& on) { return backward<SoftmaxOp, T>(args, on); });
 }
 
-template Outcome softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const Target&);
-template Outcome softmax_backward<SOFTKERN_ELEMENT>(const BackwardArgs&, const Target&);
+template Outcome softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const DeviceStream&);
+template Outcome softmax_backward<SOFTKERN_ELEMENT>(const BackwardArgs&, const DeviceStream&);
 
 }  // namespace softkern::cuda

@@ -29,7 +29,7 @@ SK_INLINE void forward_row(Team& team, Row& row, const Span<T>& out) {
 
 template <class Op, class T, Access kAccess, int E>
 __global__ void SK_BOUNDS(OneTensor<T>, kAccess, E) forward_kernel(Grid grid, Rows input, Rows output) {
-  TeamOf<OneTensor<T>, T, E> team(grid.sharing);
+  TeamOf<OneTensor<T>, T, E> team(grid.team);
   typename RowOf<T, kAccess, E>::type row(team);
   row.load(span_of<T>(input, grid, team.row()), -INFINITY);
   team.meet();
@@ -50,17 +50,17 @@ __global__ void forward_tile_kernel(Grid grid, Rows input, Rows output) {
 }
 
 template <class Op, class T>
-Outcome forward(const ForwardArgs& args, const Target& target) {
+Outcome forward(const ForwardArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
-  const Plan plan = make_plan(args.shape, traits_of<T, OneTensor<T>>(target), {&args.input, &args.output});
+  const Plan plan = make_plan(args.shape, traits_of<T, OneTensor<T>>(stream), {&args.input, &args.output});
   const Dims dims = dims_of<A>(plan, args.shape, args.rows, 2, 1);
-  const Grid grid{args.rows, args.shape, sharing_of(plan)};
+  const Grid grid{args.rows, args.shape, team_shape_of(plan)};
   if (plan.way == Way::kTile) {
-    return {start(forward_tile_kernel<Op, T>, dims, target, grid, args.input, args.output), plan.path};
+    return {start(forward_tile_kernel<Op, T>, dims, stream, grid, args.input, args.output), plan.path};
   }
   const char* error = with_kernel<T, OneTensor<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(forward_kernel<Op, T, K::kAccess, K::E>, dims, target, grid, args.input, args.output);
+    return start(forward_kernel<Op, T, K::kAccess, K::E>, dims, stream, grid, args.input, args.output);
   });
   return {error, plan.path};
 }
@@ -86,7 +86,7 @@ template <class Op, class T, Access kAccess, int E>
 __global__ void SK_BOUNDS(TwoTensors<T>, kAccess, E)
     backward_kernel(Grid grid, Rows grad_output, Rows output, Rows grad_input) {
   using Row = typename RowOf<T, kAccess, E, 2>::type;
-  TeamOf<TwoTensors<T>, T, E> team(grid.sharing);
+  TeamOf<TwoTensors<T>, T, E> team(grid.team);
   Row g(team), y(team);
   g.load(span_of<T>(grad_output, grid, team.row()), 0);
   y.load(span_of<T>(output, grid, team.row()), 0);
@@ -110,20 +110,20 @@ __global__ void backward_tile_kernel(Grid grid, Rows grad_output, Rows output, R
 }
 
 template <class Op, class T>
-Outcome backward(const BackwardArgs& args, const Target& target) {
+Outcome backward(const BackwardArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
-  const Plan plan = make_plan(args.shape, traits_of<T, TwoTensors<T>>(target),
+  const Plan plan = make_plan(args.shape, traits_of<T, TwoTensors<T>>(stream),
                               {&args.grad_output, &args.output, &args.grad_input});
   const Dims dims = dims_of<A>(plan, args.shape, args.rows, 1, 2);
-  const Grid grid{args.rows, args.shape, sharing_of(plan)};
+  const Grid grid{args.rows, args.shape, team_shape_of(plan)};
   if (plan.way == Way::kTile) {
-    return {start(backward_tile_kernel<Op, T>, dims, target, grid, args.grad_output, args.output,
+    return {start(backward_tile_kernel<Op, T>, dims, stream, grid, args.grad_output, args.output,
                   args.grad_input),
             plan.path};
   }
   const char* error = with_kernel<T, TwoTensors<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(backward_kernel<Op, T, K::kAccess, K::E>, dims, target, grid, args.grad_output, args.output,
+    return start(backward_kernel<Op, T, K::kAccess, K::E>, dims, stream, grid, args.grad_output, args.output,
                  args.grad_input);
   });
   return {error, plan.path};

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "api.h"
-#include "target.h"
+#include "hardware.h"
 
 namespace softkern::cuda {
 namespace {

@@ -9,7 +9,7 @@ namespace softkern::cuda {
 namespace {
 
 /// Who shares a row.
-enum class Shared : int {
+enum class TeamKind : int {
   kLanes,    // a power of two of a warp's lanes; rows side by side in a warp
   kBlock,    // a block
   kCluster,  // some blocks, which write to each other's shared memory
@@ -17,8 +17,8 @@ enum class Shared : int {
 };
 
 /// How a launch shares its rows among threads.
-struct Sharing {
-  Shared kind;
+struct TeamShape {
+  TeamKind kind;
   int size;        // threads of a row in one block
   int blocks = 1;  // blocks of a row, a power of two
 };
@@ -28,11 +28,11 @@ constexpr int kMostSums = 4;
 
 /// Shared memory of a block of so many threads, for a maximum and one round of so many sums.
 template <class A>
-constexpr size_t team_bytes(const Sharing& sharing, int threads, int sums) {
-  const size_t numbers = sharing.kind == Shared::kLanes    ? 0
-                         : sharing.kind == Shared::kBlock  ? kWarp
-                         : sharing.kind == Shared::kColumn ? static_cast<size_t>(threads)
-                                                           : kWarp + static_cast<size_t>(sharing.blocks);
+constexpr size_t team_bytes(const TeamShape& shape, int threads, int sums) {
+  const size_t numbers = shape.kind == TeamKind::kLanes    ? 0
+                         : shape.kind == TeamKind::kBlock  ? kWarp
+                         : shape.kind == TeamKind::kColumn ? static_cast<size_t>(threads)
+                                                           : kWarp + static_cast<size_t>(shape.blocks);
   return numbers * static_cast<size_t>(1 + sums) * sizeof(A);
 }
 
@@ -59,20 +59,20 @@ struct Alone {
 template <class A, bool kWhole = false>
 class Team {
  public:
-  explicit SK_INLINE Team(const Sharing& sharing) : sharing_(sharing) {
+  explicit SK_INLINE Team(const TeamShape& shape) : shape_(shape) {
     const int thread = static_cast<int>(threadIdx.x);
     free_ = reinterpret_cast<A*>(shared_memory());
     block_ = 0;
     switch (kind()) {
-      case Shared::kLanes:
-        rank_ = thread & (sharing.size - 1);
+      case TeamKind::kLanes:
+        rank_ = thread & (shape.size - 1);
         break;
-      case Shared::kColumn:
+      case TeamKind::kColumn:
         rank_ = thread / kWarp;
         break;
       default:
         rank_ = thread;
-        block_ = static_cast<int>(blockIdx.x) & (sharing.blocks - 1);
+        block_ = static_cast<int>(blockIdx.x) & (shape.blocks - 1);
     }
   }
 
@@ -82,23 +82,23 @@ class Team {
     forget(block);
     const int thread = static_cast<int>(threadIdx.x);
     switch (kind()) {
-      case Shared::kLanes: {
-        const int log2 = log2_of(sharing_.size);
+      case TeamKind::kLanes: {
+        const int log2 = log2_of(shape_.size);
         return static_cast<int64_t>(block) * (static_cast<int>(blockDim.x) >> log2) + (thread >> log2);
       }
-      case Shared::kColumn:
+      case TeamKind::kColumn:
         return static_cast<int64_t>(block) * kWarp + thread % kWarp;
       default:
-        return block >> log2_of(sharing_.blocks);
+        return block >> log2_of(shape_.blocks);
     }
   }
   /// The thread's place among the row's, and how many there are.
-  SK_INLINE int rank() const { return block_ * sharing_.size + rank_; }
-  SK_INLINE int size() const { return sharing_.blocks * sharing_.size; }
+  SK_INLINE int rank() const { return block_ * shape_.size + rank_; }
+  SK_INLINE int size() const { return shape_.blocks * shape_.size; }
 
   /// Before anything is told to others, once: blocks of a cluster need not have begun yet.
   SK_INLINE void meet() const {
-    if (kind() == Shared::kCluster) sync_cluster();
+    if (kind() == TeamKind::kCluster) sync_cluster();
   }
 
   SK_INLINE A max_of(A v) {
@@ -113,26 +113,26 @@ class Team {
   }
 
  private:
-  SK_INLINE Shared kind() const {
-    if (!kWhole || sharing_.kind == Shared::kCluster) return sharing_.kind;
-    return Shared::kBlock;
+  SK_INLINE TeamKind kind() const {
+    if (!kWhole || shape_.kind == TeamKind::kCluster) return shape_.kind;
+    return TeamKind::kBlock;
   }
   template <int K, class F>
   SK_INLINE void combine(A* v, F f) {
     switch (kind()) {
-      case Shared::kLanes:
-        across_lanes<K>(v, sharing_.size, f);
+      case TeamKind::kLanes:
+        across_lanes<K>(v, shape_.size, f);
         // What follows may write to where others of the row have read.
         sync_warp();
         break;
-      case Shared::kBlock:
+      case TeamKind::kBlock:
         across_block<K>(v, f);
         break;
-      case Shared::kCluster:
+      case TeamKind::kCluster:
         across_block<K>(v, f);
         across_blocks<K>(v, f);
         break;
-      case Shared::kColumn:
+      case TeamKind::kColumn:
         across_column<K>(v, f);
         break;
     }
@@ -172,16 +172,16 @@ class Team {
 
   template <int K, class F>
   SK_INLINE void across_blocks(A* v, F f) {
-    A* of_blocks = take<K>(sharing_.blocks);
-    if (rank_ < sharing_.blocks) {
+    A* of_blocks = take<K>(shape_.blocks);
+    if (rank_ < shape_.blocks) {
       SK_UNROLL
-      for (int k = 0; k < K; ++k) store_in_block(of_blocks + k * sharing_.blocks + block_, rank_, v[k]);
+      for (int k = 0; k < K; ++k) store_in_block(of_blocks + k * shape_.blocks + block_, rank_, v[k]);
     }
     sync_cluster();
     SK_UNROLL
     for (int k = 0; k < K; ++k) {
-      v[k] = of_blocks[k * sharing_.blocks];
-      for (int b = 1; b < sharing_.blocks; ++b) v[k] = f(v[k], of_blocks[k * sharing_.blocks + b]);
+      v[k] = of_blocks[k * shape_.blocks];
+      for (int b = 1; b < shape_.blocks; ++b) v[k] = f(v[k], of_blocks[k * shape_.blocks + b]);
     }
   }
 
@@ -196,11 +196,11 @@ class Team {
     SK_UNROLL
     for (int k = 0; k < K; ++k) {
       v[k] = of_threads[k * threads + lane];
-      for (int r = 1; r < sharing_.size; ++r) v[k] = f(v[k], of_threads[k * threads + r * kWarp + lane]);
+      for (int r = 1; r < shape_.size; ++r) v[k] = f(v[k], of_threads[k * threads + r * kWarp + lane]);
     }
   }
 
-  Sharing sharing_;
+  TeamShape shape_;
   A* free_;
   int rank_, block_;
 };

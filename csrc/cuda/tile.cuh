@@ -58,12 +58,13 @@ class Tile {
       for (int c = 0; c < classes_; ++c) move_one<kIn>(p + c * rows.class_stride, own()[c]);
       return;
     }
-    const bool packed = inner_ == 1 ? rows.outer_stride == classes_
-                                    : rows.inner_stride == classes_ && rows.outer_stride == inner_ * classes_;
+    const bool contiguous = inner_ == 1
+                                ? rows.outer_stride == classes_
+                                : rows.inner_stride == classes_ && rows.outer_stride == inner_ * classes_;
     const int count = rows_ * classes_;
     int done = 0;
     T* p = static_cast<T*>(rows.data) + first_ * classes_;
-    if (packed && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
+    if (contiguous && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
       constexpr int V = kVector<T>;
       done = count / V * V;
       for (int e = thread * V; e < done; e += threads * V) {

@@ -5,6 +5,10 @@ Coefficients from the lowest power on; ln 2 as the sum of two numbers, the first
 """
 
 LOG2E = 1.4426950408889634
+SPAN_32, SPAN_64 = 105.0, 746.0
+# The bits of sqrt(1/2).
+HALF_ROOT_32, HALF_ROOT_64 = 0x3F3504F3, 0x3FE6A09E667F3BCD
+DIRECT, MOST_APART = 1024.0, 1400.0
 
 EXP_32 = (
     1.0,

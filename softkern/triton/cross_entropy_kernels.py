@@ -1,14 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With a_c the target mass of class c, A = sum_c a_c, m = max_c x_c, d = sum_c exp(x_c - m):
-
-loss  = sum_c a_c ((m - x_c) + log d)
-dx_c  = g (A exp(x_c - m) / d - a_c)
-
-Class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c        (s label_smoothing, w weight, 1 without)
-Class probabilities:  a_c = w_c ((1 - s) t_c + s/C)
-
-The part of the mass that every class may have is `spread`, the class index's own part `hot`. m and d stay
-apart: m + log d, rounded, would lose the loss of logits that share a large offset."""
+"""cross_entropy's loss and gradient; the formulas are in formulas.py."""
 
 from __future__ import annotations
 
@@ -16,24 +7,39 @@ import triton
 import triton.language as tl
 
 from softkern.triton.elementary import argument, inverse_of, narrow, widen
+from softkern.triton.formulas import (
+    below_moved,
+    finite,
+    gradient_scale,
+    hot_gradient,
+    hot_loss,
+    hot_mass,
+    less_mass,
+    log_d,
+    probability_mass,
+    spread_loss,
+    top_term,
+    total,
+    uniform_mass,
+    weighted,
+)
 from softkern.triton.rows import (
     MERGED,
     PARTS,
     block_statistics,
     class_offsets,
     end_class,
-    finite,
     first_class,
     load_classes,
-    log_d,
+    load_statistics,
     merge,
     no_statistics,
     part_at,
     place,
     row_pointers,
     store_classes,
+    store_statistics,
     terms,
-    total,
 )
 
 
@@ -44,12 +50,12 @@ def load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like
     """The spread mass (R or 1, C) of a block of classes, 0 behind the end."""
     if PROBABILITIES:
         t = load_classes(t_rows, first, end, t_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)
-        mass = tl.fma(t, keep, share)
+        mass = probability_mass(keep, share, t)
     else:
-        mass = tl.zeros([1, BLOCK_C], like.dtype) + share
+        mass = tl.zeros([1, BLOCK_C], like.dtype) + uniform_mass(keep, share)
     classes = first + tl.arange(0, BLOCK_C)[None, :]
     if WEIGHTED:
-        mass = mass * widen(tl.load(weight_ptr + classes, mask=classes < end, other=0))
+        mass = weighted(mass, widen(tl.load(weight_ptr + classes, mask=classes < end, other=0)))
     return tl.where(classes < end, mass, 0.0)
 
 
@@ -66,53 +72,47 @@ def spread_sums(x, mass, m, first, end, BLOCK_C: tl.constexpr):
 @triton.jit
 def merge_spread(masses_1, below_1, m_1, masses_2, below_2, m_2):
     """The sums of two parts together, relative to the larger maximum."""
-    m = finite(tl.maximum(m_1, m_2))
-    below_1 = tl.fma(masses_1, m - finite(m_1), below_1)
-    below_2 = tl.fma(masses_2, m - finite(m_2), below_2)
+    m = tl.maximum(m_1, m_2)
+    below_1 = below_moved(m, m_1, masses_1, below_1)
+    below_2 = below_moved(m, m_2, masses_2, below_2)
     return masses_1 + masses_2, below_1 + below_2
 
 
 @triton.jit
-def row_loss(m, ties, rest, masses, below, hot_mass, hot_x, is_hot, SPREAD: tl.constexpr):
-    log_of_d = log_d(m, ties, rest)
-    loss = tl.where(is_hot, hot_mass * ((m - hot_x) + log_of_d), 0.0)
+def row_loss(m, ties, rest, masses, below, mass_of_hot, hot_x, is_hot, SPREAD: tl.constexpr):
+    log_of_d = log_d(ties, top_term(m), rest)
+    loss = tl.where(is_hot, hot_loss(mass_of_hot, m - hot_x, log_of_d), 0.0)
     if SPREAD:
-        loss += tl.fma(masses, log_of_d, below)
+        loss += spread_loss(masses, below, log_of_d)
     return loss
 
 
 @triton.jit
-def row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor):
-    """What terms are multiplied by, and the hot class's own gradient but for its spread mass.
-
-    The latter from numbers of the dtype computed in: p - 1 of a p already rounded to 16 bits is off by up to
-    100 % for confident rows. Where p is close to 1 even that dtype loses p - 1, and the other classes give
-    it."""
-    inverse = inverse_of(total(m, ties, rest))
-    p = terms(hot_x, m) * inverse
-    alone = (hot_x == m) & (ties == 1)
-    less_one = tl.where(alone, -rest * inverse, p - 1)
-    scale = factor * (hot_mass + masses) * inverse
-    return scale, factor * tl.fma(hot_mass, less_one, masses * p)
+def row_gradient(m, ties, rest, masses, mass_of_hot, hot_x, factor):
+    """What terms are multiplied by, and the hot class's own gradient but for its spread mass."""
+    inverse = inverse_of(total(ties, top_term(m), rest))
+    scale = gradient_scale(factor, mass_of_hot, masses, inverse)
+    e = terms(hot_x, m)
+    return scale, hot_gradient(factor, mass_of_hot, masses, hot_x, e, m, ties, rest, inverse)
 
 
 @triton.jit
-def store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, first, end, grad_class,
+def store_gradient(grad_rows, x, mass, m, scale, hot_dx, hot, state, factor, first, end, grad_class,
                    exists, SPREAD: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
                    BLOCK_C: tl.constexpr):  # fmt: skip
     """3 write. state: 0 of an ignored row, 1 of one that counts, 2 of one without a hot class; NaN of one
     whose target is out of range."""
     classes = first + tl.arange(0, BLOCK_C)[None, :]
     dx = terms(x, m) * scale
-    dx = tl.where((classes == hot) & (state == 1), hot_gradient, dx)
+    dx = tl.where((classes == hot) & (state == 1), hot_dx, dx)
     if SPREAD:
-        dx = tl.fma(mass, -factor, dx)
+        dx = less_mass(dx, mass, -factor)
     dx = tl.where(state == 0, 0.0, tl.where(state == state, dx, state))
     store_classes(grad_rows, dx, first, end, grad_class, exists, ALIGN_R, WIDE, BLOCK_C)
 
 
 @triton.jit
-def hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes, ignore_index, keep, like,
+def hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes, ignore_index, keep, share, like,
               ALIGN_R: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """Class index, its mass and its logit, and the row's state (see store_gradient). Nothing is read for a
     target that is out of range: the assertion stops the device, as torch's does, and where assertions are not
@@ -125,11 +125,11 @@ def hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes, ign
     is_hot = counts & inside
     hot = tl.where(is_hot, y, 0)
     hot_x = widen(tl.load(x_rows + class_offsets(hot, x_class, ALIGN_R, WIDE), mask=is_hot, other=0))
-    hot_mass = tl.zeros_like(like) + keep
+    mass = tl.zeros_like(like) + hot_mass(keep, share)
     if weight_ptr is not None:
-        hot_mass = keep * widen(tl.load(weight_ptr + hot, mask=is_hot, other=0))
+        mass = weighted(mass, widen(tl.load(weight_ptr + hot, mask=is_hot, other=0)))
     state = tl.where(is_hot, 1.0, tl.where(counts, float("nan"), 0.0)).to(like.dtype)
-    return hot, hot_mass, hot_x, state
+    return hot, mass, hot_x, state
 
 
 @triton.jit(do_not_specialize=("inner_units", "rows", "parts", "ignore_index"), debug=True)
@@ -153,11 +153,12 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
 
     if PROBABILITIES:
         t_rows = row_pointers(target_ptr, plane, position, t_plane, t_row, ALIGN_C, ALIGN_R)
-        hot, hot_mass, hot_x, state = like.to(tl.int64) - 1, like, like, like + 2
+        hot, mass_of_hot, hot_x, state = like.to(tl.int64) - 1, like, like, like + 2
     else:
         t_rows = x_rows
-        hot, hot_mass, hot_x, state = hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes,
-                                                ignore_index, keep, like, ALIGN_R, WIDE)  # fmt: skip
+        hot, mass_of_hot, hot_x, state = hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists,
+                                                   classes, ignore_index, keep, share, like, ALIGN_R,
+                                                   WIDE)  # fmt: skip
     is_hot = state == 1
     WEIGHTED: tl.constexpr = weight_ptr is not None
     if SINGLE:
@@ -174,9 +175,7 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
         masses, below = like, like
         if STAGE == MERGED:
             for part in range(parts):
-                m_part = tl.load(part_at(parts_ptr, 0, part, parts, row, rows), mask=exists, other=0)
-                ties_part = tl.load(part_at(parts_ptr, 1, part, parts, row, rows), mask=exists, other=0)
-                rest_part = tl.load(part_at(parts_ptr, 2, part, parts, row, rows), mask=exists, other=0)
+                m_part, ties_part, rest_part = load_statistics(parts_ptr, part, parts, row, rows, exists)
                 if SPREAD:
                     masses_part = tl.load(part_at(parts_ptr, 3, part, parts, row, rows), mask=exists, other=0)
                     below_part = tl.load(part_at(parts_ptr, 4, part, parts, row, rows), mask=exists, other=0)
@@ -197,9 +196,7 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                 m, ties, rest = merge(m, ties, rest, m_block, ties_block, rest_block)
             if STAGE == PARTS:
                 part = tl.program_id(1)
-                tl.store(part_at(parts_ptr, 0, part, parts, row, rows), m, mask=exists)
-                tl.store(part_at(parts_ptr, 1, part, parts, row, rows), ties, mask=exists)
-                tl.store(part_at(parts_ptr, 2, part, parts, row, rows), rest, mask=exists)
+                store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest)
                 if SPREAD:
                     tl.store(part_at(parts_ptr, 3, part, parts, row, rows), masses, mask=exists)
                     tl.store(part_at(parts_ptr, 4, part, parts, row, rows), below, mask=exists)
@@ -207,7 +204,7 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                     tl.store(part_at(parts_ptr, 5, 0, parts, row, rows), hot_x, mask=exists)
 
     if SINGLE or STAGE != PARTS:
-        loss = row_loss(m, ties, rest, masses, below, hot_mass, hot_x, is_hot, SPREAD)
+        loss = row_loss(m, ties, rest, masses, below, mass_of_hot, hot_x, is_hot, SPREAD)
         loss = tl.where(state == 0, 0.0, tl.where(state == state, loss, state))
         if tl.program_id(1) == 0:
             tl.store(loss_ptr + row, narrow(loss, loss_ptr.dtype.element_ty), mask=exists)
@@ -217,11 +214,11 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
             factor *= tl.load(factor_ptr)
         grad_rows = row_pointers(grad_ptr, plane, position, grad_plane, grad_row, ALIGN_C, ALIGN_R)
         if SINGLE:
-            scale, hot_gradient = row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor)
-            store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, 0, classes,
+            scale, hot_dx = row_gradient(m, ties, rest, masses, mass_of_hot, hot_x, factor)
+            store_gradient(grad_rows, x, mass, m, scale, hot_dx, hot, state, factor, 0, classes,
                            grad_class, exists, SPREAD, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
         elif STAGE != PARTS:
-            scale, hot_gradient = row_gradient(m, ties, rest, masses, hot_mass, hot_x, is_hot, factor)
+            scale, hot_dx = row_gradient(m, ties, rest, masses, mass_of_hot, hot_x, factor)
             end = end_class(classes, BLOCK_C, STAGE)
             for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
                 x = load_classes(x_rows, first, end, x_class, exists, ALIGN_R, WIDE, BLOCK_C, lowest)
@@ -229,7 +226,7 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                 if SPREAD:
                     mass = load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like,
                                      PROBABILITIES, WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
-                store_gradient(grad_rows, x, mass, m, scale, hot_gradient, hot, state, factor, first, end,
+                store_gradient(grad_rows, x, mass, m, scale, hot_dx, hot, state, factor, first, end,
                                grad_class, exists, SPREAD, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
 
 

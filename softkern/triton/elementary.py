@@ -30,8 +30,11 @@ _LOG_LN2_32: tl.constexpr = tl.constexpr(constants.LOG_LN2_32)
 _LOG_LN2_64: tl.constexpr = tl.constexpr(constants.LOG_LN2_64)
 
 # Below these, exp underflows to 0: arguments are held there.
-_SPAN_32: tl.constexpr = tl.constexpr(105.0)
-_SPAN_64: tl.constexpr = tl.constexpr(746.0)
+_SPAN_32: tl.constexpr = tl.constexpr(constants.SPAN_32)
+_SPAN_64: tl.constexpr = tl.constexpr(constants.SPAN_64)
+# From the bits of sqrt(1/2) to those of 1.
+_TO_ONE_32: tl.constexpr = tl.constexpr((127 << 23) - constants.HALF_ROOT_32)
+_TO_ONE_64: tl.constexpr = tl.constexpr((1023 << 52) - constants.HALF_ROOT_64)
 
 
 @triton.jit
@@ -151,11 +154,11 @@ def log_one_plus(q):
     # sqrt(1/2) <= 1 + f < sqrt(2)
     if q.dtype == tl.float64:
         bits = u.to(tl.int64, bitcast=True)
-        k = ((bits + 0x0009_5F61_9980_C433) >> 52) - 1023
+        k = ((bits + _TO_ONE_64) >> 52) - 1023
         f = (bits - (k << 52)).to(tl.float64, bitcast=True) - one
     else:
         bits = u.to(tl.int32, bitcast=True)
-        k = ((bits + 0x004A_FB0D) >> 23) - 127
+        k = ((bits + _TO_ONE_32) >> 23) - 127
         f = (bits - (k << 23)).to(tl.float32, bitcast=True) - one
     k = k.to(q.dtype)
     s = divide(f, f + 2.0)

@@ -8,13 +8,13 @@ import triton.language as tl  # noqa: F401  (Triton's interpreter wants to see i
 from torch import Tensor
 
 from softkern.triton.elementary import exp
+from softkern.triton.formulas import log_d, top_term
 from softkern.triton.launch import run_backward, run_forward
-from softkern.triton.rows import log_d
 
 
 @triton.jit
 def row_number(m, ties, rest):
-    return log_d(m, ties, rest)
+    return log_d(ties, top_term(m), rest)
 
 
 @triton.jit

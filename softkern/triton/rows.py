@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernels of all ops share: where a program's rows are, and the statistics of a row.
 
-m = max_c x_c and d = sum_c exp(x_c - m), in the form that keeps their digits (csrc/cpu/kernels/row_stats.h):
+m = max_c x_c and d = sum_c exp(x_c - m), in the form that keeps their digits (csrc/cpu/rows/stats.h):
 
 1. x - m would be rounded, and exp turns its absolute error into a relative one. The terms are
    e_c = exp(x_c) 2^-N with N = round(m / ln 2); blocks of a row with different N are merged by powers of two.
-   Where |m| >= 1024, x - m is exact for every term that counts: `origin` is m, else 0.
+   Where |m| is large, x - m is exact for every term that counts: `origin_of` m is m, else 0.
 2. d = 1 + small, and log d of a confident row would vanish. The terms of the maximum are counted, not added:
    d = ties + rest / top.
 
@@ -23,16 +23,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from softkern.triton.elementary import (
-    divide,
-    exp_times_power,
-    log_one_plus,
-    narrow,
-    number,
-    power_of_e,
-    span,
-    widen,
-)
+from softkern.triton.elementary import exp_times_power, narrow, span, widen
+from softkern.triton.formulas import finite, move_to, origin_of, power_of
 
 # Stages of a kernel: the whole row by one program; or, where rows are few and long, one block of it by each
 # of several programs, twice: the statistics, then what is made of them.
@@ -90,36 +82,13 @@ def end_class(classes, BLOCK_C: tl.constexpr, STAGE: tl.constexpr):
 
 
 @triton.jit
-def is_finite(m):
-    return tl.abs(m) < float("inf")
-
-
-@triton.jit
-def finite(m):
-    """m, or 0 where a row of such a maximum has no finite answer: its terms need to be defined, not right."""
-    return tl.where(is_finite(m), m, 0.0)
-
-
-@triton.jit
-def origin_and_power(m):
-    held = finite(m)
-    origin = tl.where(tl.abs(held) < 1024, 0.0, held)
-    return origin, power_of_e(held - origin)
-
-
-@triton.jit
 def terms(x, m):
     """e_c of logits (R, C), for maxima (R, 1)."""
-    origin, power = origin_and_power(m)
-    least = finite(m) - origin - span(x.dtype)
+    held = finite(m)
+    origin = origin_of(held)
+    least = held - origin - span(x.dtype)
     shifted = x - origin
-    return exp_times_power(tl.where(shifted < least, least, shifted), power)
-
-
-@triton.jit
-def top_term(m):
-    """e of the maximum; NaN if that is infinite: inf - inf makes the whole row NaN, as in torch."""
-    return tl.where(is_finite(m), terms(finite(m), m), float("nan"))
+    return exp_times_power(tl.where(shifted < least, least, shifted), power_of(held))
 
 
 @triton.jit
@@ -135,35 +104,12 @@ def block_statistics(x):
 
 
 @triton.jit
-def unit_ratio(m_from, m_to):
-    """What terms of the maximum m_from are multiplied by to be terms of m_to >= m_from."""
-    origin_from, power_from = origin_and_power(m_from)
-    origin_to, power_to = origin_and_power(m_to)
-    apart = tl.maximum(origin_from - origin_to, number(-1400.0, m_to.dtype))
-    ratio = exp_times_power(apart, power_to - power_from)
-    return tl.where(m_from == m_to, 1.0, tl.where(is_finite(m_from), ratio, 0.0))
-
-
-@triton.jit
-def share_of(m_part, ties_part, rest_part, m):
-    """Ties and rest of a part in terms of the maximum m of more than the part."""
-    is_top = m_part == m
-    below = tl.where(
-        is_finite(m_part), tl.fma(ties_part, terms(finite(m_part), m_part), rest_part), rest_part
-    )
-    return (
-        tl.where(is_top, ties_part, 0.0),
-        unit_ratio(m_part, m) * tl.where(is_top, rest_part, below),
-    )
-
-
-@triton.jit
 def merge(m_1, ties_1, rest_1, m_2, ties_2, rest_2):
     """Statistics of two parts together. A fixed order of the parts gives fixed bits."""
     m = tl.maximum(m_1, m_2)
-    own_1, others_1 = share_of(m_1, ties_1, rest_1, m)
-    own_2, others_2 = share_of(m_2, ties_2, rest_2, m)
-    return m, own_1 + own_2, others_1 + others_2
+    ties_1, rest_1 = move_to(m, m_1, ties_1, rest_1)
+    ties_2, rest_2 = move_to(m, m_2, ties_2, rest_2)
+    return m, ties_1 + ties_2, rest_1 + rest_2
 
 
 @triton.jit
@@ -171,17 +117,6 @@ def no_statistics(like):
     """Of an empty part, for rows `like` (R, 1)."""
     nothing = tl.zeros_like(like)
     return nothing - float("inf"), nothing, nothing
-
-
-@triton.jit
-def total(m, ties, rest):
-    """sum of e; e_c / total = exp(x_c - m) / d."""
-    return tl.fma(ties, top_term(m), rest)
-
-
-@triton.jit
-def log_d(m, ties, rest):
-    return log_one_plus((ties - 1) + divide(rest, top_term(m)))
 
 
 @triton.jit
@@ -208,6 +143,21 @@ def part_at(parts_ptr, field, part, parts, row, rows):
 
 
 @triton.jit
+def load_statistics(parts_ptr, part, parts, row, rows, exists):
+    m = tl.load(part_at(parts_ptr, 0, part, parts, row, rows), mask=exists, other=0)
+    ties = tl.load(part_at(parts_ptr, 1, part, parts, row, rows), mask=exists, other=0)
+    rest = tl.load(part_at(parts_ptr, 2, part, parts, row, rows), mask=exists, other=0)
+    return m, ties, rest
+
+
+@triton.jit
+def store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest):
+    tl.store(part_at(parts_ptr, 0, part, parts, row, rows), m, mask=exists)
+    tl.store(part_at(parts_ptr, 1, part, parts, row, rows), ties, mask=exists)
+    tl.store(part_at(parts_ptr, 2, part, parts, row, rows), rest, mask=exists)
+
+
+@triton.jit
 def row_statistics(rows_at, like, classes, class_units, row, rows, exists, parts_ptr, parts,
                    ALIGN_R: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr,
                    STAGE: tl.constexpr):  # fmt: skip
@@ -215,9 +165,7 @@ def row_statistics(rows_at, like, classes, class_units, row, rows, exists, parts
     m, ties, rest = no_statistics(like)
     if STAGE == MERGED:
         for part in range(parts):
-            m_part = tl.load(part_at(parts_ptr, 0, part, parts, row, rows), mask=exists, other=0)
-            ties_part = tl.load(part_at(parts_ptr, 1, part, parts, row, rows), mask=exists, other=0)
-            rest_part = tl.load(part_at(parts_ptr, 2, part, parts, row, rows), mask=exists, other=0)
+            m_part, ties_part, rest_part = load_statistics(parts_ptr, part, parts, row, rows, exists)
             m, ties, rest = merge(m, ties, rest, m_part, ties_part, rest_part)
     else:
         end = end_class(classes, BLOCK_C, STAGE)
@@ -226,8 +174,5 @@ def row_statistics(rows_at, like, classes, class_units, row, rows, exists, parts
             m_block, ties_block, rest_block = block_statistics(x)
             m, ties, rest = merge(m, ties, rest, m_block, ties_block, rest_block)
         if STAGE == PARTS:
-            part = tl.program_id(1)
-            tl.store(part_at(parts_ptr, 0, part, parts, row, rows), m, mask=exists)
-            tl.store(part_at(parts_ptr, 1, part, parts, row, rows), ties, mask=exists)
-            tl.store(part_at(parts_ptr, 2, part, parts, row, rows), rest, mask=exists)
+            store_statistics(parts_ptr, tl.program_id(1), parts, row, rows, exists, m, ties, rest)
     return m, ties, rest

@@ -8,13 +8,14 @@ import triton.language as tl  # noqa: F401  (Triton's interpreter wants to see i
 from torch import Tensor
 
 from softkern.triton.elementary import inverse_of
+from softkern.triton.formulas import top_term, total
 from softkern.triton.launch import run_backward, run_forward
-from softkern.triton.rows import terms, total
+from softkern.triton.rows import terms
 
 
 @triton.jit
 def row_number(m, ties, rest):
-    return inverse_of(total(m, ties, rest))
+    return inverse_of(total(ties, top_term(m), rest))
 
 
 @triton.jit

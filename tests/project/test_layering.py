@@ -55,6 +55,24 @@ def test_what_backends_share_knows_none_of_them():
     assert not offenders(sources(CSRC / "common"), r'#\s*include\s*"\.\./')
 
 
+def test_what_is_shipped_includes_nothing_from_the_tests():
+    assert not offenders(sources(CSRC), r'#\s*include\s*"[^"]*tests/')
+
+
+def offered(header: str) -> list[str]:
+    """Functions in their order, overloads once."""
+    text = (CSRC / "cuda" / "hardware" / header).read_text(encoding="utf-8")
+    found = re.findall(r"^(?:SK_INLINE|inline|const char\*) (?:[\w*]+ )?(\w+)(?:<\w+>)?\(", text, flags=re.M)
+    return list(dict.fromkeys(found))
+
+
+def test_the_emulator_offers_what_a_gpu_does_in_the_same_order():
+    of_a_gpu_alone = {"address_in_block", "clusters_fit"}  # parts of other functions
+    names = [name for name in offered("nvcc.h") if name not in of_a_gpu_alone]
+    assert len(names) > 20
+    assert offered("emulated.h") == names
+
+
 def test_ops_know_nothing_of_python():
     """What they ask of it, they ask through a std::function."""
     assert not offenders(sources(CSRC / "ops"), INCLUDES_PYTHON)

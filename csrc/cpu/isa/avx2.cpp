@@ -20,7 +20,7 @@ namespace softkern::cpu {
 struct Avx2;
 template <>
 const Kernels KernelsOf<Avx2, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
-}
+}  // namespace softkern::cpu
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

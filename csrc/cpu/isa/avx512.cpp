@@ -25,7 +25,7 @@ namespace softkern::cpu {
 struct Avx512;
 template <>
 const Kernels KernelsOf<Avx512, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
-}
+}  // namespace softkern::cpu
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -8,4 +8,4 @@ namespace softkern::cpu {
 struct Portable;
 template <>
 const Kernels KernelsOf<Portable, SOFTKERN_ELEMENT>::kernels = make_kernels<SOFTKERN_ELEMENT>();
-}
+}  // namespace softkern::cpu

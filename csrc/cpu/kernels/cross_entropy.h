@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// With a_c the target mass of class c, A = sum_c a_c, m = max_c x_c, d = sum_c exp(x_c - m):
-//   loss  = sum_c a_c ((m - x_c) + log d)
-//   dx_c  = g (A exp(x_c - m) / d - a_c)
-// Class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c        (s label_smoothing, w weight, 1 without)
-// Class probabilities:  a_c = w_c ((1 - s) t_c + s/C)
-// m and d stay apart: m + log d, rounded, would lose the loss of logits that share a large offset.
+// cross_entropy of rows. Formulas and names: common/mass.h and common/loss.h.
 #pragma once
 
+#include "../../common/loss.h"
+#include "../../common/mass.h"
 #include "../rows/operand.h"
-#include "../rows/stats.h"
 #include "../rows/shared.h"
+#include "../rows/stats.h"
+#include "../rows/arithmetic.h"
 
 namespace softkern::cpu {
 namespace {
@@ -20,10 +18,10 @@ struct NoMass {};
 
 template <class A>
 struct UniformMass {
-  A share;  // s/C
+  MassNumbers<A> numbers;
   template <class At>
   SK_INLINE auto load(const At&, int64_t) const {
-    return Simd<A>::broadcast(share);
+    return uniform_mass<Simd<A>>(numbers);
   }
   SK_INLINE void fetch_next(int64_t) const {}
 };
@@ -32,10 +30,10 @@ template <class T>
 struct WeightMass {
   using A = Compute<T>;
   const T* weight;
-  A share;  // s/C
+  MassNumbers<A> numbers;
   template <class At>
   SK_INLINE auto load(const At& at, int64_t i) const {
-    return Simd<A>::mul(Simd<A>::broadcast(share), at.load(weight + i, 0));
+    return weighted<Simd<A>>(uniform_mass<Simd<A>>(numbers), at.load(weight + i, 0));
   }
   SK_INLINE void fetch_next(int64_t) const {}
 };
@@ -46,16 +44,15 @@ struct ProbabilityMass {
   const T* weight;
   const T* probability;
   const T* next;  // of the next row; or null
-  A keep;         // 1 - s
-  A share;        // s/C
+  MassNumbers<A> numbers;
   template <class At>
   SK_INLINE auto load(const At& at, int64_t i) const {
     using S = Simd<A>;
-    const auto t = S::fma(at.load(probability + i, 0), S::broadcast(keep), S::broadcast(share));
+    const auto mass = probability_mass<S>(numbers, at.load(probability + i, 0));
     if constexpr (kWeighted) {
-      return S::mul(t, at.load(weight + i, 0));
+      return weighted<S>(mass, at.load(weight + i, 0));
     } else {
-      return t;
+      return mass;
     }
   }
   SK_INLINE void fetch_next(int64_t i) const {
@@ -69,7 +66,7 @@ constexpr bool kIsSpread = !__is_same(Mass, NoMass);
 template <class A>
 struct Hot {
   int64_t index;  // -1: none
-  A mass;         // (1 - s) w_y
+  A mass;
 };
 
 /// Sums of a_c and of a_c (m - x_c) over the classes [begin, end), their blocks to `take`.
@@ -99,18 +96,13 @@ struct CrossEntropySums {
   Sums<A, 2> mass;  // of the classes but for the hot part, and mass times (m - x)
 
   A loss(A log_d) const {
-    const A own = hot.index >= 0 ? hot.mass * ((stats.m - hot_x) + log_d) : A(0);
-    return kSpread ? own + (mass.of[1] + mass.of[0] * log_d) : own;
+    using L = OneLane<A>;
+    const A own = hot.index >= 0 ? hot_loss<L>(hot.mass, stats.m - hot_x, log_d) : A(0);
+    return kSpread ? own + spread_loss<L>(mass.of[0], mass.of[1], log_d) : own;
   }
-
-  /// The true class, from numbers of the compute type: p - 1 of a p already rounded to 16 bits is off by up
-  /// to 100 % for confident rows. Where p is close to 1 even the compute type loses p - 1, and the other
-  /// classes give it.
   A hot_gradient(A hot_e, A factor) const {
-    const A sum = stats.sum();
-    const A p = hot_e / sum;
-    const bool alone = hot_x == stats.m && stats.ties == 1;
-    return factor * (hot.mass * (alone ? -stats.rest / sum : p - 1) + mass.of[0] * p);
+    return softkern::hot_gradient<OneLane<A>>(factor, hot.mass, mass.of[0], hot_x, hot_e, stats.m, stats.ties,
+                                              stats.rest, stats.sum());
   }
 };
 
@@ -129,10 +121,11 @@ SK_CALL void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& ro
     if (holds_hot) {
       A lanes[S::kLanes];
       S::store(lanes, mass.load(Tail<A>{1}, y));
-      hot_grad -= factor * lanes[0];
+      hot_grad = less_mass<OneLane<A>>(hot_grad, lanes[0], -factor);
     }
   }
-  const auto scale = S::broadcast(factor * (row.hot.mass + row.mass.of[0]) / row.stats.sum());
+  const auto scale =
+      S::broadcast(gradient_scale<OneLane<A>>(factor, row.hot.mass, row.mass.of[0], row.stats.sum()));
   const auto minus_factor = S::broadcast(-factor);
   const auto gradient = [&](auto at, int64_t k) __attribute__((always_inline)) {
     const auto v = at.load(e + begin + k, 0);

@@ -30,10 +30,12 @@ struct LaneGradient {
 template <class T>
 struct LaneMass {
   using A = Compute<T>;
+  using L = OneLane<A>;
   const T* weight;
-  A share;  // s/C
+  MassNumbers<A> numbers;
   SK_INLINE typename Simd<A>::Reg of(int, int64_t c) const {
-    return Simd<A>::broadcast(weight == nullptr ? share : share * widen(weight[c]));
+    const A mass = uniform_mass<L>(numbers);
+    return Simd<A>::broadcast(weight == nullptr ? mass : weighted<L>(mass, widen(weight[c])));
   }
 };
 
@@ -43,10 +45,10 @@ struct LaneProbabilityMass {
   using S = Simd<A>;
   const T* weight;
   LaneTile<A> probability;
-  A keep, share;  // 1 - s, s/C
+  MassNumbers<A> numbers;
   SK_INLINE typename S::Reg of(int b, int64_t c) const {
-    const auto t = S::fma(probability[b][c], S::broadcast(keep), S::broadcast(share));
-    return weight == nullptr ? t : S::mul(t, S::broadcast(widen(weight[c])));
+    const auto mass = probability_mass<S>(numbers, probability[b][c]);
+    return weight == nullptr ? mass : weighted<S>(mass, S::broadcast(widen(weight[c])));
   }
 };
 
@@ -58,6 +60,7 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
                                   A grad_factor, const Ahead& ahead, LaneGradient<A>* gradient,
                                   typename Simd<A>::Reg* loss) {
   using S = Simd<A>;
+  using F = Lanes<A>;  // of formulas
   using Reg = typename S::Reg;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   constexpr int L = S::kLanes;
@@ -96,26 +99,21 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
       index = S::load(hot.index + b * L);
       own = S::load(hot.mass + b * L);
       hot_x = S::load(hot.x + b * L);
-      loss[b] = S::mul(own, S::add(S::sub(of.m, hot_x), log_d));
+      loss[b] = hot_loss<F>(own, S::sub(of.m, hot_x), log_d);
     }
     if constexpr (kSpread) {
       spread_mass = spread[b][0];
-      loss[b] = S::add(loss[b], S::add(spread[b][1], S::mul(spread_mass, log_d)));
+      loss[b] = S::add(loss[b], spread_loss<F>(spread_mass, spread[b][1], log_d));
     }
     // Exact zeros for ignored rows, whatever their logits: 0 * NaN would spread the NaN of a padded row.
     if constexpr (kHot) loss[b] = S::if_less(index, zero, zero, loss[b]);
     if (!need_grad) continue;
 
     const Reg sum = of.sum();
-    gradient[b].scale = S::div(S::mul(factor, S::add(own, spread_mass)), sum);
+    gradient[b].scale = gradient_scale<F>(factor, own, spread_mass, sum);
     if constexpr (kHot) {
-      const Reg p = S::div(S::load(hot.e + b * L), sum);
-      // Where the true class alone is the maximum, p - 1 is taken from the other classes: it keeps its
-      // digits.
-      const Reg others = S::sub(zero, S::div(of.rest, sum));
-      const Reg alone = S::if_equal(hot_x, of.m, of.ties, zero);
-      const Reg off = S::if_equal(alone, S::broadcast(1), others, S::sub(p, S::broadcast(1)));
-      gradient[b].hot = S::mul(factor, S::add(S::mul(own, off), S::mul(spread_mass, p)));
+      const Reg e = S::load(hot.e + b * L);
+      gradient[b].hot = hot_gradient<F>(factor, own, spread_mass, hot_x, e, of.m, of.ties, of.rest, sum);
     }
   }
 }
@@ -136,8 +134,7 @@ class CrossEntropyLanes {
         logits_(a.logits, a.shape, range),
         probabilities_(a.probabilities, a.shape, range),
         grad_(a.grad, a.shape, a.stream),
-        keep_(static_cast<A>(1 - a.options.label_smoothing)),
-        share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
+        numbers_(mass_numbers<A>(a.options, a.shape.classes)) {}
 
   template <class Tiles>
   void run(Tiles& tiles) {
@@ -148,15 +145,15 @@ class CrossEntropyLanes {
       logits_.load(blocks, count, x, range);  // 1 max
       if (probabilities_.given()) {
         probabilities_.load(blocks, count, t);
-        compute<false>(blocks, count, x, range, LaneProbabilityMass<T>{weight_, t, keep_, share_}, hot);
+        compute<false>(blocks, count, x, range, LaneProbabilityMass<T>{weight_, t, numbers_}, hot);
         return;
       }
       const int64_t first = blocks->first, end = blocks[count - 1].first + blocks[count - 1].count;
       find(first, static_cast<int>(end - first), count, hot);
-      if (share_ == 0) {
+      if (numbers_.share == 0) {
         compute<true>(blocks, count, x, range, NoMass{}, hot);
       } else {
-        compute<true>(blocks, count, x, range, LaneMass<T>{weight_, share_}, hot);
+        compute<true>(blocks, count, x, range, LaneMass<T>{weight_, numbers_}, hot);
       }
     });
   }
@@ -200,7 +197,7 @@ class CrossEntropyLanes {
     const int64_t ignore = a_.options.ignore_index;
     // Copies: what is stored could be this object, for all a compiler knows, and then it makes no vectors of
     // the loop.
-    const A keep = keep_;
+    const A keep = hot_mass<OneLane<A>>(numbers_);
     A* const __restrict index = hot.index, * const __restrict mass = hot.mass;
     int32_t* const __restrict place = hot.place;
     // The next ones: between the logits' many streams, hardware loses sight of this one.
@@ -237,7 +234,7 @@ class CrossEntropyLanes {
   const T* const weight_;
   const LaneInput<T> logits_, probabilities_;
   const LaneOutput<T> grad_;
-  const A keep_, share_;
+  const MassNumbers<A> numbers_;
 };
 
 }  // namespace

@@ -18,34 +18,30 @@ class RowMasses {
       : target_(a.target),
         ignore_index_(a.options.ignore_index),
         weight_(static_cast<const T*>(a.weight)),
-        keep_(static_cast<A>(1 - a.options.label_smoothing)),
-        share_(static_cast<A>(a.options.label_smoothing / static_cast<double>(a.shape.classes))) {}
+        numbers_(mass_numbers<A>(a.options, a.shape.classes)) {}
 
   bool ignored(int64_t r) const { return target_ != nullptr && target_[r] == ignore_index_; }
   /// Of row r, which is not ignored.
   Hot<A> hot(int64_t r) const {
     if (target_ == nullptr) return {-1, 0};
     const int64_t y = target_[r];
-    return {y, keep_ * (weight_ != nullptr ? widen(weight_[y]) : A(1))};
+    const A mass = hot_mass<OneLane<A>>(numbers_);
+    return {y, weight_ != nullptr ? weighted<OneLane<A>>(mass, widen(weight_[y])) : mass};
   }
   /// body(mass_of): mass_of(t, next) is what a row's classes have, with these probabilities where there are
   /// no indices, and those of the next row.
   template <class Body>
   SK_INLINE void with(Body body) const {
     if (target_ == nullptr && weight_ != nullptr) {
-      body([&](const T* t, const T* next) {
-        return ProbabilityMass<T, true>{weight_, t, next, keep_, share_};
-      });
+      body([&](const T* t, const T* next) { return ProbabilityMass<T, true>{weight_, t, next, numbers_}; });
     } else if (target_ == nullptr) {
-      body([&](const T* t, const T* next) {
-        return ProbabilityMass<T, false>{nullptr, t, next, keep_, share_};
-      });
-    } else if (share_ == 0) {
+      body([&](const T* t, const T* next) { return ProbabilityMass<T, false>{nullptr, t, next, numbers_}; });
+    } else if (numbers_.share == 0) {
       body([](const T*, const T*) { return NoMass{}; });
     } else if (weight_ != nullptr) {
-      body([&](const T*, const T*) { return WeightMass<T>{weight_, share_}; });
+      body([&](const T*, const T*) { return WeightMass<T>{weight_, numbers_}; });
     } else {
-      body([&](const T*, const T*) { return UniformMass<A>{share_}; });
+      body([&](const T*, const T*) { return UniformMass<A>{numbers_}; });
     }
   }
 
@@ -53,7 +49,7 @@ class RowMasses {
   const int64_t* target_;
   int64_t ignore_index_;
   const T* weight_;
-  A keep_, share_;
+  MassNumbers<A> numbers_;
 };
 
 template <class T>

@@ -40,10 +40,10 @@ struct FewClasses {
   }
   /// RowStats::sum() and RowStats::log_d().
   static SK_INLINE Reg total(const Reg& ties, const Reg& top, const Reg& rest) {
-    return S::fma(ties, top, rest);
+    return softkern::total<Lanes<A>>(ties, top, rest);
   }
   static SK_INLINE Reg log_d(const Reg& ties, const Reg& top, const Reg& rest) {
-    return log_one_plus<S>(S::add(S::sub(ties, S::broadcast(1)), S::div(rest, top)));
+    return softkern::log_d<Lanes<A>>(ties, top, rest);
   }
 };
 

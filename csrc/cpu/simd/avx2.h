@@ -2,6 +2,7 @@
 // AVX2, FMA, F16C: two ymm registers hold the lanes, low half first.
 #pragma once
 
+#include "../../common/log_constants.h"
 #include "contract.h"
 #include "pair.h"
 #include "words.h"
@@ -200,7 +201,7 @@ struct Simd<float> {
     return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(n, 23)));
   }
   static SK_INLINE __m256 split(__m256 u, __m256& k) {
-    const __m256i half_root = _mm256_set1_epi32(0x3f3504f3);  // sqrt(1/2)
+    const __m256i half_root = _mm256_set1_epi32(LogConstants<float>::kHalfRoot);
     const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(u), half_root);
     k = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
     const __m256i mantissa = _mm256_and_si256(above, _mm256_set1_epi32(0x7fffff));
@@ -365,7 +366,7 @@ struct Simd<double> {
     return _mm256_mul_pd(v, _mm256_castsi256_pd(_mm256_slli_epi64(n, 52)));
   }
   static SK_INLINE __m256d split(__m256d u, __m256d& k) {
-    const __m256i half_root = _mm256_set1_epi64x(0x3fe6a09e667f3bcd);  // sqrt(1/2)
+    const __m256i half_root = _mm256_set1_epi64x(LogConstants<double>::kHalfRoot);
     const __m256i above = _mm256_sub_epi64(_mm256_castpd_si256(u), half_root);
     // AVX2 shifts no 64-bit numbers arithmetically and converts none: k is in the upper halves.
     const __m256i upper = _mm256_permutevar8x32_epi32(above, _mm256_setr_epi32(1, 3, 5, 7, 1, 3, 5, 7));

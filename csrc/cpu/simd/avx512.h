@@ -2,6 +2,7 @@
 // AVX-512 F, BW, DQ, VL: one zmm register; masks for tails.
 #pragma once
 
+#include "../../common/log_constants.h"
 #include "words.h"
 
 namespace softkern::cpu {
@@ -81,7 +82,7 @@ struct Simd<float> {
     return _mm512_mul_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(n, 23)));
   }
   static SK_INLINE Reg split(Reg u, Reg& k) {
-    const __m512i half_root = _mm512_set1_epi32(0x3f3504f3);  // sqrt(1/2)
+    const __m512i half_root = _mm512_set1_epi32(LogConstants<float>::kHalfRoot);
     const __m512i above = _mm512_sub_epi32(_mm512_castps_si512(u), half_root);
     k = _mm512_cvtepi32_ps(_mm512_srai_epi32(above, 23));
     const __m512i mantissa = _mm512_and_si512(above, _mm512_set1_epi32(0x7fffff));
@@ -258,7 +259,7 @@ struct Simd<double> {
     return _mm512_mul_pd(v, _mm512_castsi512_pd(_mm512_slli_epi64(n, 52)));
   }
   static SK_INLINE Reg split(Reg u, Reg& k) {
-    const __m512i half_root = _mm512_set1_epi64(0x3fe6a09e667f3bcd);  // sqrt(1/2)
+    const __m512i half_root = _mm512_set1_epi64(LogConstants<double>::kHalfRoot);
     const __m512i above = _mm512_sub_epi64(_mm512_castpd_si512(u), half_root);
     k = _mm512_cvtepi64_pd(_mm512_srai_epi64(above, 52));
     const __m512i mantissa = _mm512_and_si512(above, _mm512_set1_epi64(0xfffffffffffff));

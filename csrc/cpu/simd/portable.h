@@ -3,6 +3,7 @@
 // array of 16-byte vectors, the width that every 64-bit CPU has.
 #pragma once
 
+#include "../../common/log_constants.h"
 #include "contract.h"
 
 // exp is long where there is no fused multiply-add; inlined at every unrolled step it would take half a
@@ -20,7 +21,7 @@ struct PartOf<float> {
   typedef int32_t Int __attribute__((vector_size(16)));
   typedef uint32_t Bits __attribute__((vector_size(16)));
   static constexpr int kMantissaBits = 23, kExponentBias = 127;
-  static constexpr int32_t kHalfRoot = 0x3f3504f3;  // sqrt(1/2)
+  static constexpr int32_t kHalfRoot = static_cast<int32_t>(LogConstants<float>::kHalfRoot);
 };
 template <>
 struct PartOf<double> {
@@ -28,7 +29,7 @@ struct PartOf<double> {
   typedef int64_t Int __attribute__((vector_size(16)));
   typedef uint64_t Bits __attribute__((vector_size(16)));
   static constexpr int kMantissaBits = 52, kExponentBias = 1023;
-  static constexpr int64_t kHalfRoot = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
+  static constexpr int64_t kHalfRoot = static_cast<int64_t>(LogConstants<double>::kHalfRoot);
 };
 using Float4 = PartOf<float>::Vec;
 using Double2 = PartOf<double>::Vec;

@@ -13,6 +13,7 @@
 
 #include "../../cpu/dispatch.h"
 #include "../../cpu/memory.h"
+#include "../ran.h"
 #include "../rows.h"
 #include "patience.h"
 
@@ -132,7 +133,7 @@ void run(const Kernel<Args>& kernel, const Args& args, const Layout& layout) {
       shared ? run_shared(kernel, args, layout, chunks, report) : run_rows(kernel, args, layout, report);
   TORCH_CHECK(done && !report.out_of_memory, "softkern: not enough memory for rows of ", layout.shape.classes,
               " classes");
-  set_last({report.isa.load(std::memory_order_relaxed), report.path.load(std::memory_order_relaxed)});
+  set_last_ran({report.isa.load(std::memory_order_relaxed), report.path.load(std::memory_order_relaxed)});
 }
 
 }  // namespace softkern::cpu

@@ -6,9 +6,9 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
-#include "../../cpu/dispatch.h"
 #include "../../cuda/api.h"
 #include "../../cuda/device.h"
+#include "../ran.h"
 #include "../rows.h"
 
 namespace softkern::cuda {
@@ -38,14 +38,14 @@ class OnDevice {
     target_.clusters = has_clusters(x.device().index());
 #if !defined(SOFTKERN_EMULATED)
     const c10::impl::VirtualGuardImpl impl(x.device().type());
-    target_.stream = impl.getStream(x.device()).native_handle();
+    target_.handle = impl.getStream(x.device()).native_handle();
 #endif
   }
-  const Target& target() const { return target_; }
+  const DeviceStream& target() const { return target_; }
 
  private:
   c10::DeviceGuard guard_;
-  Target target_;
+  DeviceStream target_;
 };
 
 inline void check_launch(const char* error) {
@@ -54,7 +54,7 @@ inline void check_launch(const char* error) {
 
 inline void check_launch(const Outcome& outcome) {
   check_launch(outcome.error);
-  cpu::set_last({"cuda", outcome.path});
+  set_last_ran({"cuda", outcome.path});
 }
 
 /// Fresh contiguous memory for a result of the shape and dtype of x.

@@ -54,16 +54,16 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
 // Templates of the element type, which no template takes as an argument.
 struct Softmax {
   template <class T, class Args>
-  static Outcome launch(const Args& args, const Target& target) {
-    if constexpr (std::is_same_v<Args, ForwardArgs>) return cuda::softmax<T>(args, target);
-    if constexpr (std::is_same_v<Args, BackwardArgs>) return cuda::softmax_backward<T>(args, target);
+  static Outcome launch(const Args& args, const DeviceStream& stream) {
+    if constexpr (std::is_same_v<Args, ForwardArgs>) return cuda::softmax<T>(args, stream);
+    if constexpr (std::is_same_v<Args, BackwardArgs>) return cuda::softmax_backward<T>(args, stream);
   }
 };
 struct LogSoftmax {
   template <class T, class Args>
-  static Outcome launch(const Args& args, const Target& target) {
-    if constexpr (std::is_same_v<Args, ForwardArgs>) return cuda::log_softmax<T>(args, target);
-    if constexpr (std::is_same_v<Args, BackwardArgs>) return cuda::log_softmax_backward<T>(args, target);
+  static Outcome launch(const Args& args, const DeviceStream& stream) {
+    if constexpr (std::is_same_v<Args, ForwardArgs>) return cuda::log_softmax<T>(args, stream);
+    if constexpr (std::is_same_v<Args, BackwardArgs>) return cuda::log_softmax_backward<T>(args, stream);
   }
 };
 

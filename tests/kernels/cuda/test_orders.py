@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels in every order of threads that the emulator of tests/native/simt.h knows, wherever rows
-begin; and on devices that it plays, which have no room for clusters."""
+"""The CUDA kernels in every order of threads that the emulator (csrc/cuda/hardware/simt.h) knows, wherever
+rows begin; and on devices that it plays, which have no room for clusters."""
 
 from __future__ import annotations
 

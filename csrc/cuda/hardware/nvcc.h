@@ -1,101 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels take from the hardware, by way of nvcc or of the emulator in tests/native/simt.h: the only
-// file that knows which. Barriers order all memory accesses of the threads that meet.
+// What NVIDIA's GPUs offer. Barriers order all memory accesses of the threads that meet.
 #pragma once
 
-#if defined(SOFTKERN_EMULATED)
-#include "../../tests/native/simt.h"
-#else
 #include <cuda_runtime.h>
 
 #include <cassert>
-#endif
 
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
-
-#include "../common/elements.h"
-#include "../common/inline.h"
-#include "api.h"
-#include "clusters.h"
+#include "../clusters.h"
+#include "launch.h"
 
 namespace softkern::cuda {
 namespace {
-
-constexpr int kWarp = 32;
-
-/// A launch of `blocks` blocks, `cluster` of them together, with so much shared memory each.
-struct Dims {
-  int64_t blocks;
-  int threads;
-  int cluster = 1;
-  size_t shared = 0;
-};
-
-constexpr int64_t kMostBlocks = 0x7fffffff;
-/// The error of a launch of clusters for which the device has no room.
-constexpr char kNoRoom[] = "no room for a cluster of blocks";
-
-#if defined(SOFTKERN_EMULATED)
-
-template <class T>
-SK_INLINE T* in_global_memory(T* p) {
-  if (reinterpret_cast<uintptr_t>(p) % alignof(T) != 0) simt::fail("misaligned address");
-  return p;
-}
-SK_INLINE char* shared_memory() { return simt::self().block->shared.get(); }
-SK_INLINE void sync_warp() { simt::wait_at(simt::Wait::kWarp); }
-SK_INLINE void sync_block() { simt::wait_at(simt::Wait::kBlock); }
-SK_INLINE void sync_cluster() { simt::wait_at(simt::Wait::kCluster); }
-template <class A>
-SK_INLINE A shuffle_xor(A value, int offset) {
-  return simt::shuffle_xor(value, offset);
-}
-SK_INLINE uint32_t shuffle(uint32_t value, int from) {
-  return simt::shuffle(value, static_cast<unsigned>(from));
-}
-template <class A>
-SK_INLINE void store_in_block(A* at, int block, A value) {
-  *simt::in_block(at, block) = value;
-}
-template <class To, class From>
-SK_INLINE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  memcpy(&to, &from, sizeof(to));
-  return to;
-}
-/// Of a power of two.
-SK_INLINE int log2_of(int power) { return 31 - __builtin_clz(static_cast<unsigned>(power)); }
-template <class I>
-SK_INLINE void forget(I&) {}
-SK_INLINE float fused(float a, float b, float c) { return fmaf(a, b, c); }
-SK_INLINE double fused(double a, double b, double c) { return fma(a, b, c); }
-SK_INLINE float rough_inverse(float b) { return 1 / b; }
-SK_INLINE float rough_exp2(float x) {
-  const float result = exp2f(x);
-  return result < 0x1p-126f ? 0 : result;
-}
-SK_INLINE float larger(float a, float b) { return fmaxf(a, b); }
-SK_INLINE double larger(double a, double b) { return fmax(a, b); }
-SK_INLINE float at_least(float x, float least) { return x < least ? least : x; }
-SK_INLINE void stop_unless(bool holds, const char* why) {
-  if (!holds) simt::fail(why);
-}
-
-/// Null, or why the launch failed.
-template <class... P>
-const char* start(void (*kernel)(P...), const Dims& dims, const Target&, P... arguments) {
-  if (dims.blocks > kMostBlocks) return "too many rows for one launch";
-  if (dims.cluster > 1 && dims.cluster > simt::promised_cluster_room()) return kNoRoom;
-  const char* error =
-      simt::run<P...>(kernel, static_cast<unsigned>(dims.blocks), static_cast<unsigned>(dims.threads),
-                      dims.cluster, dims.shared, arguments...);
-  return error == simt::kNoRoom ? kNoRoom : error;
-}
-
-#else
 
 /// p, of which the compiler can't know it where it comes out of a kernel's argument of a struct: it would ask
 /// at every access which memory is meant.
@@ -144,13 +59,6 @@ SK_INLINE void store_in_block(double* at, int block, double value) {
   asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(there), "d"(value) : "memory");
 #endif
 }
-template <class To, class From>
-SK_INLINE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  memcpy(&to, &from, sizeof(to));
-  return to;
-}
 /// Of a power of two.
 SK_INLINE int log2_of(int power) { return 31 - __clz(power); }
 /// The compiler forgets what has been made of the word, and makes it again.
@@ -185,9 +93,66 @@ SK_INLINE void stop_unless(bool holds, const char* why) {
   if (!holds) __assert_fail(why, "softkern", 0, "cross_entropy");
 }
 
+/// An element in the type that is computed in.
+SK_INLINE float widen(float x) { return x; }
+SK_INLINE double widen(double x) { return x; }
+SK_INLINE float widen(BFloat16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
+SK_INLINE float widen(Half x) {
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
+  return result;
+}
+/// Rounded to nearest even.
+template <class T>
+SK_INLINE T narrow(Compute<T> x) {
+  return x;
+}
+template <>
+SK_INLINE BFloat16 narrow<BFloat16>(float x) {
+  BFloat16 result;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+  return result;
+}
+template <>
+SK_INLINE Half narrow<Half>(float x) {
+  Half result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+  return result;
+}
+/// Two elements in a word, the first in its low half.
+template <class T>
+SK_INLINE uint32_t narrow_pair(float low, float high);
+template <>
+SK_INLINE uint32_t narrow_pair<BFloat16>(float low, float high) {
+  uint32_t result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+template <>
+SK_INLINE uint32_t narrow_pair<Half>(float low, float high) {
+  uint32_t result;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+/// The larger ones of two such pairs; of a NaN and a number, the number.
+template <class T>
+SK_INLINE uint32_t larger_pair(uint32_t a, uint32_t b);
+template <>
+SK_INLINE uint32_t larger_pair<BFloat16>(uint32_t a, uint32_t b) {
+  uint32_t result;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+template <>
+SK_INLINE uint32_t larger_pair<Half>(uint32_t a, uint32_t b) {
+  uint32_t result;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
 inline bool clusters_fit(const void* kernel, const cudaLaunchConfig_t& config, const Dims& dims,
-                         const Target& target) {
-  const ClusterLaunch launch{target.device, target.stream, kernel, dims.cluster, dims.threads, dims.shared};
+                         const DeviceStream& stream) {
+  const ClusterLaunch launch{stream.device, stream.handle, kernel, dims.cluster, dims.threads, dims.shared};
   return known_clusters().fit(launch, [&] {
     int at_a_time = 0;
     if (cudaOccupancyMaxActiveClusters(&at_a_time, kernel, &config) == cudaSuccess) return at_a_time;
@@ -198,22 +163,22 @@ inline bool clusters_fit(const void* kernel, const cudaLaunchConfig_t& config, c
 
 /// Null, or why the launch failed.
 template <class... P>
-const char* start(void (*kernel)(P...), const Dims& dims, const Target& target, P... arguments) {
-  if (dims.blocks > kMostBlocks) return "too many rows for one launch";
+const char* start(void (*kernel)(P...), const Dims& dims, const DeviceStream& stream, P... arguments) {
+  if (dims.blocks > kMostBlocksOfGrid) return "too many rows for one launch";
   const void* entry = reinterpret_cast<const void*>(kernel);
   const bool clusters = dims.cluster > 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(dims.blocks));
   config.blockDim = dim3(static_cast<unsigned>(dims.threads));
   config.dynamicSmemBytes = dims.shared;
-  config.stream = static_cast<cudaStream_t>(target.stream);
+  config.stream = static_cast<cudaStream_t>(stream.handle);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = static_cast<unsigned>(dims.cluster);
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   config.attrs = &cluster;
   config.numAttrs = clusters ? 1 : 0;
-  if (clusters && !clusters_fit(entry, config, dims, target)) return kNoRoom;
+  if (clusters && !clusters_fit(entry, config, dims, stream)) return kNoRoom;
   void* pointers[] = {&arguments...};
   const cudaError_t error = cudaLaunchKernelExC(&config, entry, pointers);
   if (error == cudaSuccess) return nullptr;
@@ -223,10 +188,6 @@ const char* start(void (*kernel)(P...), const Dims& dims, const Target& target, 
   cudaGetLastError();
   return kNoRoom;
 }
-
-#endif
-
-SK_INLINE double at_least(double x, double least) { return x < least ? least : x; }
 
 }  // namespace
 }  // namespace softkern::cuda

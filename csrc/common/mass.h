@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// a_c, the target mass of class c, with label_smoothing s, weights w (1 without) and C classes:
+//   class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c     the first part hot, the second spread
+//   class probabilities:  a_c = w_c ((1 - s) t_c + s/C)           all of it spread
+// S is what computes (stats.h).
+#pragma once
+
+#include "inline.h"
+#include "options.h"
+#include "stats.h"
+
+namespace softkern {
+namespace {
+
+/// What the options of a call become, in the type that is computed in. Kernels carry all of it.
+template <class A>
+struct MassNumbers {
+  A keep;   // 1 - s
+  A share;  // s/C
+};
+template <class A>
+inline MassNumbers<A> mass_numbers(const CrossEntropyOptions& options, int64_t classes) {
+  const double s = options.label_smoothing;
+  return {static_cast<A>(1 - s), static_cast<A>(s / static_cast<double>(classes))};
+}
+
+/// Of a class, with its weight.
+template <class S>
+SK_INLINE typename S::Reg weighted(const typename S::Reg& mass, const typename S::Reg& weight) {
+  return S::mul(mass, weight);
+}
+
+/// The hot part of class y; and what each class has of the spread part, without its weight.
+template <class S>
+SK_INLINE typename S::Reg hot_mass(const MassNumbers<typename S::Number>& numbers) {
+  return S::broadcast(numbers.keep);
+}
+template <class S>
+SK_INLINE typename S::Reg uniform_mass(const MassNumbers<typename S::Number>& numbers) {
+  return S::broadcast(numbers.share);
+}
+/// Of a class of probability t, without its weight.
+template <class S>
+SK_INLINE typename S::Reg probability_mass(const MassNumbers<typename S::Number>& numbers,
+                                           const typename S::Reg& t) {
+  return S::fma(t, S::broadcast(numbers.keep), S::broadcast(numbers.share));
+}
+
+/// sum_c a_c (m - x_c) of a part, `below`, for the maximum `to` of more than the part; 0 stands for an
+/// infinite maximum.
+template <class S>
+SK_INLINE typename S::Reg below_moved(const typename S::Reg& to, const typename S::Reg& m,
+                                      const typename S::Reg& masses, const typename S::Reg& below) {
+  return S::fma(masses, S::sub(finite<S>(to), finite<S>(m)), below);
+}
+
+}  // namespace
+}  // namespace softkern

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// The statistics of a row or of a part of it: m = max_c x_c, and d = sum_c exp(x_c - m) as `ties`, how many
+// classes have the maximum, and `rest`, the sum of the other classes' terms: d = ties + rest / top. A term is
+// e_c = exp(x_c) 2^-N with N = round(m / ln 2), and `top` is the maximum's. cpu/rows/stats.h says
+// which roundings this form avoids. A part without classes has m = -inf, ties = 0, rest = 0.
+//
+// The formulas of this file, of mass.h and of loss.h are written once, for all backends. They compute with a
+// trait S as exp.h does. In which order classes are added up is the backend's choice. So are these members of
+// S, and with them the last bit of a result:
+//
+//   mul_add(a, b, c)    a b + c. One fused operation on a GPU; a multiplication and an addition on the CPU,
+//                       where rows compute one number at a time: without a fused multiply-add in hardware,
+//                       the compiler would call a function.
+//   count_add(n, a, c)  n a + c of a small whole number n. Fused in lanes and on a GPU. Rows of the CPU
+//                       compute it in double, where the product of a float and n is exact.
+//   divisor(b)          What over() divides by: b on the CPU, its inverse on a GPU.
+//   over(a, divisor)    a / b: a division on the CPU, a multiplication on a GPU.
+//   log_one_plus(q)     log(1 + q); NaN for NaN.
+//   times_power(p, k)   p 2^k for 0.5 <= p < 2 and a whole number k <= 2, rounded once; 0 if it rounds to 0.
+//   negate, abs, if_equal(a, b, x, y), if_less(a, b, x, y), if_finite(a, x, y)
+//   at_least(x, least)  The larger of the two; NaN if x is.
+//   all_equal(a, b)     Whether a == b in all lanes.
+//
+// Softkern's Triton kernels have the same formulas under the same names: softkern/triton/formulas.py.
+#pragma once
+
+#include "exp.h"
+#include "stats_constants.h"
+
+namespace softkern {
+namespace {
+
+/// m, or 0 where a row of such a maximum has no finite answer: its terms need to be defined, not right.
+template <class S>
+SK_INLINE typename S::Reg finite(const typename S::Reg& m) {
+  return S::if_finite(m, m, S::broadcast(0));
+}
+
+/// What a row's logits are shifted by before exp, for a finite maximum. From kDirect on, logits are so coarse
+/// that x - m is exact for every term that counts.
+template <class S>
+SK_INLINE typename S::Reg origin_of(const typename S::Reg& m) {
+  return S::if_less(S::abs(m), S::broadcast(kDirect), S::broadcast(0), m);
+}
+
+/// N of a finite maximum.
+template <class S>
+SK_INLINE typename S::Reg power_of(const typename S::Reg& m) {
+  return S::sub(exp_power<S>(S::sub(m, origin_of<S>(m))),
+                S::broadcast(ExpRange<typename S::Number>::kRounder));
+}
+
+/// e of the maximum; NaN if that is infinite: inf - inf makes the whole row NaN, as in torch.
+template <class S>
+SK_INLINE typename S::Reg top_term(const typename S::Reg& m) {
+  const auto held = finite<S>(m);
+  const auto term = exp_remainder<S>(S::sub(held, origin_of<S>(held)), power_of<S>(held));
+  return S::if_finite(m, term, S::broadcast(static_cast<typename S::Number>(__builtin_nan(""))));
+}
+
+/// sum of e; e_c / total = exp(x_c - m) / d.
+template <class S>
+SK_INLINE typename S::Reg total(const typename S::Reg& ties, const typename S::Reg& top,
+                                const typename S::Reg& rest) {
+  return S::count_add(ties, top, rest);
+}
+
+/// d - 1
+template <class S>
+SK_INLINE typename S::Reg d_less_one(const typename S::Reg& ties, const typename S::Reg& top,
+                                     const typename S::Reg& rest) {
+  return S::add(S::sub(ties, S::broadcast(1)), S::div(rest, top));
+}
+
+template <class S>
+SK_INLINE typename S::Reg log_d(const typename S::Reg& ties, const typename S::Reg& top,
+                                const typename S::Reg& rest) {
+  return S::log_one_plus(d_less_one<S>(ties, top, rest));
+}
+
+/// What terms of the maximum `from` are multiplied by to be terms of the maximum `to` > `from`: at most about
+/// 2, and 0 where `from` is infinite.
+template <class S>
+SK_INLINE typename S::Reg unit_ratio(const typename S::Reg& from, const typename S::Reg& to) {
+  using A = typename S::Number;
+  const auto held_from = finite<S>(from), held_to = finite<S>(to);
+  const auto apart = S::at_least(S::sub(origin_of<S>(held_from), origin_of<S>(held_to)),
+                                 S::broadcast(static_cast<A>(-kMostApart)));
+  const auto n = S::sub(exp_power<S>(apart), S::broadcast(ExpRange<A>::kRounder));
+  const auto k = S::sub(n, S::sub(power_of<S>(held_to), power_of<S>(held_from)));
+  return S::if_finite(from, S::times_power(exp_remainder<S>(apart, n), k), S::broadcast(0));
+}
+
+/// A part's ties and rest in terms of the maximum `to` >= m of more than the part.
+template <class S>
+SK_INLINE void move_to(const typename S::Reg& to, const typename S::Reg& m, typename S::Reg& ties,
+                       typename S::Reg& rest) {
+  if (S::all_equal(m, to)) return;
+  const auto zero = S::broadcast(0);
+  const auto all = S::if_finite(m, total<S>(ties, top_term<S>(m), rest), rest);
+  rest = S::if_equal(m, to, rest, S::mul(unit_ratio<S>(m, to), all));
+  ties = S::if_equal(m, to, ties, zero);
+}
+
+}  // namespace
+}  // namespace softkern
