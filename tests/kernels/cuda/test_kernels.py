@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels: every way through them. What the matrix of softkern.verify does not ask.
 
-On a GPU, or in the build that `make emulate` makes: on the host, in the emulator of csrc/cuda/hardware/simt.h, with
+On a GPU, or in the build that `make emulate` makes: on the host, in an emulator, with
 and without clusters; in other orders of threads: test_orders.py. Another run of the suite skips them."""
 
 from __future__ import annotations
