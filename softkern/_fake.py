@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import canonicalize_dim
 
-from softkern import _C, _inductor
+from softkern import _C, _inductor, _library
 from softkern.exporting import aten_cross_entropy
 from softkern.options import CrossEntropyOptions
 
@@ -26,26 +26,17 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("softkern::softmax")
-def _softmax(self: Tensor, dim: int) -> Tensor:
-    canonicalize_dim(self.dim(), dim)
-    return _like(self)
+def _softmax(*given: Any) -> Tensor:
+    """Of the input and `dim`; backward's gradient and output come before `dim`."""
+    *tensors, dim = given
+    if len(tensors) == 1:
+        canonicalize_dim(tensors[0].dim(), dim)
+    return _like(tensors[-1])
 
 
-@torch.library.register_fake("softkern::log_softmax")
-def _log_softmax(self: Tensor, dim: int) -> Tensor:
-    canonicalize_dim(self.dim(), dim)
-    return _like(self)
-
-
-@torch.library.register_fake("softkern::softmax_backward")
-def _softmax_backward(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
-    return _like(output)
-
-
-@torch.library.register_fake("softkern::log_softmax_backward")
-def _log_softmax_backward(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
-    return _like(output)
+for _name, _op in _library.ops().items():
+    if _op._schema.arguments[-1].name == "dim":
+        torch.library.register_fake(f"softkern::{_name}", _softmax)
 
 
 def _loss_shape(logits: Tensor, reduction: int) -> list[int]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from softkern import _library
+
 _registered = False
 
 
@@ -23,11 +25,7 @@ def register() -> None:
         return
     _registered = True
     _lower_scaling(lowering)
-    for name in torch._C._dispatch_get_all_op_names():
-        library, _, op_name = name.partition("::")
-        if library != "softkern":
-            continue
-        op = getattr(torch.ops.softkern, op_name).default
+    for op in _library.ops().values():
         if op not in lowering.lowerings:
             lowering.make_fallback(op, _layout_constraint(op, lowering), warn=False)
 

@@ -18,6 +18,7 @@ from benchmarks.providers.softkern_inplace import SoftkernInPlace
 from benchmarks.providers.tensorflow_ import TensorFlow
 from benchmarks.providers.torch_family import Softkern, SoftkernBackend, Torch, TorchCompile
 from benchmarks.providers.torch_out import TorchOut
+from softkern import _C
 
 # In the order of the columns. The first is what ratios are against.
 PROVIDERS: dict[str, Provider] = {
@@ -26,9 +27,7 @@ PROVIDERS: dict[str, Provider] = {
         Torch(),
         Softkern(),
         SoftkernInPlace(),
-        SoftkernBackend("avx512"),
-        SoftkernBackend("avx2"),
-        SoftkernBackend("portable"),
+        *(SoftkernBackend(isa) for isa, *_ in _C.isas()),
         SoftkernBackend("cuda", "cuda"),
         SoftkernBackend("triton", "cuda"),
         TorchOut(),

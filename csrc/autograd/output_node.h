@@ -36,6 +36,13 @@ struct LogSoftmaxOp {
   }
 };
 
+/// f(Op()) for both ops.
+template <class F>
+void for_each_softmax(F f) {
+  f(SoftmaxOp());
+  f(LogSoftmaxOp());
+}
+
 template <class Op>
 struct OutputNode : Node {
   SavedVariable output;

@@ -35,13 +35,6 @@ Tensor forward_autocast(const Tensor& self, int64_t dim) {
   return Op::forward(at::autocast::cached_cast(at::kFloat, self, kDevice), dim);
 }
 
-/// f(Op()) for both ops.
-template <class F>
-void for_each_softmax(F f) {
-  f(SoftmaxOp());
-  f(LogSoftmaxOp());
-}
-
 void register_on_device(torch::Library& m) {
   for_each_softmax([&](auto op) {
     m.impl(op.forward.kName, &forward_on_device<decltype(op)>);

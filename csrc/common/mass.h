@@ -24,6 +24,11 @@ inline MassNumbers<A> mass_numbers(const CrossEntropyOptions& options, int64_t c
   return {static_cast<A>(1 - s), static_cast<A>(s / static_cast<double>(classes))};
 }
 
+/// Whether several classes of a row have mass.
+inline bool has_spread_mass(const CrossEntropyOptions& options, bool probabilities) {
+  return probabilities || options.label_smoothing != 0;
+}
+
 /// Of a class, with its weight.
 template <class S>
 SK_INLINE typename S::Reg weighted(const typename S::Reg& mass, const typename S::Reg& weight) {

@@ -350,7 +350,7 @@ inline bool is_dense(const Rows& rows, const Shape& shape, int64_t count) {
 
 template <class T>
 Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream) {
-  const bool spread = args.probabilities.data != nullptr || args.options.label_smoothing > 0;
+  const bool spread = has_spread_mass(args.options, args.probabilities.data != nullptr);
   return with_clusters_that_fit(stream, [&](const DeviceStream& on) {
     return spread ? launch<T, true>(args, on) : launch<T, false>(args, on);
   });

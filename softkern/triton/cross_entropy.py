@@ -11,6 +11,7 @@ from torch import Tensor
 
 from softkern.options import CrossEntropyOptions
 from softkern.triton.cross_entropy_kernels import cross_entropy_kernel, scale_kernel
+from softkern.triton.formulas import has_spread_mass, mass_numbers
 from softkern.triton.launch import (
     launch_options,
     on_device_of,
@@ -118,7 +119,7 @@ def cross_entropy_rows(self: Tensor, target: Tensor, weight: Tensor | None, *giv
     dim = class_dim(self)
     layout = layout_of(self, dim)
     indices = target.shape != self.shape
-    spread = not indices or options.label_smoothing > 0
+    spread = has_spread_mass(options, not indices)
     logits, x_walk = walkable(self, dim)
     walks = [x_walk]
     t_walk = grad_walk = Walk(0, 0, 0)
@@ -140,8 +141,7 @@ def cross_entropy_rows(self: Tensor, target: Tensor, weight: Tensor | None, *giv
                 width = 1
             cross_entropy_kernel[(programs(layout, plan), width)](
                 logits, target, weight, losses, grad, factor_on_device, kept, *sizes, layout.rows, parts,
-                *strides, options.ignore_index, 1 - options.label_smoothing,
-                options.label_smoothing / layout.classes, factor,
+                *strides, options.ignore_index, *mass_numbers(options, layout.classes), factor,
                 DTYPE=triton_dtype(self.dtype), PROBABILITIES=not indices, SPREAD=spread,
                 STAGE=stage, **plan.constants(), **launch_options(self.device, plan.warps, plan.registers),
             )  # fmt: skip

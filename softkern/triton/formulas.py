@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formulas of csrc/common/{stats,mass,loss}.h under the same names; what they mean is said there. Whoever
-changes one changes both. tests/test_formulas.py compares names and values.
+changes one changes both. tests/kernels/test_formulas.py compares names and values.
 
 Numbers are row vectors (R, 1), or blocks (R, C) of classes. As in CUDA, a product and a sum are one fused
 operation, and a division by d is a multiplication by its inverse. What C++ changes in place is returned."""
@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from softkern.options import CrossEntropyOptions
 from softkern.triton import constants
 from softkern.triton.elementary import divide, exp_times_power, log_one_plus, number, power_of_e
 
@@ -79,6 +80,15 @@ def move_to(m_to, m, ties, rest):
 
 
 # mass.h; the numbers are `keep` and `share`.
+
+
+def mass_numbers(options: CrossEntropyOptions, classes: int) -> tuple[float, float]:
+    s = options.label_smoothing
+    return 1 - s, s / classes
+
+
+def has_spread_mass(options: CrossEntropyOptions, probabilities: bool) -> bool:
+    return probabilities or options.label_smoothing != 0
 
 
 @triton.jit

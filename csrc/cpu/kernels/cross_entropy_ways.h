@@ -144,7 +144,7 @@ size_t cross_entropy_scratch(const CrossEntropyArgs& a, int64_t rows) {
 
 template <class T>
 SK_INLINE SharedParts shared_parts(const CrossEntropyArgs& a) {
-  return {a.target == nullptr || a.options.label_smoothing != 0, a.grad.data != nullptr && kIsNarrow<T>};
+  return {has_spread_mass(a.options, a.target == nullptr), a.grad.data != nullptr && kIsNarrow<T>};
 }
 
 template <class T>

@@ -7,12 +7,10 @@
 namespace softkern::triton {
 namespace {
 
-[[maybe_unused]] const bool kSoftmaxesNamed[] = {
-    computed_by_namesake(softmax),
-    computed_by_namesake(log_softmax),
-    computed_by_namesake(softmax_backward),
-    computed_by_namesake(log_softmax_backward),
-};
+[[maybe_unused]] const bool kSoftmaxesNamed = [] {
+  for_each_softmax_op([](const auto& op) { computed_by_namesake(op); });
+  return true;
+}();
 
 }  // namespace
 
