@@ -80,7 +80,7 @@ def softmax(
     Differs from torch: only in the error.
 
     Source: Milakov and Gimelshein, arXiv 1805.02867 (m and d); ``csrc/cpu/kernels/row_stats.h`` (how they
-    keep their precision).
+    keep their digits).
     """
     if _is_usual(dim, input, dtype):
         return _C.softmax(input, dim)

@@ -67,7 +67,7 @@ EMULATED_FLAGS = [
     "-fPIC",
     "-fvisibility=hidden",
     "-DSOFTKERN_EMULATED",
-    "-U_FORTIFY_SOURCE",  # with it, a jump to another stack is an error
+    "-U_FORTIFY_SOURCE",  # takes a jump to another stack for an error
     "-Itests/native",
 ]
 
@@ -324,7 +324,7 @@ def emulator(root: Path, env: Environment) -> Compiler:
             ("SOFTKERN_CUDA_ARCHITECTURES", '"emulated"'),
             ("SOFTKERN_EMULATED", None),
         ],
-        include_dirs=[str(root / "tests/native")],  # ninja compiles in another folder
+        include_dirs=[str(root / "tests/native")],  # ninja compiles from elsewhere
         link_args=sanitize,
     )
 

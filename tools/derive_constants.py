@@ -192,8 +192,8 @@ def header(function: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Zero bits at the end of the first part of ln 2, in float and double. Its products with the n of exp (below
-# 2^11) and the k of log (below 2^6) are then exact even without fused multiply-adds.
+# Zeros at the end of the first part of ln 2, in float and double: its products with the n of exp (below 2^11)
+# and the k of log (below 2^6) are exact even where nothing is fused.
 TRITON_SPARE = {"exp": (12, 12), "log": (6, 6)}
 
 
