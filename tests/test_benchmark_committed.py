@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is committed of the benchmarks is what their JSON gives, and says where it comes from."""
+"""Committed pages, tables and pictures of the benchmarks follow from their JSON, and name it."""
 
 from __future__ import annotations
 
