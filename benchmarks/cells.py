@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: a cell is one op, pass, dtype and shape; choosing cells by name."""
+"""Cells, the units of measurement (one op, pass, dtype and shape), and their choice by name."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from math import prod
 from typing import Any
 
 PASSES = ("no-grad", "forward", "backward", "forward+backward")
-# The gradient with a graph of its own, which penalties on it and second derivatives begin with: in few cells.
+# The gradient together with its own graph, as for penalties on gradients or second derivatives: in few cells.
 CREATE_GRAPH = "create-graph"
 ITEM_SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
 class BadArgument(ValueError):
-    """What the command line can't take; the message says what came and what is accepted."""
+    """A wrong argument of the command line; the message names it and the accepted ones."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A shape as an op's file lists it.
+    """A shape in the list of an op's file.
 
-    `main` cases are measured with every provider, the others with torch and softkern alone; `compiled` ones
-    with torch.compile too, which takes seconds a cell to compile. `inputs` is a kind of logits, as in
-    `benchmarks.inputs`. `edge` cases are no common shapes but what people meet besides: `--group edges` has
-    all of them, the full run few.
+    `main` cases are measured with every provider, the others only with torch and softkern. `compiled` cases
+    are also measured with torch.compile, which takes seconds per cell. `inputs` is a kind of logits, see
+    `benchmarks.inputs`. `edge` cases are less common: `--group edges` has all of them, the full run a few.
     """
 
     shape: tuple[int, ...]
@@ -41,7 +40,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to time. Ops of the package have the passes above; end-to-end jobs have pass "epoch"
+    """One thing to time. softkern's ops have the passes above; end-to-end jobs have pass "epoch"
     or "step" and an empty shape."""
 
     op: str
@@ -58,7 +57,7 @@ class Cell:
 
     @property
     def shape_text(self) -> str:
-        """As given on the command line: 4096x1000, or 64x1000x196 whose softmax runs over dim 1."""
+        """The shape as on the command line: 4096x1000, or 64x1000x196 with a softmax over dim 1."""
         return "x".join(map(str, self.shape))
 
     @property
@@ -73,7 +72,7 @@ class Cell:
 
     @property
     def plain(self) -> Cell:
-        """The same with plain logits; a shape for its own sake only where it is listed as one."""
+        """The same cell with plain logits; it is not an edge."""
         return replace(self, inputs="", edge=False)
 
     @property
@@ -94,12 +93,12 @@ class Cell:
 
     @property
     def input_bytes(self) -> int:
-        """Of the logits; 0 for jobs without a shape."""
+        """Bytes of the logits; 0 for jobs without a shape."""
         return self.elements * self.item_size
 
     @property
     def problem_key(self) -> tuple[Any, ...]:
-        """Equal where `benchmarks.problems` makes equal inputs."""
+        """Equal for cells that get equal inputs from `benchmarks.problems`."""
         return (self.op == "cross_entropy", self.shape, self.dim, self.dtype, self.option, self.inputs)
 
     def as_dict(self) -> dict[str, Any]:
@@ -111,7 +110,7 @@ class Cell:
 
 
 def expand(op: str, cases: Iterable[Case], device: str) -> list[Cell]:
-    """The cells of an op's cases. The class dimension of cross_entropy is what its cases say (1, or -1)."""
+    """The cells of an op's cases. The cases of cross_entropy name its class dimension (1, or -1)."""
     same = ("shape", "dim", "option", "main", "compiled", "inputs", "edge")
     return [
         Cell(op, p, dtype, device=device, **{name: getattr(case, name) for name in same})
@@ -122,7 +121,7 @@ def expand(op: str, cases: Iterable[Case], device: str) -> list[Cell]:
 
 
 def with_plain(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells, and those of plain logits that theirs are to be compared with."""
+    """The cells, and for each with special logits, the cell with plain logits to compare it with."""
     by_name = {cell.name: cell for cell in cells}
     for cell in cells:
         if cell.inputs:
@@ -139,8 +138,8 @@ def select(
     options: Sequence[str] = (),
     inputs: Sequence[str] = (),
 ) -> list[Cell]:
-    """The cells with those names; an empty list of names takes all. "plain" is the empty option, and the
-    usual logits."""
+    """The cells with these names; an empty list takes all. "plain" names the empty option and the usual
+    logits."""
     chosen = list(cells)
     for what, names, of in (
         ("op", ops, lambda c: c.op),
@@ -158,7 +157,7 @@ def select(
 
 
 def check_names(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
-    """Raise BadArgument, listing the choices, for the first name that is no choice."""
+    """Raise BadArgument, with a list of the choices, for the first unknown name."""
     choices = [choice for choice in dict.fromkeys(choices) if choice]
     for name in names:
         if name not in choices:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changed between two results files, beyond the spread of the measurements."""
+"""Changes between two results files that exceed the spread of the measurements."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SAME_ENVIRONMENT = ("device", "cpu", "torch", "threads", "softkern", "huge pages
 # Worst first.
 KINDS = ("broken", "error", "slower", "memory", "faster", "mended")
 STYLES = {"faster": "green", "mended": "green"}
-TIME_FACTOR = 1.05  # medians closer than this are the same, however narrow their spread
+TIME_FACTOR = 1.05  # medians closer than this count as equal, even if their spread is narrow
 ERROR_FACTOR, ERROR_UNITS = 2.0, 1.0
 PEAK_FACTOR = 1.1
-PEAK_BYTES = MIB  # the resident set grows and shrinks by less than this of its own accord
+PEAK_BYTES = MIB  # smaller changes of the resident set have other causes
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row of both files that is not what it was; `factor` is how much larger the worse of the two is."""
+    """A row of both files that has changed; `factor` is the worse figure divided by the better one."""
 
     kind: str
     row: Row
@@ -36,7 +36,7 @@ class Change:
 
 
 def compare(old: Results, new: Results) -> list[Change]:
-    """The changes of the rows that both files have, worst first."""
+    """The changes of the rows that are in both files, worst first."""
     before = _by_key(old)
     changes = [
         change
@@ -95,13 +95,13 @@ def _memory(old: Row, new: Row) -> list[Change]:
 
 
 def differences(old: Results, new: Results) -> list[str]:
-    """What makes the two files hard to compare."""
+    """Differences of the environments, which make the two files hard to compare."""
     a, b = old["environment"], new["environment"]
     return [f"{n}: {a.get(n)} -> {b.get(n)}" for n in SAME_ENVIRONMENT if a.get(n) != b.get(n)]
 
 
 def render(changes: list[Change], old: Results, new: Results, console: Console) -> None:
-    """Print the changes, what was not compared, and what in the environments differs."""
+    """Print the changes, the rows that were not compared, and the differences of the environments."""
     for line in differences(old, new):
         console.print(Text(f"warning: the environments differ in {line}", "yellow"))
     a, b = set(_by_key(old)), set(_by_key(new))

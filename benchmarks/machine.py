@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the figures come from, and whether this machine is fit to give any."""
+"""The environment of a run, and whether this machine is fit for measuring."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-ASSUMED_CACHE = 32 << 20  # where the system does not say
+ASSUMED_CACHE = 32 << 20  # if the system does not tell
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
-    """softkern.info's rows and what a benchmark needs beyond them."""
+    """The rows of softkern.info, and more that benchmarks need."""
     from softkern import info
 
     return {
@@ -43,7 +43,7 @@ def cpus() -> int:
 
 
 def caches() -> dict[int, int]:
-    """Bytes of each level that holds data, as the first core sees them."""
+    """Bytes of each level of the first core's caches that hold data."""
     found = {}
     for index in CACHES.glob("index*"):
         size = re.fullmatch(r"(\d+)([KMG]?)", _read(index / "size"))
@@ -75,13 +75,13 @@ class Watch:
         self.load = os.getloadavg()[0]
 
     def steal_percent(self) -> float:
-        """Share of the time that the hypervisor gave to others."""
+        """Percent of the time that the hypervisor gave to other machines."""
         delta = [now - then for now, then in zip(_cpu_ticks(), self.start, strict=True)]
         return 100 * delta[7] / max(1, sum(delta)) if len(delta) > 7 else 0.0
 
 
 def unfit_before(environment: dict[str, str]) -> list[str]:
-    """Why figures of this machine, as it is now, should not be trusted far."""
+    """Reasons not to trust figures of this machine in its present state."""
     found = []
     load, cpus = float(environment["load"]), int(environment["cpus"])
     if load > 0.3 * cpus:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inputs of a cell, the same for every provider, and its answers in float64.
 
-The conductor makes them once and leaves them in files; workers map the files. Answers are kept for all rows
-of small cells and for up to SAMPLED_ROWS rows of large ones, the first and the last among them; a mean loss
-is over all rows always.
+The conductor makes them once and writes them to files, which the workers map. Answers are kept for all rows
+of small cells, and for up to SAMPLED_ROWS rows of large ones, including the first and the last row. A mean
+loss always covers all rows.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ LABEL_SMOOTHING = 0.1
 SAMPLED_ROWS, SAMPLED_ELEMENTS, FEWEST_ROWS = 256, 1 << 22, 16
 ALL_ROWS_BELOW = 1 << 20  # elements
 BLOCK = 1 << 22  # elements in float64 at a time: 32 MiB
-MOST_THREADS = 16  # each with several of these
+MOST_THREADS = 16  # each uses several such blocks
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-# Relative to the scale of the row. Wide enough for honest arithmetic in the dtype (16-bit peers round every
-# intermediate), far too narrow for another formula, option or row: those are off by whole percents.
+# Relative to the scale of the row. Wide enough for careful arithmetic in the dtype (16-bit peers round every
+# intermediate result), but too narrow for a wrong formula, option or row, whose errors are whole percents.
 BOUND = {"float32": 1e-4, "float64": 1e-11, "bfloat16": 0.1, "float16": 0.02}
 
 
 @dataclass
 class Problem:
-    """Inputs as the ops take them.
+    """The inputs of the ops.
 
     x            logits, cell.shape; float32 for 16-bit cells, holding numbers of the 16-bit dtype exactly
-    upstream     gradient of the output, same shape and dtype as the output; None for a mean loss, and for a
-                 softmax that is summed up to one: what is differentiated is a number, its gradient is 1
+    upstream     gradient of the output, same shape and dtype as the output; None if the differentiated value
+                 is one number (a mean loss, or a softmax with a sum as option), whose gradient is 1
     target       cross_entropy: int64 class indices, or probabilities with option "probabilities"
     weight       cross_entropy with option "weight+ignore_index": (C,); softmax and log_softmax with option
-                 "row-weights": one of each row; else None
+                 "row-weights": one weight per row; otherwise None
     """
 
     x: np.ndarray
@@ -51,7 +51,7 @@ class Problem:
 
 
 def in_threads(work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
-    """As map; NumPy lets the other threads run meanwhile."""
+    """Like map, in threads: NumPy lets other threads run while it computes."""
     with ThreadPoolExecutor(min(cpus(), MOST_THREADS)) as pool:
         return list(pool.map(work, *arguments))
 
@@ -68,8 +68,8 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def make(cell: Cell) -> Problem:
-    """Logits N(0, 3), so that rows have a few likely classes, as a network in training gives them; of another
-    kind than plain, changed from these."""
+    """Logits N(0, 3): rows have a few likely classes, as from a network in training. Other kinds of logits
+    are made from these."""
     rng = np.random.default_rng(0)
 
     def normal(shape: tuple[int, ...], scale: float) -> np.ndarray:
@@ -98,7 +98,7 @@ def make(cell: Cell) -> Problem:
     weight = None
     if cell.option == "probabilities":
         scores = normal(cell.shape, 1.0)
-        if cell.dtype == "float16":  # torch adds up the losses in the dtype, in which 65504 is the largest
+        if cell.dtype == "float16":  # torch sums the losses in float16, whose largest number is 65504
             scores += 2 * x
         target = rounded(_softmax(scores, cell.dim), cell.dtype)
     elif cell.option == "weight+ignore_index":
@@ -149,9 +149,10 @@ Answers = dict[str, np.ndarray]
 def answers(cell: Cell, problem: Problem) -> Answers:
     """Float64 "output" and "gradient" of the sampled rows; output of a mean loss is one number.
 
-    "output scale" and "gradient scale" are what errors of a row are relative to: the largest term that its
-    entries are sums of, because the entries themselves can cancel to nothing (p - 1 of a certain row). Masked
-    classes are no term of the others, which their size must not hide: there, each entry has a scale.
+    Errors of a row are relative to "output scale" and "gradient scale": the largest term in the sums of its
+    entries. The entries themselves can cancel to nothing (p - 1 of a confident row). Masked classes are no
+    terms of the other entries, and their size must not hide errors there: rows with them have a scale for
+    each entry.
     """
     if cell.op == "cross_entropy":
         return _cross_entropy(cell, problem)
@@ -174,7 +175,7 @@ def answers(cell: Cell, problem: Problem) -> Answers:
 
 
 def _upstream_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray:
-    """The gradient of those rows' output."""
+    """The gradient of the output of these rows."""
     if problem.upstream is not None:
         return by_row(problem.upstream, cell.dim)[rows].astype(np.float64)
     dy = {"sum": 1.0, "mean": 1 / cell.elements}.get(cell.option)
@@ -185,7 +186,7 @@ def _upstream_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray
 
 
 def _output_scale(output: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """(rows,), or (rows, C) where classes are masked."""
+    """The scale: (rows,), or (rows, C) if classes are masked."""
     size = np.abs(output)
     row = size.max(-1, where=p > 0, initial=0.0)
     return row if p.all() else np.maximum(size, row[:, None])
@@ -206,11 +207,11 @@ def _blocks(rows: np.ndarray, classes: int) -> Iterator[np.ndarray]:
 def _cross_entropy(cell: Cell, problem: Problem) -> Answers:
     x = by_row(problem.x, cell.dim)
     losses = np.empty(cell.rows)
-    mass = np.ones(cell.rows)  # what the row counts for in the mean
+    mass = np.ones(cell.rows)  # weight of the row in the mean
     sampled = sampled_rows(cell)
 
     def block(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient and its scale, of those rows that are sampled."""
+        """Gradient and its scale, for the sampled rows."""
         wanted = np.isin(rows, sampled)
         log_p, p = _log_softmax(x[rows].astype(np.float64))
         target = _target_rows(cell, problem, rows)
@@ -229,7 +230,7 @@ def _cross_entropy(cell: Cell, problem: Problem) -> Answers:
         loss = losses[sampled]
         return {
             "output": loss,
-            "output scale": np.maximum(loss, 1.0),  # of log d, which a certain row's loss is left over from
+            "output scale": np.maximum(loss, 1.0),  # of log d: a confident row's loss is a small difference
             "gradient": gradient * upstream[:, None],
             "gradient scale": scale * np.abs(upstream),
         }
@@ -243,7 +244,7 @@ def _cross_entropy(cell: Cell, problem: Problem) -> Answers:
 
 
 def _target_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray:
-    """Target of those rows as (weighted) probabilities in float64, all zero where ignored."""
+    """Targets of these rows as (weighted) probabilities in float64; ignored rows are all zero."""
     assert problem.target is not None
     if cell.option == "probabilities":
         return by_row(problem.target, cell.dim)[rows].astype(np.float64)
@@ -259,8 +260,8 @@ def _target_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray:
 
 
 def errors(cell: Cell, got: dict[str, np.ndarray], expected: Answers) -> dict[str, float]:
-    """Largest |got - answer| / (eps * scale of the row) of each array; inf where not a number. What has the
-    cell's shape may be the sampled rows alone, (rows, C)."""
+    """Largest |got - answer| / (eps * scale of the row) of each array; inf for NaN. An array has the cell's
+    shape, or (rows, C) with only the sampled rows."""
     rows = sampled_rows(cell)
     found = {}
     for name, array in got.items():
@@ -285,7 +286,7 @@ def errors(cell: Cell, got: dict[str, np.ndarray], expected: Answers) -> dict[st
 
 
 def verdict(cell: Cell, found: dict[str, float]) -> str | None:
-    """Why a provider is refused, or None."""
+    """The reason to refuse a provider, or None."""
     for name, error in found.items():
         off = error * EPS[cell.dtype]
         if not off <= BOUND[cell.dtype]:

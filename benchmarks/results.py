@@ -1,47 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results file: its schema, written whole after every cell, and read with a clear error.
+"""The results file: its schema, writing it as a whole after every cell, and reading it with clear errors.
 
     schema       SCHEMA
-    environment  {name: value}, as softkern.info gives it, and what benchmarks.machine adds
+    environment  {name: value}, from softkern.info and benchmarks.machine
     command      the command that made it
     started, finished   UTC, ISO 8601
     interrupted  whether Ctrl-C ended it
-    warnings     [text]: why the machine was not fit to measure on, or the time too short
+    warnings     [text]: why the machine was not fit for measuring, or that the time was too short
     bandwidth    [{"threads", "what": "copy"|"read"|"first touch"|"first touch, huge pages", "gbps"}]
     absent       [{"provider", "reason"}]: providers that could not start here
-    left_out     [{"provider", "reason", "cells"}]: how many cells a provider was not asked for, and why
+    left_out     [{"provider", "reason", "cells"}]: how many cells a provider did not measure, and why
     rows         [row]
 
 A row is one provider in one cell, regime and thread count:
 
-    op, pass_name, dtype, shape, dim, option, device, cell     what (cell is the cell's name)
-    inputs       kind of logits, of benchmarks.inputs; empty for plain ones, as in older files, which lack it
-    provider, version, regime, threads                         who and how
-    main         whether every provider was asked
-    edge         whether it is a cell of the edges, which the summary has in a table of their own
-    how          what was done to the call before timing it: "CUDA graph", or why not; else empty
+    op, pass_name, dtype, shape, dim, option, device, cell     the cell (`cell` is its name)
+    inputs       kind of logits, of benchmarks.inputs; empty for plain ones. Older files lack this field
+    provider, version, regime, threads                         the provider and its setting
+    main         whether every provider measured this cell
+    edge         whether the cell is an edge; the summary has a separate table for edges
+    how          preparation of the call before timing: "CUDA graph", or why there is none; otherwise empty
     status       "ok", or why there are no times: "refused" (wrong result), "failed" (crashed, killed, hung)
-    reason       text, where status is not "ok"
-    samples      [seconds a call], in the order of the rounds; the k-th of every provider of a cell, regime
-                 and thread count were taken in the same round. Who has fewer than the baseline was known well
-                 enough and not asked in the later rounds
+    reason       text, if status is not "ok"
+    samples      [seconds per call], in the order of the rounds. The k-th samples of all providers of a cell,
+                 regime and thread count were taken in the same round. A provider with fewer samples than the
+                 baseline was known well enough and skipped the later rounds
     repeats      calls per sample
-    median, q20, q80   seconds a call
-    ratio        the first provider's time / this one's, median over the rounds that this one was asked in;
-                 the first is torch unless chosen otherwise
-    baseline     the provider that ratio is against
-    times_plain  where logits are not plain: median / that of the same provider with plain logits, in the same
-                 regime and thread count; null where that has no time
+    median, q20, q80   seconds per call
+    ratio        the first provider's time / this one's, median over the rounds in which both had a turn; the
+                 first provider is torch unless chosen otherwise
+    baseline     the provider that the ratio compares with
+    times_plain  for logits that are not plain: median / median of the same provider with plain logits, in the
+                 same regime and thread count; null if that has no time
     bytes        by the op's declared formula (0: not declared, as for end-to-end jobs)
     gbps         bytes / median / 1e9
     copy_gbps    copy of as many bytes in the same rounds, and copy_percent = 100 gbps / copy_gbps; null for
-                 cells too small for a copy to be a measure
-    residency    "cache" or "memory": where the operands of a call are found
-    buffers      how many copies of the inputs were taken in turn
+                 cells that are too small for this comparison
+    residency    "cache" or "memory": the place of a call's operands
+    buffers      how many copies of the inputs are used in turn
     error        {"output": e, "gradient": e}: largest |got - float64 answer|, in units of the dtype's eps
                  times the scale of the row (benchmarks.problems.answers); null where not finite
     peak_bytes   growth of the resident set above the inputs in one call; null where not measured
-    faults       page faults a call
+    faults       page faults per call
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ from benchmarks.cells import Cell
 
 SCHEMA = 1
 KEY = ("cell", "provider", "regime", "threads", "device")
-# How a device's row was timed: replayed from a graph, which has all of its memory before it is asked for its
-# peak; or, followed by why, not.
+# How a row of a device was timed: replayed from a graph, which allocates its memory before its peak is
+# measured; or without a graph, followed by the reason.
 CAPTURED = "CUDA graph"
 NOT_CAPTURED = "not captured in a CUDA graph"
 
@@ -66,17 +66,17 @@ Results = dict[str, Any]
 
 
 class BadResults(ValueError):
-    """A file that is no results file of this schema."""
+    """The file is not a results file of this schema."""
 
 
 def key(row: Row) -> tuple[Any, ...]:
-    """What two results files have to agree on for two rows to be the same measurement."""
+    """The fields that identify a measurement in two results files."""
     return tuple(row[name] for name in KEY)
 
 
 def beside_plain(rows: list[Row], cell: Cell, measured: list[Row]) -> list[Row]:
-    """The cell's rows, which of logits that are not plain say how many times as long as with plain ones they
-    took; those have been measured before, because their inputs sort before these."""
+    """The cell's rows; for logits that are not plain, with `times_plain`. The cell with plain logits has been
+    measured before, because its inputs sort first."""
     if not cell.inputs:
         return rows
     where = ("provider", "regime", "threads")
@@ -93,7 +93,7 @@ def beside_plain(rows: list[Row], cell: Cell, measured: list[Row]) -> list[Row]:
 
 
 def write(results: Results, path: Path) -> None:
-    """Replace the file as a whole, so that a kill leaves the previous state; one row a line, for diffs."""
+    """Replace the whole file, so that a kill leaves the previous one; one row per line, for diffs."""
     rows = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in results["rows"])
     head = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1)
     text = head[: head.rindex("\n}")] + ',\n "rows": [\n' + rows + "\n ]\n}\n"
@@ -125,5 +125,5 @@ def summary(samples: list[float]) -> dict[str, float]:
 
 
 def paired_ratio(baseline: list[float], samples: list[float]) -> float:
-    """Median over the rounds of baseline / sample: drift of the machine hits both alike."""
+    """Median over the rounds of baseline / sample: a drift of the machine affects both."""
     return median(b / s for b, s in zip(baseline, samples, strict=True))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures shared by all tests.
 
-`SOFTKERN_CPU_ISA` unset: every test runs on the instruction set softkern prefers, and the tests
-that ask for the `isa` fixture run once on each. Set: the whole suite runs on that one alone.
+Without `SOFTKERN_CPU_ISA`, every test runs on the instruction set that softkern prefers, and tests with
+the fixture `isa` run once on each. With it, the whole suite runs only on that instruction set.
 """
 
 from __future__ import annotations

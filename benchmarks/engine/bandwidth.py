@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the memory gives: copy, read and first touch, with the library routines everybody has.
+"""The speed of the memory: copy, read and first touch, with common library routines.
 
 The copy also takes part in the rounds of a cell, with as many bytes as the cell moves: on a shared machine
-the same number of bytes takes half or twice the time a minute later.
+the same copy can take half or twice the time a minute later.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 from benchmarks.engine.devices import Cpu, Cuda
 
 BYTES = 256 << 20
-DEVICE_BYTES = 4 << 30  # far beyond the second-level cache of any GPU
+DEVICE_BYTES = 4 << 30  # much larger than the second-level cache of any GPU
 ROUNDS = 7
 
 
 class Copy:
     """memcpy of half the bytes (they are read and written), split over threads.
 
-    A thread copies its part as often as asked before it looks at the others: starting a copy from Python
-    takes as long as a small copy does.
+    A thread makes all its copies before it waits for the others, because starting a copy from Python takes as
+    long as a small copy.
     """
 
     def __init__(self, total: int, threads: int, buffers: int) -> None:
@@ -36,7 +36,7 @@ class Copy:
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def run(self, times: int) -> float:
-        """Seconds a copy."""
+        """Seconds per copy."""
 
         def copies(part: slice) -> None:
             for i in range(times):

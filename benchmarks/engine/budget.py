@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time a run may take, dealt out to its cells.
+"""Distributes the time of a run over its cells.
 
-How long a run takes depends on the machine, on who is installed and on how soon ratios are known. So no cell
-has a time of its own: each gets, when it is ready to be measured, its share of what the cells still to come
-can spare.
+The duration of a run depends on the machine, on the installed providers and on how soon ratios are known. So
+no cell has a fixed time: when a cell is ready, it gets its share of the time that the remaining cells can
+spare.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-# Seconds of work as expected that every correction begins with: the first parts of a run, in which frameworks
-# warm up, must not speak for all of it.
+# Every correction starts with this many seconds of work as expected. So the first parts of a run, in which
+# frameworks warm up, do not decide about all of it.
 PRIOR = 10.0
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is expected of the start of some workers or of a cell, in seconds on no machine in particular."""
+    """Expected seconds for starting some workers, or for a cell, on a typical machine."""
 
-    fixed: float  # whatever is not a round: starting, making inputs, preparing, checking, peaks
-    fewest: float = 0.0  # as few rounds as a cell must have; 0 for what has none
+    fixed: float  # all work except rounds: starting, making inputs, preparing, checking, peaks
+    fewest: float = 0.0  # the fewest rounds that a cell must have; 0 for parts without rounds
 
 
 class Correction:
-    """How many times as long as expected work of a kind takes, from what it took so far."""
+    """The ratio of actual to expected time for one kind of work, learned during the run."""
 
     def __init__(self) -> None:
         self.expected = self.actual = PRIOR
@@ -41,9 +41,9 @@ class Correction:
 
 
 class Budget:
-    """The parts follow each other without a gap: `end` ends one and begins the next. Before that, for a cell
-    that can be measured, come `share` before its rounds, `had_fewest` after as many as it must have and
-    `measured` after the last."""
+    """The parts follow each other without a gap: `end` ends one part and begins the next. For a measured
+    cell, call `share` before its rounds, `had_fewest` after its fewest rounds and `measured` after the last
+    one."""
 
     def __init__(
         self,
@@ -63,10 +63,10 @@ class Budget:
         self.granted = self.rounds_took = self.fewest_took = 0.0
 
     def share(self) -> float:
-        """Seconds for the rounds of this cell, which begin now."""
+        """Seconds for the rounds of this cell; they begin now."""
         self.rounds_from = self.clock()
-        # A cell whose ratios are known early leaves time to the others: as much as it was so far is dealt out
-        # beforehand, or the last cells had all of it.
+        # A cell whose ratios are known early leaves time for the others. The saving so far predicts the
+        # coming one, which is given out in advance: otherwise the last cells would get all of it.
         self.granted = min(self.patience, self._use() / self.used.factor)
         return self.granted
 
@@ -81,7 +81,8 @@ class Budget:
         self.rounds_took = self.spent()
 
     def end(self, typical: bool = True) -> None:
-        """Nothing is learned of a part that is not `typical`: a provider that hung says nothing of others."""
+        """A part that is not `typical` does not change the corrections, for example one with a hung
+        provider."""
         part = self.parts[self.at]
         if typical and (self.rounds_took or not part.fewest):
             self.fixed.learn(part.fixed, self.clock() - self.begun - self.rounds_took)
@@ -101,7 +102,7 @@ class Budget:
         return self.clock() - self.start + self._fixed_to_come() + sum(self._fewest_to_come())
 
     def _use(self) -> float:
-        """Seconds of rounds that a cell to come is expected to take, its fewest rounds taking less."""
+        """Expected seconds of rounds for a coming cell whose fewest rounds take less."""
         spare = self.start + self.seconds - self.clock() - self._fixed_to_come()
         return min(self.patience * self.used.factor, level(spare, self._fewest_to_come()))
 
@@ -114,8 +115,8 @@ class Budget:
 
 
 def level(total: float, fewest: Iterable[float]) -> float:
-    """The equal share of the total, those whose fewest rounds take more than that having these; 0 where not
-    even these can be had."""
+    """An equal share of the total. Cells whose fewest rounds take more than the share get these; 0 if there
+    is not enough time for that."""
     rest = sorted(fewest)
     while rest and rest[-1] * len(rest) > total:
         total -= rest.pop()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing a step, and its peak memory, on the CPU and on a CUDA device; runs in a worker."""
+"""Time and peak memory of a step, on the CPU and on a CUDA device; runs in a worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cpu:
     """Wall time; the resident set of this process."""
 
     def sample(self, step: Step, first: int, repeats: int) -> tuple[float, float]:
-        """Seconds and page faults a call, over `repeats` calls in a row on the copies from `first` on."""
+        """Seconds and page faults per call, for `repeats` successive calls on the copies from `first` on."""
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         start = time.perf_counter()
         for i in range(first, first + repeats):
@@ -32,11 +32,11 @@ class Cpu:
         return seconds / repeats, faults / repeats
 
     def peak(self, step: Step) -> int | None:
-        """Growth in bytes of the resident set to its peak within one call; None where the system has no
-        resettable peak (/proc/self/clear_refs of Linux)."""
+        """Growth of the resident set in bytes, up to its peak in one call; None if the system can't reset the
+        peak (Linux does it by /proc/self/clear_refs)."""
         gc.collect(1)
         try:
-            # Free pages that the heap kept would let the call grow without it being seen.
+            # If the heap kept free pages, the call could use them without growth.
             _trim_heap()
             Path("/proc/self/clear_refs").write_text("5")
             before = _kilobytes("VmRSS")
@@ -46,25 +46,25 @@ class Cpu:
             return None
 
     def prepare(self, step: Step, size: int) -> tuple[Step, str]:
-        """The step to time, whose logits have that many bytes, and what was done to it."""
+        """The step to time, and how it was prepared; its logits have that many bytes."""
         return step, ""
 
     def to_check(self, cell: Cell, value: Any) -> Any:
-        """What of a step's value is looked at."""
+        """The part of a step's value that is checked."""
         return value
 
     def release(self) -> None:
-        """Give back free memory that the process keeps."""
+        """Give free memory of the process back to the system."""
         with contextlib.suppress(AttributeError):
             _trim_heap()
 
     def memory(self) -> int:
-        """Bytes that the workers of a cell may have together; 0 if that is not known."""
+        """Bytes that all workers of a cell may use together; 0 if unknown."""
         return machine.available_memory()
 
 
 def _trim_heap() -> None:
-    """Give back what the heap keeps; AttributeError where the C library can't (it is glibc's)."""
+    """Give the heap's free memory back; AttributeError if the C library is not glibc."""
     ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -74,11 +74,11 @@ def _kilobytes(field: str) -> int:
 
 
 class Cuda:
-    """Events around each call, the second-level cache overwritten before it; short calls as CUDA graphs,
-    which leave out the time the host takes to launch them."""
+    """Times each call by events, after overwriting the second-level cache. Short calls are replayed from CUDA
+    graphs, so that the host's time for launching does not count."""
 
-    # Bytes of logits, 60 microseconds at 4 TB/s. Torch takes as long to launch a forward and a backward, so
-    # the device would be done before the host has launched the next.
+    # Bytes of logits: 60 microseconds at 4 TB/s. Torch needs that time to launch a forward and a backward, so
+    # with fewer bytes the device would wait for the host.
     CAPTURED_BELOW = 256 << 20
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Cuda:
         cuda = self.torch.cuda
         side = cuda.Stream()
         side.wait_stream(cuda.current_stream())
-        with cuda.stream(side):  # what a first call sets up must not be captured
+        with cuda.stream(side):  # a first call does set-up work, which must not be captured
             for _ in range(3):
                 step(0)
         cuda.current_stream().wait_stream(side)
@@ -128,7 +128,7 @@ class Cuda:
         return lambda _: graph.replay(), results.CAPTURED
 
     def to_check(self, cell: Cell, value: Any) -> Any:
-        """The sampled rows: all of them would take longer to come from the device than the cell."""
+        """The sampled rows: copying all rows from the device would take longer than the cell."""
         if isinstance(value, tuple):
             return tuple(self.to_check(cell, part) for part in value)
         if not isinstance(value, self.torch.Tensor) or value.shape != cell.shape:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts a worker, with what has to be settled before its process begins. Imports nothing that takes time.
+"""Starts a worker after the settings that must precede its process. It imports nothing that takes time.
 
-Without address space randomisation, where that is allowed: how an output lies to the bounds of huge pages,
-and whether freed pieces of the heap join, depends on the addresses a process starts with; by luck, the same
-call took up to three times as long in one of two equal processes.
+Workers run without address space randomisation, if the system allows that. The start addresses of a process
+decide how an output lies relative to huge pages, and whether freed pieces of the heap join. With random ones,
+the same call took up to three times as long in one of two equal processes.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 if __name__ == "__main__":
     libc = ctypes.CDLL(None)
-    # A worker whose turn it is not is stopped: it would not notice the end of a conductor that was killed.
+    # Waiting workers are stopped: they would not notice that the conductor was killed.
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.personality(ADDR_NO_RANDOMIZE)
     if os.environ.get("SOFTKERN_BENCH_CORE"):

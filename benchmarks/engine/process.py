@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conductor's end of a worker process."""
+"""The conductor's side of a worker process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from benchmarks.providers.base import Provider
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# A thread that spins at a barrier on the core of the thread it waits for costs a time slice: 8 ms now and
-# then, in calls of 0.1 ms. A device's times do not mind, and workers that compile at once would share a core.
+# If a thread spins at a barrier on the same core as the thread it waits for, it costs a time slice: sometimes
+# 8 ms in calls of 0.1 ms. Times of a device do not depend on it, and workers that compile at the same time
+# would share a core.
 BOUND = {"OMP_PROC_BIND": "close", "OMP_PLACES": "threads"}
 
 
@@ -51,7 +52,7 @@ class Worker:
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         }
         cores = sorted(os.sched_getaffinity(0))
-        if threads == 1 and len(cores) > 1:  # the last: interrupts tend to go to the first
+        if threads == 1 and len(cores) > 1:  # the last core: interrupts often go to the first
             self.environment["SOFTKERN_BENCH_CORE"] = str(cores[-1])
         self.process: subprocess.Popen[bytes] | None = None
         self.version = ""
@@ -65,12 +66,12 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             env=self.environment,
-            start_new_session=True,  # Ctrl-C is for the conductor, which then ends its workers
+            start_new_session=True,  # only the conductor gets Ctrl-C, and ends its workers
         )
         self._send(self.start_message)
 
     def wait_started(self) -> dict[str, Any]:
-        """{"version": ...} or {"absent": reason}."""
+        """Returns {"version": ...} or {"absent": reason}."""
         answer = self._receive(self.options.timeout)
         self.version = answer.get("version", "")
         return answer
@@ -80,7 +81,7 @@ class Worker:
         return self.answer()
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Set it to work; `answer` waits for the end of that."""
+        """Start the work; `answer` waits for its end."""
         if self.process is None:
             self.start()
             self.wait_started()
@@ -89,8 +90,8 @@ class Worker:
 
     def answer(self) -> dict[str, Any]:
         answer = self._receive(self.options.timeout)
-        # Threads of OpenMP, XLA and ONNX Runtime spin for milliseconds after their work is done: it would be
-        # into somebody else's turn.
+        # Threads of OpenMP, XLA and ONNX Runtime spin for milliseconds after their work, which would disturb
+        # the next worker's turn.
         self._signal(signal.SIGSTOP)
         return answer
 
@@ -133,7 +134,7 @@ class Worker:
         return answer
 
     def _lost(self, reason: str = "") -> None:
-        """Clear up, and raise with the reason and the last words on standard error."""
+        """Clean up, and raise with the reason and the last line of standard error."""
         assert self.process is not None
         if not reason:
             code = self.process.wait()
@@ -147,7 +148,7 @@ class Worker:
 
 @dataclass
 class Options:
-    """What workers need of the command line."""
+    """The options of the command line that workers need."""
 
     device: str = "cpu"
     plugin: str | None = None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allocator regimes: the state of the memory that results are written to, set before a worker starts.
+"""Allocator regimes: the state of the memory for results, set before a worker starts.
 
-A fresh output of some MiB costs more in page faults than in writing it, and whether an output is fresh
-depends on the allocator and on what was freed before. So it is chosen, not met by chance, and a provider is
-compared with others in the same regime only. The faults of a call are counted beside its time.
+For a fresh output of some MiB, page faults cost more than writing it. Whether an output is fresh depends on
+the allocator and on what was freed before. So a run chooses this state, and compares providers only within
+one regime. Page faults are counted together with the time of a call.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ REGIMES = {
 }
 HUGE_PAGE = 2 << 20  # bytes
 MAPPED = 32 << 20  # bytes: glibc's largest threshold
-# Smaller outputs come from the heap's warm pages in any regime.
+# Smaller outputs come from warm pages of the heap in every regime.
 SMALLEST = 1 << 20  # bytes
 
 
 def environment(regime: str) -> dict[str, str]:
-    """What holds of every provider; their own part is Provider.environment."""
+    """Variables for every provider; Provider.environment adds its own."""
     if regime != "preallocated":
-        # Left to itself, glibc moves both thresholds with what is freed, the first up to 32 MiB, and gives
-        # the heap's top back or not depending on some bytes: one of two equal processes then faults in every
-        # call and the other never. So: where it ends, and as if something lay above.
+        # By default, glibc moves both thresholds when memory is freed, the first one up to 32 MiB. A few
+        # bytes then decide whether it gives the top of the heap back: of two equal processes, one has page
+        # faults in every call and the other never. So the first threshold is fixed at its final value, and
+        # the heap keeps its top, as if something lay above it.
         return {"MALLOC_MMAP_THRESHOLD_": str(MAPPED), "MALLOC_TRIM_THRESHOLD_": str(1 << 46)}
-    # glibc: never map an allocation of its own, never give the heap's pages back, one heap for all threads.
+    # glibc: never map single allocations, never give pages of the heap back, one heap for all threads.
     return {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(1 << 46),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cell: its providers made ready and checked, then asked for samples in turn, and the rows of that."""
+"""One cell: prepare and check its providers, take samples of them in turn, and make its rows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Turn:
         self.group, self.plan, self.cell = group, group.plan, cell
         self.asked = asked
         self.bytes = ops.bytes_moved(cell)
-        # A device's is overwritten before each call: everything comes from memory.
+        # A device's cache is overwritten before each call, so everything comes from memory.
         self.cache = machine.last_level_cache() if cell.device == "cpu" else 0
-        # Inputs and results of a call that don't fit the cache together are meant to come from memory: if the
-        # cache could hold a good part of them from call to call, copies are taken in turn.
+        # If inputs and results of a call do not fit the cache together, they should come from memory. If the
+        # cache could still hold a large part of them between calls, copies are used in turn.
         self.memory = cell.elements > 0 and 2 * cell.input_bytes > self.cache
         self.buffers = self._copies(cell.input_bytes)
         self.state: dict[str, dict[str, Any]] = {}
@@ -37,7 +37,7 @@ class Turn:
         self.peak: dict[str, int | None] = {}
 
     def prepare(self, at_once: bool = False) -> None:
-        """`at_once`: all at the same time."""
+        """`at_once`: all workers prepare at the same time."""
         folder = self.group.inputs_of(self.cell)
         self.message = {
             "do": "prepare",
@@ -59,21 +59,21 @@ class Turn:
             self._calibrate(self.group.copy)
 
     def _copies(self, size: int) -> int:
-        """How many times that many bytes are twice the cache, in a cell that is to come from memory."""
+        """How many times that many bytes fill twice the cache, if operands should come from memory."""
         return max(1, -(-2 * self.cache // size)) if self.memory else 1
 
     def _calibrate(self, worker: Worker) -> None:
-        """Of one that is prepared, in its turn."""
+        """Calibrate a prepared worker in its turn."""
         if worker.label in self.state:
             answer = self._ask(worker, {"do": "calibrate", "sample": self.plan.sample})
             self.state.get(worker.label, {}).update(answer or {})
 
     def _ask(self, worker: Worker, message: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer; None if the provider has lost this cell."""
+        """The answer; None if the provider is out of this cell."""
         return self._answer(worker, message) if self._tell(worker, message) else None
 
     def _tell(self, worker: Worker, message: dict[str, Any]) -> bool:
-        """Whether it is at work now."""
+        """Whether the worker has started the work."""
         try:
             worker.tell(message)
         except WorkerLost as lost:
@@ -114,7 +114,7 @@ class Turn:
             if k and k % anew == 0:
                 before, spent = spent, budget.spent()
                 patience = share if k < rounds.enough else min(share, self.plan.patience / 3)
-                # A placement more would end further from it than this one.
+                # With one more placement, the end would be further from that time.
                 tired = spent + (spent - before) / 2 > patience
                 if (k >= needed and tired) or (k >= least and self._settle()):
                     break
@@ -126,7 +126,7 @@ class Turn:
         budget.measured()
 
     def _round(self, k: int) -> None:
-        """Who comes first changes, so that nobody always runs in the wake of the same other."""
+        """Each round starts with another worker, so that none always runs after the same other one."""
         sample = {"do": "sample"}
         ready = self._going()
         if self.group.copy.label in self.state:
@@ -141,12 +141,12 @@ class Turn:
                 self.faults[worker.label].append(answer["faults"])
 
     def _place_anew(self, turn: int) -> None:
-        """All give their pages back before anybody takes new ones, and somebody else takes first: one that
-        gives and takes alone gets the same pages again. Each sets some aside before, never as many as the
-        last time."""
+        """All workers give their pages back before any takes new ones, and each time another one is first: a
+        worker that gives and takes alone gets the same pages again. Before that, each sets some pages aside,
+        never as many as the last time."""
         for worker in self._going():
             self._ask(worker, {"do": "release"})
-        # Multiples of huge pages: how the bounds of those lie in what follows stays as it was.
+        # Multiples of huge pages keep the places of operands relative to huge pages.
         unit = max(1, self.cell.input_bytes // PARTS_ASIDE // regimes.HUGE_PAGE) * regimes.HUGE_PAGE
         going = self._going()
         for worker in going[turn % len(going) :] + going[: turn % len(going)] if going else []:
@@ -158,16 +158,16 @@ class Turn:
         return [worker for worker in self.asked if worker.label not in self.lost]
 
     def _going(self) -> list[Worker]:
-        """Those who are still asked."""
+        """The workers that still take samples."""
         return [worker for worker in self._there() if worker.label not in self.settled]
 
     def _settle(self) -> bool:
-        """Go on without those whose ratios to the first are known; whether nobody is left to go on for.
+        """Stop sampling the workers whose ratios to the first one are known. Returns whether none is left.
 
-        They leave no pages behind them: the others are placed anew among as many as before.
+        These workers give their pages back, so the others move among as many free pages as before.
         """
         there = self._there()
-        if not there or there[0].label in self.settled:  # it is first because the one before was lost
+        if not there or there[0].label in self.settled:  # it is first because the former first one was lost
             return True
         first, *others = there
         unknown = [w for w in others or there if w.label not in self.settled and not self._known(w, first)]
@@ -179,8 +179,8 @@ class Turn:
         return not unknown
 
     def _known(self, worker: Worker, first: Worker) -> bool:
-        """Whether the ratio to the first provider, or the time of that one itself, is known to about 2 %:
-        McGill's notch, 1.57 interquartile ranges / sqrt(n), of the median."""
+        """Whether the ratio to the first provider is known to about 2 %; for the first provider, its time.
+        The measure is McGill's notch of the median, 1.57 interquartile ranges / sqrt(n)."""
         pairs = zip(self.samples[first.label], self.samples[worker.label], strict=True)
         ratios = sorted(b if worker is first else a / b for a, b in pairs)
         n = len(ratios)
@@ -192,13 +192,13 @@ class Turn:
             self._peak(worker)
 
     def _peak(self, worker: Worker) -> None:
-        """Once a cell, in the regime where what is freed goes back to the system."""
+        """Measured once per cell, in the regime where freed memory goes back to the system."""
         if self.group.regime == "default" and self.cell.input_bytes >= regimes.SMALLEST:
             answer = self._ask(worker, {"do": "peak"})
             self.peak[worker.label] = answer["bytes"] if answer else None
 
     def finish(self) -> None:
-        """Everybody comes to the next cell with empty hands, those who were asked longest too."""
+        """All workers free the memory of this cell before the next one."""
         for worker in (*self._going(), self.group.copy):
             if worker.label in self.state and worker.label not in self.lost:
                 self._ask(worker, {"do": "release"})
@@ -244,7 +244,7 @@ class Turn:
         }
 
     def _figures(self, label: str, baseline: str) -> dict[str, Any]:
-        # The baseline is asked as long as anybody; but Ctrl-C may have come before its turn in a round.
+        # The baseline takes part in every round, but Ctrl-C may have come before its turn in the last one.
         whole = min(len(self.samples[label]), len(self.samples[baseline]))
         samples = self.samples[label][:whole]
         summary = results.summary(samples)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that holds one provider, in one regime, with one number of threads, and times what it is told to.
+"""A process with one provider, in one regime, with one number of threads; it times the cells that it gets.
 
 It takes one JSON object a line on its standard input and answers each with one on its standard output; what
 frameworks print goes to standard error. `benchmarks.engine.conductor` starts it and speaks first.
@@ -24,11 +24,12 @@ from benchmarks.engine import bandwidth, devices, regimes
 from benchmarks.providers.base import Absent, Prepared, Provider
 
 MOST_REPEATS = 2000
-# The first calls of a process whose turn it is wait for its threads and for memory. A sample as long as they
-# would have it is a few calls short, and few calls are slower than many: of two equal processes, one took a
-# tenth longer than the other throughout. So: calls for as long as several samples take, if those are many.
+# The first calls of a turn wait for the threads and for memory. If they set the number of calls, a sample has
+# too few calls, and a few calls are slower per call than many: of two equal processes, one was a tenth slower
+# in all samples. So calibration makes calls for the time of several samples, up to a maximum of calls.
 MOST_CALIBRATING, SAMPLES_CALIBRATING = 10, 5
-# Bytes: as large as results are, or it would come from what small objects left; nine cache lines a step.
+# Bytes. As large as results: a smaller piece would fill gaps that small objects left. A step is 9 cache
+# lines.
 HEAP_ASIDE, HEAP_STEP = 1 << 20, 9 * 64
 
 
@@ -55,7 +56,7 @@ class Session:
         version = self.provider.load(self.threads)
         self.device = devices.of(device)
         gc.collect()
-        gc.freeze()  # a framework's modules are many objects: going through them takes 0.1 s a collection
+        gc.freeze()  # a framework has many objects: each collection would visit them for 0.1 s
         return {"version": version}
 
     def prepare(self, cell: dict[str, Any], folder: str | None, buffers: int) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class Session:
         step, how = self.device.prepare(prepared.step, what.input_bytes)
         self.captured = how == results.CAPTURED
         self.step = lambda i: step(i % buffers)
-        # What is free now, from this cell's check and from the cells before, would decide whether outputs are
+        # Otherwise, memory left free by this check and by earlier cells would decide whether outputs are on
         # fresh pages.
         self.device.release()
         return {"error": found, "how": how}
@@ -84,10 +85,10 @@ class Session:
         return {}
 
     def place_anew(self, aside: int, **message: Any) -> dict[str, Any]:
-        """The same cell, checked again, on pages that were free; after `release`. That many bytes are taken
-        before it and held until the next `release`: the system hands out first what came back last, and
-        the order of giving and taking alone deals out the same pages again. And a piece of the heap: how
-        operands lie to each other in a page depends on what the cells before left there."""
+        """Prepare the same cell again on other pages, with a check; after `release`. Before that, take
+        `aside` bytes and hold them until the next `release`, because the system hands out first what came
+        back last, and would hand out the same pages again. Take a piece of the heap, too: the places of
+        operands within a page depend on what earlier cells left there."""
         pages = mmap.mmap(-1, aside)
         np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE] = 1
         self.aside = pages, bytearray(HEAP_ASIDE + aside // regimes.HUGE_PAGE * HEAP_STEP)
@@ -95,7 +96,7 @@ class Session:
 
     def _check(self, cell: Cell, prepared: Prepared, folder: str | None) -> dict[str, float]:
         got = prepared.results(self.device.to_check(cell, prepared.step(0)))
-        if folder is None:  # an end-to-end job compares its loss itself
+        if folder is None:  # end-to-end jobs compare their loss themselves
             return {name: float(value.max()) / problems.EPS[cell.dtype] for name, value in got.items()}
         expected = problems.load_answers(Path(folder))
         return problems.errors(cell, got, expected)
@@ -114,7 +115,7 @@ class Session:
         return {"seconds": self.copy.run(self.repeats), "faults": 0.0}
 
     def calibrate(self, sample: float) -> dict[str, Any]:
-        """Find how many calls make a sample of that many seconds; what has been prepared, in its turn."""
+        """Find how many calls of the prepared cell take that many seconds."""
         taken: list[float] = []
         while len(taken) < 2 or (len(taken) < MOST_CALIBRATING and sum(taken) < SAMPLES_CALIBRATING * sample):
             taken.append(self._once(len(taken)))
@@ -122,16 +123,17 @@ class Session:
         return {"repeats": self.repeats}
 
     def _once(self, k: int) -> float:
-        """Seconds of one call, on the k-th copy."""
+        """Seconds of one call on the k-th copy of the inputs."""
         if self.copy is not None:
             return self.copy.run(1)
         assert self.step is not None
         return self.device.sample(self.step, k, 1)[0]
 
     def sample(self) -> dict[str, Any]:
-        """One sample, after a call that isn't timed, on the copy that was used last: the only one where
-        operands are to be in the cache. Calls of seconds have one, too: large results on huge pages take
-        longer where another process has cut free memory into small pages, or the host has taken it back."""
+        """One sample, after an untimed call on the copy that was used last, which is the only copy if
+        operands should be in the cache. Calls of seconds get an untimed call, too: large results on huge
+        pages take longer after another process has split free memory into small pages, or the host has
+        reclaimed it."""
         assert self.step is not None
         self.step(self.cursor - 1)
         seconds, faults = self.device.sample(self.step, self.cursor, self.repeats)
@@ -153,7 +155,7 @@ class Session:
     def finish(self) -> dict[str, Any]:
         self.step = self.copy = None
         self.cursor = 0
-        gc.collect(1)  # a cell's objects are young; a full collection takes longer than many a cell
+        gc.collect(1)  # a cell's objects are young; a full collection can take longer than a cell
         return {}
 
 
@@ -167,7 +169,7 @@ def main() -> None:
             answer = getattr(session, message.pop("do"))(**message)
         except Absent as reason:
             answer = {"absent": " ".join(str(reason).split())}
-        except Exception as error:  # of a framework; the row is lost, the run goes on
+        except Exception as error:  # from a framework: the row is lost, the run continues
             session.finish()
             answer = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         answers.write(json.dumps(answer) + "\n")

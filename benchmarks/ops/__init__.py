@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops, a file each."""
+"""The ops, one file each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FULL, EDGES = GROUPS = ("full", "edges")
 
 
 def all_cells(device: str, group: str = FULL) -> list[Cell]:
-    """Every cell of a group on a device: of the full run, in which few edges are, or all of those. Only the
-    CPU has any."""
+    """Every cell of a group on a device: the full run with a few edges, or all edges. Only the CPU has
+    edges."""
     cells = []
     for name, op in OPS.items():
         if group == FULL:
@@ -31,5 +31,5 @@ def all_cells(device: str, group: str = FULL) -> list[Cell]:
 
 
 def bytes_moved(cell: Cell) -> int:
-    """The least bytes the cell's work has to move; 0 for end-to-end jobs, whose work is mostly elsewhere."""
+    """The fewest bytes that a cell's work has to move; 0 for end-to-end jobs: they mostly do other work."""
     return OPS[cell.op].bytes_moved(cell) if cell.op in OPS else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cross_entropy: shapes, calls and bytes. Classes are dimension 1, as F.cross_entropy has it."""
+"""cross_entropy: shapes, calls and bytes. Classes are dimension 1, as in F.cross_entropy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.ops import shapes
 from benchmarks.problems import IGNORE_INDEX, LABEL_SMOOTHING
 
 OPTIONS = ("label_smoothing", "weight+ignore_index", "probabilities", "none")
-LLAMA = (512, 128256)  # for the loss, the vocabulary that everybody is measured with
+LLAMA = (512, 128256)  # for the loss, the vocabulary in most comparisons
 WHOLE = ("no-grad", "forward+backward")
 
 CPU = (
@@ -26,7 +26,7 @@ CPU = (
     Case((8, 21, 64, 64), 1, ("float16",), ("forward+backward",), "probabilities", edge=True),
     Case((512, 1000), dim=1, passes=(CREATE_GRAPH,), edge=True),
 )
-# Besides the edges of the full run.
+# In addition to the edges of the full run.
 EDGES = (
     *(replace(case, dim=1, passes=WHOLE) for case in shapes.MASKED),
     Case((8, 21, 64, 64), dim=1, passes=WHOLE, inputs="half-inf", edge=True),
@@ -50,20 +50,20 @@ def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -
 
 
 def summed_up(cell: Cell, output: Any, weight: Any) -> Any:
-    """What is differentiated."""
+    """The differentiated value."""
     return output
 
 
 def bytes_moved(cell: Cell) -> int:
-    """The loss reads the logits and the targets; its gradient is one write more when made in the same visit,
-    and a read and a write in a backward of its own, which reads the targets again. A graph of the gradient
-    needs no more: what it saves are the logits."""
+    """The loss reads the logits and the targets. Its gradient is one more write if the same pass makes it. A
+    separate backward is one read and one write, and reads the targets again. A graph of the gradient moves
+    no more bytes: it saves tensors that exist already."""
     sweeps = 1 if cell.pass_name in ("no-grad", "forward") else 2
     index_bytes = 8  # int64
     target = cell.input_bytes if cell.option == "probabilities" else index_bytes * cell.rows
     weight = cell.classes * cell.item_size if cell.option == "weight+ignore_index" else 0
     per_row = 0
-    if cell.option == "none":  # the losses out, their gradients in
+    if cell.option == "none":  # writes the losses, reads their gradients
         vectors = 2 if cell.pass_name in ("forward+backward", CREATE_GRAPH) else 1
         per_row = vectors * cell.rows * cell.item_size
     return sweeps * cell.input_bytes + target + weight + per_row

@@ -13,13 +13,13 @@ from benchmarks.cells import Cell
 from benchmarks.providers.base import Absent
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
-BATCH = 1200  # of the published Fashion-MNIST runs
+BATCH = 1200  # as in the published Fashion-MNIST runs
 HIDDEN, VOCABULARY, TOKENS = 768, 50257, 2048  # GPT-2 small
 
 
 @dataclass
 class Job:
-    """A model, its data and its optimiser, made the same way every time."""
+    """A model, its data and its optimiser; they are the same in every run."""
 
     model: Any
     parameters: list[Any]
@@ -27,7 +27,7 @@ class Job:
     learn: bool = True
 
     def run(self, cross_entropy: Callable[..., Any], optimizer: Any) -> float:
-        """One pass over the batches; the loss of the first."""
+        """One pass over the batches; returns the loss of the first."""
         first = None
         for x, y in self.batches:
             loss = cross_entropy(self.model(x), y)
@@ -49,7 +49,7 @@ def cells(device: str) -> list[Cell]:
 
 
 def job(cell: Cell) -> Job:
-    """Raises Absent where data or packages of the examples are missing; nothing is downloaded."""
+    """Raises Absent if data or packages of the examples are missing; downloads nothing."""
     import torch
 
     torch.manual_seed(0)

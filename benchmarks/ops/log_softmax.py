@@ -12,7 +12,7 @@ CPU = softmax.CPU
 CUDA = softmax.CUDA
 EDGES = softmax.EDGES
 summed_up = softmax.summed_up
-bytes_moved = softmax.bytes_moved  # its backward reads y and dy too
+bytes_moved = softmax.bytes_moved  # its backward also reads y and dy
 
 
 def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells of --quick: tiny, and between them every op, pass, option, kind of logits, layout and regime."""
+"""The cells of --quick: tiny, but with every op, pass, option, kind of logits, layout and regime."""
 
 from __future__ import annotations
 

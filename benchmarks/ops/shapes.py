@@ -3,7 +3,7 @@
 
 from benchmarks.cells import Case
 
-# Rows of few classes, of image classifiers, of language models (Llama 3 has 128,256 tokens); one long row.
+# Rows of few classes, of image classifiers and of language models (Llama 3 has 128,256 tokens); one long row.
 CPU = (
     Case((101, 7), main=True),
     Case((32, 10)),
@@ -31,7 +31,7 @@ MASKED = (
     Case((65536, 10), inputs="confident", edge=True),
 )
 
-# (M, N) of the published curves that GPU kernels are compared by, then vocabularies of language models.
+# (M, N) of published comparisons of GPU kernels, then vocabularies of language models.
 CUDA_ROWS = (
     *((32768, 2**k) for k in range(8, 17)),
     (16384, 131072),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """softmax: shapes, calls and bytes.
 
-An option is what the output is summed up to before the backward: a number, whose gradient of each entry is
-the same, in the whole output or in a row. autograd hands it over with strides of 0.
+An option sums the output up to one number before the backward. Then all entries of the output, or of a row,
+have the same upstream gradient, which autograd passes with strides of 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CPU = (
     Case((512, 1000), passes=("backward",), option="sum", edge=True),
     Case((100, 100, 3, 3), 1, passes=("backward",), edge=True),
 )
-# Besides the edges of the full run.
+# In addition to the edges of the full run.
 EDGES = (
     *(replace(case, passes=MASKED_PASSES) for case in shapes.MASKED),
     Case((4, 256, 256), dtypes=("bfloat16",), passes=MASKED_PASSES, inputs="causal", edge=True),
@@ -54,7 +54,7 @@ def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -
 
 
 def summed_up(cell: Cell, output: Any, weight: Any) -> Any:
-    """What is differentiated."""
+    """The differentiated value."""
     if cell.option == "sum":
         return output.sum()
     if cell.option == "mean":
@@ -65,8 +65,8 @@ def summed_up(cell: Cell, output: Any, weight: Any) -> Any:
 
 
 def bytes_moved(cell: Cell) -> int:
-    """y = softmax(x) reads x and writes y; its backward reads y and dy and writes dx. With an option, dy is a
-    number or one of each row, which the forward reads too."""
+    """y = softmax(x) reads x and writes y; its backward reads y and dy and writes dx. With an option, dy is
+    one number, or one per row, which the forward reads as well."""
     sweeps = {"no-grad": 2, "forward": 2, "backward": 3, "forward+backward": 5}[cell.pass_name]
     if not cell.option:
         return sweeps * cell.input_bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The providers by name, and users' own ones from a file."""
+"""The providers by name, and the user's own providers from a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.providers.torch_family import Softkern, SoftkernBackend, Torch, 
 from benchmarks.providers.torch_out import TorchOut
 from softkern import _C
 
-# In the order of the columns. The first is what ratios are against.
+# In the order of the columns. Ratios compare with the first one.
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
@@ -57,7 +57,7 @@ def from_file(path: Path) -> dict[str, Provider]:
 
 
 def line_up(names: list[str], known: dict[str, Provider]) -> list[tuple[str, Provider]]:
-    """(label, provider) of each name; a name that comes again is labelled name#2."""
+    """(label, provider) for each name; the second provider of the same name gets the label name#2."""
     check_names("provider", names, known)
     labels: list[tuple[str, Provider]] = []
     for name in names:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a provider is: somebody's softmax, called the way its users call it.
+"""The base class of providers. A provider is one library's softmax, called as its users call it.
 
-A provider's module has to import without its framework: the conductor asks `left_out` of providers that this
-machine does not have. Everything else happens in a worker process of the provider's own.
+A provider's module has to import without its framework: the conductor calls `left_out` of providers that are
+not installed. Everything else runs in the provider's own worker process.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from benchmarks.problems import Problem
 
 
 class Absent(Exception):
-    """This machine does not have what the provider needs; the message says why, in one line."""
+    """The provider can't run on this machine; the message gives the reason in one line."""
 
 
 @dataclass
 class Prepared:
-    """A cell made ready in one provider.
+    """A cell that one provider has prepared.
 
-    `step(i)` does the timed work once, on the i-th of the `buffers` copies of the inputs, and returns what it
-    computed, or what `results` takes; on the CPU it must not return before the work
-    is done (a CUDA device is timed by its own events). `results(value)` gives the
-    arrays of a step for the check, in the shapes of the problem: "output" and, if the pass computes it,
-    "gradient".
+    `step(i)` does the timed work once, on the i-th of the `buffers` copies of the inputs, and returns a value
+    for `results`. On the CPU it must not return before the work is done; a CUDA device is timed by its own
+    events. `results(value)` gives the arrays of a step for the check, in the shapes of the problem: "output"
+    and, if the pass computes it, "gradient".
     """
 
     step: Callable[[int], Any]
@@ -42,14 +41,14 @@ class Provider:
     name: str
     devices: tuple[str, ...] = ("cpu",)
     regimes: tuple[str, ...] = ("default",)
-    # Measured for comparison, in fewer cells than torch and softkern as they are called.
+    # Measured for comparison, in fewer cells than torch and softkern.
     peer = True
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
-        """Why this cell is not asked of this provider, or None. `threads` is None for all threads.
+        """Why this provider does not measure this cell, or None. `threads` is None for all threads.
 
-        Everybody in a cell does the same work: a provider that computes gradients in its forward has no
-        place in the forward column.
+        All providers of a cell do the same work: a provider that computes gradients in its forward is left
+        out of the pass "forward".
         """
         raise NotImplementedError
 
@@ -74,7 +73,7 @@ PEER_PASSES = ("no-grad", "forward+backward")
 
 
 def peer_left_out(cell: Cell, ops: tuple[str, ...], dtypes: tuple[str, ...]) -> str | None:
-    """The reasons that hold of every provider outside the torch family."""
+    """The reasons that apply to every provider outside the torch family."""
     if not cell.shape or cell.pass_name == "step":
         return "has no end-to-end jobs"
     if cell.op not in ops:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CUDA libraries on top of torch share: torch's tensors and autograd around their functions."""
+"""Shared by the CUDA libraries on top of torch: torch's tensors and autograd around their functions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.providers.torch_family import to_tensors
 
 
 class CudaPeer(Provider):
-    """A subclass names its distribution and its ops and says in `functions` how to call them."""
+    """A subclass names its distribution and its ops; its `functions` call them."""
 
     devices = ("cuda",)
     distribution: str
     ops: tuple[str, ...]
-    # The gradient is written over the logits.
+    # Whether the gradient overwrites the logits.
     overwrites_logits = False
 
     def functions(self) -> dict[str, Callable[..., Any]]:
@@ -77,8 +77,8 @@ class CudaPeer(Provider):
 
         def results(values: tuple[Any, ...]) -> dict[str, np.ndarray]:
             if self.overwrites_logits:
-                # From the second time on, a step takes the last gradient for its logits. That changes nothing
-                # in its time, but leaves nothing to check: so do the same work on the problem itself.
+                # From the second time on, a step uses the last gradient as its logits. Its time is the same,
+                # but its result can't be checked. So this does the same work on the problem itself.
                 values = run(*copies())
             as_numpy = (tensor.detach().float().cpu().numpy() for tensor in values)
             return dict(zip(("output", "gradient"), as_numpy, strict=False))

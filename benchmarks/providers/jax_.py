@@ -20,7 +20,7 @@ OPTIONS = ("", "label_smoothing", "probabilities", "none")
 
 
 class Jax(Provider):
-    """jax.nn.softmax, jax.nn.log_softmax, and the loss made of the latter: JAX itself has no cross-entropy.
+    """jax.nn.softmax, jax.nn.log_softmax, and a loss made from the latter: JAX itself has no cross-entropy.
 
     A cell is one jitted function, forward and backward together, so XLA may fuse across them.
     """

@@ -9,13 +9,13 @@ from typing import Any
 from benchmarks.cells import Cell
 from benchmarks.providers.cuda_peer import CudaPeer
 
-WIDEST_SOFTMAX = 65536  # its softmax raises above
+WIDEST_SOFTMAX = 65536  # its softmax raises an error for wider rows
 
 
 class Liger(CudaPeer):
-    """Its cross_entropy writes the gradient in the forward, where the logits require one, and over them.
+    """If the logits require a gradient, the forward of its cross_entropy writes it over them.
 
-    Without requires_grad it computes the loss alone, so it has a place in the no-grad column.
+    Without requires_grad it computes only the loss, so it is measured in the pass "no-grad", too.
     """
 
     name = "liger"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The textbook formulas in NumPy, which runs them on one thread: what writing them down costs."""
+"""The textbook formulas in NumPy, which runs them on one thread: the cost of the simplest code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NumPy(Provider):
         return np.__version__
 
     def prepare(self, cell: Cell, problem: Problem, buffers: int) -> Prepared:
-        # take_along_axis has indices in as many dimensions as the logits.
+        # take_along_axis needs indices with as many dimensions as the logits.
         extra = problem.upstream if problem.target is None else np.expand_dims(problem.target, cell.dim)
         inputs = [(np.array(problem.x), np.array(extra)) for _ in range(buffers)]
         compute = PASSES[cell.op][cell.pass_name]

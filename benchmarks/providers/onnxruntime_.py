@@ -12,14 +12,14 @@ from benchmarks.problems import Problem
 from benchmarks.providers.base import Absent, Prepared, Provider, peer_left_out
 
 OPS = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "cross_entropy": "SoftmaxCrossEntropyLoss"}
-OPSET, IR_VERSION = 17, 8  # IR 8 is the oldest with that opset, so old runtimes read the models too
+OPSET, IR_VERSION = 17, 8  # IR 8 is the oldest with that opset, so that old runtimes can read the models
 
 
 class OnnxRuntime(Provider):
-    """Softmax and LogSoftmax are kernels; the loss is unfolded into LogSoftmax, a gather and a mean.
+    """Softmax and LogSoftmax are kernels; the loss becomes LogSoftmax, a gather and a mean.
 
-    Outputs are bound once and written over by every step. float32 only: it has no bfloat16, and float16 is
-    unfolded into casts and float32 steps.
+    Outputs are bound once, and every step overwrites them. Only float32 is measured: there is no bfloat16,
+    and float16 becomes casts and float32 steps.
     """
 
     name = "onnxruntime"

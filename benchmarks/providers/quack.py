@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.cells import Cell
 from benchmarks.providers.cuda_peer import CudaPeer
 
-VECTOR_BYTES = 16  # its softmax reads rows by whole vectors
+VECTOR_BYTES = 16  # its softmax reads rows in whole vectors
 
 
 class Quack(CudaPeer):

@@ -15,10 +15,10 @@ from benchmarks.providers.torch_family import Softkern, copies, to_arrays, to_te
 
 
 class SoftkernInPlace(Softkern):
-    """As in training, the logits are another operation's result: here one that costs nothing.
+    """As in training, the logits are the result of another operation; this one costs no time.
 
-    The first call takes the loss of the inputs, and is checked. Later ones take it of what the gradient left
-    in their place, which is as much work.
+    The first call computes the loss of the inputs, and is checked. Later calls compute the loss of the last
+    gradient, which has overwritten the logits: that is the same amount of work.
     """
 
     name = "softkern:inplace"

@@ -34,7 +34,7 @@ class TensorFlow(Provider):
         return None
 
     def environment(self, regime: str) -> dict[str, str]:
-        # No GPU: these are CPU cells, also where the build of TensorFlow has CUDA.
+        # No GPU: these are CPU cells, also if the build of TensorFlow has CUDA.
         return {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
     def load(self, threads: int) -> str:
@@ -52,7 +52,7 @@ class TensorFlow(Provider):
         def copy(array: np.ndarray | None) -> Any:
             if array is None:
                 return None
-            tensor = tf.constant(np.array(array))  # np.array: TensorFlow may keep the memory it is given
+            tensor = tf.constant(np.array(array))  # a copy: TensorFlow may keep the memory it gets
             return tensor if array.dtype == np.int64 else tf.cast(tensor, cell.dtype)
 
         def forward(x: Any, target: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch as called, and everything that is called like it: softkern, torch.compile."""
+"""torch as users call it, and everything that is called in the same way: softkern, torch.compile."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Inputs:
     weight: Any
 
 
-# Inputs that are on a device, of the last problem: cells that share one follow each other, and to bring it
-# there takes longer than to time a cell.
+# The inputs of the last problem on a device. Cells with the same problem follow each other, and copying it
+# to the device takes longer than timing a cell.
 _on_device: dict[tuple[Any, ...], Inputs] = {}
 
 
@@ -52,14 +52,14 @@ def _to_tensors(cell: Cell, problem: Problem) -> Inputs:
     def tensor(array: np.ndarray | None) -> Any:
         if array is None:
             return None
-        copy = torch.from_numpy(np.array(array))  # the file is mapped: the copy brings it into memory
+        copy = torch.from_numpy(np.array(array))  # the file is mapped: the copy reads it into memory
         return copy.to(device=cell.device, dtype=dtype if copy.is_floating_point() else None)
 
     return Inputs(*(tensor(a) for a in (problem.x, problem.upstream, problem.target, problem.weight)))
 
 
 def copies(first: Inputs, count: int) -> list[Inputs]:
-    """The logits and their upstream gradient `count` times: what decides where operands are found."""
+    """The logits and their upstream gradient `count` times, so that calls find them in cache or memory."""
     own = [first]
     for _ in range(1, count):
         upstream = None if first.upstream is None else first.upstream.clone()
@@ -81,7 +81,7 @@ def to_arrays(output: Any, gradient: Any = None) -> dict[str, np.ndarray]:
 
 
 class TorchFamily(Provider):
-    """Whatever has torch's softmax, log_softmax and cross_entropy under these names."""
+    """A library that has torch's softmax, log_softmax and cross_entropy under these names."""
 
     devices = ("cpu", "cuda")
     regimes = ("default", "hugepages", "preallocated")
@@ -120,7 +120,7 @@ class TorchFamily(Provider):
 
 
 Forward = Callable[[int], Any]
-SummedUp = Callable[[int, Any], Any]  # of an output: what is differentiated
+SummedUp = Callable[[int, Any], Any]  # from an output to the differentiated value
 
 
 def no_grad(forward: Forward, _: SummedUp, inputs: list[Inputs]) -> Prepared:
@@ -139,7 +139,7 @@ def recorded_forward(forward: Forward, _: SummedUp, inputs: list[Inputs]) -> Pre
 
 
 def backward(forward: Forward, summed_up: SummedUp, inputs: list[Inputs]) -> Prepared:
-    """Over a graph that is recorded once and kept."""
+    """The backward of a graph that is recorded once and kept."""
     import torch
 
     require_gradients(inputs)
@@ -153,7 +153,7 @@ def backward(forward: Forward, summed_up: SummedUp, inputs: list[Inputs]) -> Pre
 
 
 def forward_and_backward(forward: Forward, summed_up: SummedUp, inputs: list[Inputs]) -> Prepared:
-    """As a training step does it: .backward() into the .grad of a leaf that has none yet."""
+    """As in a training step: .backward() into the .grad of a leaf without gradient."""
     require_gradients(inputs)
 
     def step(i: int) -> Any:
@@ -167,7 +167,7 @@ def forward_and_backward(forward: Forward, summed_up: SummedUp, inputs: list[Inp
 
 
 def create_graph(forward: Forward, summed_up: SummedUp, inputs: list[Inputs]) -> Prepared:
-    """The gradient, with the graph that a second derivative goes back through; that one is not taken."""
+    """The gradient with a graph for a second derivative, which is not computed."""
     import torch
 
     require_gradients(inputs)
@@ -196,7 +196,7 @@ STEPS = {
 
 
 class Torch(TorchFamily):
-    """torch.nn.functional, as called."""
+    """torch.nn.functional, as users call it."""
 
     name = "torch"
     peer = False
@@ -243,7 +243,7 @@ class TorchCompile(TorchFamily):
 
 
 class Softkern(TorchFamily):
-    """softkern, as called."""
+    """softkern, as users call it."""
 
     name = "softkern"
     peer = False
@@ -265,13 +265,13 @@ class Softkern(TorchFamily):
         import softkern
 
         there = [b for b in softkern.backends() if b.device == cell.device]
-        if not any(b.active for b in there):  # torch would be timed under this name
+        if not any(b.active for b in there):  # otherwise torch would be timed under this name
             raise Absent("; ".join(f"{b.name}: {b.reason}" for b in there))
         return softkern
 
 
 class SoftkernBackend(Softkern):
-    """softkern on a backend that it would not choose by itself."""
+    """softkern on a backend that it does not choose itself."""
 
     regimes = ("default",)
     peer = True
@@ -294,7 +294,7 @@ class SoftkernBackend(Softkern):
     def load(self, threads: int) -> str:
         try:
             version = super().load(threads)
-        except (RuntimeError, ValueError) as error:  # refused at import, with the registry's reason
+        except (RuntimeError, ValueError) as error:  # the import refuses the backend, and says why
             raise Absent(str(error)) from error
         import softkern
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch writing into tensors made before: out= where it is public, ATen's out variants elsewhere."""
+"""torch with preallocated results: `out=` where it is public, otherwise ATen's out variants."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from benchmarks.problems import Problem
 from benchmarks.providers.base import Prepared
 from benchmarks.providers.torch_family import Inputs, Torch, copies, to_arrays, to_tensors
 
-MEAN = 1  # ATen's code of the reduction
+MEAN = 1  # ATen's number for this reduction
 IGNORE_NONE = -100
 
 
 class TorchOut(Torch):
-    """The kernels of torch without its allocations: forward and backward called one after the other."""
+    """torch's kernels without its allocations: forward and backward are called one after the other."""
 
     name = "torch-out"
     regimes = ("preallocated",)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the benchmarks deal out the time of a run, by a clock that only the tests move."""
+"""The benchmarks' distribution of a run's time, with a clock that only the tests move."""
 
 from __future__ import annotations
 

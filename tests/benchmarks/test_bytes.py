@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes that the benchmarks declare, against toy kernels over arrays that count what is moved.
+"""Compares the declared bytes of the benchmarks with toy kernels on arrays that count moved bytes.
 
 The toys keep one row at a time, as registers and caches do, and are checked to compute the op.
 """

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is committed of the benchmarks is what their JSON gives, and says where it comes from."""
+"""Committed pages, tables and pictures of the benchmarks follow from their JSON, and name it."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ def test_pages_have_the_figures_of_their_results(page):
 def test_every_machine_has_a_table_on_the_page_of_results():
     page = (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8")
     named = {source for kind, source, _ in readme.MARKED.findall(page) if kind == "benchmarks"}
-    assert {Path(source).parent.name for source in named} == {path.parent.name for path in COMMITTED}
+    assert {source.split("/")[0] for source in named} == {path.parent.name for path in COMMITTED}
 
 
 def test_every_picture_is_linked_from_a_page():
@@ -39,17 +38,16 @@ def test_every_picture_is_linked_from_a_page():
 def test_the_picture_of_six_shapes_has_the_figures_of_its_results(name):
     """The bytes depend on matplotlib's version; the texts do not."""
     for path in COMMITTED:
-        picture = path.parent / name
         if path.stem != "cpu":
             continue
-        texts = re.findall(r">([^<>]+)</text>", picture.read_text(encoding="utf-8"))
+        picture = (path.parent / name).read_text(encoding="utf-8")
         cells = grouped(headline(results.read(path)), "cell")
         for cell in six_shapes.CELLS:
             rows = {row["provider"]: row for row in cells[(cell,)]}
             peer = best_peer(rows.values())
-            assert six_shapes.times(rows["torch"], rows["softkern"]) in texts
-            assert f"softkern {six_shapes.speedup(rows['softkern'])}" in texts
-            assert f"{peer['provider']} {six_shapes.speedup(peer)}" in texts
+            assert f">{six_shapes.times(rows['torch'], rows['softkern'])}</text>" in picture
+            assert f">softkern {six_shapes.speedup(rows['softkern'])}</text>" in picture
+            assert f">{peer['provider']} {six_shapes.speedup(peer)}</text>" in picture
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")

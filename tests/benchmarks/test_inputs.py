@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks' masked and certain rows: what they hold, that wrong results are refused in them too, and
-what they are set beside."""
+"""The benchmarks' masked and confident rows: their values, the refusal of wrong results in them, and the
+plain rows that they are compared with."""
 
 from __future__ import annotations
 

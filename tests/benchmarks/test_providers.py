@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's peers compute what they are timed for.
+"""The benchmarks' peers compute the op that is timed.
 
-Each is checked in a process of its own, because frameworks do not share one well.
+Each is checked in its own process, because several frameworks in one process disturb each other.
 """
 
 from __future__ import annotations

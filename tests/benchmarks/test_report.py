@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made of the benchmark's results: tables, CSV, plots, the README's block."""
+"""Views of the benchmarks' results: tables, CSV, plots, blocks of pages."""
 
 from __future__ import annotations
 

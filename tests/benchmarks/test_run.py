@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks' runs: who is refused, who loses a row, what is kept, and what the command line says."""
+"""Runs of the benchmarks: refused providers, lost rows, kept results, and the command line."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README takes from a results file: its first table and its picture; and what plots leave out."""
+"""The README's first table and its picture, made from a results file; and the order of plots."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is asked how often in a cell, with workers that answer what the tests tell them to."""
+"""How often each worker of a cell takes samples; the workers' answers come from the tests."""
 
 from __future__ import annotations
 

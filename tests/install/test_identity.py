@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Under softkern.install torch's functions are the objects they were: pickles, overrides, registries."""
+"""Under softkern.install torch's functions stay the same objects: pickles, overrides, registries."""
 
 from __future__ import annotations
 

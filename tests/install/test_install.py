@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softkern behind torch's names: what is replaced, what is computed, and that everything is put back."""
+"""softkern behind torch's names: the replaced names, the results, and restoring everything."""
 
 from __future__ import annotations
 

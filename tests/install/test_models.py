@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softkern.install under models and a training loop that nobody here wrote."""
+"""softkern.install under models and a training loop of other libraries."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softkern.install under overrides, compilers and tracers; and fallbacks that do not come back."""
+"""softkern.install under overrides, compilers and tracers; and fallbacks that do not recurse."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU can show, of each backend that computes there: streams, graphs, memory, bits, sizes beyond
-32 bits, what a wrong target does. Values are checked by `python -m softkern.verify --device cuda`."""
+"""Tests that need a GPU, for each backend that computes on it: streams, graphs, memory, bits, sizes beyond
+32 bits, wrong targets. Values are checked by `python -m softkern.verify --device cuda`."""
 
 from __future__ import annotations
 

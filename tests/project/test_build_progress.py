@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build prints: which file, how many are left, since when; of kernels and of ninja's files."""
+"""The output of a build, for kernels and for ninja's files: file, number of files left, seconds."""
 
 from __future__ import annotations
 

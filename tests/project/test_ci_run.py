@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where .ci/run runs: in a folder called softkern, whatever the one is called that it is started in."""
+""".ci/run always runs in a folder called softkern, also if it is started in a folder with another name."""
 
 from __future__ import annotations
 

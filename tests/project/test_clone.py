@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clone may lie in any folder and belong to anyone; tests of what can't run there are skipped."""
+"""A clone may have any path and any owner; tests that can't run there are skipped."""
 
 from __future__ import annotations
 

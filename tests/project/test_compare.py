@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparisons must be able to fail: each wrong result below is one that shipped somewhere."""
+"""The comparisons must be able to fail: each wrong result below was released by some library."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/compatibility.md: what the tests give, all of it and nothing else."""
+"""docs/compatibility.md contains exactly the cells that the tests found."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/cuda_build.py, which setup.py compiles the kernels with, on made-up toolkits and compilers."""
+"""tools/cuda_build.py, by which setup.py compiles the kernels, with fake toolkits and compilers."""
 
 from __future__ import annotations
 

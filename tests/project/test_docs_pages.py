@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of the ops say what the code says; links between pages lead somewhere."""
+"""The pages of the ops agree with the code, and links between pages have targets."""
 
 from __future__ import annotations
 

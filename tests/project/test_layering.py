@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the house, checked on the tree: what may include what, how long a file may be."""
+"""The rules of the source tree: which files may include which, and the length of a file."""
 
 from __future__ import annotations
 

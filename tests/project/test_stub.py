@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softkern/_C.pyi, which mypy believes, against the extension that is there."""
+"""Compares softkern/_C.pyi, which mypy uses, with the extension."""
 
 from __future__ import annotations
 

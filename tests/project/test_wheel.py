@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tools/check_wheel.py, of `make wheel-test`, makes of the files of an sdist and of a wheel."""
+"""How tools/check_wheel.py (`make wheel-test`) judges the files of an sdist and of a wheel."""
 
 from __future__ import annotations
 

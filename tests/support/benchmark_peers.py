@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks one peer of the benchmark: the cells it takes part in, and what is wrong with its results.
+"""Checks one peer of the benchmarks: which cells it measures, and errors in its results.
 
 Run as a script, with the peer's name, it prints a report in JSON.
 """
@@ -49,7 +49,7 @@ def cells(device: str) -> list[Cell]:
 
 
 def complaints(cell: Cell, got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
-    """What is wrong with the results of a cell, or with the check if it takes damaged ones."""
+    """Errors in the results of a cell, or in the check if it accepts damaged results."""
 
     def verdict(**changed: np.ndarray) -> str | None:
         return problems.verdict(cell, problems.errors(cell, {**got, **changed}, expected))
@@ -72,7 +72,7 @@ def complaints(cell: Cell, got: dict[str, np.ndarray], expected: dict[str, np.nd
 
 
 def check(provider: Provider) -> dict:
-    """Everything the provider takes part in: what it was, and what was wrong."""
+    """All cells that the provider measures, and the errors found."""
     report: dict = {"early": [name for name in FRAMEWORKS if name in sys.modules], "took": [], "wrong": []}
     try:
         provider.load(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Providers that do something wrong, for `python -m benchmarks --plugin`."""
+"""Providers with errors, for `python -m benchmarks --plugin`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.providers.torch_family import Torch
 
 
 class Wrong(NumPy):
-    """A thousandth too much: what a forgotten term of a long sum gives."""
+    """A thousandth too large, as if a term of a long sum was forgotten."""
 
     name = "wrong"
 

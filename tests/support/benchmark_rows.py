@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and results of benchmarks that nobody ran, as the results file has them."""
+"""Invented rows and results of benchmarks, in the form of the results file."""
 
 from __future__ import annotations
 

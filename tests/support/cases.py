@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of the tests: sizes here, values and layouts where softkern.verify has them too."""
+"""The inputs of the tests: sizes are here, values and layouts come from softkern.verify."""
 
 from __future__ import annotations
 

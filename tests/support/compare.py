@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparisons. They only raise: no result to forget to look at."""
+"""Comparisons. They raise and return nothing, so that no test can forget to check a result."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems for cross-entropy: logits, targets and options, in every shape F.cross_entropy takes."""
+"""Problems for cross-entropy: logits, targets and options, in every shape that F.cross_entropy accepts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an answer of cross-entropy is checked against the oracle."""
+"""Checks a result of cross-entropy against the oracle."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the CUDA kernels share, on a GPU and emulated."""
+"""Shared by the tests of the CUDA kernels, on a GPU and emulated."""
 
 from __future__ import annotations
 

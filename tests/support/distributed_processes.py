@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes of a gloo group that run the same checks: started once, since a process costs seconds."""
+"""Two processes of a gloo group run the same checks; they start only once, because that takes seconds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of softkern.install share: the names, and which ops a call ran."""
+"""Shared by the tests of softkern.install: the patched names, and the ops that a call runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Recorder(TorchDispatchMode):
 
 
 def ops_run(call, *args) -> tuple[torch.Tensor, list[str]]:
-    """What the call returns, and the ops it ran."""
+    """The result of a call, and the ops that it ran."""
     with Recorder() as recorder:
         result = call(*args)
     return result, recorder.ops

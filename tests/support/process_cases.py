@@ -3,9 +3,9 @@
 
 python process_cases.py OUT     # saves {case: [results of each process]} after each case
 
-A process of its own, because what comes first matters: a process that has not computed yet forks safely, and
-one whose thread pool has run must not let a child use it. (F too hangs in a child with two threads then; the
-loaders of torch set one thread in their workers, and the forked children here do what they do.)
+It runs in its own process, because the order matters: a process that has not computed yet forks safely, but
+after its thread pool has run, a child must not use that pool. (F also hangs in a child with two threads then.
+The loaders of torch set one thread in their workers, and the forked children here do the same.)
 """
 
 from __future__ import annotations

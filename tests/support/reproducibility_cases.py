@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every result whose bits must not depend on the machine. As a script: computes and saves them.
+"""All results whose bits must not depend on the machine. As a script, it computes and saves them.
 
 python reproducibility_cases.py OUT     # saves {name: tensor} and the ISAs that ran
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What softmax and log_softmax have in common: how an answer is checked against the oracle."""
+"""Shared by softmax and log_softmax: the check of a result against the oracle."""
 
 from __future__ import annotations
 

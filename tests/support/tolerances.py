@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a result may be from the float64 answer: the table that users check against too."""
+"""How far a result may be from the float64 answer: the table of softkern.verify."""
 
 from softkern.verify.bounds import DTYPES, TABLE, WIDEST, Tolerance
 

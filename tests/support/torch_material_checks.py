@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a call of torch's material is checked: what F gives or raises, softkern gives or raises.
+"""Checks a call of torch's material: softkern returns or raises the same as F.
 
 A result is right if it is no further from the float64 answer than F's own, or than some units in the last
 place: of a softmax's value by itself; of a logarithm, a loss or a gradient, whose terms of order 1 may

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who computed: softkern's kernels or torch's, by the kernels' own record and the dispatcher's."""
+"""Finds out whether softkern's kernels or torch's computed, from the records of kernels and dispatcher."""
 
 from __future__ import annotations
 

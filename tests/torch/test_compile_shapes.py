@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled and exported graphs whose sizes are not known, and the memory that they take."""
+"""Compiled and exported graphs with unknown sizes, and their memory."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DTensor, DistributedDataParallel and fully_shard on two gloo processes.
 
-The checks are functions of distributed_*_checks.py: both processes run all of them, once, and each is a test
-here by its name.
+The checks are functions of distributed_*_checks.py. Both processes run all of them once, and each is a test
+here, with its name.
 """
 
 from __future__ import annotations

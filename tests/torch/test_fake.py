@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops on tensors without values: shapes, strides, dtypes and exceptions are those of the ops on tensors."""
+"""Ops on tensors without values: shapes, strides, dtypes and exceptions are those of the real ops."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inductor where it takes no op that it hasn't been told of. It is not loaded before it is wanted."""
+"""inductor without implicit fallbacks, so that it needs softkern's lowerings; and that it loads late."""
 
 from __future__ import annotations
 

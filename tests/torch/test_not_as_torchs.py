@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/compatibility.md says that is not as in torch, and what to do about it."""
+"""The differences from torch that docs/compatibility.md lists, and its advice about them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both exporters to ONNX take models that call softkern, by name and installed; ONNX computes the same.
+"""Both exporters to ONNX accept models that call softkern, by name and installed; ONNX's results are equal.
 
-An export takes seconds: each is of one model that calls everything.
+An export takes seconds, so each uses one model that calls everything.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch.export and torch.jit.trace make, installed and by name, and where it can be loaded."""
+"""Programs of torch.export and torch.jit.trace, installed and by name, and where they can be loaded."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bounds that docs/accuracy.md states, against a measurement; and the page against its JSON."""
+"""Compares the bounds of docs/accuracy.md with a measurement, and the page with its JSON."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Derivatives of every kind and order: numerically, and against torch's own."""
+"""Derivatives of every kind and order, compared with numerical ones and with torch's."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may happen between forward and backward, and around backward, without a wrong gradient."""
+"""Events between forward and backward, and around backward, that must not make the gradient wrong."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upstream gradients without memory of their own, as sums, means and products with smaller tensors give them.
+"""Upstream gradients without their own memory, from sums, means and products with smaller tensors.
 
-The bits are those of the same numbers in a tensor of its own.
+They give the bits of the same numbers in a separate tensor.
 """
 
 from __future__ import annotations

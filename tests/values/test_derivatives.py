@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cross_entropy's derivatives beside the usual one: what they are, who computes them, what they hold."""
+"""Derivatives of cross_entropy besides the usual one: values, which kernels compute them, and memory."""
 
 from __future__ import annotations
 

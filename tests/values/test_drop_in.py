@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything around the numbers: signatures, modules, dtypes, strides, autograd's bookkeeping."""
+"""Everything except the numbers: signatures, modules, dtypes, strides, autograd's bookkeeping."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The corners of F.cross_entropy and F.softmax, each asked of the installed torch and not typed in,
-and the places where softkern differs on purpose because its answer is the better one."""
+"""Edge cases of F.cross_entropy and F.softmax, with answers from the installed torch; and the cases where
+softkern differs on purpose, because its answer is better."""
 
 from __future__ import annotations
 

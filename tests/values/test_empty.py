@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of 0, wherever they are: torch's results, and gradients of the logits' shape."""
+"""Sizes of 0 in any dimension: torch's results, and gradients with the shape of the logits."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class indices of int32 and uint8 mean what int64 means, also where a call goes through torch."""
+"""Class indices of int32 and uint8 work like those of int64, also if a call goes through torch."""
 
 from __future__ import annotations
 

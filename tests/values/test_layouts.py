@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that are not plain memory: F's result or F's error, whatever mode the call is in."""
+"""Tensors that are not plain memory: F's result or F's error, in every mode."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""log_softmax: what it must keep that log(softmax(x)) loses. (Values: see test_softmax.py.)"""
+"""log_softmax: the digits that it keeps and log(softmax(x)) loses. (Values: see test_softmax.py.)"""
 
 from __future__ import annotations
 

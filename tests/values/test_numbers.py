@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that are not Python's own: F's value by softkern's kernels where F takes them, else F's error."""
+"""Numbers of other types than Python's: F's value from the kernels if F accepts them, otherwise F's error."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws that hold for every input: hypothesis looks for one that breaks them."""
+"""Laws that hold for every input: hypothesis searches for an input that breaks them."""
 
 from __future__ import annotations
 

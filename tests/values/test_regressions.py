@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistakes that were made once, each with what it cost."""
+"""Earlier mistakes, each with its effect."""
 
 from __future__ import annotations
 

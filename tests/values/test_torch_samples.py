@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's own test material, put to softkern: every sample in every dtype, and every error."""
+"""torch's own test material, run with softkern: every sample in every dtype, and every error."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softkern.verify as a program: what it takes, what it prints and writes, which code it ends with."""
+"""softkern.verify as a program: its arguments, its output and files, its exit code."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softkern.verify finds what is wrong: each fault below is planted, and has to be seen and named."""
+"""softkern.verify finds errors: each fault below is inserted, and has to be found and named."""
 
 from __future__ import annotations
 

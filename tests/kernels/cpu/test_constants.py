@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The constants of exp and log are what the script that derives them gives."""
+"""The committed constants of exp and log are those that the script derives."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The instruction set that was asked for is the one that runs, everywhere and only where asked."""
+"""The chosen instruction set is the one that runs, in its scope and nowhere else."""
 
 from __future__ import annotations
 

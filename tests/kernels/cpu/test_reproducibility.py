@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A row's bits depend on the row alone: not on the instruction set, the number of threads, its
+"""A row's bits depend only on the row, not on the instruction set, the number of threads, or the row's
 place in the batch or in memory."""
 
 from __future__ import annotations

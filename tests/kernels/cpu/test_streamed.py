@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of 8 MiB and more are written past the caches, with the bits of the same rows in smaller calls."""
+"""Results of 8 MiB and more bypass the caches, and have the bits of the same rows in smaller calls."""
 
 from __future__ import annotations
 

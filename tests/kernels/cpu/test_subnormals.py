@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms that vanish are made 0 without a product that underflows.
+"""Terms that vanish become 0 without a product that underflows.
 
-Many CPUs take a hundred cycles for an operation whose result, or operand, is a subnormal number, even where
-the result is rounded to 0: rows with masked classes took five times as long. Others take no longer. So the
-flags of the processor are looked at, which tell whether any operation of a call met such a number.
+Many CPUs need a hundred cycles for an operation with a subnormal result or operand, even if the result is
+rounded to 0: rows with masked classes took five times as long. Other CPUs take no longer. So these tests read
+the flags of the processor, which tell whether any operation of a call had such a number.
 """
 
 from __future__ import annotations

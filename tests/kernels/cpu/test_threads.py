@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many threads and many processes: the bits of one that is alone, and nobody waits for ever."""
+"""Many threads and many processes: the bits are those of a single one, and none waits for ever."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels as a backend of the same ops: when they are chosen before Triton's, and why they can't be.
+"""The CUDA kernels as a backend of the same ops: when they are chosen before Triton, and why they can't run.
 
-GPUs are stand-ins, but for the last tests, which need the kernels: on a GPU, or emulated on the CPU.
+GPUs are simulated, except in the last tests, which need the kernels: on a GPU, or emulated on the CPU.
 """
 
 from __future__ import annotations

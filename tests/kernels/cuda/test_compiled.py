@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nvcc made of the CUDA kernels, on a machine that need not have a GPU: registers, spills, stack and
-accesses of each architecture, and an extension that loads. From the objects and texts that the build leaves
-in build/cuda."""
+"""nvcc's output for the CUDA kernels, with or without a GPU: registers, spills, stack and accesses for each
+architecture, and an extension that loads. It reads the objects and texts that a build leaves in
+build/cuda."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler makes of the Triton kernels, for GPUs that need not be there.
+"""The compiler's output for the Triton kernels; it needs no GPU.
 
 EVERY_KERNEL=1 compiles all ops, options, dtypes and architectures (minutes); else one op of each kind.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels in Triton's interpreter: what the matrix of softkern.verify does not ask.
+"""The Triton kernels in Triton's interpreter: checks beyond the matrix of softkern.verify.
 
 They need a process that has TRITON_INTERPRET=1 from its start: `make triton`. Another run of the suite skips
 them but for one, which starts such a process."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which program computes what in the Triton kernels: decided without a GPU, so tested without one."""
+"""The plans of the Triton kernels: they are chosen without a GPU, and so tested without one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch's autograd lets one do around a backward: values as torch's, and who computes them."""
+"""Features of torch's autograd around a backward: torch's values, and which kernels compute them."""
 
 from __future__ import annotations
 

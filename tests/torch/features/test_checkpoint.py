@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation checkpointing: forwards that are computed twice, or not, by who is told to."""
+"""Activation checkpointing: forwards are computed twice or once, as the policy says."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.compile and its backends: values as torch's, and softkern's ops in what they compile."""
+"""torch.compile and its backends: torch's values, and softkern's ops in the compiled graphs."""
 
 from __future__ import annotations
 

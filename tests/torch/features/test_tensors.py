@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that are more or less than numbers, and modes that watch or change calls."""
+"""Special tensors (subclasses, fake, nested), and modes that watch or change calls."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.func's transforms and the derivatives of every kind: values as torch's, and who computes them."""
+"""torch.func's transforms and all kinds of derivatives: torch's values, and which kernels compute them."""
 
 from __future__ import annotations
 
