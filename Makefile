@@ -27,11 +27,14 @@ isas: $(VENV)/.built $(VENV)/.test
 		echo "SOFTKERN_CPU_ISA=$$isa"; \
 		SOFTKERN_CPU_ISA=$$isa $(BIN)/python -m pytest tests/values tests/kernels/cpu $(PYTEST_ARGS) || exit; done
 
-# The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted.
+# The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted. A quarter of an hour, of which .ci/run
+# takes a third: a third of the programs compiled, each value of each option interpreted once.
+EVERY_KERNEL := 1
+TRITON_ARGS := --quick
 triton: $(VENV)/.built $(VENV)/.test
-	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/kernels/triton/test_compiled.py
+	EVERY_KERNEL=$(EVERY_KERNEL) $(BIN)/python -m pytest tests/kernels/triton/test_compiled.py
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/triton/test_kernels.py
-	TRITON_INTERPRET=1 $(BIN)/python tests/support/triton_interpreter.py --quick
+	TRITON_INTERPRET=1 $(BIN)/python tests/support/triton_interpreter.py $(TRITON_ARGS)
 
 # The CUDA kernels without a GPU: the same sources by a C++ compiler, run on the host under sanitizers. A second
 # extension beside the first; tests and matrix look for theirs in its folder. A sanitizer's last words would be lost
@@ -55,6 +58,7 @@ bench: $(VENV)/.built $(VENV)/.peers
 # The kernels alone, no torch and no Python: every tensor between two forbidden pages, all instruction sets of this
 # CPU against each other; exp and log over every float. HARDEN_SANITIZE=address,undefined adds these; the kernels
 # then compile for a quarter of an hour, those of .ci/run, which names fewer checks, for a minute.
+HARDEN_OPTIMISE := -O1
 HARDEN := build/harden$(if $(HARDEN_SANITIZE),-sanitized)
 harden: $(HARDEN)/sweep $(HARDEN)/exhaustive
 	$(HARDEN)/sweep $(HARDEN_ARGS)
@@ -64,7 +68,7 @@ ELEMENTS := float double bfloat16 half
 HARDEN_ISAS := $(notdir $(basename $(wildcard csrc/cpu/isa/*.cpp)))
 HARDEN_OBJECTS := $(foreach element,$(ELEMENTS),$(HARDEN_ISAS:%=$(HARDEN)/%.$(element).o)) $(HARDEN)/dispatch.o
 HARDEN_FLAGS := -std=c++17 -O2 -g1 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wno-psabi \
-	$(if $(HARDEN_SANITIZE),-O1 -fsanitize=$(HARDEN_SANITIZE) -fno-sanitize-recover=all)
+	$(if $(HARDEN_SANITIZE),$(HARDEN_OPTIMISE) -fsanitize=$(HARDEN_SANITIZE) -fno-sanitize-recover=all)
 
 $(HARDEN)/%.float.o: SOFTKERN_ELEMENT := float
 $(HARDEN)/%.double.o: SOFTKERN_ELEMENT := double
