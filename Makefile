@@ -58,7 +58,6 @@ bench: $(VENV)/.built $(VENV)/.peers
 # The kernels alone, no torch and no Python: every tensor between two forbidden pages, all instruction sets of this
 # CPU against each other; exp and log over every float. HARDEN_SANITIZE=address,undefined adds these; the kernels
 # then compile for a quarter of an hour, those of .ci/run, which names fewer checks, for a minute.
-HARDEN_OPTIMISE := -O1
 HARDEN := build/harden$(if $(HARDEN_SANITIZE),-sanitized)
 harden: $(HARDEN)/sweep $(HARDEN)/exhaustive
 	$(HARDEN)/sweep $(HARDEN_ARGS)
@@ -68,7 +67,7 @@ ELEMENTS := float double bfloat16 half
 HARDEN_ISAS := $(notdir $(basename $(wildcard csrc/cpu/isa/*.cpp)))
 HARDEN_OBJECTS := $(foreach element,$(ELEMENTS),$(HARDEN_ISAS:%=$(HARDEN)/%.$(element).o)) $(HARDEN)/dispatch.o
 HARDEN_FLAGS := -std=c++17 -O2 -g1 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wno-psabi \
-	$(if $(HARDEN_SANITIZE),$(HARDEN_OPTIMISE) -fsanitize=$(HARDEN_SANITIZE) -fno-sanitize-recover=all)
+	$(if $(HARDEN_SANITIZE),-O1 -fsanitize=$(HARDEN_SANITIZE) -fno-sanitize-recover=all)
 
 $(HARDEN)/%.float.o: SOFTKERN_ELEMENT := float
 $(HARDEN)/%.double.o: SOFTKERN_ELEMENT := double
@@ -76,7 +75,7 @@ $(HARDEN)/%.bfloat16.o: SOFTKERN_ELEMENT := softkern::BFloat16
 $(HARDEN)/%.half.o: SOFTKERN_ELEMENT := softkern::Half
 define isa_object
 $(HARDEN)/%.$(1).o: csrc/cpu/isa/%.cpp $(CXX_FILES)
-	mkdir -p $$(@D) && $$(CXX) $$(HARDEN_FLAGS) -DSOFTKERN_ELEMENT=$$(SOFTKERN_ELEMENT) -c $$< -o $$@
+	mkdir -p $$(@D) && $$(CXX) $$(HARDEN_FLAGS) $$(HARDEN_KERNEL_FLAGS) -DSOFTKERN_ELEMENT=$$(SOFTKERN_ELEMENT) -c $$< -o $$@
 endef
 $(foreach element,$(ELEMENTS),$(eval $(call isa_object,$(element))))
 $(HARDEN)/dispatch.o: csrc/cpu/dispatch.cpp $(CXX_FILES)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the compiler makes of the Triton kernels, for GPUs that need not be there.
 
-EVERY_KERNEL=1 compiles all ops, options, dtypes, shapes and architectures (minutes), EVERY_KERNEL=third a third
-of the combinations, with each of these in some; else one op of each kind is compiled.
+EVERY_KERNEL=1 compiles all ops, options, dtypes, shapes and architectures (minutes), EVERY_KERNEL=third a
+third of the combinations, with each of these in some; else one op of each kind is compiled.
 """
 
 from __future__ import annotations
