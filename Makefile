@@ -27,11 +27,14 @@ isas: $(VENV)/.built $(VENV)/.test
 		echo "SOFTKERN_CPU_ISA=$$isa"; \
 		SOFTKERN_CPU_ISA=$$isa $(BIN)/python -m pytest tests/values tests/kernels/cpu $(PYTEST_ARGS) || exit; done
 
-# The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted.
+# The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted. A quarter of an hour, of which .ci/run
+# takes a third: a third of the programs compiled, each value of each option interpreted once.
+EVERY_KERNEL := 1
+TRITON_ARGS := --quick
 triton: $(VENV)/.built $(VENV)/.test
-	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/kernels/triton/test_compiled.py
+	EVERY_KERNEL=$(EVERY_KERNEL) $(BIN)/python -m pytest tests/kernels/triton/test_compiled.py
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/triton/test_kernels.py
-	TRITON_INTERPRET=1 $(BIN)/python tests/support/triton_interpreter.py --quick
+	TRITON_INTERPRET=1 $(BIN)/python tests/support/triton_interpreter.py $(TRITON_ARGS)
 
 # The CUDA kernels without a GPU: the same sources by a C++ compiler, run on the host under sanitizers. A second
 # extension beside the first; tests and matrix look for theirs in its folder. A sanitizer's last words would be lost
@@ -74,7 +77,7 @@ $(HARDEN)/%.bfloat16.o: SOFTKERN_ELEMENT := softkern::BFloat16
 $(HARDEN)/%.half.o: SOFTKERN_ELEMENT := softkern::Half
 define isa_object
 $(HARDEN)/%.$(1).o: csrc/cpu/isa/%.cpp $(CXX_FILES)
-	mkdir -p $$(@D) && $$(CXX) $$(HARDEN_FLAGS) -DSOFTKERN_ELEMENT=$$(SOFTKERN_ELEMENT) -c $$< -o $$@
+	mkdir -p $$(@D) && $$(CXX) $$(HARDEN_FLAGS) $$(HARDEN_KERNEL_FLAGS) -DSOFTKERN_ELEMENT=$$(SOFTKERN_ELEMENT) -c $$< -o $$@
 endef
 $(foreach element,$(ELEMENTS),$(eval $(call isa_object,$(element))))
 $(HARDEN)/dispatch.o: csrc/cpu/dispatch.cpp $(CXX_FILES)

@@ -7,8 +7,13 @@ and for each of the two modules (triton.language and its core) that a function m
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from softkern.verify.cases import Case, matrix
 
 
 class _NothingReplaced:
@@ -53,10 +58,26 @@ def look_once() -> None:
     interpreter._patch_lang = patch
 
 
-if __name__ == "__main__":  # softkern.verify with the faster interpreter, and its arguments
-    import sys
+def once(cases: Iterable[Case]) -> Iterator[Case]:
+    """Those with something that no case before had: each value of each field, once an op and group."""
+    seen: set[tuple[Any, ...]] = set()
+    for case in cases:
+        fields = dataclasses.asdict(case)
+        del fields["seed"]
+        new = {(case.group, case.op, name, value) for name, value in fields.items()} - seen
+        seen |= new
+        if new:
+            yield case
 
+
+if (
+    __name__ == "__main__"
+):  # softkern.verify with the faster interpreter, and its arguments; --once: fewer cases
+    from softkern.verify import runner
     from softkern.verify.__main__ import main
 
     look_once()
-    sys.exit(main(["--backend", "triton", *sys.argv[1:]]))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--once"]
+    if len(arguments) < len(sys.argv) - 1:
+        runner.matrix = lambda quick: once(matrix(quick))
+    sys.exit(main(["--backend", "triton", *arguments]))
