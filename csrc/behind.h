@@ -8,8 +8,8 @@
 
 namespace softkern {
 
-/// Lets `function`, a softmax of torch's that is written in C, run the op "softmax" or "log_softmax". What
-/// the op does not take goes to torch's code: other arguments and types, overrides, and graphs in the
+/// Lets `function`, a softmax of torch's that is written in C, run softkern's op of that name. What the
+/// op does not take goes to torch's code: other arguments and types, overrides, and graphs in the
 /// making. For a tensor of a type of its own `others(input, dim, dtype)` is asked first; it returns None
 /// to leave the call to torch's code. Raises ValueError if `function` is not called as expected.
 void put_behind(PyObject* function, const std::string& op, PyObject* others);

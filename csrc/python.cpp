@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What Python calls directly: the ops (a dispatcher call without torch.ops' Python layer), the choice of the
 // backend, and what this build is.
-#include <ATen/ops/log_softmax.h>
-#include <ATen/ops/softmax.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -10,6 +8,7 @@
 #include <string>
 #include <unordered_set>
 
+#include "autograd/output_node.h"
 #include "behind.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
@@ -26,13 +25,9 @@ namespace {
 
 // Tracers note the op that is called here, before it can do anything about it.
 
+template <class Op>
 at::Tensor softmax(const at::Tensor& input, int64_t dim) {
-  return softkern::is_traced_for_onnx(input) ? at::softmax(input, dim) : softkern::softmax(input, dim);
-}
-
-at::Tensor log_softmax(const at::Tensor& input, int64_t dim) {
-  return softkern::is_traced_for_onnx(input) ? at::log_softmax(input, dim)
-                                             : softkern::log_softmax(input, dim);
+  return softkern::is_traced_for_onnx(input) ? Op::torchs(input, dim) : Op::forward(input, dim);
 }
 
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
@@ -105,8 +100,8 @@ py::dict build() {
 
 PYBIND11_MODULE(_C, m) {
   softkern::set_onnx_probe(&exports_to_onnx);
-  m.def("softmax", torch::wrap_pybind_function_no_gil(softmax));
-  m.def("log_softmax", torch::wrap_pybind_function_no_gil(log_softmax));
+  softkern::for_each_softmax(
+      [&](auto op) { m.def(op.forward.kName, torch::wrap_pybind_function_no_gil(softmax<decltype(op)>)); });
   m.def("cross_entropy", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&cross_entropy>));
   m.def("takes_cross_entropy",
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&softkern::takes_cross_entropy>));

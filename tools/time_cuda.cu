@@ -13,6 +13,11 @@
 
 #include "api.h"
 
+namespace softkern::cuda {
+struct Softmax;
+struct LogSoftmax;
+}  // namespace softkern::cuda
+
 namespace {
 
 using softkern::BFloat16;
@@ -106,10 +111,10 @@ void time_shape(const char* dtype, int rows, int classes) {
     comma = true;
   };
   const ForwardArgs forward{shape, rows, tensor(x), tensor(out)};
-  time("softmax", [&] { return softmax<T>(forward, device); });
-  time("log_softmax", [&] { return log_softmax<T>(forward, device); });
+  time("softmax", [&] { return compute<Softmax, T>(forward, device); });
+  time("log_softmax", [&] { return compute<LogSoftmax, T>(forward, device); });
   const BackwardArgs backward{shape, rows, tensor(y), tensor(x), tensor(out)};
-  time("softmax backward", [&] { return softmax_backward<T>(backward, device); });
+  time("softmax backward", [&] { return compute<Softmax, T>(backward, device); });
   CrossEntropyArgs losses{};
   losses.shape = shape;
   losses.rows = rows;

@@ -101,14 +101,11 @@ struct ReduceArgs {
   double* scratch;   // of reduce_scratch(rows) numbers
 };
 
-template <class T>
-Outcome softmax(const ForwardArgs& args, const DeviceStream& stream);
-template <class T>
-Outcome log_softmax(const ForwardArgs& args, const DeviceStream& stream);
-template <class T>
-Outcome softmax_backward(const BackwardArgs& args, const DeviceStream& stream);
-template <class T>
-Outcome log_softmax_backward(const BackwardArgs& args, const DeviceStream& stream);
+/// A softmax or its backward: Op is a tag that names it (`struct Softmax;`), and the op's .cu file has the
+/// specialisations.
+template <class Op, class T, class Args>
+Outcome compute(const Args& args, const DeviceStream& stream);
+
 template <class T>
 Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream);
 template <class T>

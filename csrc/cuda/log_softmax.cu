@@ -28,18 +28,15 @@ struct LogSoftmaxOp {
 
 }  // namespace
 
-template <class T>
-Outcome log_softmax(const ForwardArgs& args, const DeviceStream& stream) {
-  return with_clusters_that_fit(stream,
-                                [&](const DeviceStream& on) { return forward<LogSoftmaxOp, T>(args, on); });
-}
-template <class T>
-Outcome log_softmax_backward(const BackwardArgs& args, const DeviceStream& stream) {
-  return with_clusters_that_fit(stream,
-                                [&](const DeviceStream& on) { return backward<LogSoftmaxOp, T>(args, on); });
-}
+struct LogSoftmax;
 
-template Outcome log_softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const DeviceStream&);
-template Outcome log_softmax_backward<SOFTKERN_ELEMENT>(const BackwardArgs&, const DeviceStream&);
+template <>
+Outcome compute<LogSoftmax, SOFTKERN_ELEMENT>(const ForwardArgs& args, const DeviceStream& stream) {
+  return forward_on<LogSoftmaxOp, SOFTKERN_ELEMENT>(args, stream);
+}
+template <>
+Outcome compute<LogSoftmax, SOFTKERN_ELEMENT>(const BackwardArgs& args, const DeviceStream& stream) {
+  return backward_on<LogSoftmaxOp, SOFTKERN_ELEMENT>(args, stream);
+}
 
 }  // namespace softkern::cuda

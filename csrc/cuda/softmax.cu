@@ -27,18 +27,15 @@ struct SoftmaxOp {
 
 }  // namespace
 
-template <class T>
-Outcome softmax(const ForwardArgs& args, const DeviceStream& stream) {
-  return with_clusters_that_fit(stream,
-                                [&](const DeviceStream& on) { return forward<SoftmaxOp, T>(args, on); });
-}
-template <class T>
-Outcome softmax_backward(const BackwardArgs& args, const DeviceStream& stream) {
-  return with_clusters_that_fit(stream,
-                                [&](const DeviceStream& on) { return backward<SoftmaxOp, T>(args, on); });
-}
+struct Softmax;
 
-template Outcome softmax<SOFTKERN_ELEMENT>(const ForwardArgs&, const DeviceStream&);
-template Outcome softmax_backward<SOFTKERN_ELEMENT>(const BackwardArgs&, const DeviceStream&);
+template <>
+Outcome compute<Softmax, SOFTKERN_ELEMENT>(const ForwardArgs& args, const DeviceStream& stream) {
+  return forward_on<SoftmaxOp, SOFTKERN_ELEMENT>(args, stream);
+}
+template <>
+Outcome compute<Softmax, SOFTKERN_ELEMENT>(const BackwardArgs& args, const DeviceStream& stream) {
+  return backward_on<SoftmaxOp, SOFTKERN_ELEMENT>(args, stream);
+}
 
 }  // namespace softkern::cuda

@@ -129,5 +129,14 @@ Outcome backward(const BackwardArgs& args, const DeviceStream& stream) {
   return {error, plan.path};
 }
 
+template <class Op, class T>
+Outcome forward_on(const ForwardArgs& args, const DeviceStream& stream) {
+  return with_clusters_that_fit(stream, [&](const DeviceStream& on) { return forward<Op, T>(args, on); });
+}
+template <class Op, class T>
+Outcome backward_on(const BackwardArgs& args, const DeviceStream& stream) {
+  return with_clusters_that_fit(stream, [&](const DeviceStream& on) { return backward<Op, T>(args, on); });
+}
+
 }  // namespace
 }  // namespace softkern::cuda

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands in for softkern.triton where only the way to it is looked at: torch's ops, and a list of what ran.
+"""Replaces softkern.triton in tests of the dispatch: it computes with torch and records its calls.
 
 To be imported before softkern, in a process of its own: what it registers stays.
 """

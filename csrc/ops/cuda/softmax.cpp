@@ -6,6 +6,10 @@
 #include "launch.h"
 
 namespace softkern::cuda {
+
+struct Softmax;
+struct LogSoftmax;
+
 namespace {
 
 template <class Op>
@@ -22,7 +26,7 @@ Tensor forward(const Tensor& self, int64_t dim) {
   const ForwardArgs args{layout.shape, layout.rows, readable_rows(x, dim, keep),
                          *as_rows(y, dim, y.data_ptr())};
   check_launch(with_element(
-      type, [&](auto element) { return Op::template launch<decltype(element)>(args, device.target()); }));
+      type, [&](auto element) { return compute<Op, decltype(element)>(args, device.target()); }));
   return output;
 }
 
@@ -47,25 +51,9 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
   const BackwardArgs args{layout.shape, layout.rows, readable_rows(g, dim, keep_g),
                           readable_rows(y, dim, keep_y), *as_rows(dx, dim, dx.data_ptr())};
   check_launch(with_element(
-      type, [&](auto element) { return Op::template launch<decltype(element)>(args, device.target()); }));
+      type, [&](auto element) { return compute<Op, decltype(element)>(args, device.target()); }));
   return grad_input;
 }
-
-// Templates of the element type, which no template takes as an argument.
-struct Softmax {
-  template <class T, class Args>
-  static Outcome launch(const Args& args, const DeviceStream& stream) {
-    if constexpr (std::is_same_v<Args, ForwardArgs>) return cuda::softmax<T>(args, stream);
-    if constexpr (std::is_same_v<Args, BackwardArgs>) return cuda::softmax_backward<T>(args, stream);
-  }
-};
-struct LogSoftmax {
-  template <class T, class Args>
-  static Outcome launch(const Args& args, const DeviceStream& stream) {
-    if constexpr (std::is_same_v<Args, ForwardArgs>) return cuda::log_softmax<T>(args, stream);
-    if constexpr (std::is_same_v<Args, BackwardArgs>) return cuda::log_softmax_backward<T>(args, stream);
-  }
-};
 
 [[maybe_unused]] const bool kSoftmaxesNamed[] = {
     softkern::softmax.computed_by(Backend::kCuda, &forward<Softmax>),
