@@ -16,8 +16,9 @@ import benchmark_peers
 import pytest
 import torch
 from benchmark_peers import LAYOUTS, PROVIDERS, cells, complaints
+from isas import ISAS
 
-from benchmarks import problems
+from benchmarks import problems, providers
 from benchmarks.cells import Cell
 from benchmarks.ops import all_cells
 from benchmarks.providers.base import PEER_PASSES
@@ -121,3 +122,7 @@ def test_cuda_plumbing(overwrites_logits):
             assert complaints(cell, prepared.results(prepared.step(0)), expected) == []
             took += 1
     assert took == 3 * 2 * 3 * 2  # ops, passes, dtypes, shapes of two dimensions
+
+
+def test_every_instruction_set_is_a_provider():
+    assert providers.ISAS == ISAS
