@@ -68,6 +68,12 @@ def _hits(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tens
     return valid, hit & valid.unsqueeze(-1)  #          (...), (..., C)
 
 
+def _smoothed(target: Tensor, classes: int, e: float, dtype: torch.dtype) -> Tensor:
+    """Class probabilities, of which (1 - e) count, and a uniform distribution for the rest."""
+    t = _classes_last(target).to(dtype)  #              (..., C)
+    return t * (1 - e) + e / classes if e > 0 else t  # (..., C)
+
+
 def cross_entropy(
     x: Tensor,
     target: Tensor,
@@ -86,8 +92,7 @@ def cross_entropy(
     classes = logp.shape[-1]
     w = logp.new_ones(classes) if weight is None else weight  # (C)
     if target.is_floating_point():
-        t = _classes_last(target).to(x.dtype)  #        (..., C)
-        t = t * (1 - e) + e / classes if e > 0 else t  # (..., C)
+        t = _smoothed(target, classes, e, x.dtype)  #   (..., C)
         loss = -(logp * t * w).sum(-1)  #               (...)
         return _reduce(loss, reduction, loss.numel())
     valid, hit = _hits(target, classes, ignore_index)  # (...), (..., C)
@@ -113,8 +118,7 @@ def _mass(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mass a of each class in each row; the rows that are not ignored; the weight of the targets."""
     if target.is_floating_point():
-        t = _classes_last(target).to(w.dtype)  #        (..., C)
-        a = w * (t * (1 - e) + e / classes if e > 0 else t)  # (..., C)
+        a = w * _smoothed(target, classes, e, w.dtype)  # (..., C)
         rows = w.new_ones(a.shape[:-1])  #              (...)
         return a, rows.bool(), rows.sum()  #            (..., C), (...), ()
     valid, hit = _hits(target, classes, ignore_index)  # (...), (..., C)

@@ -3,8 +3,8 @@
 softkern.
 
 Imported where a tensor on a GPU needs it, not by ``import softkern``. The shape of a program is in ``plan``,
-the maths in ``elementary``, ``rows`` and the ``*_kernels`` modules, the ops on tensors in those of their
-names."""
+the maths in ``elementary``, ``formulas``, ``rows`` and the ``*_kernels`` modules, the ops on tensors in those
+of their names."""
 
 from __future__ import annotations
 

@@ -39,6 +39,21 @@ def test_the_triton_kernels_have_the_same_coefficients(tool: ModuleType, functio
             assert tool.round_to(k * high, dtype) == k * high
 
 
+def test_chosen_numbers_are_written_and_within_their_limits(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (ROOT / "csrc/common/stats_constants.h").read_text() == tool.stats_header()
+    text = (ROOT / "softkern/triton/constants.py").read_text()
+    assert f"DIRECT, MOST_APART = {float(tool.DIRECT)}, {float(tool.MOST_APART)}\n" in text
+    assert "SPAN_32, SPAN_64 = {}, {}\n".format(*map(float, tool.SPANS)) in text
+    assert f"0x{tool.half_root('float'):X}, 0x{tool.half_root('double'):X}\n" in text
+    assert tool.chosen_numbers_hold()
+    for name, wrong in (("SPANS", (103, 746)), ("SPANS", (105, 745)), ("DIRECT", 128), ("MOST_APART", 1090)):
+        with monkeypatch.context() as patch:
+            patch.setattr(tool, name, wrong)
+            assert not tool.chosen_numbers_hold(), name
+
+
 def test_the_parts_of_ln2_add_up(tool: ModuleType) -> None:
     for dtype, spare in (("float", 4), ("double", 6)):
         high, low = tool.split_ln2(dtype, spare)
