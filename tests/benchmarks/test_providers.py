@@ -16,12 +16,14 @@ import benchmark_peers
 import pytest
 import torch
 from benchmark_peers import LAYOUTS, PROVIDERS, cells, complaints
+from isas import ISAS
 
-from benchmarks import problems
+from benchmarks import problems, providers
 from benchmarks.cells import Cell
 from benchmarks.ops import all_cells
 from benchmarks.providers.base import PEER_PASSES
 from benchmarks.providers.cuda_peer import CudaPeer
+from benchmarks.providers.torch_family import SoftkernBackend
 
 ALL = set(product(LAYOUTS, PEER_PASSES))
 LOSS = set(product(("cross_entropy",), PEER_PASSES))
@@ -121,3 +123,9 @@ def test_cuda_plumbing(overwrites_logits):
             assert complaints(cell, prepared.results(prepared.step(0)), expected) == []
             took += 1
     assert took == 3 * 2 * 3 * 2  # ops, passes, dtypes, shapes of two dimensions
+
+
+def test_every_instruction_set_takes_part():
+    """Typed there, best first: the registry is softkern's, which workers of other providers must not load."""
+    backends = [p for p in providers.PROVIDERS.values() if isinstance(p, SoftkernBackend)]
+    assert [p.backend for p in backends if p.devices == ("cpu",)] == list(ISAS)
