@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The formulas of csrc/common/{stats,mass,loss}.h as the CUDA kernels compute them, by the emulator's
 // arithmetic: for each line of numbers on the input (in the order of read()), a line with what each formula
-// makes of them, in the order of tests/test_formulas.py. `formulas float` or `formulas double`.
+// makes of them, in the order of tests/kernels/test_formulas.py. `formulas float` or `formulas double`.
 #include <cstdio>
 #include <cstring>
 
