@@ -5,7 +5,7 @@ A line for each op, element type and way (the name that the kernel gives it): ho
 and a hash of their bits. All NaNs count as one, since their sign and payload are the hardware's. Equal lines
 mean equal bits. torch makes the inputs: another machine's lines may differ for that reason alone.
 
-    python tools/bits.py --backend avx2 > before.txt    # or avx512, portable
+    python tools/bits.py --backend avx2 > before.txt
     TRITON_INTERPRET=1 python tools/bits.py --backend triton --quick
 
 The CUDA kernels without a GPU, in a build that emulates them (SOFTKERN_CUDA=emulate, see `make emulate`):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formulas of csrc/common/{stats,mass,loss}.h under the same names; what they mean is said there. Whoever
-changes one changes both. tests/kernels/test_formulas.py compares names and values.
+changes one changes both, since a test compares names and values.
 
 Numbers are row vectors (R, 1), or blocks (R, C) of classes. As in CUDA, a product and a sum are one fused
 operation, and a division by d is a multiplication by its inverse. What C++ changes in place is returned."""
