@@ -18,6 +18,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 // ---- Signatures: options as a struct (C++), options as arguments (the dispatcher, pybind11).
 
+/// An argument as the dispatcher has it: itself, or one for each option.
 template <class A>
 struct Unpacked {
   using Arguments = Types<A>;
@@ -29,6 +30,7 @@ template <class Index>
 struct Unpacked<const CrossEntropyOptionsOf<Index>&> {
   using Arguments = OptionTypes<Index>;
   static constexpr size_t kSize = std::tuple_size_v<decltype(fields(CrossEntropyOptionsOf<Index>()))>;
+  static_assert(kSize > 1, "PackedCall takes one argument for no options");
   static auto of(const CrossEntropyOptionsOf<Index>& options) { return fields(options); }
 };
 
@@ -45,7 +47,8 @@ struct Joined<R, Types<A...>, Types<B...>, Rest...> : Joined<R, Types<A..., B...
 template <class R, class... A>
 using UnpackedSignature = typename Joined<R, typename Unpacked<A>::Arguments...>::Signature;
 
-template <auto kFunction, class Signature, class UnpackedOne>
+/// kFunction called with the arguments of UnpackedSignature.
+template <auto kFunction, class Signature, class UnpackedType>
 struct PackedCall;
 template <auto kFunction, class R, class... A, class... U>
 struct PackedCall<kFunction, R(A...), R(U...)> {
