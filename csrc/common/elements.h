@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What tensors are made of, and how their rows lie in memory: the same for every backend.
+// The element types of tensors, and the layout of their rows in memory: the same for every backend.
 #pragma once
 
 #include <cstdint>
 
 namespace softkern {
 
-// Storage formats without arithmetic: kernels convert them to float where they load, and back where they
-// store.
+// Storage formats without arithmetic: kernels convert them to float when they load, and back when they store.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -17,7 +16,7 @@ struct Half {
 
 enum ElementType : int { kFloat, kDouble, kBFloat16, kHalf, kElementTypes };
 
-/// What elements are computed in.
+/// The compute type of an element type.
 template <class T>
 struct ComputeOf {
   using type = float;

@@ -2,8 +2,8 @@
 // exp(x) = 2^n p(r),  n = round(x / ln 2),  r = x - n ln 2: constants and their origin in exp_constants.h.
 // At most 1 ulp over the whole range, gradual underflow included; exp(-inf) = 0, exp(inf) = inf, NaN kept.
 //
-// S is what computes, with registers S::Reg of numbers S::Number: an instruction set of the CPU (a trait of
-// cpu/simd), or one thread of a GPU (cuda/numbers.cuh).
+// S is the trait that computes, with registers S::Reg of numbers S::Number: an instruction set of the CPU (a
+// trait of cpu/simd), or one thread of a GPU (cuda/numbers.cuh).
 #pragma once
 
 #include "exp_constants.h"
@@ -12,12 +12,14 @@
 namespace softkern {
 namespace {
 
-// Adding and subtracting 1.5 * 2^(bits - 1) rounds to an integer in the FPU's own rounding. exp underflows to
-// 0 below -kSpan and overflows above kMost: arguments are held there, where powers of two are numbers and
-// -inf is finite. Down to -kNormal the power of two of exp is a normal number, and one multiplication applies
-// it. Below, a number 2^kRaise times as large is made first. kLeastRaised is the smallest that, lowered
-// again, does not round to 0: smaller ones become 0 before they are multiplied, since many CPUs take a
-// hundred cycles for a product that underflows, whatever it rounds to.
+// Adding and subtracting kRounder, 1.5 * 2^(bits - 1), rounds to an integer in the rounding mode of the FPU.
+//
+// exp underflows to 0 below -kSpan and overflows above kMost. Arguments are clamped to these limits, which
+// keeps their powers of two in the format and replaces -inf by a finite number. Down to -kNormal, the power
+// of two of exp is a normal number, and one multiplication applies it. Below -kNormal, a number 2^kRaise
+// times as large is computed first. kLeastRaised is the smallest such number that does not round to 0 when it
+// is lowered again. Smaller numbers become 0 before the multiplication, since many CPUs take a hundred cycles
+// for a product that underflows, whatever it rounds to.
 template <class A>
 struct ExpRange;
 template <>
@@ -62,7 +64,7 @@ SK_INLINE typename S::Reg exp_power(const typename S::Reg& x) {
                 S::broadcast(ExpRange<typename S::Number>::kRounder));
 }
 
-/// exp(x) 2^-N where round(x / ln 2) - N is the exponent of a normal number; biased = kRounder + N - kBias.
+/// exp(x) 2^-N, if round(x / ln 2) - N is the exponent of a normal number; biased = kRounder + N - kBias.
 template <class S>
 SOFTKERN_EXP typename S::Reg exp_shifted_normal(const typename S::Reg& x, const typename S::Reg& biased) {
   const auto t = exp_power<S>(x);
@@ -70,7 +72,7 @@ SOFTKERN_EXP typename S::Reg exp_shifted_normal(const typename S::Reg& x, const 
                   biased);
 }
 
-/// The same bits, and those of subnormal numbers and of 0, for round(x / ln 2) - N up to 2;
+/// The same bits, also if the result is subnormal or 0, for round(x / ln 2) - N up to 2;
 /// raised = kRounder + N - kBias - kRaise.
 template <class S>
 SOFTKERN_EXP typename S::Reg exp_shifted(const typename S::Reg& x, const typename S::Reg& raised) {
@@ -79,14 +81,14 @@ SOFTKERN_EXP typename S::Reg exp_shifted(const typename S::Reg& x, const typenam
                          S::broadcast(R::kLeastRaised));
 }
 
-/// exp(x) where that is a normal number.
+/// exp(x), if it is a normal number.
 template <class S>
 SK_INLINE typename S::Reg exp_normal(const typename S::Reg& x) {
   return exp_shifted_normal<S>(x, S::broadcast(ExpRange<typename S::Number>::kRounder - S::kBias));
 }
 
-/// exp(x) for x up to kLow: the powers of two of numbers that are made larger first end sooner.
-/// The argument is the second operand of max, which it returns for a NaN.
+/// exp(x) for x up to kLow. The power of two is raised first, so it overflows at smaller x than in exp(). The
+/// argument is the second operand of max, which max returns for a NaN.
 template <class S>
 SK_INLINE typename S::Reg exp_low(const typename S::Reg& x) {
   using R = ExpRange<typename S::Number>;
@@ -97,7 +99,7 @@ template <class S>
 SK_INLINE typename S::Reg exp(const typename S::Reg& x) {
   using R = ExpRange<typename S::Number>;
   const auto held = S::min(S::broadcast(R::kMost), S::max(S::broadcast(-R::kSpan), x));
-  // Numbers above 1 are lowered first: their powers of two end where the format does.
+  // Results above 1 are lowered first: the power of two alone could overflow.
   const auto zero = S::broadcast(0);
   const auto biased = S::if_less(held, zero, S::broadcast(R::kRounder - S::kBias - R::kRaise),
                                  S::broadcast(R::kRounder - S::kBias + R::kRaise));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How functions are marked that several backends compile, each for its own target.
+// Macros for functions that several backends compile, each for its own target.
 #pragma once
 
 #if defined(__CUDACC__)

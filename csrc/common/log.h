@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// log(1 + q) for q >= 0, at most 1 ulp, small q included; NaN kept. With u + c = 1 + q exactly, u = 2^k (1 +
-// f), s = f / (2 + f):  log(1 + q) = k ln 2 + log(1 + f) + c/u,  log(1 + f) = f - (f^2/2 - s (f^2/2 +
-// R(s^2))). Constants and their origin are in log_constants.h; S is what computes, as in exp.h.
+// log(1 + q) for q >= 0, at most 1 ulp, small q included; NaN kept:
+//   u + c = 1 + q exactly,  u = 2^k (1 + f),  s = f / (2 + f)
+//   log(1 + q) = k ln 2 + log(1 + f) + c/u
+//   log(1 + f) = f - (f^2/2 - s (f^2/2 + R(s^2)))
+// The constants and their origin are in log_constants.h. S is the trait that computes, as in exp.h.
 #pragma once
 
 #include "inline.h"
@@ -16,7 +18,7 @@ SK_INLINE typename S::Reg log_one_plus(const typename S::Reg& q) {
   using K = LogConstants<A>;
   const auto one = S::broadcast(1);
   const auto u = S::add(one, q);
-  const auto of_q = S::sub(u, one);  // what of q is in u, and what of it is not (Knuth's two-sum)
+  const auto of_q = S::sub(u, one);  // the part of q that is in u; c is the rest of q (Knuth's two-sum)
   const auto c = S::add(S::sub(one, S::sub(u, of_q)), S::sub(q, of_q));
 
   typename S::Reg k;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// a_c, the target mass of class c, with label_smoothing s, weights w (1 without) and C classes:
+// a_c, the target mass of class c, with label_smoothing s, weights w (1 if not given) and C classes:
 //   class index y:        a_c = (1 - s) w_y [c = y] + s/C w_c     the first part hot, the second spread
 //   class probabilities:  a_c = w_c ((1 - s) t_c + s/C)           all of it spread
-// S is what computes (stats.h).
+// S is the trait that computes (stats.h).
 #pragma once
 
 #include "inline.h"
@@ -12,7 +12,7 @@
 namespace softkern {
 namespace {
 
-/// What the options of a call become, in the type that is computed in. Kernels carry all of it.
+/// The options of a call as numbers of the compute type. Kernels carry all of them.
 template <class A>
 struct MassNumbers {
   A keep;   // 1 - s
@@ -29,13 +29,13 @@ inline bool has_spread_mass(const CrossEntropyOptions& options, bool probabiliti
   return probabilities || options.label_smoothing != 0;
 }
 
-/// Of a class, with its weight.
+/// The mass of a class, with its weight.
 template <class S>
 SK_INLINE typename S::Reg weighted(const typename S::Reg& mass, const typename S::Reg& weight) {
   return S::mul(mass, weight);
 }
 
-/// The hot part of class y; and what each class has of the spread part, without its weight.
+/// The hot part of class y, and the spread part of every class, both without weights.
 template <class S>
 SK_INLINE typename S::Reg hot_mass(const MassNumbers<typename S::Number>& numbers) {
   return S::broadcast(numbers.keep);
@@ -44,15 +44,15 @@ template <class S>
 SK_INLINE typename S::Reg uniform_mass(const MassNumbers<typename S::Number>& numbers) {
   return S::broadcast(numbers.share);
 }
-/// Of a class of probability t, without its weight.
+/// The mass of a class of probability t, without its weight.
 template <class S>
 SK_INLINE typename S::Reg probability_mass(const MassNumbers<typename S::Number>& numbers,
                                            const typename S::Reg& t) {
   return S::fma(t, S::broadcast(numbers.keep), S::broadcast(numbers.share));
 }
 
-/// sum_c a_c (m - x_c) of a part, `below`, for the maximum `to` of more than the part; 0 stands for an
-/// infinite maximum.
+/// Converts `below`, the sum_c a_c (m - x_c) of a part of a row, from the maximum m of the part to the
+/// maximum `to` of a larger part. 0 stands for an infinite maximum.
 template <class S>
 SK_INLINE typename S::Reg below_moved(const typename S::Reg& to, const typename S::Reg& m,
                                       const typename S::Reg& masses, const typename S::Reg& below) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CPU kernels take and return. Free of torch: kernels compile in a second and can be run under
-// sanitizers, valgrind and fuzzers without Python.
+// Arguments and results of the CPU kernels. Nothing here depends on torch: kernels compile in a second and
+// run under sanitizers, valgrind and fuzzers without Python.
 #pragma once
 
 #include <cstddef>
@@ -12,19 +12,19 @@
 
 namespace softkern::cpu {
 
-/// The rows [begin, end) of a call, and memory of Kernel::scratch_bytes for this range alone.
+/// The rows [begin, end) of a call. `scratch` has Kernel::scratch_bytes bytes, for this range alone.
 struct Range {
   int64_t begin;
   int64_t end;
   void* scratch;
 };
 
-/// Chunks begin at multiples of so many classes.
+/// Chunks begin at multiples of this number of classes.
 constexpr int64_t kChunkClasses = 2048;
 
-/// The classes [begin, end) of a row that threads share. A kernel's steps are done one after the other, each
-/// for all chunks of the row; what a step leaves for the next lies in `shared`, Kernel::shared_bytes for the
-/// row.
+/// The classes [begin, end) of a row that several threads share. The steps of a kernel run one after the
+/// other, each on all chunks of the row. A step leaves its results for the next step in `shared`, which has
+/// Kernel::shared_bytes bytes for the row.
 struct Chunk {
   int64_t row;
   int64_t begin, end;
@@ -36,7 +36,7 @@ struct ForwardArgs {
   Shape shape;
   Rows input;
   Rows output;
-  bool stream;  // write past the caches
+  bool stream;  // write with non-temporal stores, past the caches
 };
 
 struct BackwardArgs {
@@ -47,21 +47,21 @@ struct BackwardArgs {
   bool stream;
 };
 
-/// Compute type: double for kDouble, float for the rest.
+/// The compute type is double for kDouble and float for the other element types.
 struct CrossEntropyArgs {
   Shape shape;
   Rows logits;
-  const int64_t* target;  // class indices, one a row, in range or ignored; null with probabilities
+  const int64_t* target;  // class indices, one per row, in range or ignored; null with probabilities
   Rows probabilities;     // data null with class indices
-  const void* weight;     // element type of the logits, one a class; or null
+  const void* weight;     // one per class, in the element type of the logits; or null
   CrossEntropyOptions options;
-  void* loss;          // compute type, one a row
-  Rows grad;           // data null: no gradient wanted
+  void* loss;          // compute type, one per row
+  Rows grad;           // data null: no gradient is needed
   double grad_factor;  // multiplies every gradient row
-  bool stream;         // write the gradient past the caches; it must not lie over the logits
+  bool stream;         // write the gradient past the caches; it must not overlap the logits
 };
 
-/// grad row r *= factor[r * factor_step]; out may be the same memory as in.
+/// output row r = input row r * factor[r * factor_step]. `output` may be the same memory as `input`.
 struct ScaleArgs {
   Shape shape;
   Rows input;
@@ -75,7 +75,7 @@ struct ScaleArgs {
 struct MassArgs {
   Shape shape;
   Rows probabilities;
-  void* mass;  // compute type, one a row
+  void* mass;  // compute type, one per row
   static constexpr bool stream = false;
 };
 
@@ -83,10 +83,10 @@ struct MassArgs {
 template <class Args>
 struct Kernel {
   Ran (*rows)(const Args&, Range);
-  size_t (*scratch_bytes)(const Args&, int64_t rows);  // of a range of so many rows
+  size_t (*scratch_bytes)(const Args&, int64_t rows);  // for a range of this many rows
   Ran (*chunk)(const Args&, const Chunk&, int step) = nullptr;
   int steps = 0;
-  size_t (*shared_bytes)(const Args&, int chunks) = nullptr;  // 0: no rows of this call are shared
+  size_t (*shared_bytes)(const Args&, int chunks) = nullptr;  // 0: threads share no row of this call
 };
 
 struct TargetCounts {
@@ -102,8 +102,8 @@ struct Kernels {
   Kernel<BackwardArgs> log_softmax_backward;
   Kernel<CrossEntropyArgs> cross_entropy;
   Kernel<ScaleArgs> scale;
-  Kernel<MassArgs> mass;  // of float16 alone, which stores gradients at a size of their own
-  double (*sum_losses)(const void* losses, int64_t n);  // of the compute type
+  Kernel<MassArgs> mass;  // for float16 alone, whose gradients are stored scaled
+  double (*sum_losses)(const void* losses, int64_t n);  // losses of the compute type
   TargetCounts (*count_targets)(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index);
 };
 
@@ -112,8 +112,8 @@ struct KernelTable {
   const Kernels* by_type[kElementTypes];
 };
 
-/// What the compile units of isa/ export: each is compiled once for an element type, SOFTKERN_ELEMENT, so
-/// that a build has something to do for every core.
+/// The export of the compile units of isa/. Each unit is compiled once per element type (SOFTKERN_ELEMENT),
+/// so that a build can use every core.
 template <class Isa, class T>
 struct KernelsOf {
   static const Kernels kernels;

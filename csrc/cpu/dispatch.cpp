@@ -9,7 +9,7 @@
 namespace softkern::cpu {
 namespace {
 
-/// A table needs no code of its instruction set.
+/// The table contains no code of its instruction set, so every CPU can make it.
 template <class Trait, bool kCompiled>
 Isa isa_of(const char* name, const char* reason) {
   if constexpr (kCompiled) {
@@ -60,7 +60,7 @@ const KernelTable& active() {
   if (table == nullptr) {
     table = best();
     const KernelTable* nothing = nullptr;
-    // A choice made meanwhile by another thread stays.
+    // A choice that another thread made in the meantime has priority.
     if (!process_table.compare_exchange_strong(nothing, table)) table = nothing;
   }
   return *table;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which ISA runs: the best that the CPU has, or the one that was asked for.
+// Chooses the ISA: the best one that the CPU has, or the one that the user chose.
 #pragma once
 
 #include <string>
@@ -21,8 +21,9 @@ const std::vector<Isa>& isas();
 /// The table for the calling thread.
 const KernelTable& active();
 
-/// Choice of the process / of the calling thread; an empty name takes it back. A thread's choice wins.
-/// std::invalid_argument for a name that is not in isas(), std::runtime_error for one that can't run.
+/// Set the choice of the process or of the calling thread; an empty name removes it. The choice of a thread
+/// has priority. They throw std::invalid_argument for a name that is not in isas(), and std::runtime_error
+/// for an ISA that can't run.
 void choose_for_process(const std::string& name);
 void choose_for_thread(const std::string& name);
 std::string thread_choice();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The instruction sets: the one list of them, and what a CPU lacks that can't run one.
+// The list of instruction sets, and the reasons why a CPU can't run one.
 #pragma once
 
 #if defined(__x86_64__)

@@ -22,9 +22,10 @@ bool huge_pages_wanted() {
 void advise_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = 2 << 20;
-  // At least one whole huge page lies in twice its size; a few more, so that the call is worth its time.
+  // Memory of twice the size of a huge page contains at least one whole huge page. The limit is higher, so
+  // that the call is worth its time.
   if (bytes < 4 * kHuge || !huge_pages_wanted()) return;
-  // Whole huge pages alone: what else lies on the first and the last page is somebody else's.
+  // Only whole huge pages: the first and the last page may hold other data too.
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: an error changes nothing

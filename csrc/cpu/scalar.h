@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One element at a time: conversions between storage and compute types that give, bit for bit, what the
-// vector instructions of the ISAs give. Everything is in an anonymous namespace because each ISA compiles
-// its own copy: a shared inline function could be taken from the AVX-512 object by a program on an older CPU.
+// Conversions of one element between storage and compute types, with the same bits as the vector instructions
+// of the ISAs. Everything is in an anonymous namespace because each ISA compiles its own copy: with a shared
+// inline function, a program on an older CPU could get the copy of the AVX-512 object.
 #pragma once
 
 #include "../common/inline.h"
@@ -10,8 +10,8 @@
 namespace softkern::cpu {
 namespace {
 
-// A call a row or a block of rows costs little beside the work; inlined everywhere, these would be most of
-// the compile time.
+// For functions that are called once per row or per block of rows: the call costs little beside the work.
+// Inlined everywhere, they would take most of the compile time.
 #define SK_CALL __attribute__((noinline))
 
 template <class To, class From>
@@ -28,7 +28,7 @@ SK_INLINE float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>
 SK_INLINE float widen(Half x) {
   const uint32_t sign = (x.bits & 0x8000u) << 16;
   const uint32_t magnitude = (x.bits & 0x7fffu) << 13;
-  // Exponent re-biased by a multiplication, which also normalises subnormals.
+  // The multiplication re-biases the exponent and also normalises subnormals.
   const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
   const uint32_t quiet = (x.bits & 0x3ffu) != 0 ? 0x400000u : 0u;
   const uint32_t special = 0x7f800000u | (magnitude & 0x7fffffu) | quiet;

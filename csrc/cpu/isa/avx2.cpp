@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Target region instead of -m flags: nothing included before it can be compiled for this ISA.
+// A target region instead of -m flags: headers that are included before the region can't be compiled for this
+// ISA.
 #if defined(__x86_64__)
 #include <immintrin.h>
 

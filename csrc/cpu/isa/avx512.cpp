@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Target region instead of -m flags: nothing included before it can be compiled for this ISA.
+// A target region instead of -m flags: headers that are included before the region can't be compiled for this
+// ISA.
 #if defined(__x86_64__)
 #if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns about its own intrinsics
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include <immintrin.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cross_entropy of rows. Formulas and names: common/mass.h and common/loss.h.
+// cross_entropy of rows. The formulas and names are those of common/mass.h and common/loss.h.
 #pragma once
 
 #include "../../common/loss.h"
@@ -12,8 +12,8 @@
 namespace softkern::cpu {
 namespace {
 
-// The part of the mass that every class has, as vectors; the class index's own part (`hot`) is a scalar.
-// fetch_next(i): what the next row has at i, into the cache.
+// The spread part of the mass, which every class has, as vectors. The hot part, of the class index (`hot`),
+// is a scalar. fetch_next(i) prefetches element i of the next row.
 struct NoMass {};
 
 template <class A>
@@ -43,7 +43,7 @@ struct ProbabilityMass {
   using A = Compute<T>;
   const T* weight;
   const T* probability;
-  const T* next;  // of the next row; or null
+  const T* next;  // the probabilities of the next row, or null
   MassNumbers<A> numbers;
   template <class At>
   SK_INLINE auto load(const At& at, int64_t i) const {
@@ -69,7 +69,8 @@ struct Hot {
   A mass;
 };
 
-/// Sums of a_c and of a_c (m - x_c) over the classes [begin, end), their blocks to `take`.
+/// Computes the sums of a_c and of a_c (m - x_c) over the classes [begin, end), and passes the sums of their
+/// blocks to `take`.
 template <class A, class T, class Mass, class Take>
 SK_INLINE void sum_mass(const T* x, A m, const Mass& mass, int64_t begin, int64_t end, Take take) {
   using S = Simd<A>;
@@ -77,8 +78,8 @@ SK_INLINE void sum_mass(const T* x, A m, const Mass& mass, int64_t begin, int64_
   sum_blocks<A, 2>(
       end - begin,
       [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-        // s/C is a mass of classes, not of lanes: those behind the end are cleared. There x is filled with m,
-        // so that they don't make 0 * inf.
+        // Lanes past the end have no class, and so no mass s/C: keep() clears them. Their x is filled with m,
+        // to avoid 0 * inf.
         const auto a = at.keep(mass.load(at, begin + i));
         mass.fetch_next(begin + i);
         part[0].add(slot, a);
@@ -87,13 +88,13 @@ SK_INLINE void sum_mass(const T* x, A m, const Mass& mass, int64_t begin, int64_
       take);
 }
 
-/// What loss and gradient of a row are made of.
+/// The numbers from which the loss and the gradient of a row are computed.
 template <class A, bool kSpread>
 struct CrossEntropySums {
   RowStats<A> stats;
   Hot<A> hot;
   A hot_x;
-  Sums<A, 2> mass;  // of the classes but for the hot part, and mass times (m - x)
+  Sums<A, 2> mass;  // sums of the spread mass, and of the spread mass times (m - x)
 
   A loss(A log_d) const {
     using L = OneLane<A>;
@@ -106,7 +107,7 @@ struct CrossEntropySums {
   }
 };
 
-/// 3 write, of the classes [begin, end); grad may be e.
+/// Step 3 (write) of the classes [begin, end). grad may be e.
 template <class T, class Mass, bool kSpread>
 SK_CALL void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& row, const Compute<T>* e,
                                  T* grad, const Mass& mass, Compute<T> factor, int64_t begin, int64_t end,
@@ -140,7 +141,8 @@ SK_CALL void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& ro
     if (holds_hot) grad[y] = Narrow<T>::from(hot_grad);
     return;
   }
-  // Stored after the others, the true class would wait for its line to come back from memory.
+  // The gradient of the true class is stored with its vector: stored later, it would wait until its cache
+  // line is loaded again from memory.
   stream_vectors<A>(grad + begin, end - begin, [&](auto at, int64_t k) __attribute__((always_inline)) {
     const auto v = gradient(at, k);
     const int64_t lane = y - (begin + k);
@@ -152,7 +154,7 @@ SK_CALL void cross_entropy_write(const CrossEntropySums<Compute<T>, kSpread>& ro
   });
 }
 
-/// 1 max and 2 sum-exp of a row. e, where given, receives the terms; it may be the row itself.
+/// Steps 1 (max) and 2 (sum-exp) of a row. If e is not null, it receives the terms; it may be the row itself.
 template <class T, class Mass>
 SK_INLINE CrossEntropySums<Compute<T>, kIsSpread<Mass>> cross_entropy_sums(RowWalk<T>& walk, const T* x,
                                                                            const Mass& mass,
@@ -169,7 +171,7 @@ SK_INLINE CrossEntropySums<Compute<T>, kIsSpread<Mass>> cross_entropy_sums(RowWa
   return {walk.stats(x, e, next, range), hot, hot_x, kIsSpread<Mass> ? spread.sums() : Sums<A, 2>{}};
 }
 
-/// The losses of rows, many at a time: a row's own logarithm would keep the next row waiting.
+/// Computes the losses of many rows together: a logarithm after each row would delay the next row.
 template <class A, bool kSpread>
 class LossBatch {
   static constexpr int kRows = 32;
@@ -203,7 +205,7 @@ void cross_entropy_chunk(const T* x, const Mass& mass, Hot<Compute<T>> hot, T* g
   constexpr bool kSpread = kIsSpread<Mass>;
   A* e = grad != nullptr ? compute_row(grad, shared.scratch()) : nullptr;
   if (step == 0) {
-    // Where the gradient is written over the logits, this one is gone when the loss is made.
+    // If the gradient is written over the logits, this logit is lost before the loss is computed.
     if (shared.first()) shared.hot_x() = hot.index >= 0 ? widen(x[hot.index]) : A(0);
     shared.find_range(x);
   }

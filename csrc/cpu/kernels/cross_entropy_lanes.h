@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cross_entropy of rows a lane each; formulas and names of cross_entropy.h.
+// cross_entropy with one row per lane. The formulas and names are those of cross_entropy.h.
 #pragma once
 
 #include "cross_entropy.h"
@@ -9,24 +9,25 @@
 namespace softkern::cpu {
 namespace {
 
-/// The targets of blocks of rows. Numbers and not vectors: logits are picked one by one, and read as a vector
-/// when that is long done. Ignored rows and lanes without a row: index -1, mass 0.
+/// The targets of blocks of rows, as arrays of numbers, not as vectors: the logits of the targets are picked
+/// one by one, and the arrays are read as vectors much later, when these stores have completed. Ignored rows
+/// and lanes without a row have index -1 and mass 0.
 template <class A>
 struct LaneTargets {
   static constexpr int L = Simd<A>::kLanes, kRows = kMostLaneBlocks * L;
   alignas(64) A index[kRows], mass[kRows];
-  alignas(64) A x[kRows], e[kRows];  // the target's logit, and its term
-  int32_t place[kRows];  // of the target's element among those of its block; of some element if ignored
+  alignas(64) A x[kRows], e[kRows];  // the logit of the target, and its term
+  int32_t place[kRows];              // position of the target's element in its block; any element if ignored
 };
 
-/// What makes gradients of a block's terms.
+/// The numbers that turn a block's terms into gradients.
 template <class A>
 struct LaneGradient {
   typename Simd<A>::Reg scale, hot;
 };
 
-// The mass that a class has in all rows, or in a row each: what UniformMass, WeightMass and ProbabilityMass
-// are to a row.
+// The mass of a class: LaneMass if it is the same in all rows, LaneProbabilityMass if each row has its own.
+// For whole rows, UniformMass, WeightMass and ProbabilityMass do the same.
 template <class T>
 struct LaneMass {
   using A = Compute<T>;
@@ -52,21 +53,21 @@ struct LaneProbabilityMass {
   }
 };
 
-/// Losses of blocks with the target masses hot.mass (at the index), where kHot, and mass (of all classes).
-/// With need_grad, x becomes the terms of the gradient.
+/// Computes the losses of blocks. The target mass is hot.mass at the index (with kHot) plus `mass` of all
+/// classes. With need_grad, the terms for the gradient replace x.
 template <class A, class Order, bool kHot, class Mass>
 SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range, const Mass& mass,
                                   LaneTargets<A>& hot, int count, int64_t classes, bool need_grad,
                                   A grad_factor, const Ahead& ahead, LaneGradient<A>* gradient,
                                   typename Simd<A>::Reg* loss) {
   using S = Simd<A>;
-  using F = Lanes<A>;  // of formulas
+  using F = Lanes<A>;  // the trait for the formulas of common/
   using Reg = typename S::Reg;
   constexpr bool kSpread = !__is_same(Mass, NoMass);
   constexpr int L = S::kLanes;
   const Reg zero = S::broadcast(0);
   LaneStats<A, Order> stats[kMostLaneBlocks];
-  Reg spread[kMostLaneBlocks][2];  // sums of masses and of their costs
+  Reg spread[kMostLaneBlocks][2];  // sums of a_c and of a_c (m - x_c)
   for (int b = 0; b < count; ++b) {
     const Reg* const of = x[b];
     if constexpr (kHot) {
@@ -87,7 +88,7 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
   }
   lane_sums(x, need_grad, count, classes, range, stats, ahead, [&](int b) __attribute__((always_inline)) {
     return kHot && need_grad ? hot.e + b * L : nullptr;
-  });  // 2
+  });  // 2 sum-exp
 
   const Reg factor = S::broadcast(grad_factor);
   for (int b = 0; b < count; ++b) {
@@ -105,7 +106,7 @@ SK_CALL void cross_entropy_blocks(const LaneTile<A> x, const LaneRange<A>* range
       spread_mass = spread[b][0];
       loss[b] = S::add(loss[b], spread_loss<F>(spread_mass, spread[b][1], log_d));
     }
-    // Exact zeros for ignored rows, whatever their logits: 0 * NaN would spread the NaN of a padded row.
+    // Ignored rows get exact zeros, whatever their logits: 0 * NaN would spread the NaN of a padded row.
     if constexpr (kHot) loss[b] = S::if_less(index, zero, zero, loss[b]);
     if (!need_grad) continue;
 
@@ -195,12 +196,13 @@ class CrossEntropyLanes {
   SK_INLINE void find(int64_t first, int count, int blocks, LaneTargets<A>& hot) const {
     const int64_t* const target = a_.target + first;
     const int64_t ignore = a_.options.ignore_index;
-    // Copies: what is stored could be this object, for all a compiler knows, and then it makes no vectors of
-    // the loop.
+    // Local copies: the compiler must assume that the stores may change this object, and then would not
+    // vectorise the loop.
     const A keep = hot_mass<OneLane<A>>(numbers_);
     A* const __restrict index = hot.index, * const __restrict mass = hot.mass;
     int32_t* const __restrict place = hot.place;
-    // The next ones: between the logits' many streams, hardware loses sight of this one.
+    // Prefetch the next targets: among the many streams of the logits, the hardware prefetcher loses track of
+    // this one.
     constexpr int kLine = 64 / sizeof(*target);
     for (int i = 0; i < count; i += kLine) __builtin_prefetch(target + count + i);
     for (int i = 0; i < count; ++i) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cross_entropy's ways: whole rows one after the other, rows a lane each, chunks of rows that threads share.
+// The ways of cross_entropy: whole rows one after the other, one row per lane, chunks of rows that threads
+// share.
 #pragma once
 
 #include "cross_entropy_lanes.h"
@@ -8,7 +9,7 @@
 namespace softkern::cpu {
 namespace {
 
-/// What all rows of a call have in common, and the kind of their masses.
+/// The data that all rows of a call have in common, and the kind of their masses.
 template <class T>
 class RowMasses {
   using A = Compute<T>;
@@ -21,15 +22,15 @@ class RowMasses {
         numbers_(mass_numbers<A>(a.options, a.shape.classes)) {}
 
   bool ignored(int64_t r) const { return target_ != nullptr && target_[r] == ignore_index_; }
-  /// Of row r, which is not ignored.
+  /// The hot part of row r, which must not be ignored.
   Hot<A> hot(int64_t r) const {
     if (target_ == nullptr) return {-1, 0};
     const int64_t y = target_[r];
     const A mass = hot_mass<OneLane<A>>(numbers_);
     return {y, weight_ != nullptr ? weighted<OneLane<A>>(mass, widen(weight_[y])) : mass};
   }
-  /// body(mass_of): mass_of(t, next) is what a row's classes have, with these probabilities where there are
-  /// no indices, and those of the next row.
+  /// Calls body(mass_of). mass_of(t, next) is the spread mass of the classes of a row. With class
+  /// probabilities, t points to those of the row, and next to those of the next row.
   template <class Body>
   SK_INLINE void with(Body body) const {
     if (target_ == nullptr && weight_ != nullptr) {
@@ -54,7 +55,7 @@ class RowMasses {
 
 template <class T>
 struct CrossEntropyRows {
-  bool lag;  // without a gradient, nothing of a row is written that its sums could keep waiting
+  bool lag;  // without a gradient, no write of a row waits for its sums
   Operand<T> logits, probabilities, grad;
   ComputeRows<T> terms;
   CrossEntropyRows(const CrossEntropyArgs& a, const Range& range, Arena& arena)
@@ -99,7 +100,7 @@ void cross_entropy_rows(const CrossEntropyArgs& a, const Range& range, const Row
     const auto finish = [&](int64_t r, const Begun& row) __attribute__((always_inline)) {
       T* const dx = grad.given() ? grad.row(r, first) : nullptr;
       if (row.ignored) {
-        // Exact zeros, whatever the logits: 0 * NaN would spread the NaN of a padded row.
+        // Ignored rows get exact zeros, whatever their logits: 0 * NaN would spread the NaN of a padded row.
         if (dx != nullptr) zero_row(dx, classes);
         static_cast<A*>(a.loss)[r] = 0;
         return;

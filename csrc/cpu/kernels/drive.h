@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a call to its rows, lanes and chunks, for the ops that have an input and an output or their gradients.
+// Drives the rows, lanes and chunks of a call, for ops with one input and one output and for their gradients.
 #pragma once
 
 #include "../lanes/ways.h"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr Ran kSharedRan = {SOFTKERN_ISA, "shared"};
 
-/// Streamed results are there for others when the call returns.
+/// Completes the non-temporal stores before the call returns, so that other threads see the results.
 template <class Args, Ran (*kRows)(const Args&, Range)>
 Ran fenced(const Args& a, Range range) {
   const Ran ran = kRows(a, range);
@@ -18,8 +18,8 @@ Ran fenced(const Args& a, Range range) {
   return ran;
 }
 
-/// What an op does beside reading and writing: sums exponentials; keeps the terms of a row until it is
-/// written.
+/// The work of an op besides reading and writing. sums: it sums exponentials. terms: it keeps the terms of a
+/// row until the row is written.
 struct ForwardKind {
   bool sums, terms;
 };
@@ -57,9 +57,9 @@ SK_INLINE void forward_rows(const ForwardArgs& a, const Range& range, ForwardKin
   });
 }
 
-/// lanes(order, input, output, blocks, count, x) computes blocks of rows, x being memory for them; a row is
-/// begin(r, x, e, next) and finish(r, x, e, y, what of that `each` makes, stream), e being memory for its
-/// terms.
+/// lanes(order, input, output, blocks, count, x) computes blocks of rows; x is memory for them. A single row
+/// is computed by begin(r, x, e, next) and finish(r, x, e, y, begun, stream): e is memory for its terms, and
+/// `begun` is the value that `each` makes from the result of begin.
 template <class T, class Lanes, class Each, class Begin, class Finish>
 SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, ForwardKind kind, Lanes lanes, Each each,
                       Begin begin, Finish finish) {
@@ -78,7 +78,7 @@ SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, ForwardKind kind
   return ran;
 }
 
-/// Each row by itself.
+/// The same for ops whose rows have no step in common.
 template <class T, class Lanes, class Begin, class Finish>
 SK_INLINE Ran forward(const ForwardArgs& a, const Range& range, ForwardKind kind, Lanes lanes, Begin begin,
                       Finish finish) {
@@ -94,7 +94,7 @@ SK_INLINE size_t forward_scratch(const ForwardArgs& a, int64_t rows, ForwardKind
   });
 }
 
-/// What of a row that threads share is kept between the steps.
+/// The parts of a shared row that are kept between the steps.
 template <class T>
 constexpr SharedParts shared_parts(ForwardKind kind) {
   return {false, kind.terms && kIsNarrow<T>};
@@ -122,7 +122,8 @@ struct BackwardRows {
         dx(a.grad_input, a.shape, range, arena, is_spread(a.grad_output) ? nullptr : &g, a.stream) {}
 };
 
-/// Spread gradients are none: they are read as they are where the other operands are rows in place.
+/// A spread gradient (class stride 0) does not count as strided: it is read as it is if the other operands
+/// are rows in place.
 SK_INLINE bool backward_is_strided(const BackwardArgs& a) {
   return (is_strided(a.grad_output) && !is_spread(a.grad_output)) || is_strided(a.output) ||
          is_strided(a.grad_input);

@@ -24,8 +24,9 @@ SK_CALL void log_softmax_write(const T* x, T* y, LogNormaliser<Compute<T>> row, 
   });
 }
 
-/// finish(r, what normalises it) for the rows [first, first + count), of which begin(r) gives the statistics.
-/// Several rows take their logarithms together: a row's own would keep its neighbours waiting.
+/// Calls finish(r, normaliser) for the rows [first, first + count); begin(r) returns the statistics of a row.
+/// The logarithms of several rows are computed together: a logarithm after each row would delay its
+/// neighbours.
 template <class A, class Begin, class Finish>
 SK_INLINE void for_each_log_softmax_row(int64_t first, int64_t count, bool lag, Begin begin, Finish finish) {
   constexpr int kMost = 4;
@@ -53,8 +54,10 @@ void log_softmax_chunk(const T* x, T* y, const SharedRow<Compute<T>>& row, int s
   }
 }
 
-/// Which exp the outputs y of a row allow: all have normal numbers, as those of rows without masked classes;
-/// none is large, as of all that log_softmax made; or any.
+/// Which exp the outputs y of a row allow.
+/// kNormal: exp of every output is a normal number, as in rows without masked classes.
+/// kLow: no output is large, as in all results of log_softmax.
+/// kAny: the outputs can be any numbers.
 enum class Exps { kNormal, kLow, kAny };
 
 template <Exps kExps, class S>
@@ -77,7 +80,7 @@ SK_INLINE Exps exps_of(const RowRange<A>& y) {
   if (y.least >= -R::kNormal && y.most <= R::kNormal) return Exps::kNormal;
   return y.most <= R::kLow ? Exps::kLow : Exps::kAny;
 }
-/// Of a row a lane.
+/// The same for one row per lane.
 template <class A>
 SK_INLINE Exps exps_of(const typename Simd<A>::Reg& least, const typename Simd<A>::Reg& most) {
   using S = Simd<A>;
@@ -87,7 +90,7 @@ SK_INLINE Exps exps_of(const typename Simd<A>::Reg& least, const typename Simd<A
   return S::all_at_least(S::broadcast(R::kLow), most) ? Exps::kLow : Exps::kAny;
 }
 
-/// sum_k g_k, its blocks to `take`; returns the range of y.
+/// Computes sum_k g_k, passes the sums of its blocks to `take`, and returns the range of y.
 template <class T, class Take>
 SK_INLINE RowRange<Compute<T>> log_softmax_sum(const T* g, const T* y, int64_t n, Take take) {
   using A = Compute<T>;
@@ -104,7 +107,7 @@ SK_INLINE RowRange<Compute<T>> log_softmax_sum(const T* g, const T* y, int64_t n
   return {least.min(), most.max()};
 }
 
-/// For four_terms.
+/// exp of the outputs, as the Terms of four_terms.
 template <Exps kExps, class S>
 struct PlainExp {
   static SK_INLINE typename S::Reg of(const typename S::Reg& x) { return exp_of<kExps, S>(x); }
@@ -163,7 +166,7 @@ void log_softmax_backward_chunk(const T* g, const T* y, T* dx, const SharedRow<C
     log_softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.range(), row.size());
 }
 
-/// Rows a lane each.
+/// One row per lane.
 template <class T, class Order>
 SK_INLINE void log_softmax_lanes(const LaneInput<T>& input, const LaneOutput<T>& output,
                                  const LaneBlock* blocks, int count, const LaneTile<Compute<T>>& x,
@@ -197,9 +200,9 @@ SK_INLINE void log_softmax_backward_lanes(const LaneOutput<T>& dx, const LaneBlo
       acc[0] = S::add(acc[0], gb[c]);
       range.take(yb[c]);
     });
-    const Reg minus_sum = S::sub(S::broadcast(-0.0), total[0]);  // of +0: -0
+    const Reg minus_sum = S::sub(S::broadcast(-0.0), total[0]);  // -0 if the sum is +0
     const Exps exps = exps_of<A>(range.least, range.most);
-    if (exps == Exps::kAny) {  // no outputs of log_softmax: they need not be fast
+    if (exps == Exps::kAny) {  // not results of log_softmax: need not be fast
       for (int64_t c = 0; c < classes; ++c)
         g[b][c] = log_softmax_gradient<A, Exps::kAny>(gb[c], yb[c], minus_sum);
       body([&](int64_t c) __attribute__((always_inline)) { return gb[c]; });

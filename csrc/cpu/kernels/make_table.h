@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels that an ISA exports, for one element type an object.
+// The kernels that an ISA exports: one object file for each element type.
 #pragma once
 
 #include "cross_entropy_ways.h"

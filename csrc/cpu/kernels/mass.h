@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// mass = sum_c |t_c| of rows of class probabilities, which bounds their gradients.
+// mass = sum_c |t_c| for each row of class probabilities: a bound of the gradients of the row.
 #pragma once
 
 #include "../lanes/ways.h"

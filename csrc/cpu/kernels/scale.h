@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// dx_c = f dx_c, with a factor f for each row: what is left of cross_entropy's backward.
+// dx_c = f dx_c, with a factor f for each row: the only computation that remains for cross_entropy in
+// backward.
 #pragma once
 
 #include "drive.h"

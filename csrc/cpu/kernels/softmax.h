@@ -7,7 +7,8 @@
 namespace softkern::cpu {
 namespace {
 
-/// e / d rounded once, for three multiplications' time: the remainder corrects e * (1/d) (Markstein, 1990).
+/// e / d, rounded once, in the time of three multiplications: the remainder corrects e * (1/d) (Markstein,
+/// 1990).
 template <class A>
 SK_INLINE typename Simd<A>::Reg quotient(const typename Simd<A>::Reg& e, const typename Simd<A>::Reg& d,
                                          const typename Simd<A>::Reg& inverse) {
@@ -27,7 +28,7 @@ SK_INLINE void softmax_write(const Compute<T>* e, T* y, Compute<T> total, int64_
   });
 }
 
-/// The terms, to e, and their sum.
+/// Writes the terms to e and returns their sum.
 template <class T>
 SK_INLINE Compute<T> softmax_sum(RowWalk<T>& walk, const T* x, Compute<T>* e, const T* next) {
   return walk.stats(x, e, next, walk.range(x)).sum();  // 1 max, 2 sum-exp
@@ -42,7 +43,7 @@ void softmax_chunk(const T* x, T* y, const SharedRow<Compute<T>>& row, int step)
   if (step == 2) softmax_write(e + row.begin(), y + row.begin(), row.stats().sum(), row.size());
 }
 
-/// sum_k g_k y_k, its blocks to `take`.
+/// Computes sum_k g_k y_k and passes the sums of its blocks to `take`.
 template <class T, class Take>
 SK_INLINE void softmax_dot(const T* g, const T* y, int64_t n, Take take) {
   sum_blocks<Compute<T>, 1>(
@@ -78,7 +79,7 @@ void softmax_backward_chunk(const T* g, const T* y, T* dx, const SharedRow<Compu
   if (step == 1) softmax_write_gradient(g + at, y + at, dx + at, row.stored_sum(), row.size());
 }
 
-/// Rows a lane each.
+/// One row per lane.
 template <class T, class Order>
 SK_INLINE void softmax_lanes(const LaneInput<T>& input, const LaneOutput<T>& output, const LaneBlock* blocks,
                              int count, const LaneTile<Compute<T>>& x, int64_t classes) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over the rows of a call: what the targets are, and the total of the losses.
+// Sums over the rows of a call: the counts of targets, and the total of the losses.
 #pragma once
 
 #include "../scalar.h"
@@ -7,7 +7,8 @@
 namespace softkern::cpu {
 namespace {
 
-/// Class indices that are neither a class nor ignored are counted before anything is read by them.
+/// Counts the class indices that are neither a class nor ignored, before any kernel reads memory through
+/// them.
 TargetCounts count_targets(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index) {
   uint64_t outside = 0, counted = 0;
   for (int64_t r = 0; r < rows; ++r) {
@@ -19,7 +20,7 @@ TargetCounts count_targets(const int64_t* target, int64_t rows, int64_t classes,
   return {static_cast<int64_t>(outside), static_cast<int64_t>(counted)};
 }
 
-/// In double and in a fixed order, whatever the number of threads.
+/// Sums in double and in a fixed order: the result does not depend on the number of threads.
 template <class A>
 double sum_losses(const void* losses, int64_t n) {
   const A* x = static_cast<const A*>(losses);

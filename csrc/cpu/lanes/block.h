@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which rows of a tensor are computed together a row a lane, and how they lie in memory.
+// The rows of a tensor that are computed together with one row per lane, and their layout in memory.
 #pragma once
 
 #include "../rows/operand.h"
@@ -14,11 +14,12 @@ struct LaneBlock {
   bool one_slice;
 };
 
-/// body(blocks, count) for the rows of a range, count <= most <= kMostLaneBlocks. All but the last are whole.
+/// Calls body(blocks, count) for the rows of a range, count <= most <= kMostLaneBlocks. Only the last of
+/// these blocks can be partial.
 template <class A, class Body>
 SK_INLINE void for_each_group(const Shape& shape, const Range& range, int most, Body body) {
   constexpr int64_t L = Simd<A>::kLanes;
-  // Where a slice has few rows, blocks run across slices.
+  // If slices have few rows, blocks run across slices.
   const bool slices = shape.inner >= kLeastSliceRows;
   LaneBlock blocks[kMostLaneBlocks];
   for (int64_t first = range.begin; first < range.end;) {
@@ -61,7 +62,7 @@ class LaneRows {
       for (int l = 0; l < block.count; ++l) row[l] = at(block.first + l);
     }
   }
-  /// The last rows of a tensor end before a whole piece does: theirs are moved to and from memory of our own.
+  /// The last rows of a tensor end before a whole piece does: such pieces go through memory on the stack.
   struct Piece {
     T of[W];
   };

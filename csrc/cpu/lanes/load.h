@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Blocks of rows from memory into vectors, a row a lane.
+// Loads blocks of rows from memory into vectors, one row per lane.
 #pragma once
 
 #include "block.h"
@@ -23,7 +23,8 @@ class LaneInput : public LaneRows<T> {
   using Base::given;
   LaneInput(const Rows& rows, const Shape& shape, const Range& range) : Base(rows, shape), end_(range.end) {
     if (!given() || range.begin >= range.end) return;
-    // Rows that follow each other upwards in memory: what lies between two of them is the tensor's own.
+    // If rows follow each other upwards in memory, the memory between them belongs to the tensor and can be
+    // read.
     const bool upwards =
         rows.class_stride == 1 && step_ >= classes_ &&
         (shape.inner == 1 || rows.outer_stride >= (shape.inner - 1) * rows.inner_stride + classes_);
@@ -33,18 +34,19 @@ class LaneInput : public LaneRows<T> {
   void load(const LaneBlock* block, int count, const LaneTile<A>& x) const {
     fetch<false>(block, count, x, nullptr);
   }
-  /// And the range of each block.
+  /// The same, and finds the range of each block.
   void load(const LaneBlock* block, int count, const LaneTile<A>& x, LaneRange<A>* range) const {
     fetch<true>(block, count, x, range);
   }
 
-  /// What is loaded after these blocks, and where hardware does not see it coming: what it prefetches of a
-  /// class, or of a row of one or more lines, ends with the page. Else `here`.
+  /// The memory that is loaded after these blocks, if hardware does not prefetch it: its prefetches of a
+  /// class, or of a row of one or more cache lines, end at the page boundary. Else `here`.
   Ahead ahead(const LaneBlock* block, int count, const void* here) const {
     constexpr int64_t kSize = sizeof(T), kVector = L * kSize;
     const int64_t next = block[count - 1].first + block[count - 1].count;
     if (next < end_ && has_adjacent_rows(*block)) {
-      // The line where a vector ends: where it begins in another, that one came with the vector before.
+      // The cache line in which the vector ends. If the vector begins in another line, that line came with
+      // the previous vector.
       const char* const from = reinterpret_cast<const char*>(at(next)) + kVector - 1;
       const int64_t stride = rows_.class_stride * kSize;
       if (classes_ <= kFewStreams) return Ahead(from, stride, classes_, kVector);
@@ -82,7 +84,7 @@ class LaneInput : public LaneRows<T> {
   template <bool kRange>
   SK_INLINE void fetch_adjacent(const LaneBlock* block, int count, const LaneTile<A>& x,
                                 LaneRange<A>* range) const {
-    // With a range, exponentials follow: they leave more time for it.
+    // With kRange, exponentials follow, which leave more time for prefetches.
     Ahead next = kRange ? Ahead(x.data) : ahead(block, count, x.data);
     int b = 0;
     for (; b + 4 <= count && block[b + 3].count == L; b += 4) {
@@ -94,11 +96,11 @@ class LaneInput : public LaneRows<T> {
     for (; b < count; ++b) load_lanes<1, kRange>(block[b], b, x, range, next);
   }
 
-  /// N blocks, each of which follows the one before.
+  /// Loads N consecutive blocks.
   template <int N, bool kRange>
   SK_INLINE void load_lanes(const LaneBlock& block, int b, const LaneTile<A>& x, LaneRange<A>* range,
                             Ahead& next) const {
-    // Copies: what vectors are stored to could be this object, for all a compiler knows.
+    // Local copies: the compiler must assume that stores of vectors may change this object.
     const int classes = classes_;
     const int64_t step = rows_.class_stride;
     const T* p = at(block.first);
@@ -152,7 +154,7 @@ class LaneInput : public LaneRows<T> {
   }
 
   static SK_INLINE int round_up(int classes) { return (classes + P - 1) / P * P; }
-  /// Vectors start..start+N-1 of a block, as far as there are classes.
+  /// Loads vectors start..start+N-1 of a block, up to the last class.
   template <int N, class Row>
   static SK_INLINE void take(int start, int classes, Reg* x, LaneRange<A>& seen, Row row) {
     Reg v[N];
@@ -165,7 +167,7 @@ class LaneInput : public LaneRows<T> {
     }
   }
 
-  /// Of a block whose rows are one.
+  /// Loads a block whose rows are all the same row.
   SK_INLINE void load_repeated(const LaneBlock& block, Reg* x, LaneRange<A>& seen) const {
     const T* const row = at(block.first);
     for (int c = 0; c < classes_; ++c) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows a lane each: in which order the numbers of a row are added up, and how precise what is made of the
-// sums. What takes an `Order` takes one of these. Vector c of a block holds class c of kLanes rows; lanes
-// know nothing of each other: a row's bits depend on that row alone.
+// One row per lane: an `Order`, FewClasses or AsRows, fixes the order in which the numbers of a row are added
+// up, and the precision of the results that are computed from the sums. Vector c of a block holds class c of
+// kLanes rows. Lanes are independent of each other: the bits of a row depend on that row alone.
 #pragma once
 
 #include "../rows/stats.h"
@@ -11,7 +11,7 @@
 namespace softkern::cpu {
 namespace {
 
-/// body(slot, c) for all classes, class c with slot c % 2.
+/// Calls body(slot, c) for all classes, with slot c % 2 for class c.
 template <class Body>
 SK_INLINE void for_each_class(int64_t classes, Body body) {
   int64_t c = 0;
@@ -22,13 +22,13 @@ SK_INLINE void for_each_class(int64_t classes, Body body) {
   if (c < classes) body(Slot<0>{}, c);
 }
 
-/// Class c to accumulator c % 2, and all in the compute type.
+/// Class c is added to accumulator c % 2, and everything is computed in the compute type.
 template <class A>
 struct FewClasses {
   using S = Simd<A>;
   using Reg = typename S::Reg;
 
-  /// K sums over the classes: body(acc, c) adds the share of class c to acc[0], ..., acc[K - 1].
+  /// Computes K sums over the classes: body(acc, c) adds the share of class c to acc[0], ..., acc[K - 1].
   template <int K, class Body>
   static SK_INLINE void sum(int64_t classes, Reg (&sums)[K], Body body) {
     Reg odd[K];
@@ -47,8 +47,8 @@ struct FewClasses {
   }
 };
 
-/// As rows/loop.h and rows/stats.h do it, bit for bit, for rows of one block of sums: a row's results don't
-/// depend on the stride of its classes.
+/// The order and precision of rows/loop.h and rows/stats.h, bit for bit, for rows of one block of sums: the
+/// results of a row do not depend on the stride of its classes.
 template <class A>
 struct AsRows {
   using S = Simd<A>;
@@ -62,7 +62,7 @@ struct AsRows {
     for (Reg& v : acc) v = zero;
     const int64_t whole = classes / L * L;
     for (int64_t c = 0; c < classes; ++c) {
-      // The vector of a row that is not whole goes to the last accumulator.
+      // The partial vector of a row goes to the last accumulator.
       body(acc + (c < whole ? c % kSlots : 3 * L + c - whole) * K, c);
     }
     for (int k = 0; k < K; ++k) {
@@ -70,7 +70,7 @@ struct AsRows {
       for (int64_t l = 0; l < L; ++l) {
         const Reg* const v = acc + l * K + k;
         lane[l] = S::add(S::add(v[0], v[L * K]), S::add(v[2 * L * K], v[3 * L * K]));
-        // A row adds its block to +0, which leaves no -0.
+        // The way of rows adds the block to +0, which turns -0 into +0.
         lane[l] = S::add(lane[l], zero);
       }
       for (int64_t half = L / 2; half > 0; half /= 2) {
@@ -111,7 +111,7 @@ struct LaneRange {
   using S = Simd<A>;
   using Reg = typename S::Reg;
   Reg most, least;
-  SK_INLINE LaneRange() {}  // of blocks there may be fewer than an array of these has place for
+  SK_INLINE LaneRange() {}  // uninitialised: arrays of ranges may have space for more blocks than there are
   SK_INLINE void begin() {
     most = S::broadcast(-__builtin_inf());
     least = S::broadcast(__builtin_inf());
@@ -120,14 +120,14 @@ struct LaneRange {
     most = S::max(v, most);
     least = S::min(v, least);
   }
-  // GCC gives the members that it makes itself no target instruction set: no implicit copies.
+  // GCC compiles implicitly defined members without the target instruction set: no implicit copies.
   SK_INLINE void set(const LaneRange& other) {
     most = other.most;
     least = other.least;
   }
 };
 
-/// RowStats of a block.
+/// The RowStats of a block, one row per lane.
 template <class A, class Order>
 struct LaneStats {
   using Reg = typename Simd<A>::Reg;
@@ -159,8 +159,8 @@ SK_INLINE void lane_terms(const typename Simd<A>::Reg* x, typename Simd<A>::Reg*
   stats.rest = rest[0];
 }
 
-/// 2 sum-exp, after the range. With `keep`, the terms take the logits' place, as do those of picked(b), where
-/// that is not null.
+/// Step 2 (sum-exp), after the range. With `keep`, the terms replace the logits. The logits at picked(b) are
+/// replaced by their terms too, if picked(b) is not null.
 template <class A, class Order, class Picked>
 SK_CALL void lane_sums(const LaneTile<A>& x, bool keep, int count, int64_t classes, const LaneRange<A>* range,
                        LaneStats<A, Order>* stats, Ahead ahead, Picked picked) {

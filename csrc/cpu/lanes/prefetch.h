@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is fetched into the cache while blocks of lanes are computed.
+// Prefetches while blocks of lanes are computed.
 #pragma once
 
 #include "../../common/inline.h"
@@ -8,9 +8,9 @@
 namespace softkern::cpu {
 namespace {
 
-/// Memory to be fetched into the cache while blocks are computed, a line for each of their vectors: `run`
-/// lines that are `line` bytes apart, and `step` bytes from where a run begins to where the next does. A run
-/// of lines 0 bytes apart has no end.
+/// Memory to prefetch while blocks are computed, one cache line for each of their vectors. A run has `run`
+/// lines that are `line` bytes apart, and the next run begins `step` bytes after the beginning of this one. A
+/// run whose lines are 0 bytes apart has no end.
 class Ahead {
  public:
   explicit SK_INLINE Ahead(const void* from, int64_t line = 0, int64_t run = 1, int64_t step = 0)

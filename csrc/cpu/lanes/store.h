@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Blocks of vectors, a row a lane, to rows in memory.
+// Stores blocks of vectors, one row per lane, to rows in memory.
 #pragma once
 
 #include "block.h"
@@ -23,12 +23,12 @@ class LaneOutput : public LaneRows<T> {
 
  public:
   using Base::given;
-  /// `stream`: written past the caches, where vectors run over rows, and where the rows of a block are
-  /// contiguous, if they are neither short of classes nor long.
+  /// `stream`: blocks are written past the caches if vectors run over rows, and also if their rows are
+  /// contiguous with more than kLaneClasses and at most kStreamed classes.
   LaneOutput(const Rows& rows, const Shape& shape, bool stream) : Base(rows, shape), stream_(stream) {}
 
-  /// write(b, body) calls body(value), and value(c) is class c of block b. It may be written to x[b][c]
-  /// first, and nothing else of x is read for it that was not read before.
+  /// write(b, body) calls body(value), and value(c) computes class c of block b. The result may be stored in
+  /// x[b][c] before value(c + 1) is called: value(c) reads no element of x but this one.
   template <class Write>
   SK_CALL void store(const LaneBlock* block, int count, const LaneTile<A>& x, const Write& write) const {
     int b = 0;
@@ -50,7 +50,7 @@ class LaneOutput : public LaneRows<T> {
   }
 
  private:
-  /// Two blocks, the second one of which follows the first.
+  /// Stores two consecutive blocks.
   template <class Low, class High>
   SK_INLINE void store_pair(const LaneBlock& block, Low low, High high) const {
     const int classes = classes_;
@@ -58,7 +58,8 @@ class LaneOutput : public LaneRows<T> {
     T* p = at(block.first);
     const bool stream = stream_ && is_aligned(p, rows_);
     for (int c = 0; c < classes; ++c, p += step) {
-      // No hardware prefetcher follows strides of more than a page. Where vectors end, as in ahead().
+      // No hardware prefetcher follows strides of more than a page. As in ahead(), the cache line in which a
+      // vector ends is fetched.
       if (!stream && c + kAhead < classes) {
         __builtin_prefetch(p + kAhead * step + L - 1, 1);
         __builtin_prefetch(p + kAhead * step + 2 * L - 1, 1);
@@ -82,8 +83,8 @@ class LaneOutput : public LaneRows<T> {
   template <class Value>
   SK_INLINE void store_contiguous(const LaneBlock& block, Value value) const {
     T* const rows = at(block.first);
-    // What goes past the caches goes in whole lines: the block is put together first. With few classes that
-    // takes longer than it saves.
+    // Non-temporal stores write whole cache lines, so the block is assembled on the stack first. With few
+    // classes, this costs more time than it saves.
     const bool past = stream_ && classes_ > kLaneClasses && classes_ <= kStreamed;
     alignas(64) T whole[L * kStreamed];
     put_rows(past ? whole : rows, value);
@@ -92,8 +93,8 @@ class LaneOutput : public LaneRows<T> {
       return at.load(whole + i, 0);
     });
   }
-  /// Whole pieces are stored, and what that spoils of the next row is stored after it. So last classes first,
-  /// and rows upwards.
+  /// Whole pieces are stored, which may overwrite the beginning of the next row. So the next row is stored
+  /// later: last classes first, and rows upwards.
   template <class Value>
   SK_INLINE void put_rows(T* rows, Value value) const {
     const int classes = classes_, wide = classes / W * W;
@@ -110,7 +111,8 @@ class LaneOutput : public LaneRows<T> {
     for (int k = 0; k < N; ++k) v[k] = value(start + k);
     S::store_columns([&](int l) __attribute__((always_inline)) { return p + l * classes; }, v);
   }
-  /// A piece that is not whole: of the last row it is stored by way of memory of our own.
+  /// Stores a partial piece. That of the last row goes through memory on the stack, because nothing may be
+  /// written past its end.
   template <class Value>
   SK_INLINE void put_last(T* p, int start, Value value) const {
     const int classes = classes_;

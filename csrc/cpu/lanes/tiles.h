@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory for blocks of rows that are computed a row a lane.
+// Memory for blocks of rows that are computed with one row per lane.
 #pragma once
 
 #include "../rows/operand.h"
@@ -7,7 +7,7 @@
 namespace softkern::cpu {
 namespace {
 
-/// The blocks of a group.
+/// Memory for the blocks of a group.
 template <class A>
 struct LaneTile {
   typename Simd<A>::Reg* data;
@@ -15,14 +15,14 @@ struct LaneTile {
   SK_INLINE typename Simd<A>::Reg* operator[](int b) const { return data + b * pitch; }
 };
 
-/// Memory of a call: two tiles. On the stack, for rows of few classes.
+/// Two tiles on the stack, for rows of few classes.
 template <class A>
 class SmallTiles {
   using Reg = typename Simd<A>::Reg;
   static constexpr int kTile = kMostLaneBlocks * kLaneClasses;
 
  public:
-  explicit SmallTiles(int blocks) : blocks_(blocks) {}  // what is in the memory does not matter
+  explicit SmallTiles(int blocks) : blocks_(blocks) {}  // memory_ stays uninitialised
   int blocks() const { return blocks_; }
   LaneTile<A> first() { return {memory_, kLaneClasses}; }
   LaneTile<A> second() { return {memory_ + kTile, kLaneClasses}; }
@@ -32,7 +32,7 @@ class SmallTiles {
   Reg memory_[2 * kTile];
 };
 
-/// In scratch memory, for rows of more classes.
+/// Two tiles in scratch memory, for rows of more classes.
 template <class A>
 class WideTiles {
   using Reg = typename Simd<A>::Reg;

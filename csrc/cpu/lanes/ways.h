@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which of a call's rows are computed a row a lane, and how much scratch memory the call needs.
+// Chooses the rows of a call that are computed with one row per lane, and counts its scratch memory.
 #pragma once
 
 #include "load.h"
@@ -8,15 +8,15 @@
 namespace softkern::cpu {
 namespace {
 
-/// The first `rows` rows of a range are computed a row a lane, so many blocks at a time: all, none, or whole
-/// blocks.
+/// The first `rows` rows of a range are computed with one row per lane, `blocks` blocks at a time. These are
+/// all rows, none, or whole blocks.
 struct LaneWay {
   const char* name;
   int64_t rows;
   int blocks;
 };
 
-/// `strided`: an operand's classes are. `sums`: of exponentials.
+/// `strided`: the classes of an operand are strided. `sums`: the op sums exponentials.
 template <class A>
 SK_INLINE LaneWay lane_way(const Shape& shape, int64_t rows, bool strided, bool sums) {
   if (shape.classes <= kLaneClasses) {
@@ -24,14 +24,14 @@ SK_INLINE LaneWay lane_way(const Shape& shape, int64_t rows, bool strided, bool 
     return {"lanes", rows, streams ? kMostLaneBlocks : kLaneBlocks};
   }
   if (strided) return {"tiles", fits_lanes(shape, rows, sizeof(A)) ? rows : 0, kMostLaneBlocks};
-  // A block that is not whole takes as long as one that is.
+  // A partial block takes as long as a whole one.
   if (sums && fits_wide_lanes(shape, rows, sizeof(A)))
     return {"wide lanes", rows - rows % Simd<A>::kLanes, kWideBlocks};
   return {"rows", 0, 0};
 }
 
-/// body(order, range, tiles) for the first rows of a range, which are computed a row a lane. `rest` becomes
-/// the others. Returns the way of the first rows.
+/// Calls body(order, range, tiles) for the first rows of a range, which are computed with one row per lane.
+/// `rest` is the range, and becomes that of the other rows. Returns the way of the first rows.
 template <class A, class Body>
 SK_INLINE Ran in_lanes(const Shape& shape, Range& rest, bool strided, bool sums, Body body) {
   const LaneWay way = lane_way<A>(shape, rest.end - rest.begin, strided, sums);
@@ -46,8 +46,8 @@ SK_INLINE Ran in_lanes(const Shape& shape, Range& rest, bool strided, bool sums,
   return {SOFTKERN_ISA, way.name};
 }
 
-/// Kernel::scratch_bytes of a call whose rows that are not computed a row a lane take theirs in take(range,
-/// arena).
+/// Kernel::scratch_bytes of a call. take(range, arena) takes the memory of the rows that are not computed
+/// with one row per lane.
 template <class A, class Take>
 SK_INLINE size_t scratch_of(const Shape& shape, int64_t rows, bool strided, bool sums, Take take) {
   const LaneWay way = lane_way<A>(shape, rows, strided, sums);

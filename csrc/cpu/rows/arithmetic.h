@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the formulas of common/ compute with on the CPU: vectors, a row a lane, or one number of a row. Their
-// members are those that common/stats.h names.
+// The traits with which the formulas of common/ compute on the CPU: Lanes for vectors with one row per lane,
+// OneLane for one number of a row. common/stats.h lists their members.
 #pragma once
 
 #include "../../common/log.h"
@@ -21,7 +21,7 @@ struct Lanes : Simd<A> {
   static SK_INLINE Reg log_one_plus(const Reg& q) { return softkern::log_one_plus<S>(q); }
   static SK_INLINE Reg times_power(const Reg& p, const Reg& k) {
     using R = ExpRange<A>;
-    // Larger by kRaise first, as in exp: products that underflow are slow.
+    // As in exp, a number 2^kRaise times as large is made first: products that underflow are slow.
     const auto held = S::max(S::broadcast(1 - S::kBias - R::kRaise), k);
     const auto raised = S::scale(p, S::add(held, S::broadcast(R::kRounder)),
                                  S::broadcast(R::kRounder - S::kBias - R::kRaise));
@@ -38,7 +38,7 @@ struct Lanes : Simd<A> {
   }
 };
 
-/// Of rows, which make one number at a time of their sums.
+/// For whole rows, which compute one number at a time from their sums.
 template <class A>
 struct OneLane {
   using Number = A;

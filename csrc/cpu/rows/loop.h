@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop over a row and its tail: the only one. And with it the canonical order of every reduction, which
-// AsRows in lanes/order.h follows too: vector v of a row goes to accumulator v % 4, the vector that is not
-// whole to accumulator 3 (free in the last round, which has at most three whole vectors), blocks of kBlock
-// elements are added up one after the other, and at the end the four accumulators meet as (0 + 1) + (2 + 3).
+// The only loop over a row and its tail. It defines the order of every reduction, which AsRows in
+// lanes/order.h follows too:
+//
+// - Vector v of a row is added to accumulator v % 4.
+// - A partial vector is added to accumulator 3, which is free in the last round (up to three whole vectors).
+// - Blocks of kBlock elements are added up one after the other.
+// - At the end, the four accumulators are added up as (0 + 1) + (2 + 3).
 #pragma once
 
 #include "../policy.h"
@@ -15,7 +18,8 @@ struct Slot {
   static constexpr int index = K;
 };
 
-/// Access to a whole vector / to the first n lanes. fill goes to lanes behind the row's end.
+/// Access to a whole vector (Whole) or to its first n lanes (Tail). `fill` is the value of lanes past the end
+/// of the row.
 template <class A>
 struct Whole {
   using S = Simd<A>;
@@ -43,7 +47,7 @@ struct Tail {
   SK_INLINE void store(T* p, const typename S::Reg& v) const {
     S::store(p, v, n);
   }
-  /// v with zeros in the lanes behind the end.
+  /// v with zeros in the lanes past the end.
   SK_INLINE typename S::Reg keep(const typename S::Reg& v) const {
     A lanes[S::kLanes];
     S::store(lanes, v);
@@ -51,8 +55,8 @@ struct Tail {
   }
 };
 
-/// body(slot, access, i) for the vectors at i = 0, kLanes, ... of a row of n elements, but four(i) where
-/// four whole ones begin.
+/// Calls body(slot, access, i) for the vectors at i = 0, kLanes, ... of a row of n elements. Four whole
+/// vectors from i on are one call four(i) instead.
 template <class A, class Four, class Body>
 SK_INLINE void for_each_four(int64_t n, Four four, Body body) {
   constexpr int64_t L = Simd<A>::kLanes;
@@ -89,21 +93,21 @@ SK_INLINE void for_each_vector(int64_t n, Body body) {
       body);
 }
 
-/// body(access, i) is stored at y + i, for the vectors of a row of n elements.
+/// Stores body(access, i) at y + i, for the vectors of a row of n elements.
 template <class A, class T, class Body>
 SK_INLINE void store_vectors(T* y, int64_t n, Body body) {
   for_each_vector<A>(
       n, [&](auto, auto at, int64_t i) __attribute__((always_inline)) { at.store(y + i, body(at, i)); });
 }
 
-/// How many of n elements lie in front of the first vector that begins at a multiple of its size in memory.
+/// The number of elements, at most n, in front of the first vector whose address is a multiple of its size.
 template <class A, class T>
 SK_INLINE int64_t unaligned_head(const T* y, int64_t n) {
   const auto before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % Simd<A>::kLanes);
   return before < n ? before : n;
 }
 
-/// The same past the caches, in vectors that begin so: they are written whole.
+/// Like store_vectors, but past the caches: the vectors are aligned to their size, and each is written whole.
 template <class A, class T, class Body>
 SK_INLINE void stream_vectors(T* y, int64_t n, Body body) {
   using S = Simd<A>;
@@ -129,7 +133,8 @@ SK_INLINE void write_vectors(T* y, int64_t n, bool stream, Body body) {
   }
 }
 
-/// The same, four vectors at a time where there are four whole ones: four(i, v) makes those from i on.
+/// Like write_vectors, but four whole vectors at a time as long as there are four: four(i, v) computes those
+/// from i on.
 template <class A, class T, class Four, class Body>
 SK_INLINE void write_fours(T* y, int64_t n, bool stream, Four four, Body body) {
   using S = Simd<A>;
@@ -157,7 +162,7 @@ SK_INLINE void write_fours(T* y, int64_t n, bool stream, Four four, Body body) {
                     [&](auto at, int64_t k) __attribute__((always_inline)) { return body(at, i + k); });
 }
 
-/// The least lane; reduce_max is what instruction sets have.
+/// The smallest lane. Instruction sets provide reduce_max only.
 template <class A>
 SK_INLINE A reduce_min(const typename Simd<A>::Reg& v) {
   using S = Simd<A>;
@@ -173,7 +178,7 @@ class Accumulators {
   explicit SK_INLINE Accumulators(A start = 0) {
     for (Reg& v : v_) v = S::broadcast(start);
   }
-  // GCC gives the members that it makes itself no target instruction set: no implicit copies.
+  // GCC compiles implicitly defined members without the target instruction set: no implicit copies.
   SK_INLINE void set(const Accumulators& other) {
     for (int k = 0; k < 4; ++k) v_[k] = other.v_[k];
   }
@@ -195,8 +200,8 @@ class Accumulators {
   SK_INLINE void add_product(Slot<K>, const Reg& a, const Reg& b) {
     v_[K] = S::fma(a, b, v_[K]);
   }
-  // The accumulator is the second operand, which max and min return for a NaN: NaNs are left out here and
-  // found again by exp(NaN - m).
+  // The accumulator is the second operand, which max and min return if one of them is NaN: NaNs are left out
+  // here. exp(NaN - m) finds them again.
   template <int K>
   SK_INLINE void take_max(Slot<K>, const Reg& v) {
     v_[K] = S::max(v, v_[K]);
@@ -205,7 +210,7 @@ class Accumulators {
   SK_INLINE void take_min(Slot<K>, const Reg& v) {
     v_[K] = S::min(v, v_[K]);
   }
-  // The four accumulators as one, lane by lane: for rows that lie in lanes.
+  // The four accumulators combined into one, lane by lane.
   SK_INLINE Reg lane_sum() const { return S::add(S::add(v_[0], v_[1]), S::add(v_[2], v_[3])); }
   SK_INLINE Reg lane_max() const { return S::max(S::max(v_[0], v_[1]), S::max(v_[2], v_[3])); }
   SK_INLINE Reg lane_min() const { return S::min(S::min(v_[0], v_[1]), S::min(v_[2], v_[3])); }
@@ -217,15 +222,15 @@ class Accumulators {
   Reg v_[4];
 };
 
-/// body(start, n) for the blocks of a row.
+/// Calls body(start, n) for each block of a row.
 template <class A, class Body>
 SK_INLINE void for_each_block(int64_t n, Body body) {
   constexpr int64_t kBlock = kBlockBytes / sizeof(A);
   for (int64_t start = 0; start < n; start += kBlock) body(start, n - start < kBlock ? n - start : kBlock);
 }
 
-/// K sums over a row in blocks: body(part, slot, access, i) adds a vector's share to part[0], ..., part[K -
-/// 1], take(part) gets the sums of each block in order.
+/// Computes K sums over a row in blocks. body(part, slot, access, i) adds the share of a vector to part[0],
+/// ..., part[K - 1]. take(part) receives the sums of each block, in order.
 template <class A, int K, class Body, class Take>
 SK_INLINE void sum_blocks(int64_t n, Body body, Take take) {
   for_each_block<A>(n, [&](int64_t start, int64_t size) __attribute__((always_inline)) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of a tensor as contiguous memory: in place where the classes are contiguous, else packed in tiles
-// of rows, because neighbouring rows of a strided tensor share cache lines.
+// Rows of a tensor as contiguous memory: in place if the classes are contiguous. Strided rows are packed in
+// tiles of rows, because neighbouring rows of a strided tensor share cache lines.
 #pragma once
 
 #include "loop.h"
@@ -8,9 +8,9 @@
 namespace softkern::cpu {
 namespace {
 
-/// Hands out pieces of a call's scratch memory. Without any, it finds how many bytes of it are taken.
+/// Hands out pieces of the scratch memory of a call. Without memory, it counts the bytes that are taken.
 class Arena {
-  static constexpr uintptr_t kLine = 64, kNowhere = kLine;  // not 0, the address of what is not taken
+  static constexpr uintptr_t kLine = 64, kNowhere = kLine;  // not 0, the address of memory that is not taken
 
  public:
   Arena() : next_(kNowhere) {}
@@ -21,18 +21,18 @@ class Arena {
     next_ = aligned + static_cast<size_t>(count) * sizeof(T);
     return reinterpret_cast<T*>(aligned);
   }
-  /// Enough wherever the memory begins.
+  /// Enough for any address of the memory.
   size_t bytes() const { return next_ == kNowhere ? 0 : next_ - kNowhere + kLine - 1; }
 
  private:
   uintptr_t next_;
 };
 
-/// Whether a row's classes lie apart, so that kernels don't compute it in place.
+/// Whether the classes of a row are not contiguous: kernels do not compute such rows in place.
 constexpr bool is_strided(const Rows& rows) { return rows.data != nullptr && rows.class_stride != 1; }
-/// Whether all classes of a row have one element, as the upstream gradient of a sum over classes.
+/// Whether all classes of a row share one element, as in the upstream gradient of a sum over classes.
 constexpr bool is_spread(const Rows& rows) { return rows.data != nullptr && rows.class_stride == 0; }
-/// Whether elements are not of the compute type.
+/// Whether elements are narrower than the compute type.
 template <class T>
 constexpr bool kIsNarrow = sizeof(T) < sizeof(Compute<T>);
 
@@ -43,14 +43,14 @@ SK_INLINE T* row_at(const Rows& rows, const Shape& shape, int64_t r) {
   return base + r / shape.inner * rows.outer_stride + r % shape.inner * rows.inner_stride;
 }
 
-/// Whether vectors over rows, from the one at p on, begin at multiples of their size in every class.
+/// Whether the vectors over rows from p on are aligned to their size in every class.
 template <class T>
 SK_INLINE bool is_aligned(const T* p, const Rows& rows) {
   constexpr int64_t L = Simd<Compute<T>>::kLanes;
   return reinterpret_cast<uintptr_t>(p) % (L * sizeof(T)) == 0 && rows.class_stride % L == 0;
 }
 
-/// The first `lanes` of v; a whole vector past the caches with `stream`.
+/// Stores the first `lanes` lanes of v. With `stream`, a whole vector is written past the caches.
 template <class T>
 SK_INLINE void store_lanes(T* p, const typename Simd<Compute<T>>::Reg& v, int lanes, bool stream) {
   using S = Simd<Compute<T>>;
@@ -70,8 +70,8 @@ class Operand {
   static constexpr int L = S::kLanes, P = S::kPiece;
 
  public:
-  /// `same`: rows that this operand's may be packed over, because they are read before these are written.
-  /// `stream`: written past the caches.
+  /// `same`: an operand whose tile this one may reuse, because its rows are read before these are written.
+  /// `stream`: the rows are written past the caches.
   Operand(const Rows& rows, const Shape& shape, const Range& range, Arena& arena,
           const Operand* same = nullptr, bool stream = false)
       : rows_(rows), shape_(shape), pitch_(row_pitch(shape.classes)), stream_(stream) {
@@ -85,18 +85,18 @@ class Operand {
   }
 
   bool given() const { return rows_.data != nullptr; }
-  /// Whether rows are to be written past the caches, in place; packed ones go there from their tile.
+  /// Whether kernels write the rows past the caches, in place. flush() does this for packed rows.
   bool streamed() const { return stream_ && !is_strided(rows_); }
 
-  /// Row r; after stage(first, count) for a tile that holds it.
+  /// Row r, in place or in the tile that begins with row `first`. Rows that are read must be staged before.
   T* row(int64_t r, int64_t first) const { return is_strided(rows_) ? tile_ + (r - first) * pitch_ : at(r); }
 
-  /// The row after r, for which something can be done ahead of its time; null where there is none in place.
+  /// The row after r, for work ahead of time; null if there is none, or if rows are packed.
   const T* next(int64_t r, int64_t end) const {
     return is_strided(rows_) || r + 1 >= end ? nullptr : at(r + 1);
   }
 
-  /// Fetch rows first..first+count-1 for reading.
+  /// Packs rows first..first+count-1 for reading, if they are strided.
   SK_CALL void stage(int64_t first, int64_t count) const {
     if (!is_strided(rows_)) return;
     if (is_spread(rows_)) {
@@ -114,7 +114,7 @@ class Operand {
     const T* base = at(first);
     for (int64_t c = 0; c < shape_.classes; c += P) {
       const T* p[P];
-      // Behind the last class, it is packed again: a packed row ends with more than a piece of free space.
+      // The last piece repeats the last class: a packed row ends with more free space than a piece needs.
       for (int k = 0; k < P; ++k) {
         p[k] = base + (c + k < shape_.classes ? c + k : shape_.classes - 1) * rows_.class_stride;
       }
@@ -133,7 +133,7 @@ class Operand {
     }
   }
 
-  /// Put written rows where they belong.
+  /// Copies packed rows from the tile to the tensor, after they were written.
   SK_CALL void flush(int64_t first, int64_t count) const {
     if (!is_strided(rows_)) return;
     if (!has_adjacent_rows()) {
@@ -163,13 +163,14 @@ class Operand {
   static constexpr int64_t kAhead = 32;  // classes
 
   T* at(int64_t r) const { return row_at<T>(rows_, shape_, r); }
-  /// Whether neighbouring rows of a tile are one element apart, so that vectors run over rows: for_each_tile
-  /// keeps tiles within a slice where there are enough of them.
+  /// Whether neighbouring rows of a tile are one element apart, so that vectors run over rows. for_each_tile
+  /// keeps tiles within a slice if slices have enough rows.
   bool has_adjacent_rows() const {
     return shape_.inner == 1 ? rows_.outer_stride == 1
                              : rows_.inner_stride == 1 && shape_.inner >= kLeastSliceRows;
   }
-  /// As the upstream gradient of a sum over everything: one row serves for all.
+  /// Whether all rows are one element, as in the upstream gradient of a sum over everything: one packed row
+  /// serves for all.
   bool is_one_element() const {
     return rows_.class_stride == 0 && rows_.inner_stride == 0 && rows_.outer_stride == 0;
   }
@@ -191,7 +192,7 @@ class Operand {
   T* tile_ = nullptr;
 };
 
-/// body(first, count) for the tiles of a range.
+/// Calls body(first, count) for each tile of a range.
 template <class T, class Body>
 SK_INLINE void for_each_tile(const Shape& shape, const Range& range, Body body) {
   const bool slices = shape.inner >= kLeastSliceRows;
@@ -205,7 +206,8 @@ SK_INLINE void for_each_tile(const Shape& shape, const Range& range, Body body) 
   }
 }
 
-/// The row's memory for exp in the compute type: scratch where there is some, else the output row.
+/// Memory for the exponentials of a row in the compute type: scratch memory if there is any, else the output
+/// row.
 template <class A>
 SK_INLINE A* compute_row(A* output, A* scratch) {
   return scratch != nullptr ? scratch : output;
@@ -215,8 +217,8 @@ SK_INLINE A* compute_row(T*, A* scratch) {
   return scratch;
 }
 
-/// finish(r, begin(r)) for the rows [first, first + count), and in this order. With `lag`, a row is finished
-/// when the next has begun.
+/// Calls finish(r, begin(r)) for the rows [first, first + count), in this order. With `lag`, a row is
+/// finished after the next one has begun.
 template <class Begin, class Finish>
 SK_INLINE void for_each_row(int64_t first, int64_t count, bool lag, Begin begin, Finish finish) {
   const int64_t end = first + count;
@@ -233,15 +235,15 @@ SK_INLINE void for_each_row(int64_t first, int64_t count, bool lag, Begin begin,
   finish(end - 1, begun);
 }
 
-/// Memory of rows for exp in the compute type: scratch, where the types differ and for an output that is
-/// written once and past the caches; else the output row.
+/// Memory for the exponentials of rows in the compute type: scratch memory if the types differ, or if the
+/// output is written only once and past the caches; else the output row.
 template <class T>
 class ComputeRows {
   using A = Compute<T>;
 
  public:
   ComputeRows() = default;
-  /// `lag`: of for_each_row.
+  /// `lag`: that of for_each_row.
   ComputeRows(Arena& arena, int64_t classes, bool stream, bool lag) : pitch_(row_pitch(classes)), lag_(lag) {
     if (stream || kIsNarrow<T>) scratch_ = arena.take<A>((lag ? 2 : 1) * pitch_);
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row that threads share, because there are fewer rows than threads: each computes whole blocks, and the
-// blocks' sums, kept apart until all are there, are added up in the order of a row of one thread.
+// A row that threads share, because there are fewer rows than threads. Each thread computes whole blocks. The
+// sums of the blocks are stored separately, and are added up when all are there, in the order of one thread.
 #pragma once
 
 #include "operand.h"
@@ -9,8 +9,8 @@
 namespace softkern::cpu {
 namespace {
 
-/// What a kernel keeps of a row that threads share beside its range and a sum: two sums of masses; its terms,
-/// in the compute type.
+/// The data that a kernel keeps of a shared row in addition to its range and a sum. masses: two sums of
+/// masses. terms: its terms, in the compute type.
 struct SharedParts {
   bool masses, terms;
 };
@@ -40,11 +40,11 @@ class SharedRow {
   int64_t size() const { return chunk_.end - chunk_.begin; }
   bool first() const { return chunk_.index == 0; }
   bool holds(int64_t c) const { return c >= chunk_.begin && c < chunk_.end; }
-  /// Of the whole row.
+  /// Memory of the whole row, not of a chunk: for its terms, and for the logit of the hot class.
   A* scratch() const { return scratch_; }
   A& hot_x() const { return *hot_x_; }
 
-  // What this chunk leaves for the others.
+  // The results of this chunk, for the others.
   void set_range(const RowRange<A>& range) const { ranges_[chunk_.index] = range; }
   template <class T>
   void find_range(const T* x) const {
@@ -56,11 +56,11 @@ class SharedRow {
     ties_[chunk_.index] = sum_exp_within<A>(range(), x + begin(), e == nullptr ? e : e + begin(), size(),
                                             nothing, store_sums());
   }
-  /// Take the sums of this chunk's blocks.
+  /// These store the sums of the blocks of this chunk.
   Store<1> store_sums() const { return {sums_ + chunk_.begin / kBlock}; }
   Store<2> store_mass() const { return {mass_ + 2 * (chunk_.begin / kBlock)}; }
 
-  // What all chunks found.
+  // The results of all chunks.
   RowRange<A> range() const {
     RowRange<A> all = ranges_[0];
     for (int i = 1; i < chunk_.count; ++i) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The statistics of a row (common/stats.h), m = max_c x_c and d = sum_c exp(x_c - m), without the two
-// roundings that usually go into them:
+// rounding errors of the usual computation:
 //
 // 1. x - m is rounded, and exp turns its absolute error into a relative one: 64 ulp at x - m = -80. Here the
-//    terms are e_c = exp(x_c) 2^-N with N = round(m / ln 2). The power of two costs nothing, and two rows or
-//    parts of rows with different N are merged by powers of two, that is exactly. Where |m| >= kDirect the
+//    terms are e_c = exp(x_c) 2^-N with N = round(m / ln 2). The power of two costs nothing. Two rows or
+//    parts of rows with different N are merged by powers of two, that is, exactly. If |m| >= kDirect, the
 //    logits are so coarse that x - m is exact for every term that counts: they are shifted by m first.
-// 2. d = 1 + small, and the loss log d of a confident row vanishes, with it 1 - p. Here the terms of the
-//    maximum are counted, not added: d = ties + rest / top.
+// 2. In a confident row, d = 1 + small is rounded to 1: the loss log d vanishes, and so does 1 - p. Here the
+//    terms of the maximum are counted, not added: d = ties + rest / top.
 #pragma once
 
 #include "../../common/exp.h"
@@ -20,7 +20,7 @@
 namespace softkern::cpu {
 namespace {
 
-/// q becomes log(1 + q), of n numbers, in double.
+/// Replaces n numbers q by log(1 + q), in double.
 SK_INLINE void log_one_plus_of(double* q, int n) {
   using S = Simd<double>;
   int i = 0;
@@ -28,8 +28,8 @@ SK_INLINE void log_one_plus_of(double* q, int n) {
   if (i < n) S::store(q + i, log_one_plus<S>(S::load(q + i, n - i, 0)), n - i);
 }
 
-/// The terms e = exp(x) 2^-N of rows with the maxima m, as vectors: one row's in all lanes, or a row a lane.
-/// kShift: some of the logits may have to be shifted.
+/// The terms e = exp(x) 2^-N of rows with the maxima m, as vectors: all lanes belong to one row, or each lane
+/// to another row. kShift: the logits of some rows may have to be shifted.
 template <class A, bool kShift = true>
 class WideTerms {
   using S = Simd<A>;
@@ -44,17 +44,17 @@ class WideTerms {
     raised_ = S::sub(exp_power<S>(highest), S::broadcast(S::kBias + ExpRange<A>::kRaise));
   }
   SK_INLINE Reg of(const Reg& x) const {
-    // The logit is max's second operand: a NaN stays.
+    // The logit is the second operand of max, which max returns for a NaN.
     return exp_shifted<S>(S::max(least_, kShift ? S::sub(x, from_) : x), raised_);
   }
   template <class W>
   SK_INLINE typename W::Reg in_step(const typename W::Reg& x) const {
     return exp_shifted<W>(W::max(W::all(least_), kShift ? W::sub(x, W::all(from_)) : x), W::all(raised_));
   }
-  /// Whether the terms of four vectors are all 0, as those of classes that are masked together.
+  /// Whether all terms of four vectors are 0, as for neighbouring masked classes.
   SK_INLINE bool vanish(const Reg (&x)[4]) const {
     if (kShift) return false;
-    // One by one: a maximum of several could leave out a NaN.
+    // One comparison for each vector: the maximum of several vectors could leave out a NaN.
     return S::all_at_least(least_, x[0]) && S::all_at_least(least_, x[1]) && S::all_at_least(least_, x[2]) &&
            S::all_at_least(least_, x[3]);
   }
@@ -63,7 +63,7 @@ class WideTerms {
   Reg from_, least_, raised_;
 };
 
-/// Of rows whose logits are not shifted: nearly all.
+/// For rows whose logits are not shifted: nearly all rows.
 template <class A>
 using DirectTerms = WideTerms<A, false>;
 
@@ -73,7 +73,7 @@ SK_INLINE bool are_direct(const typename Simd<A>::Reg& m) {
   return S::all_at_least(S::broadcast(kDirect - 1), S::max(m, S::sub(S::broadcast(0), m)));
 }
 
-/// The same bits for rows whose terms are normal numbers, too: all that have no masked classes.
+/// The same bits, for rows whose terms are also normal numbers: all rows without masked classes.
 template <class A>
 class NormalTerms {
   using S = Simd<A>;
@@ -113,12 +113,12 @@ SK_INLINE void four_terms(const Terms& terms, const typename S::Reg (&x)[4], typ
   }
 }
 
-/// d is made in double of sums in the compute type.
+/// d is computed in double, from sums in the compute type.
 template <class A>
 struct RowStats {
   A m;
-  A top;   // e of the maximum; NaN if that is infinite: inf - inf makes the whole row NaN, as in torch
-  A ties;  // how many classes have it
+  A top;   // e of the maximum; NaN if the maximum is infinite: inf - inf makes the whole row NaN, as in torch
+  A ties;  // number of classes with the maximum
   A rest;  // sum of e over the other classes
 
   /// e_c / sum() = exp(x_c - m) / d.
@@ -135,18 +135,18 @@ struct RowRange {
 
 template <class A>
 SK_INLINE RowRange<A> make_range(const typename Simd<A>::Reg& least, const typename Simd<A>::Reg& most) {
-  // Whether the maximum of a row of zeros is -0 or +0 would depend on their order.
+  // Adding +0 turns a maximum of -0 into +0: its sign would depend on the order of the zeros in a row.
   return {reduce_min<A>(least), Simd<A>::reduce_max(most) + A(0)};
 }
 
-/// What is done about rows that follow while a row's terms are summed.
+/// Work on the next rows that is done while the terms of a row are summed.
 template <class T>
 class Following {
   using A = Compute<T>;
   using S = Simd<A>;
 
  public:
-  /// `fetched` comes into the cache, memory of the process or not. The range of `ranged` is found, which
+  /// `fetched` is prefetched, and need not be memory of the process. The range of `ranged` is found, which
   /// costs little beside exponentials and much by itself. Either may be null.
   SK_INLINE Following(const T* fetched, const T* ranged)
       : fetched_(fetched),
@@ -183,7 +183,7 @@ class Following {
   typename S::Reg most_, least_;
 };
 
-/// 1 max. NaNs are left out.
+/// Step 1 (max). NaNs are left out.
 template <class A, class T>
 SK_CALL RowRange<A> row_range(const T* x, int64_t n) {
   const A inf = __builtin_inf();
@@ -201,8 +201,8 @@ SK_CALL RowRange<A> row_range(const T* x, int64_t n) {
   return make_range<A>(least.lane_min(), most.lane_max());
 }
 
-/// 2 sum-exp of a row or of whole blocks of it, given the row's m: returns the ties, and take gets the sums
-/// of the rest. e, where given, receives the terms; it may be the row itself.
+/// Step 2 (sum-exp) of a row or of whole blocks of it, given the maximum m of the row. Returns the ties, and
+/// passes the sums of the rest to `take`. If e is not null, it receives the terms; it may be the row itself.
 template <class Terms, class A, class T, class Take>
 SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most, Take take) {
   using S = Simd<A>;
@@ -210,8 +210,8 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most
   const auto m = S::broadcast(most);
   const auto one = S::broadcast(1);
   const Terms terms(m);
-  const WideTerms<A> tail_terms(m);  // of a vector filled up with -inf
-  // Counts are exact in any order: one accumulator, which leaves registers to the others.
+  const WideTerms<A> tail_terms(m);  // for a partial vector, filled up with -inf
+  // Counts are exact in any order: a single accumulator leaves registers for the others.
   auto ties = S::broadcast(0);
   for_each_block<A>(n, [&](int64_t start, int64_t size) __attribute__((always_inline)) {
     Accumulators<A> part;
@@ -232,8 +232,9 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most
         return;
       }
       four_terms<S>(terms, v, t);
-      // One comparison for four vectors, hardly any of which has the maximum: comparisons wait for the units
-      // that multiply. If a NaN hides a maximum here, all that is made of these sums is NaN.
+      // One comparison serves four vectors, since few vectors have the maximum, and comparisons compete with
+      // multiplications for execution units. If a NaN hides a maximum here, all results of these sums are
+      // NaN.
       if (__builtin_expect(S::any_equal(S::max(S::max(v[0], v[1]), S::max(v[2], v[3])), m), 0)) {
         add(Slot<0>{}, v[0], t[0]);
         add(Slot<1>{}, v[1], t[1]);
@@ -265,7 +266,7 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most
   return S::reduce_add(ties);
 }
 
-/// The same with the shortest exp that the row's range allows.
+/// The same, with the shortest exp that the range of the row allows.
 template <class A, class T, class Take>
 SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, Following<T>& following,
                            Take take) {
@@ -286,16 +287,16 @@ SK_INLINE RowStats<A> make_stats(A m, A ties, A rest) {
   return {m, top[0], ties, rest};
 }
 
-/// The statistics of two parts of a row together, in any order, with the same bits in both orders. An empty
-/// part, make_stats(-inf, 0, 0), and one of masked classes alone change nothing; a NaN or an infinite logit
-/// in either makes d NaN.
+/// Merges the statistics of two parts of a row. Both orders give the same bits. An empty part,
+/// make_stats(-inf, 0, 0), and a part of masked classes alone change nothing. A NaN or an infinite logit in
+/// either part makes d NaN.
 ///
-/// More parts are merged two by two. A balanced tree of up to 64 is as exact as the row in one part: d
-/// within 2.5 ulp, log d within 4.5. One part after the other, each of the merges adds its roundings: within
-/// 6 and 8 ulp. Another tree gives other bits, so the tree has to be fixed where they matter. In double there
-/// is a limit to how small d - 1 is told apart: where one part's maximum is below kDirect and the other's is
-/// above, by more than 376, the first part's terms may come out larger than they are, up to e^-376.
-/// tests/native/merge.cpp measures all this.
+/// More parts are merged in pairs. A balanced tree of up to 64 parts is as exact as the row in one part: d
+/// within 2.5 ulp, log d within 4.5 ulp. If the parts are merged one after the other, each merge adds its
+/// rounding errors: d within 6 ulp, log d within 8 ulp. Another tree gives other bits, so the tree has to be
+/// fixed where bits matter. In double, very small values of d - 1 can't be told apart: if the maximum of
+/// one part is below kDirect and the maximum of the other is above, by more than 376, the terms of the first
+/// part may come out too large, up to e^-376. tests/native/merge.cpp measures all this.
 template <class A>
 SK_CALL RowStats<A> merge(const RowStats<A>& a, const RowStats<A>& b) {
   using S = Simd<A>;
@@ -308,7 +309,7 @@ SK_CALL RowStats<A> merge(const RowStats<A>& a, const RowStats<A>& b) {
   return {larger.m, larger.top, ties[0] + ties[1], rest[0] + rest[1]};
 }
 
-/// 2 sum-exp, after the range, which becomes that of `ranged`.
+/// Step 2 (sum-exp). `range` is the range of this row, and becomes the range of `ranged`.
 template <class A, class T>
 SK_CALL RowStats<A> row_stats(const T* x, A* e, int64_t n, const T* fetched, const T* ranged,
                               RowRange<A>& range) {
@@ -322,18 +323,18 @@ SK_CALL RowStats<A> row_stats(const T* x, A* e, int64_t n, const T* fetched, con
   return make_stats<A>(m, ties, all.sums().of[0]);
 }
 
-/// 1 max and 2 sum-exp of one row after the other.
+/// Steps 1 (max) and 2 (sum-exp) of one row after the other.
 template <class T>
 class RowWalk {
   using A = Compute<T>;
-  // Rows whose ranges are found while others are summed are short: what is to be fetched begins behind them.
-  // Longer ones are fetched whole.
+  // If rows lag, the next row is read for its range during the sums of this one, so the prefetch begins this
+  // many elements past its start. Longer rows are prefetched from the start.
   static constexpr int64_t kAhead = 4096 / sizeof(T);
 
  public:
   explicit RowWalk(int64_t classes) : classes_(classes), lag_(lags(classes, sizeof(T))) {}
-  /// Of the row at x. Where rows lag, its range is known if it was the last one's `next`, which is a row in
-  /// place: no other will come to lie there.
+  /// The range of the row at x. If rows lag and this row was `next` of the last row, the range is known.
+  /// `next` is a row in place: no other row can have its address.
   SK_INLINE RowRange<A> range(const T* x) const { return x == known_ ? range_ : row_range<A>(x, classes_); }
   SK_INLINE RowStats<A> stats(const T* x, A* e, const T* next, const RowRange<A>& range) {
     range_ = range;

@@ -92,7 +92,7 @@ struct Simd<float> {
   static SK_INLINE Reg min(Reg a, Reg b) {
     return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
   }
-  // Adding the 0 that the mask leaves is adding nothing: sums start at +0 and never are -0.
+  // Masked lanes add +0, which changes nothing: sums start at +0 and are never -0.
   static SK_INLINE Reg add_if_equal(Reg s, Reg v, Reg a, Reg b) {
     return add(s, {_mm256_and_ps(_mm256_cmp_ps(a.low, b.low, _CMP_EQ_OQ), v.low),
                    _mm256_and_ps(_mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ), v.high)});
@@ -191,11 +191,11 @@ struct Simd<float> {
     const __m256i pairs = _mm256_packus_epi32(to_bfloat16(v.low), to_bfloat16(v.high));
     return _mm256_permute4x64_epi64(pairs, 0xd8);
   }
-  // A 0 is multiplied without delay, whatever the other lanes hold.
+  // Small numbers become 0 first: the multiplication of a 0 is never slow, whatever the other lanes hold.
   static SK_INLINE __m256 mul_at_least(__m256 a, __m256 b, __m256 least) {
     return _mm256_mul_ps(_mm256_and_ps(_mm256_cmp_ps(a, least, _CMP_NLT_UQ), a), b);
   }
-  // The integers stand in the low bits of t and s.
+  // The low bits of t and s hold the integers.
   static SK_INLINE __m256 scale(__m256 v, __m256 t, __m256 s) {
     const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_castps_si256(s));
     return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(n, 23)));
@@ -216,7 +216,7 @@ struct Simd<float> {
   static SK_INLINE __m256 halves(const Half* low, const Half* high) {
     return _mm256_cvtph_ps(load_words(low, high));
   }
-  // The words of both, in the order of store_words.
+  // The words of `low` and `high`, in the order of store_words.
   static SK_INLINE void narrow(const BFloat16*, __m256 low, __m256 high, __m128i (&w)[2]) {
     const __m256i pairs = _mm256_packus_epi32(to_bfloat16(low), to_bfloat16(high));
     const __m128i a = _mm256_castsi256_si128(pairs), b = _mm256_extracti128_si256(pairs, 1);
@@ -227,7 +227,7 @@ struct Simd<float> {
     w[0] = _mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT);
     w[1] = _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT);
   }
-  // 4 x 4 in both halves.
+  // Transposes 4 x 4 numbers in each half.
   static SK_INLINE void transpose(__m256 (&r)[4]) {
     const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
     const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
@@ -288,7 +288,7 @@ struct Simd<double> {
   static SK_INLINE Reg min(Reg a, Reg b) {
     return {_mm256_min_pd(a.low, b.low), _mm256_min_pd(a.high, b.high)};
   }
-  // Adding the 0 that the mask leaves is adding nothing: sums start at +0 and never are -0.
+  // Masked lanes add +0, which changes nothing: sums start at +0 and are never -0.
   static SK_INLINE Reg add_if_equal(Reg s, Reg v, Reg a, Reg b) {
     return add(s, {_mm256_and_pd(_mm256_cmp_pd(a.low, b.low, _CMP_EQ_OQ), v.low),
                    _mm256_and_pd(_mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ), v.high)});
@@ -368,7 +368,8 @@ struct Simd<double> {
   static SK_INLINE __m256d split(__m256d u, __m256d& k) {
     const __m256i half_root = _mm256_set1_epi64x(LogConstants<double>::kHalfRoot);
     const __m256i above = _mm256_sub_epi64(_mm256_castpd_si256(u), half_root);
-    // AVX2 shifts no 64-bit numbers arithmetically and converts none: k is in the upper halves.
+    // AVX2 has no arithmetic shift of 64-bit integers and does not convert them: k is computed from the upper
+    // halves.
     const __m256i upper = _mm256_permutevar8x32_epi32(above, _mm256_setr_epi32(1, 3, 5, 7, 1, 3, 5, 7));
     k = _mm256_cvtepi32_pd(_mm_srai_epi32(_mm256_castsi256_si128(upper), 20));
     const __m256i mantissa = _mm256_and_si256(above, _mm256_set1_epi64x(0xfffffffffffff));

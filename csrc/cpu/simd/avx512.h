@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 F, BW, DQ, VL: one zmm register; masks for tails.
+// AVX-512 F, BW, DQ, VL: one zmm register holds the lanes; tails use masks.
 #pragma once
 
 #include "../../common/log_constants.h"
@@ -8,7 +8,7 @@
 namespace softkern::cpu {
 namespace {
 
-/// Quarters of a and b in turn, from the first and from the third on.
+/// Alternate quarters of a and b: first_quarters takes the first two of each, last_quarters the last two.
 SK_INLINE __m512d first_quarters(__m512d a, __m512d b) {
   return _mm512_permutex2var_pd(a, _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), b);
 }
@@ -76,7 +76,7 @@ struct Simd<float> {
   static SK_INLINE Reg mul_at_least(Reg a, Reg b, Reg least) {
     return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(a, least, _CMP_NLT_UQ), a, b);
   }
-  // The integers stand in the low bits of t and s.
+  // The low bits of t and s hold the integers.
   static SK_INLINE Reg scale(Reg v, Reg t, Reg s) {
     const __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(s));
     return _mm512_mul_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(n, 23)));
@@ -165,7 +165,7 @@ struct Simd<float> {
     return widen(a, _mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)),
                                      _mm_loadu_si128(reinterpret_cast<const __m128i*>(a))));
   }
-  // Rows from first on: four lower halves, four upper ones.
+  // Stores eight rows from `first` on: the four lower halves, then the four upper halves.
   template <class Row>
   static SK_INLINE void store_halves(Row row, int first, const Reg (&r)[4]) {
     if constexpr (sizeof(*row(0)) < sizeof(float)) {
@@ -186,7 +186,7 @@ struct Simd<float> {
   static SK_INLINE Reg quarters(const T* a, const T* b, const T* c, const T* d) {
     return widen(a, _mm256_set_m128i(load_words(c, d), load_words(a, b)));
   }
-  // 4 x 4 in all quarters.
+  // Transposes 4 x 4 numbers in each quarter.
   static SK_INLINE void transpose(Reg (&r)[4]) {
     const Reg a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
     const Reg c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
@@ -196,7 +196,7 @@ struct Simd<float> {
     r[3] = _mm512_shuffle_ps(b, d, 0xee);
   }
   static SK_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
-  // 16-bit elements of the type that the pointer tells.
+  // Converts 16-bit elements; the pointer only selects their type.
   static SK_INLINE Reg widen(const Half*, __m256i bits) { return _mm512_cvtph_ps(bits); }
   static SK_INLINE Reg widen(const BFloat16*, __m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -330,7 +330,7 @@ struct Simd<double> {
   static SK_INLINE Reg halves(const double* a, const double* b) {
     return _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(a)), _mm256_loadu_pd(b), 1);
   }
-  // 2 x 2 in all quarters.
+  // Transposes 2 x 2 numbers in each quarter.
   static SK_INLINE void transpose(Reg (&r)[2]) {
     const Reg low = _mm512_unpacklo_pd(r[0], r[1]);
     r[1] = _mm512_unpackhi_pd(r[0], r[1]);

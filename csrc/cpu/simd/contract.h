@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every ISA file in this folder provides; copy this list to add one.
+// The members that every ISA file in this folder provides.
 //
 //   template <> struct Simd<float>   16 lanes      template <> struct Simd<double>   8 lanes
 //
 // The lane counts are those of the widest ISA on purpose: narrower ISAs use several registers. All
 // reductions are defined over these lanes, so that every ISA adds the same numbers in the same order.
 //
-//   Number, Reg          what a lane is, kLanes of them
-//   kInStep              how many registers' exponentials are computed in step (in_step.h): as many as there
-//                        are registers for
+//   Number, Reg          the type of a lane; a register of kLanes lanes
+//   kInStep              number of registers whose exponentials are computed in step (in_step.h): as many
+//                        as the ISA has space for
 //   broadcast(a)         a in all lanes, -0 included
 //   load(p)              kLanes elements at p, in the compute type; p need not be aligned
 //   load(p, n, fill)     elements 0..n-1, 0 < n < kLanes; fill in the other lanes
 //   store(p, v)          rounded to nearest, ties to even; NaN stays NaN
 //   store(p, v, n)       lanes 0..n-1
-//   stream(p, v)         store, past the caches if the ISA can; p is aligned to all that is stored
-//   fence()              what was streamed is written before what is stored after it (in Simd<float>)
+//   stream(p, v)         store, past the caches if the ISA can; p is aligned to the size of the stored vector
+//   fence()              streamed vectors are written before later stores (in Simd<float>)
 //   add, sub, mul, div   IEEE
 //   fma(a, b, c)         a * b + c, rounded once
 //   max(a, b), min(a, b) b where either is NaN, b where they are equal (what vmaxps does)
@@ -25,17 +25,17 @@
 //   if_less(a, b, x, y)           x in the lanes where a < b, y elsewhere
 //   all_at_least(a, b)            whether a >= b in every lane: false if there is a NaN
 //   any_equal(a, b)      whether a == b in any lane
-//   mul_at_least(a, b, least)     a * b where a >= least or a is NaN; else +0, with nothing multiplied there
-//   scale(v, t, s)       v * 2^(t - s - kBias), for t and s that are integers plus the same power of two with
-//                        a last bit of 1; 0 < t - s <= 2 kBias = 254 (2046 in double); rounded once; NaN kept
-//   split(u, k)          the f of u = 2^k f, sqrt(1/2) <= f < sqrt(2), for a positive normal u
+//   mul_at_least(a, b, least)     a * b where a >= least or a is NaN; else +0; no product underflows there
+//   scale(v, t, s)       v * 2^(t - s - kBias); t and s are integers plus the same number, kRounder, where an
+//                        ulp is 1; 0 < t - s <= 2 kBias = 254 (2046 in double); rounded once; NaN kept
+//   split(u, k)          f, and sets k, with u = 2^k f and sqrt(1/2) <= f < sqrt(2), for a positive normal u
 //   load_columns(row, v) lane l of v[c] is row(l)[c], c < kPiece = 16 / sizeof(A), in the compute type
 //   store_columns(row, v)         the opposite, row(0) first and row(kLanes - 1) last
-//   kWidePiece           kPiece, or 2 kPiece where load_columns and store_columns take as many columns, too
-//   reduce_add(v)        lane l + lane l + k/2 for k = kLanes, kLanes/2, ..., 2
+//   kWidePiece           2 kPiece if load_columns and store_columns also take that many columns, else kPiece
+//   reduce_add(v)        adds lane l + k/2 to lane l, for k = kLanes, kLanes/2, ..., 2
 //   reduce_max(v)        the same tree
 //
-// Nothing behind p + n is touched, whether it is memory or not.
+// Nothing past p + n is read or written: it may not be memory of the process.
 // load and store take float, BFloat16 and Half in Simd<float>, double in Simd<double>.
 #pragma once
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// K registers of an ISA as one: the steps of several vectors' exponentials alternate. One after the other,
-// each a chain of fourteen operations that wait for the one before, they would fill the processor's
-// schedulers with what can't run yet.
+// K registers of an ISA as one, so that the steps of the exponentials of several vectors alternate. Each
+// exponential is a chain of fourteen operations that wait for each other. Chains that follow each other would
+// fill the schedulers of the processor with operations that can't run yet.
 #pragma once
 
 #include "../../common/inline.h"
@@ -14,7 +14,7 @@ struct InStep {
   using Number = typename S::Number;
   using One = typename S::Reg;
   static constexpr int kBias = S::kBias;
-  /// Copied one by one, as Pair is.
+  /// The registers are copied one by one, as in Pair.
   struct Reg {
     One of[K];
     Reg() = default;

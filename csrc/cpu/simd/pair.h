@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two registers of an ISA that needs two for the lanes. Copied one by one: left to itself, GCC 12 copies a
+// Two registers, for an ISA that needs two for the lanes. They are copied one by one: GCC 12 would copy the
 // pair as an aggregate, through memory and general registers, which made rows of few classes twice as slow.
 #pragma once
 
 namespace softkern::cpu {
 namespace {
 
-/// Vectors are named by the struct that has them as `type`: as template arguments they would lose attributes.
+/// `Vector` is a struct that has the vector as its member `type`: as a template argument, a vector would lose
+/// its attributes.
 template <class Vector>
 struct Pair {
   typename Vector::type low, high;

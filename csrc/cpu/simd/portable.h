@@ -6,8 +6,8 @@
 #include "../../common/log_constants.h"
 #include "contract.h"
 
-// exp is long where there is no fused multiply-add; inlined at every unrolled step it would take half a
-// minute to compile. A call for 16 numbers costs little beside the work.
+// Without a fused multiply-add, exp is long code: inlined at every unrolled step, it would take half a minute
+// to compile. A call for 16 numbers costs little beside the work.
 #define SOFTKERN_EXP SK_CALL
 
 namespace softkern::cpu {
@@ -41,8 +41,8 @@ SK_INLINE Float4 fused(Float4 a, Float4 b, Float4 c) {
   return c;
 }
 #else
-// Without the instruction, fmaf is a library call an element. In double the product is exact and the sum
-// is rounded to odd, after which the rounding to float is the only one that counts (Boldo & Melquiond, 2008).
+// Without the instruction, fmaf is a library call for each element. In double, the product is exact and the
+// sum is rounded to odd: after that, only the rounding to float counts (Boldo & Melquiond, 2008).
 SK_INLINE Double2 fused_to_odd(Double2 a, Double2 b, Double2 c) {
   const Double2 product = a * b;
   const Double2 sum = product + c;
@@ -167,7 +167,7 @@ struct PortableSimd {
   static SK_INLINE Reg mul_at_least(const Reg& a, const Reg& b, const Reg& least) {
     return map([](Vec x, Vec y, Vec l) { return (x < l ? Vec{} : x) * y; }, a, b, least);
   }
-  // The integers stand in the low bits of t and s. Unsigned: those of a NaN are any.
+  // The low bits of t and s hold the integers. The type is unsigned because a NaN may leave any bits there.
   static SK_INLINE Reg scale(const Reg& v, const Reg& t, const Reg& s) {
     return map([](Vec x, Vec i, Vec j) { return x * (Vec)(((Bits)i - (Bits)j) << P::kMantissaBits); }, v, t,
                s);
