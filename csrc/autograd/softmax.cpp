@@ -22,7 +22,8 @@ Tensor forward_autograd(const Tensor& self, int64_t dim) {
   return output;
 }
 
-/// Registered at the keys of devices. Inference tensors skip autograd, so this checks them too.
+/// Registered at the keys of devices. Inference tensors skip autograd and its checks, so they are checked
+/// here.
 template <class Op>
 Tensor forward_on_device(const Tensor& self, int64_t dim) {
   return takes_tensor(self) ? Op::forward.route(self, dim) : Op::composite(self, dim);

@@ -42,7 +42,7 @@ struct Call {
   Rows grad;
 };
 
-/// The part of a row's target mass that every class may have.
+/// The part of a row's target mass that is spread over the classes.
 template <class T>
 struct SpreadMass {
   using A = Compute<T>;

@@ -12,7 +12,8 @@ std::string why_not(int device);
 /// Whether the device supports clusters of blocks.
 bool has_clusters(int device);
 
-/// Whether code for some architectures ("8.0;9.0;12.0+PTX") runs on a device of this compute capability.
+/// Whether code that was compiled for a list of architectures ("8.0;9.0;12.0+PTX") runs on a device of this
+/// compute capability.
 bool runs_on(const char* architectures, int major, int minor);
 
 }  // namespace softkern::cuda

@@ -19,7 +19,8 @@ template <>
 struct Format<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23, kBias = 127;
-  // Powers of two down to 2^-(kBias + kDown) are applied in two steps, the second of which is 2^-kDown.
+  // Powers of two down to 2^-(kBias + kDown) are applied in two steps; the second step multiplies by
+  // 2^-kDown.
   static constexpr int kDown = 64;
   static constexpr float kDownPower = 0x1p-64f;
 };

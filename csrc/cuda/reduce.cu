@@ -23,7 +23,7 @@ int64_t parts_of(int64_t rows) {
 struct Part {
   int64_t first, end;
 
-  /// Calls f(at(r)) for each row r. If there is no such row, f gets `none`.
+  /// Calls f(at(r)) for each row r of the part, and f(none) after its end.
   template <class At, class Found, class F>
   SK_INLINE void each(At at, Found none, F f) const {
     for (int64_t r = first; r < end; r += kRowsAlone) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // For few classes: one thread per row, so that work per row is done once. The rows of a block are moved to
-// shared memory, and back, in whole cache lines of the tensor. There, the pitch of a row is odd, which
-// spreads a warp's rows over all banks.
+// shared memory, and back, in whole cache lines of the tensor. In shared memory the pitch of a row is odd,
+// which spreads a warp's rows over all banks.
 #pragma once
 
 #include "row.cuh"

@@ -34,7 +34,7 @@ inline bool same_shape(const at::Tensor& a, const at::Tensor& b) {
   return a.dim() == b.dim() && TORCH_GUARD_OR_FALSE(c10::sym_equals(a.sym_sizes(), b.sym_sizes()));
 }
 
-/// Whether one stride suffices to walk the dims before the classes, and one for the dims after them. Then the
+/// Whether one stride walks all dims before the classes, and another one all dims after them. Then the
 /// kernels can write gradients over the logits.
 inline bool has_simple_strides(const at::Tensor& logits) {
   if (logits.numel() == 0) return true;

@@ -30,8 +30,8 @@ inline at::ScalarType compute_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-/// The stride of a row's start over the dims before `dim`, and over those after it. Empty if one stride does
-/// not suffice for one of these groups.
+/// One stride for all dims before `dim`, and one for all dims after it. Empty if a group of dims has no
+/// single stride.
 inline std::optional<Rows> as_rows(const at::Tensor& x, int64_t dim, void* data) {
   const auto step = [&](int64_t from, int64_t to, int64_t* stride) {
     int64_t expected = -1;

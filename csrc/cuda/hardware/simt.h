@@ -8,7 +8,7 @@
 //   to tensors;
 // - reads of shared memory before it is written: it starts as NaNs;
 // - missing barriers: of two threads without a barrier between them, each is late in one of the orders
-//   (kOrders), and SIMT_ORDER names the order;
+//   (kOrders), which SIMT_ORDER selects;
 // - threads that wait for each other at different barriers, and lanes that have exited before a shuffle of
 //   their warp;
 // - accesses to shared memory of another block that may not have begun yet, or may have ended.

@@ -21,7 +21,8 @@ namespace softkern::cpu {
 
 using at::Tensor;
 
-// The number of elements from which on a second thread pays off: about 10 us of work, as in ATen.
+// The least number of elements per thread: about 10 us of work, as in ATen. For fewer, a further thread costs
+// more than it saves.
 constexpr int64_t kGrain = 32768;
 
 /// Fresh contiguous memory for a result of the shape and dtype of x.
@@ -42,8 +43,8 @@ struct Report {
   }
 };
 
-/// Into how many chunks a row is split for the threads. 1, which means no split, if there are enough rows for
-/// all threads, if a row has too few classes, or if threads have recently arrived too late (Patience::rests).
+/// The number of chunks into which a row is split. It is 1 if there are enough rows for all threads, if a row
+/// has too few classes, or if threads have recently arrived too late (Patience::rests).
 inline int chunks_of_a_row(const Layout& layout) {
   const int64_t most = layout.shape.classes / kGrain;
   uint32_t threads = 1;

@@ -25,7 +25,7 @@ constexpr bool kStopsDevice = true;
 
 class CudaKernels final : public CrossEntropyKernels {
  public:
-  /// Checks no range: the kernel of the rows stops the device if a target is out of range.
+  /// Does not check the range of targets: the kernel of the rows stops the device if one is out of range.
   Divisor check_targets(const CrossEntropyCall& call) const override {
     if (call.options.reduction != kMean) return {{1}, {1}};
     const OnDevice device(call.logits);
