@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Only a pointer inside torch's objects is written: whoever holds one, pickles it, or knows it by its
-// identity or hash (classes with __torch_function__, torch.compile, torch.fx, torch.jit) sees the one that
-// torch made.
+// Only a pointer inside torch's objects is overwritten. So code that keeps an object, pickles it, or knows it
+// by its identity or hash (classes with __torch_function__, torch.compile, torch.fx, torch.jit) still sees
+// the object that torch made.
 //
-// A method of the class also makes bound methods, which take over its PyMethodDef: the C function in that is
-// exchanged. A function's hash is made from its C function; how it is called is kept beside it.
+// For a method of the tensor class, this pointer is the C function in its PyMethodDef, which bound methods
+// use too. The hash of a function depends on its C function, so there it is the vectorcall pointer of the
+// function object.
 #include "behind.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -27,7 +28,7 @@ namespace py = pybind11;
 namespace softkern {
 namespace {
 
-/// What runs in a function's place.
+/// What runs in place of a function of torch's.
 struct Behind {
   PyObject* function = nullptr;
   PyCFunction torchs = nullptr;
@@ -35,12 +36,13 @@ struct Behind {
   PyObject* others = nullptr;
 };
 
-// Two methods, and the functions of torch and torch.special. Never given back: a call may be under way.
+// Two methods, and the functions of torch and torch.special. A place is never freed, because a call may be
+// running.
 std::array<Behind, 2> methods;
 std::array<Behind, 4> functions;
 
-/// The arguments of a call that gives these, each once, and no more. Other calls are torch's to take or
-/// refuse.
+/// The arguments of a call that passes input, dim and dtype, each at most once, and nothing else. torch takes
+/// or refuses all other calls.
 class Arguments {
  public:
   bool add(PyObject* value) { return given_ < values_.size() && set(given_++, value); }
@@ -90,7 +92,7 @@ PyObject* of_plain_tensor(const Behind& behind, const Arguments& given) {
   return THPVariable_Wrap(std::move(result));
 }
 
-/// What softkern makes of a call; nothing where torch's code is to run.
+/// softkern's result of a call, or null if torch's code has to run.
 PyObject* ours(const Behind& behind, const Arguments& given) {
   if (!given.complete() || at::impl::torch_function_mode_enabled() || makes_a_graph()) return nullptr;
   if (THPVariable_CheckExact(given.input())) return of_plain_tensor(behind, given);
@@ -121,7 +123,7 @@ PyObject* run_method(PyObject* self, PyObject* args, PyObject* kwargs) {
   return reinterpret_cast<PyCFunctionWithKeywords>(torchs)(self, args, kwargs);
 }
 
-/// By way of the type, which knows nothing of how the object says that it is called.
+/// Calls torch's code through the type's tp_call, which does not use the object's vectorcall pointer.
 PyObject* call_torchs(PyObject* function, PyObject* const* args, size_t count, PyObject* names) {
   THPObjectPtr positional(PyTuple_New(static_cast<Py_ssize_t>(count)));
   if (!positional) return nullptr;
@@ -167,7 +169,7 @@ PyMethodDef* definition(PyObject* function) {
   return PyCFunction_CheckExact(function) ? reinterpret_cast<PyCFunctionObject*>(function)->m_ml : nullptr;
 }
 
-/// The function's place, else a free one, else none.
+/// The function's place, otherwise a free one, otherwise null.
 Behind* place_of(PyObject* function) {
   const auto find = [function](auto& places) -> Behind* {
     for (Behind& behind : places) {
@@ -178,7 +180,7 @@ Behind* place_of(PyObject* function) {
   return is_method(function) ? find(methods) : find(functions);
 }
 
-/// Threads may be calling it.
+/// Writes atomically, because threads may be calling the function.
 template <typename T>
 void write(T* where, T what) {
   __atomic_store_n(where, what, __ATOMIC_RELEASE);
@@ -196,7 +198,7 @@ bool makes_a_graph() {
 
 void put_behind(PyObject* function, const std::string& op, PyObject* others) {
   PyMethodDef* def = definition(function);
-  // Others are called without a look at the pointers that are written here.
+  // Functions with other flags are called without reading the pointers that are written here.
   if (def == nullptr || (def->ml_flags & ~METH_STATIC) != (METH_VARARGS | METH_KEYWORDS)) {
     throw py::value_error("not a C function of arguments and keywords: " +
                           py::repr(function).cast<std::string>());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// softkern behind torch's C functions: what they run is changed, the objects stay.
+// Puts softkern behind torch's C functions (softkern.install): the code that they run is replaced, the Python
+// objects stay the same.
 #pragma once
 
 #include <torch/csrc/python_headers.h>
@@ -8,16 +9,16 @@
 
 namespace softkern {
 
-/// Lets `function`, a softmax of torch's that is written in C, run softkern's op of that name. What the
-/// op does not take goes to torch's code: other arguments and types, overrides, and graphs in the
-/// making. For a tensor of a type of its own `others(input, dim, dtype)` is asked first; it returns None
-/// to leave the call to torch's code. Raises ValueError if `function` is not called as expected.
+/// Makes `function`, a softmax of torch's that is written in C, run softkern's op of the name `op`. torch's
+/// code runs the calls that the op does not take: other arguments and types, overrides, and calls while a
+/// graph is being made. For a tensor of a subclass, `others(input, dim, dtype)` is called first; it returns
+/// None to leave the call to torch's code. Raises ValueError if `function` is not called as expected.
 void put_behind(PyObject* function, const std::string& op, PyObject* others);
 
-/// Lets `function` run torch's code again.
+/// Makes `function` run torch's code again.
 void take_away(PyObject* function);
 
-/// Whether a graph is being made of this thread's calls: by a tracer, or from tensors without values.
+/// Whether a graph is being made of this thread's calls, by a tracer or with tensors that have no values.
 bool makes_a_graph();
 
 }  // namespace softkern

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Python calls directly: the ops (a dispatcher call without torch.ops' Python layer), the choice of the
-// backend, and what this build is.
+// The functions that Python calls directly: the ops (a call of the dispatcher without the Python layer of
+// torch.ops), the choice of the backend, and the properties of this build.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -23,7 +23,8 @@ namespace py = pybind11;
 
 namespace {
 
-// Tracers note the op that is called here, before it can do anything about it.
+// Tracers record the op that is called here, and the op itself can't prevent this. So exports to ONNX call
+// torch's ops instead.
 
 template <class Op>
 at::Tensor softmax(const at::Tensor& input, int64_t dim) {
@@ -49,7 +50,7 @@ py::list isas() {
   return result;
 }
 
-/// Kernels name themselves by literals; names that come from Python are kept as long.
+/// The names of kernels are string literals in C++. Names from Python are kept as long as literals.
 const char* kept(const std::string& name) {
   static std::mutex mutex;
   static auto& names = *new std::unordered_set<std::string>;
@@ -58,7 +59,7 @@ const char* kept(const std::string& name) {
 }
 
 void set_triton_probe(py::function probe) {
-  // Never let go: the process may end in a thread that has no interpreter any more.
+  // Never released: the process may end in a thread without an interpreter.
   const py::handle held = probe.release();
   softkern::set_triton_probe([held](const std::string& device_type) {
     const py::gil_scoped_acquire gil;
@@ -69,7 +70,7 @@ void set_triton_probe(py::function probe) {
 bool exports_to_onnx() {
   const py::gil_scoped_acquire gil;
   const py::dict modules = py::module_::import("sys").attr("modules");
-  // Not loaded before there is something to export.
+  // An export loads torch.onnx, so there is none before it is loaded.
   return modules.contains("torch.onnx") && modules["torch.onnx"].attr("is_in_onnx_export")().cast<bool>();
 }
 

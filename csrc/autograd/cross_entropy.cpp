@@ -12,14 +12,14 @@ namespace softkern {
 namespace {
 
 struct CrossEntropyNode : SavingNode<CrossEntropyNode> {
-  SavedVariable grad;  // from the forward; not of logits that need none
+  SavedVariable grad;  // from the forward; unset if the logits need no gradient
   SavedVariable grad_scale;
   SavedVariable target;
   SavedVariable weight;
-  SavedVariable log_p;  // where probabilities or weights need a gradient
+  SavedVariable log_p;  // set if probabilities or weights need a gradient
   CrossEntropyOptions options;
   bool in_place = false;   // the gradient is in the memory of the logits
-  bool has_graph = false;  // of the gradient, which has to stay what it is
+  bool has_graph = false;  // the gradient has a graph, so `grad` must not change
 
   std::string name() const override { return "SoftkernCrossEntropyBackward"; }
   variable_list apply(variable_list&& grads) override {
@@ -33,7 +33,8 @@ struct CrossEntropyNode : SavingNode<CrossEntropyNode> {
       return result;
     }
     const Tensor w = weight.unpack();
-    // Probabilities or weights need a gradient: what is made of them may need a graph with them.
+    // Probabilities or weights need a gradient. With create_graph, the gradient of the logits is
+    // differentiable with respect to them too, and needs a graph.
     const bool graph = at::GradMode::is_enabled();
     const Tensor stored = log_p.unpack();
     const at::ScalarType compute = compute_type(stored);
@@ -64,22 +65,22 @@ struct CrossEntropyNode : SavingNode<CrossEntropyNode> {
   static constexpr SavedVariable CrossEntropyNode::* kSaved[] = {
       &CrossEntropyNode::grad, &CrossEntropyNode::grad_scale, &CrossEntropyNode::target,
       &CrossEntropyNode::log_p, &CrossEntropyNode::weight};
-  /// Without the weights, where they have no gradient: compiled autograd takes no second derivatives, to
-  /// which alone they may matter then.
+  /// Excludes the weights if they need no gradient. Then only second derivatives could use them, which
+  /// compiled autograd does not compute.
   size_t used() const { return std::size(kSaved) - (num_outputs() > 1 ? 0 : 1); }
 
  private:
   Tensor of_logits(const Tensor& g, const Tensor& y) {
     Tensor buffer = grad.unpack();
     const Tensor scale = grad_scale.unpack();
-    // The weights matter to further derivatives alone: else they may have been modified since.
+    // Only further derivatives need the weights. Otherwise they may have been modified since the forward.
     if (at::GradMode::is_enabled()) return with_graph(g, buffer, scale, y, weight.unpack());
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (is_plain(g) && is_plain(buffer) && !torch::autograd::get_current_graph_task_keep_graph() &&
         !has_graph) {
       grad.reset_data();
-      // Only memory that nobody else can see is overwritten, or was allowed to be: saved-tensor hooks may
-      // have kept it.
+      // Overwrites only memory that nothing else can see, or that the user allowed to overwrite (in_place).
+      // Saved-tensor hooks may have kept a reference.
       if (in_place ||
           (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous())) {
         cross_entropy_backward_(g, buffer, scale, y, options.ignore_index);
@@ -92,7 +93,8 @@ struct CrossEntropyNode : SavingNode<CrossEntropyNode> {
                     const Tensor& w) {
     const at::ScalarType compute = scale.scalar_type();
     if (!is_plain(g) || !is_plain(buffer)) {
-      // Under transforms and tracers the history is theirs to keep: differentiable in ATen alone.
+      // Transforms and tracers record the history themselves, and only ATen's ops are differentiable for
+      // them.
       const Masses masses(buffer, y, w, options);
       Tensor p;
       {
@@ -134,7 +136,7 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
   const bool of_others = torch::autograd::compute_requires_grad(target, w);
   if (!of_logits && !of_others) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    // Nothing between here and the kernels would look at the call: it goes there without a second dispatch.
+    // No mode or wrapper needs to see the call, so it goes to the kernels without a second dispatch.
     if (is_plain(self) && is_plain(target) && !c10::impl::TorchDispatchModeTLS::any_modes_set()) {
       return std::get<0>(cross_entropy_forward(self, target, weight, options, /*need_grad=*/false));
     }
@@ -150,8 +152,7 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
   Tensor loss, grad, grad_scale, log_p;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    if (of_others)
-      log_p = softkern::log_softmax(self, class_dim(self));  // before anything is written over the logits
+    if (of_others) log_p = softkern::log_softmax(self, class_dim(self));  // before the logits are overwritten
     if (node->in_place) {
       std::tie(loss, grad_scale) = cross_entropy_forward_(self, target, weight, options);
     } else {
@@ -159,8 +160,9 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
     }
   }
   if (node->in_place) {
-    // Whoever saved the logits finds them modified. The gradient has their version counter: modified in turn
-    // before the backward, they are no gradient any more.
+    // Ops that saved the logits must find them modified. The gradient shares the version counter of the
+    // logits: if they are modified again before the backward, they no longer hold the gradient, and autograd
+    // raises.
     torch::autograd::impl::bump_version(self);
     grad = self.detach();
   }
@@ -185,7 +187,8 @@ Tensor cross_entropy_autograd_(Tensor self, const Tensor& target, const Optional
   const bool in_place =
       torch::autograd::compute_requires_grad(self) && is_plain(self) && !wants_composite(self);
   if (in_place) {
-    // As torch's own in-place operations: no leaf that requires a gradient, no view of one.
+    // As for torch's own in-place ops, the tensor must be neither a leaf that requires a gradient nor a view
+    // of one.
     torch::autograd::check_inplace(self, /*requires_grad=*/true);
     at::assert_no_internal_overlap(self);
   }
@@ -202,13 +205,14 @@ Tensor cross_entropy_batched_(Tensor self, const Tensor& target, const OptionalT
   return cross_entropy_by_aten(self, target, weight, options);
 }
 
-/// torch.func.functionalize: what is written to would be the functional tensor's present value.
+/// For torch.func.functionalize. A write in place would change the current value of the functional tensor.
 Tensor cross_entropy_functional_(Tensor self, const Tensor& target, const OptionalTensor& weight,
                                  const SymCrossEntropyOptions& options) {
   return cross_entropy(self, target, weight, options);
 }
 
-/// vmap over upstream gradients (is_grads_batched, vectorised Jacobians): the scaling in ATen's ops.
+/// For vmap over upstream gradients (is_grads_batched, vectorised Jacobians): scales the gradient with ATen's
+/// ops.
 Tensor cross_entropy_backward_batched(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
                                       const Tensor& target, c10::SymInt ignore_index) {
   const int64_t dim = class_dim(grad);
@@ -220,7 +224,7 @@ Tensor cross_entropy_backward_batched(const Tensor& grad_output, const Tensor& g
   return scaled.masked_fill(ignored, 0);
 }
 
-/// As torch's own rule on all devices: cross_entropy runs in float32.
+/// As torch's own autocast rule on all devices: cross_entropy runs in float32.
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor cross_entropy_autocast(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                               const SymCrossEntropyOptions& options) {
@@ -230,7 +234,8 @@ Tensor cross_entropy_autocast(const Tensor& self, const Tensor& target, const Op
   return cross_entropy(cast(self), cast(target), w, options);
 }
 
-/// A copy in float32 may be autocast's own, kept for the next op: only logits that need none are overwritten.
+/// A copy in float32 may be in autocast's cache, for the next op. So only logits that are float32 already are
+/// overwritten.
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor cross_entropy_autocast_(Tensor self, const Tensor& target, const OptionalTensor& weight,
                                const SymCrossEntropyOptions& options) {
@@ -252,7 +257,7 @@ void register_cross_entropy_autocast(torch::Library& m) {
 TORCH_LIBRARY_IMPL(softkern, Autograd, m) {
   m.impl("cross_entropy", unpacked<&cross_entropy_autograd>);
   m.impl("cross_entropy_", unpacked<&cross_entropy_autograd_>);
-  // Differentiating these would be a second derivative, which the op above takes another way.
+  // The derivatives of these ops would be second derivatives, which the Nodes compute in another way.
   for (const char* name : {"cross_entropy_forward", "cross_entropy_forward_", "cross_entropy_backward",
                            "cross_entropy_backward_"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Derivatives of cross_entropy beside the one that the kernels write, in ATen ops. All of them are functions
-// of the stored gradient G = (A p - a) / D, of which the probabilities p = (D G + a) / A are recovered: the
-// logits are not kept. Names as in csrc/cpu/kernels/cross_entropy.h; D is what a mean divides by, else 1.
+// Derivatives of cross_entropy that no kernel computes, in ATen ops. Those of the logits are functions of the
+// stored gradient G = (A p - a) / D, from which the probabilities p = (D G + a) / A are recovered: the logits
+// are not kept. Names are those of csrc/cpu/kernels/cross_entropy.h; D is the divisor of a mean, otherwise 1.
 #pragma once
 
 #include <ATen/ops/ones.h>
@@ -18,10 +18,12 @@
 namespace softkern {
 namespace {
 
-/// a and what is made of it. Tensors have the compute type, and the logits' dims where they are not scalars.
+/// The target mass a and values computed from it. Tensors have the compute type and, unless they are scalars,
+/// as many dims as the logits.
 class Masses {
  public:
-  /// `like`: of the logits' shape. Where target and weight have a history, so have the masses.
+  /// `like` has the shape of the logits. If target and weight have an autograd history, the masses have one
+  /// too.
   Masses(const Tensor& like, const Tensor& target, const Tensor& weight, const CrossEntropyOptions& options)
       : dim_(class_dim(like)),
         indices_(!same_shape(like, target)),
@@ -40,14 +42,14 @@ class Masses {
       if (weight_.defined()) spread_ = spread_ * weight_;
       total_ = spread_.sum(dim_, /*keepdim=*/true);
       if (options.reduction == kMean) {
-        divisor_ = at::ones({}, numbers).expand_symint(total_.sym_sizes()).sum();  // the rows, known or not
+        divisor_ = at::ones({}, numbers).expand_symint(total_.sym_sizes()).sum();  // rows, maybe symbolic
       }
       return;
     }
     index_ = target.to(at::kLong).unsqueeze(dim_);
     counts_ = index_.ne(options.ignore_index);
     index_ = index_.masked_fill(counts_.logical_not(), 0);
-    Tensor own = counts_.to(compute);  // w_y of the rows that count
+    Tensor own = counts_.to(compute);  // w_y; 0 in ignored rows
     if (weight_.defined()) own = own * weight_.expand_symint(like.sym_sizes()).gather(dim_, index_);
     hot_ = own * keep_;
     total_ = hot_;
@@ -59,18 +61,18 @@ class Masses {
     }
     if (options.reduction == kMean) {
       const Tensor nan = at::scalar_tensor(std::numeric_limits<double>::quiet_NaN(), numbers);
-      divisor_ = at::where(own.ne(0).any(), own.sum(), nan);  // as the kernels: no weight, no mean
+      divisor_ = at::where(own.ne(0).any(), own.sum(), nan);  // as in the kernels: NaN without weights
     }
   }
 
-  /// What has no part in the loss becomes 0, whatever it is.
+  /// Sets ignored rows to 0, whatever they hold.
   Tensor kept(const Tensor& x) const {
     return indices_ ? at::where(counts_, x, at::zeros({}, x.options())) : x;
   }
   Tensor over_divisor(const Tensor& x) const { return divisor_.defined() ? x / divisor_ : x; }
   const Tensor& total() const { return total_; }
 
-  /// p of G, whose memory it takes. Of rows without a mass nothing can be recovered, and nothing depends on
+  /// Recovers p from G, in the memory of G. In rows without mass p can't be recovered, but nothing depends on
   /// it.
   Tensor probabilities(Tensor gradient) const {
     if (divisor_.defined()) gradient.mul_(divisor_);
@@ -79,7 +81,7 @@ class Masses {
     gradient.div_(total_.masked_fill(total_.eq(0), 1));
     return indices_ ? gradient.masked_fill_(counts_.logical_not(), 0) : gradient;
   }
-  /// G of p.
+  /// Computes G from p.
   Tensor gradient(const Tensor& p) const {
     Tensor x = total_ * p;
     if (spread_.defined()) x = x - spread_;
@@ -90,7 +92,7 @@ class Masses {
   int64_t dim() const { return dim_; }
   double keep() const { return keep_; }
   const Tensor& weight() const { return weight_; }
-  /// a of class probabilities.
+  /// The mass a of class probabilities.
   const Tensor& spread() const { return spread_; }
 
  private:
@@ -98,8 +100,8 @@ class Masses {
   bool indices_;
   double keep_, share_;  // 1 - s, s/C
   Tensor weight_;        // (1, C, 1...); undefined: none
-  Tensor spread_;        // the mass that every class has; undefined: none
-  Tensor index_, hot_;   // (N, 1, d...): the class, 0 where it is ignored; its own mass
+  Tensor spread_;        // mass of every class; undefined: none
+  Tensor index_, hot_;   // (N, 1, d...): target class, 0 in ignored rows; its own mass
   Tensor counts_;        // (N, 1, d...): rows that are not ignored
   Tensor total_;         // A, (N, 1, d...)
   Tensor divisor_;       // D; undefined: 1
@@ -112,11 +114,11 @@ inline Tensor by_row(const Tensor& grad_output, const Masses& masses, const Cros
   return options.reduction == kNone ? g.unsqueeze(masses.dim()) : g;
 }
 
-/// The gradient as a function of the upstream gradient and of the logits, for a graph of it. Its own
-/// derivatives recover p; those of any higher order go through ATen.
+/// The gradient as a function of the upstream gradient and of the logits, if it needs a graph. Derivatives of
+/// this Node recover p; those of higher order go through ATen.
 struct CrossEntropyGradientNode : SavingNode<CrossEntropyGradientNode> {
   SavedVariable grad_output;
-  SavedVariable grad;  // G, but for grad_scale
+  SavedVariable grad;  // G = grad * grad_scale
   SavedVariable grad_scale;
   SavedVariable target;
   SavedVariable weight;
@@ -171,7 +173,8 @@ struct CrossEntropyGradientNode : SavingNode<CrossEntropyGradientNode> {
   static size_t used() { return std::size(kSaved); }
 };
 
-/// Gradients in class probabilities and in weights, of log p: with g the upstream gradient of a row,
+/// The gradients of class probabilities and of weights, computed from log p. With the upstream gradient g of
+/// a row,
 ///   dt_c = -g w_c (1 - s) log p_c / D,   dw_c = -sum over rows of g ((1 - s) t_c + s/C) log p_c / D.
 inline Tensor probability_gradient(const Tensor& row, const Tensor& log_p, const Masses& masses) {
   const Tensor result = log_p * (masses.over_divisor(row) * -masses.keep());

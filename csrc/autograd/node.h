@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the autograd files share. The Nodes are written by hand: torch::autograd::Function would unpack every
-// saved tensor at once, and the logits of a loss, kept for double backward alone, may have been modified in
-// place since (F allows that).
+// Shared by the autograd files. The Nodes are written by hand, because torch::autograd::Function would unpack
+// every saved tensor at once. The weights of a loss, which only a double backward needs, may have been
+// modified in place since the forward (F allows this).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -37,13 +37,13 @@ auto make_node() {
   return make_node<N>(static_cast<const NodePtr*>(nullptr));
 }
 
-/// Options are part of what compiled autograd knows a Node by.
+/// The options are part of what identifies a Node for compiled autograd.
 inline void collect(CompiledNodeArgs& args, const CrossEntropyOptions& options) {
   std::apply([&](const auto&... field) { (args.collect(field), ...); }, fields(options));
 }
 
-/// A Node that names its saved variables once: `N::kSaved`, of which the first `used()` matter to compiled
-/// autograd.
+/// A Node that lists its saved variables once, in `N::kSaved`. Compiled autograd needs the first `used()` of
+/// them.
 template <class N>
 struct SavingNode : Node {
   void release_variables() override {
@@ -71,20 +71,22 @@ struct SavingNode : Node {
   }
 };
 
-/// Tensors of functorch's levels. Batched is its forerunner, still behind torch.autograd.grad(...,
-/// is_grads_batched=True).
+/// Whether a functorch transform has wrapped the tensor. Batched is an older key, which
+/// torch.autograd.grad(..., is_grads_batched=True) still uses.
 inline bool is_transformed(const Tensor& x) {
   return x.key_set().has_any(
       c10::DispatchKeySet({c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
                            c10::DispatchKey::Batched}));
 }
 
-/// Transformed tensors and forward-mode tangents: ATen's composites know them all, to any order.
+/// Transformed tensors and tensors with a forward-mode tangent: ATen's composite ops support them, to any
+/// order.
 inline bool wants_composite(const Tensor& x) {
   return x.defined() && (is_transformed(x) || x._fw_grad(/*level=*/0).defined());
 }
 
-/// Not a fake, functional, batched or other stand-in: there are values to look at and memory to overwrite.
+/// Whether the tensor is no fake, functional, batched or other wrapper: it has values to read and memory to
+/// overwrite.
 inline bool is_plain(const Tensor& x) {
   return !is_transformed(x) && !x.key_set().has_any(c10::DispatchKeySet(
                                    {c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));

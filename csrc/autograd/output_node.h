@@ -36,7 +36,7 @@ struct LogSoftmaxOp {
   }
 };
 
-/// f(Op()) for both ops.
+/// Calls f(Op()) for both ops.
 template <class F>
 void for_each_softmax(F f) {
   f(SoftmaxOp());
@@ -76,7 +76,7 @@ struct OutputNode : Node {
   }
 };
 
-/// Makes `output` the op's result of what `input` is the gradient edge of.
+/// Records `output` as the op's result for the tensor whose gradient edge is `input`.
 template <class Op>
 void set_output_history(const Tensor& output, int64_t dim, torch::autograd::edge_list&& input) {
   auto node = make_node<OutputNode<Op>>();

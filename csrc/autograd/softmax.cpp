@@ -22,13 +22,14 @@ Tensor forward_autograd(const Tensor& self, int64_t dim) {
   return output;
 }
 
-/// At the keys of devices. Inference tensors come here past autograd's checks.
+/// Registered at the keys of devices. Inference tensors skip autograd and its checks, so they are checked
+/// here.
 template <class Op>
 Tensor forward_on_device(const Tensor& self, int64_t dim) {
   return takes_tensor(self) ? Op::forward.route(self, dim) : Op::composite(self, dim);
 }
 
-/// GPUs' autocast computes both softmaxes in float32; CPU autocast leaves them alone.
+/// On GPUs, autocast computes both softmaxes in float32. On the CPU, autocast does not change them.
 template <class Op, c10::DeviceType kDevice, c10::DispatchKey kKey>
 Tensor forward_autocast(const Tensor& self, int64_t dim) {
   const c10::impl::ExcludeDispatchKeyGuard guard(kKey);
@@ -55,11 +56,11 @@ TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_on_device(m); }
 TORCH_LIBRARY_IMPL(softkern, XPU, m) { register_on_device(m); }
 
 TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
-  // Below autograd, for tensors without kernels.
+  // Below autograd, ATen computes the tensors of devices without kernels.
   for_each_softmax([&](auto op) { m.impl(op.forward.kName, &op.composite); });
 }
 
-// Nested tensors on any device, with and without autograd: CompositeExplicitAutograd leaves them out.
+// Nested tensors on any device, with and without autograd: CompositeExplicitAutograd does not cover them.
 TORCH_LIBRARY_IMPL(softkern, CompositeImplicitAutogradNestedTensor, m) {
   for_each_softmax([&](auto op) { m.impl(op.forward.kName, &forward_on_device<decltype(op)>); });
 }
@@ -67,7 +68,8 @@ TORCH_LIBRARY_IMPL(softkern, CompositeImplicitAutogradNestedTensor, m) {
 TORCH_LIBRARY_IMPL(softkern, Autograd, m) {
   for_each_softmax([&](auto op) {
     m.impl(op.forward.kName, &forward_autograd<decltype(op)>);
-    // Differentiating it would be a second derivative, which the op above takes another way.
+    // The derivative of this op would be a second derivative. The Node of the forward computes it with ATen's
+    // ops.
     m.impl(op.backward.kName, torch::autograd::autogradNotImplementedFallback());
   });
 }

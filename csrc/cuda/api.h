@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA kernels take and return. Free of torch and of CUDA's own headers: a stream is a pointer.
+// The arguments and results of the CUDA kernels. No header of torch or CUDA is included: a stream is a
+// pointer.
 #pragma once
 
 #include <cstddef>
@@ -10,14 +11,14 @@
 
 namespace softkern::cuda {
 
-/// Where to launch: a stream of the current device, and which kernels the device has.
+/// Where to launch: a stream of the current device, and whether the device supports clusters.
 struct DeviceStream {
   void* handle = nullptr;
   bool clusters = false;  // compute capability 9.0 and above
   int device = 0;
 };
 
-/// Why a launch failed, or null; and the way that its rows went.
+/// Why a launch failed, or null; and the name of the way that computed the rows.
 struct Outcome {
   const char* error;
   const char* path;
@@ -40,30 +41,30 @@ struct BackwardArgs {
 
 enum IndexType : int { kInt64, kInt32, kUInt8 };
 
-/// Compute type: double for double, float for the rest. Numbers behind pointers are on the device.
+/// The compute type is double for double, and float for all other types. Pointers are to device memory.
 struct CrossEntropyArgs {
   Shape shape;
   int64_t rows;
   Rows logits;
-  const void* target;  // class indices, one a row, in range or ignored; null with probabilities
+  const void* target;  // class indices, one per row, in range or ignored; null with probabilities
   IndexType target_type;
   Rows probabilities;  // data null with class indices
-  const void* weight;  // element type of the logits, one a class; or null
+  const void* weight;  // element type of the logits, one per class; or null
   CrossEntropyOptions options;
-  void* loss;          // one a row
+  void* loss;          // one per row
   bool narrow_loss;    // loss in the logits' type, else in the compute type
   Rows grad;           // data null: no gradient wanted; may be the logits
-  double grad_factor;  // multiplies every gradient row,
-  const void* factor;  // and so does this number of the compute type, unless null
+  double grad_factor;  // multiplies every gradient row
+  const void* factor;  // a further factor, of the compute type; or null
 };
 
-/// out = in (upstream scale); out may be in.
+/// out = in * (upstream * scale). out may be in.
 struct ScaleArgs {
   Shape shape;
   int64_t rows;
   Rows input;
   Rows output;
-  const void* upstream;  // of an element type, one for all rows or, with by_row, one each
+  const void* upstream;  // of an element type; one number for all rows, or with by_row one per row
   ElementType upstream_type;
   bool by_row;
   const void* scale;   // compute type
@@ -72,7 +73,8 @@ struct ScaleArgs {
   int64_t ignore_index;
 };
 
-/// Sum of w_y over the targets that count, NaN where none has a weight, as a double, and its reciprocal.
+/// The sum of w_y over the targets that are not ignored, as a double, and its reciprocal. The sum is NaN if
+/// none of these targets has a nonzero weight.
 struct MassArgs {
   const void* target;
   IndexType target_type;
@@ -85,19 +87,19 @@ struct MassArgs {
   double* scratch;  // of mass_scratch(rows) numbers
 };
 
-/// loss = sum / mass, and what stored gradients are to be multiplied by: 1 where they are not stored in
-/// another size, 1 / (mass storage) where they are.
+/// loss = sum / mass, and the factor of stored gradients: 1 if they are stored unscaled, 1 / (mass * storage)
+/// if they are scaled by `storage`.
 struct ReduceArgs {
   const void* losses;  // double with in_double, else float
   bool in_double;
   int64_t rows;
-  double divisor;       // and where not null
-  const double* mass;   // this one instead
-  double storage;       // 0: gradients are stored as they are;
-  const float* stored;  // where not null this one instead
+  double divisor;       // divides the sum
+  const double* mass;   // replaces divisor unless null
+  double storage;       // 0: gradients are stored unscaled
+  const float* stored;  // replaces storage unless null
   void* loss;
   ElementType loss_type;
-  void* grad_scale;  // as losses; or null
+  void* grad_scale;  // double with in_double, else float; or null
   double* scratch;   // of reduce_scratch(rows) numbers
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether a device has room for a cluster of a kernel's blocks. Not each one does: a process may have few of
-// the multiprocessors, by MPS, in a green context or in a slice of a GPU, and the blocks of a cluster have to
-// run at the same time on multiprocessors next to each other.
+// Whether a device has room for a cluster of a kernel's blocks. Some devices don't: with MPS, in a green
+// context or in a slice of a GPU, a process may have few multiprocessors. The blocks of a cluster have to run
+// at the same time on neighbouring multiprocessors.
 #pragma once
 
 #include <cstddef>
@@ -11,12 +11,13 @@
 
 namespace softkern::cuda {
 
-/// What decides it. Streams of a green context have its multiprocessors alone.
+/// The properties of a launch that decide this. A stream of a green context can use only the multiprocessors
+/// of that context.
 struct ClusterLaunch {
   int device;
   void* stream;
   const void* kernel;
-  int blocks;  // of a cluster
+  int blocks;  // per cluster
   int threads;
   size_t shared;
 
@@ -28,11 +29,11 @@ struct ClusterLaunch {
   }
 };
 
-/// The answers so far, for all threads.
+/// The answers so far, shared by all threads.
 class KnownClusters {
  public:
-  /// ask(): how many clusters run at a time, or less than 0 if that can't be known now. Then they are
-  /// launched, and the next call asks again.
+  /// ask() returns how many clusters can run at a time, or a negative number if that can't be known now. In
+  /// that case the clusters are launched, and the next call asks again.
   template <class Ask>
   bool fit(const ClusterLaunch& launch, Ask ask) {
     {
@@ -40,11 +41,12 @@ class KnownClusters {
       const auto known = known_.find(launch);
       if (known != known_.end()) return known->second;
     }
-    // Others need not wait: the first question about a kernel loads it.
+    // ask() runs without the lock: the first query about a kernel loads it, and other threads need not wait
+    // for this.
     const int at_a_time = ask();
     if (at_a_time < 0) return true;
     const std::lock_guard<std::mutex> lock(mutex_);
-    // Streams come and go.
+    // Streams are created and destroyed, so without a limit the map would grow.
     if (known_.size() >= kMost) known_.clear();
     known_[launch] = at_a_time > 0;
     return at_a_time > 0;
@@ -56,7 +58,7 @@ class KnownClusters {
   std::map<ClusterLaunch, bool> known_;
 };
 
-/// Those of the process; never destroyed, since threads may still launch while it ends.
+/// The answers of the process. Never destroyed, since threads may still launch while the process ends.
 inline KnownClusters& known_clusters() {
   static KnownClusters& known = *new KnownClusters;
   return known;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cross_entropy's loss and gradient (common/loss.h) of a target mass that is hot, spread, or both
+// The loss and the gradient of cross_entropy (common/loss.h). The target mass is hot, spread, or both
 // (common/mass.h).
 #include <type_traits>
 
@@ -11,21 +11,22 @@
 namespace softkern::cuda {
 namespace {
 
-/// Beside the row there are the hot class and, with spread mass, more sums and another tensor.
+/// Beside the row, a thread needs registers for the hot class. With spread mass, it also needs registers for
+/// more sums and another tensor.
 template <class T, bool kSpread>
 struct LossLimits : OneTensor<T> {
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
   static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
   static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads;
   static constexpr int kMostWithMany = kMostThreads;
-  // As many as have room for 51,200 classes.
+  // Enough threads for 51,200 classes of 16 bits.
   static constexpr int kMostSpansWithMany = sizeof(T) == 2 ? 800 : kMostThreads;
   static constexpr int kMostWithElements = !kSpread ? 512 : sizeof(T) == 8 ? 256 : 384;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : kSpread ? 96 : 64;
   static constexpr bool kSpans = !kSpread;
 };
 
-/// CrossEntropyArgs as kernels take them.
+/// CrossEntropyArgs in the form that kernels take.
 template <class T>
 struct Call {
   using A = Compute<T>;
@@ -41,18 +42,18 @@ struct Call {
   Rows grad;
 };
 
-/// The part of a row's target mass that every class may have.
+/// The part of a row's target mass that is spread over the classes.
 template <class T>
 struct SpreadMass {
   using A = Compute<T>;
   using L = Lane<A>;
   static constexpr bool kSpread = true;
-  Span<const T> t;  // at null with class indices
+  Span<const T> t;  // t.at is null with class indices
   const T* weight;
   MassNumbers<A> numbers;
   int64_t classes;
 
-  /// a of the classes from c on; false behind the row's end.
+  /// Loads the mass a of the V classes from c on. Returns false after the end of the row.
   template <int V, class Index>
   SK_INLINE bool load(Index c, A (&a)[V]) const {
     if (c >= static_cast<Index>(classes)) return false;
@@ -83,7 +84,7 @@ struct MassOf<T, false> {
   using type = NoMass;
 };
 
-/// The class that a row's index names.
+/// The target class of a row with class indices.
 template <class A, class Index>
 struct Hot {
   Index index = -1;  // none
@@ -91,7 +92,7 @@ struct Hot {
   A x = 0;
 };
 
-/// What is known of a row before its logits are read.
+/// The target of a row, which is read before the row's logits.
 template <class T, bool kSpread, class Index>
 struct RowTarget {
   using A = Compute<T>;
@@ -111,7 +112,7 @@ SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>
     const int64_t y = call.target.of(row);
     counts = y != call.target.ignore_index;
     if (counts) {
-      // Nothing is read for a class that is not there.
+      // Stops before anything is read for a class that is out of range.
       stop_unless(y >= 0 && y < grid.shape.classes, kOutOfBounds);
       const T* x = row_of<const T>(call.logits, row, grid.shape.inner);
       result.hot.index = static_cast<Index>(y);
@@ -146,7 +147,8 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
   const A factor = call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
   const A divisor = L::divisor(s.total());
   A scale = gradient_scale<L>(factor, target.hot.mass, s.mass, divisor) * TermsOf<T>::kUnit;
-  // An ignored row that is kept as logits holds zeros, one that is not kept has no terms: times 0 that is +0.
+  // Ignored rows must yield +0, so their terms are scaled by 0. A row that is kept as logits was cleared to
+  // zeros, and a streamed row was not read and has no terms. A row that holds its terms is set to 0 below.
   if (!Row::kHoldsTerms && !target.counts()) scale = 0;
   A hot_dx = hot_gradient<L>(factor, target.hot.mass, s.mass, target.hot.x,
                              Terms<A>(finite(s.m)).of(target.hot.x), s.m, s.ties, s.rest, divisor);
@@ -171,14 +173,16 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
       }
     }
   });
-  // Later, because to compare each class with it would take as long as to multiply. Forgotten, or there would
-  // be two copies of the loop, one for rows without.
+  // The hot class is written after the loop: comparing each class with it would take as long as the
+  // multiplication. Without forget(), the compiler would make a second copy of the loop for rows without a
+  // hot class.
   Index hot = target.hot.index;
   forget(hot);
   if (hot >= 0) row.put(out, hot, hot_dx);
 }
 
-/// `out` has no memory where no gradient is wanted. number(): of the row whose loss the thread writes, or -1.
+/// `out` has no memory if no gradient is wanted. number() returns the row whose loss this thread writes, or
+/// -1.
 template <class T, bool kSpread, class Index, class Team, class Row, class Number>
 SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
                                  const RowTarget<T, kSpread, Index>& target, const Span<T>& out,
@@ -195,7 +199,7 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
     if (kSpread) loss += spread_loss<L>(s.mass, s.below, log_d);
     store_loss(call, own, target.counts() ? loss : A(0));
   };
-  // A logarithm takes registers, of which a row that is kept leaves few before it is written.
+  // The logarithm takes registers. A kept row leaves few of them until it is written, so its loss comes last.
   if (!Row::kKeeps) write_loss();
   if (call.grad.data != nullptr) write_gradient<T, kSpread, Index>(row, call, target, out, s);
   if (Row::kKeeps) write_loss();
@@ -205,13 +209,13 @@ template <class T, bool kSpread, Access kAccess, int E>
 __global__ void SK_BOUNDS(LossLimits<T, kSpread>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
   TeamOf<LossLimits<T, kSpread>, T, E> team(grid.team);
   const int64_t number = team.row();
-  // Where a thread keeps its part, classes are few enough for an int.
+  // A row that threads keep has few enough classes for an int.
   using Index = std::conditional_t<(E > 0), int, int64_t>;
   Span<T> x = span_of<T>(call.logits, grid, number);
   using Row = typename RowOf<T, kAccess, E>::type;
   Row row(team);
-  // Rows that are ignored need not be read, but to know it takes as long as to read a short one: that is read
-  // at the same time.
+  // Ignored rows need not be read. But finding out takes as long as reading a short row, so a short row is
+  // read at the same time as its target.
   const bool at_once = Row::kKeeps && !kSpread && grid.team.kind != TeamKind::kCluster;
   if (at_once) row.load(x, -INFINITY);
   const auto target = target_of<T, kSpread, Index>(grid, call, number);
@@ -221,7 +225,8 @@ __global__ void SK_BOUNDS(LossLimits<T, kSpread>, kAccess, E) cross_entropy_kern
   } else if constexpr (!Row::kHoldsTerms && Row::kKeeps) {
     if (!target.counts()) row.clear();
   }
-  // In place one block writes over the true class's logit, which every block reads: none goes on before.
+  // In place, one block overwrites the logit of the target class, which every block reads. So no block goes
+  // on before all of them have read it.
   team.meet();
   const Span<T> out = call.grad.data != nullptr ? span_of<T>(call.grad, grid, number) : Span<T>{};
   cross_entropy_row<T, kSpread, Index>(team, row, call, target, out, [&] {
@@ -276,7 +281,7 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
   return {error, plan.path};
 }
 
-/// What gradients are multiplied by.
+/// The factors of the gradient rows.
 template <class T>
 struct Factors {
   using A = Compute<T>;
@@ -291,7 +296,7 @@ struct Factors {
   }
   SK_INLINE A of(int64_t row) const {
     const A factor = unless_ignored(row);
-    // Rows stored as zeros stay zeros: 0 * inf must not make them NaN.
+    // Ignored rows are stored as zeros and must stay zeros: 0 * inf would make them NaN.
     return target.at != nullptr && target.of(row) == target.ignore_index ? A(0) : factor;
   }
 };
@@ -305,8 +310,8 @@ SK_INLINE void scale_chunk(const Span<T>& in, const Span<T>& out, int64_t c, Com
   out.store(c, v);
 }
 
-/// Chunks in the order of a contiguous tensor: classes, or the rows behind them, next to each other.
-/// `dense`: both tensors are (see is_dense).
+/// Threads take chunks in the order of a contiguous tensor: neighbouring threads have neighbouring classes
+/// or, if inner > 1, neighbouring rows. `dense`: both tensors are dense (is_dense).
 template <class T, int V>
 __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows output, bool dense) {
   using A = Compute<T>;
@@ -314,12 +319,12 @@ __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows out
       static_cast<int64_t>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
   const int64_t step = static_cast<int64_t>(gridDim.x) * static_cast<int>(blockDim.x);
   const int64_t inner = grid.shape.inner, chunks = grid.shape.classes / V, items = grid.rows * chunks;
-  // What is multiplied by 1 in place need not be read.
+  // In place, elements with a factor of 1 need not be read.
   const bool in_place = input.data == output.data;
   if (!factors.by_row) {
     const A factor = factors.unless_ignored(0);
     if (factor == 1 && in_place) return;
-    // Rows stored as zeros stay +0 by themselves where the factor is neither negative nor without end.
+    // If the factor is positive and finite, rows stored as zeros stay +0 without a look at their targets.
     if (dense && factor > 0 && is_finite(factor)) {
       const Span<T> from{static_cast<T*>(input.data), 1, items * V},
           to{static_cast<T*>(output.data), 1, items * V};
@@ -338,7 +343,7 @@ __global__ void scale_kernel(Grid grid, Factors<T> factors, Rows input, Rows out
   }
 }
 
-/// Whether the rows fill their memory, in any order.
+/// Whether the rows fill their memory without gaps.
 inline bool is_dense(const Rows& rows, const Shape& shape, int64_t count) {
   const int64_t classes = shape.classes, inner = shape.inner;
   if (inner == 1) return rows.class_stride == 1 && (count == 1 || rows.outer_stride == classes);
@@ -359,8 +364,8 @@ Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream) 
 template <class T>
 Outcome scale(const ScaleArgs& args, const DeviceStream& stream) {
   constexpr int V = kVector<T>, kThreads = 256;
-  // Enough for any GPU. Where there is nothing to do, a block for each 256 chunks would take longer to come
-  // and go than the kernel that made the gradient.
+  // Enough blocks for any GPU. If there is nothing to do, launching one block per 256 chunks would take
+  // longer than the kernel that computed the gradient.
   constexpr int64_t kEnoughBlocks = 2048;
   const bool vectors = args.shape.inner == 1 && args.shape.classes % V == 0 &&
                        takes_vectors(args.input, V, 1) && takes_vectors(args.output, V, 1);

@@ -30,7 +30,8 @@ bool runs_on(const char* architectures, int major, int minor) {
     while (*architectures != '\0' && *architectures++ != ';') {
     }
     const int own = 10 * own_major + own_minor;
-    // Machine code runs on its generation from its own minor number on; PTX is compiled for what came later.
+    // Machine code runs on its own major version, from its own minor version on. PTX is compiled for later
+    // architectures.
     if (alone ? device == own : (own_major == major && own_minor <= minor)) return true;
     if (ptx && !alone && !family && own <= device) return true;
   }
@@ -41,7 +42,7 @@ bool runs_on(const char* architectures, int major, int minor) {
 
 std::string why_not(int) { return ""; }
 
-/// SIMT_CLUSTERS=0: as on compute capability 8.0.
+/// SIMT_CLUSTERS=0 emulates a device without clusters, such as compute capability 8.0.
 bool has_clusters(int) {
   const char* wanted = getenv("SIMT_CLUSTERS");
   return wanted == nullptr || strcmp(wanted, "0") != 0;
@@ -51,11 +52,11 @@ bool has_clusters(int) {
 
 namespace {
 
-/// Asking for attributes makes no context on the device, which would take hundreds of megabytes there.
+/// Reading attributes creates no context on the device, which would take hundreds of megabytes there.
 cudaError_t capability(int device, int* major, int* minor) {
   cudaError_t error = cudaDeviceGetAttribute(major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error != cudaSuccess) cudaGetLastError();  // must not be found by the next who looks for one
+  if (error != cudaSuccess) cudaGetLastError();  // clears it, or a later caller would find it
   return error;
 }
 
@@ -71,7 +72,7 @@ std::string why_not(int device) {
 }
 
 bool has_clusters(int device) {
-  // Asked by every call.
+  // Every call asks this, so the answers are kept.
   enum : signed char { kUnasked, kNo, kYes };
   constexpr int kKnown = 64;
   static std::atomic<signed char> known[kKnown];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels take from the hardware: NVIDIA's, or the emulator's. The only file that knows which.
+// The functions of the hardware that kernels use: NVIDIA's, or the emulator's. Only this file knows which.
 #pragma once
 
 #if defined(SOFTKERN_EMULATED)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a plan to a launch.
+// Turns a plan into a launch.
 #pragma once
 
 #if !defined(SOFTKERN_ELEMENT)
@@ -15,9 +15,9 @@ softkern::BFloat16 and softkern::Half, as tools/cuda_build.py does"
 namespace softkern::cuda {
 namespace {
 
-/// What a kind of kernel keeps of each tensor in a thread, and how many threads its blocks have at most: the
-/// more, the fewer registers each. Of 16-bit elements twice as many come in a second, so that what a thread
-/// does once a row has to be shared by more of them.
+/// The limits of a kind of kernel: how many elements of each tensor a thread keeps, and how many threads a
+/// block has at most. The more threads, the fewer registers each of them has. 16-bit elements arrive twice as
+/// fast, so more threads have to share the work that a thread does once per row.
 template <class T>
 struct OneTensor {
   static constexpr int kFew = kVector<T> > 4 ? kVector<T> : 4;
@@ -41,8 +41,9 @@ constexpr int most_threads() {
          : kAccess == Access::kSpans    ? K::kMostSpansWithMany
                                         : K::kMostWithMany;
 }
-/// Of a thread of such blocks, at most 255. A warp has its registers, by 8 a thread, from one of the four
-/// parts of a multiprocessor, each of which has 16,384 and a fourth of the block's warps, rounded up.
+/// The registers of a thread in such blocks, at most 255. A multiprocessor has four parts with 16,384
+/// registers each. Each part runs a fourth of the block's warps, rounded up, and gives registers to threads
+/// in units of 8.
 template <class K, Access kAccess, int E>
 constexpr int most_registers() {
   constexpr int threads = most_threads<K, kAccess, E>();
@@ -52,8 +53,8 @@ constexpr int most_registers() {
                                 : 16384 / (warps_of_a_part * kWarp) / 8 * 8;
 }
 
-// NVIDIA's assembler, told of threads alone, spills registers to make room for another block on the
-// multiprocessor; told of registers, it takes them.
+// If NVIDIA's assembler is given the number of threads only, it spills registers to make room for another
+// block on the multiprocessor. If it is given the number of registers, it uses them.
 #if defined(SOFTKERN_EMULATED) || CUDART_VERSION < 12040
 #define SK_BOUNDS(...) __launch_bounds__((most_threads<__VA_ARGS__>()))
 #else
@@ -74,7 +75,7 @@ Traits traits_of(const DeviceStream& stream) {
           stream.clusters};
 }
 
-/// launch(stream), and again without clusters if the device has no room for these.
+/// Calls launch(stream), and again without clusters if the device has no room for them.
 template <class F>
 Outcome with_clusters_that_fit(const DeviceStream& stream, F launch) {
   const Outcome outcome = launch(stream);
@@ -117,12 +118,13 @@ struct Kernel {
   static constexpr int E = kKept;
 };
 
-/// start(Kernel<kAccess, E>()) for the kernel that the plan names; E 0 reads again.
+/// Calls start(Kernel<kAccess, E>()) for the kernel that the plan names. Kernels with E = 0 read the row
+/// again.
 template <class T, class K, class F>
 const char* with_kernel(const Plan& plan, F start) {
   const auto start_checked = [&](auto kernel) {
     using Chosen = decltype(kernel);
-    // More registers than the multiprocessor has.
+    // Such a block would need more registers than the multiprocessor has.
     if (plan.threads > most_threads<K, Chosen::kAccess, Chosen::E>())
       return "a plan of more threads than the kernel takes";
     return start(kernel);
@@ -157,7 +159,7 @@ const char* with_kernel(const Plan& plan, F start) {
 template <class K, class T, int E>
 using TeamOf = Team<Compute<T>, (E > 0 && E == K::kMany)>;
 
-/// A thread's part of a row, kept or not.
+/// The type of a thread's part of a row, kept in registers or read again.
 template <class T, Access kAccess, int E, int kTensors = 1>
 struct RowOf {
   using type = KeptRow<T, kAccess, E>;

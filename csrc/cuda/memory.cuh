@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elements between memory and registers: one, or 16 bytes of them, converted on the way.
+// Moves elements between memory and registers, one element or 16 bytes at a time, and converts them.
 #pragma once
 
 #include "hardware.h"
@@ -14,7 +14,7 @@ SK_INLINE void unpack_pair(uint32_t word, float& low, float& high) {
   high = widen(T{static_cast<uint16_t>(word >> 16)});
 }
 
-/// One element of a type that the kernel is not compiled for.
+/// One element, whose type is known at run time only.
 SK_INLINE double element(const void* at, ElementType type, int64_t i) {
   switch (type) {
     case kDouble:
@@ -71,10 +71,10 @@ SK_INLINE Words pack(const Compute<T>* v) {
   return words;
 }
 
-/// 16 bytes at p, which is aligned to them.
+/// Loads 16 bytes from p, which is aligned to 16 bytes.
 template <class T>
 SK_INLINE void load_vector(const T* p, Compute<T>* v) {
-  // By way of a copy: out of the memory itself each part would be read by itself.
+  // Copies the 16 bytes first. Unpacked from memory, each part would be loaded separately.
   const Words words = *in_global_memory(reinterpret_cast<const Words*>(p));
   unpack<T>(words, v);
 }

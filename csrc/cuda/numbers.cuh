@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread's arithmetic: what the formulas of common/ compute with, divisions, and the terms of a row.
-// Compiled without contraction: fused is what says so, and the same in every kernel.
+// One thread's arithmetic: the trait that the formulas of common/ use, divisions, and the terms of a row.
+// Compiled without contraction: only what is written as fused is fused, in the same way in every kernel.
 #pragma once
 
 #include <type_traits>
@@ -19,7 +19,8 @@ template <>
 struct Format<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23, kBias = 127;
-  // Powers of two down to 2^-(kBias + kDown) are applied in two steps, kDown the second of them.
+  // Powers of two down to 2^-(kBias + kDown) are applied in two steps; the second step multiplies by
+  // 2^-kDown.
   static constexpr int kDown = 64;
   static constexpr float kDownPower = 0x1p-64f;
 };
@@ -36,8 +37,8 @@ SK_INLINE bool is_finite(A x) {
   return fabs(x) < static_cast<A>(INFINITY);
 }
 
-/// 1 / b for b between 2^-100 and 2^100, within an ulp; NaN for NaN. A division that is rounded correctly
-/// calls a function for numbers out of this range, which costs registers.
+/// 1 / b for b between 2^-100 and 2^100, within an ulp; NaN for NaN. A correctly rounded division calls a
+/// function for numbers outside this range, which costs registers.
 SK_INLINE float inverse_of(float b) {
   const float inverse = rough_inverse(b);
   return fused(fused(-b, inverse, 1.0f), inverse, inverse);
@@ -48,7 +49,7 @@ SK_INLINE double inverse_of(double b) {
   return fused(fused(-b, inverse, 1.0), inverse, inverse);
 }
 
-/// a / b for such b, within an ulp.
+/// a / b for b in the same range, within an ulp.
 template <class A>
 SK_INLINE A divide(A a, A b) {
   const A inverse = inverse_of(b);
@@ -64,7 +65,7 @@ SK_INLINE A scale_by_power(A p, int k) {
   return p * bits_as<A>(power) * F::kDownPower;
 }
 
-/// The members are those that common/exp.h, log.h and stats.h name.
+/// The trait of arithmetic, with the members that common/exp.h, log.h and stats.h use.
 template <class A>
 struct Lane {
   using Number = A;
@@ -89,7 +90,7 @@ struct Lane {
   static SK_INLINE A count_add(A n, A a, A c) { return fused(n, a, c); }
   static SK_INLINE A divisor(A b) { return inverse_of(b); }
   static SK_INLINE A over(A a, A divisor) { return a * divisor; }
-  // log(1 + q) would take the bits of a NaN for those of a number.
+  // softkern::log_one_plus would treat the bits of a NaN as a number.
   static SK_INLINE A log_one_plus(A q) { return q == q ? softkern::log_one_plus<Lane>(q) : q; }
   static SK_INLINE A times_power(A p, A k) {
     return scale_by_power(p, static_cast<int>(at_least(k, A(1 - Format<A>::kBias - Format<A>::kDown))));
@@ -107,13 +108,13 @@ struct Lane {
   static int64_t signed_of(uint64_t);
 };
 
-/// As common/stats.h has it.
+/// See common/stats.h.
 template <class A>
 SK_INLINE A finite(A m) {
   return softkern::finite<Lane<A>>(m);
 }
 
-/// The terms e = exp(x) 2^-N, N = round(m / ln 2), of a row with the finite maximum m.
+/// The terms e = exp(x) 2^-N, with N = round(m / ln 2), of a row with the finite maximum m.
 template <class A>
 class Terms {
   using L = Lane<A>;
@@ -126,7 +127,7 @@ class Terms {
     from_ = origin_of<L>(m);
     const A highest = m - from_;
     least_ = highest - ExpRange<A>::kSpan;
-    // exp_power's low bits are round(x / ln 2): of a difference of two only these are left.
+    // The low bits of exp_power are round(x / ln 2). In the difference of two powers, only these bits remain.
     const Bits power = bits_as<Bits>(exp_power<L>(highest));
     exponent_ = (Bits(F::kBias + F::kDown) - power) << F::kMantissa;
   }
@@ -142,19 +143,20 @@ class Terms {
   Bits exponent_;
 };
 
-/// The same terms of rows of 16 bits in three instructions, which are what bounds such a row: within 2^-16,
-/// those above e^-17 of the row's largest, which is all that float16 has, within 2^-18. Results are rounded
-/// to 2^-9 and 2^-12.
+/// The same terms for rows of 16-bit elements, in three instructions, because the instructions per term limit
+/// the speed of such rows. The relative error is at most 2^-16. It is at most 2^-18 for terms above e^-17 of
+/// the row's largest term, which covers the range of float16. Results are rounded to 2^-9 (bfloat16) and
+/// 2^-12 (float16).
 class RoughTerms {
   using L = Lane<float>;
   static constexpr float kLog2E = ExpConstants<float>::kLog2E;
   static constexpr float kLog2ELow =
       static_cast<float>(ExpConstants<double>::kLog2E - static_cast<double>(kLog2E));
-  // rough_exp2 has no subnormal results, but bfloat16 has, down to 2^-133.
+  // rough_exp2 has no subnormal results, but bfloat16 has, down to 2^-133. So terms are computed times 2^kUp.
   static constexpr int kUp = 16;
 
  public:
-  /// What `of` is in units of.
+  /// The unit of the results of `of`.
   static constexpr float kUnit = 0x1p-16f;
   explicit SK_INLINE RoughTerms(float m) : m_(m) {
     const float x = m - origin_of<L>(m);
@@ -170,7 +172,7 @@ class RoughTerms {
 template <class T>
 using TermsOf = std::conditional_t<sizeof(T) == 2, RoughTerms, Terms<Compute<T>>>;
 
-/// exp(x) for x <= 0, -inf included; NaN for NaN. As exact as results of T need it.
+/// exp(x) for x <= 0, -inf included; NaN for NaN. As precise as results of type T need.
 template <class T>
 SK_INLINE Compute<T> exp_of(Compute<T> x) {
   return TermsOf<T>(0).of(x) * TermsOf<T>::kUnit;

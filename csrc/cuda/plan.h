@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which kernel computes rows of a shape, and with how many threads. The number of rows has no say in it: the
-// bits of a row do not depend on the batch. docs/cuda.md has it as a table.
+// Which kernel computes rows of a shape, and with how many threads. The plan does not depend on the number of
+// rows, so the bits of a row do not depend on the batch. docs/cuda.md shows the plan as a table.
 #pragma once
 
 #include <algorithm>
@@ -12,41 +12,42 @@ namespace softkern::cuda {
 
 enum class Way : int { kTile, kLanes, kBlock, kCluster, kColumns };
 
-/// Elements that a thread keeps, in sizes that kernels are compiled for; kNone reads the row again instead.
+/// How many elements a thread keeps, in the sizes that kernels are compiled for. kNone: it reads the row
+/// again.
 enum class Kept : int { kNone, kFew, kSome, kMany };
 
-/// How threads get at the classes of a row, and how many at a time.
+/// How threads access the classes of a row, and how many at a time.
 enum class Access : int {
-  kElements,  // one; they may lie apart
-  kVectors,   // 16 bytes, aligned, a whole number of them in a row
-  kSpans,     // one, of classes side by side, of which a warp has a span: kept rows alone
+  kElements,  // one at a time, with any stride
+  kVectors,   // 16 aligned bytes at a time, a whole number of them per row
+  kSpans,     // one at a time, of contiguous classes; a span per warp; kept rows only
 };
 
 struct Plan {
   Way way;
   Kept kept;
   Access access;
-  int threads;  // of a block
-  int team;     // of a row, in one block
-  int blocks;   // of a row
+  int threads;  // per block
+  int team;     // threads per row, in one block
+  int blocks;   // per row
   const char* path;
 };
 
-/// What a plan depends on beside the rows' shape and strides.
+/// What a plan depends on, in addition to the rows' shape and strides.
 struct Traits {
   int element_size;
-  int few, some, many;  // elements of Kept; many 0: not compiled, as for rows without vectors
-  // Threads of a block: with vectors or spans, with elements, and where each keeps many, of vectors and
-  // spans.
+  int few, some, many;  // elements of each Kept; many 0: not compiled
+  // The most threads of a block: with vectors or spans; with elements; and if each thread keeps many
+  // elements, with vectors and with spans.
   int most_threads, most_with_elements, most_with_many, most_spans_with_many;
-  bool spans;  // compiled
+  bool spans;  // whether kernels with spans are compiled
   bool clusters;
 };
 
 constexpr int kVectorBytes = 16;
-/// Classes of which a thread takes a row for itself.
+/// Up to this number of classes, one thread computes a row alone.
 constexpr int64_t kTileClasses = 32;
-/// Threads of a block whose rows share a warp, or have one.
+/// Threads of a block in which each row has one warp or a part of one.
 constexpr int kSmallBlock = 128;
 
 inline bool takes_vectors(const Rows& rows, int vector, int64_t inner) {
@@ -54,12 +55,13 @@ inline bool takes_vectors(const Rows& rows, int vector, int64_t inner) {
          rows.outer_stride % vector == 0 && (inner == 1 || rows.inner_stride % vector == 0);
 }
 
-/// Whether rows lie next to each other and classes apart.
+/// Whether neighbouring rows are contiguous and the classes are strided.
 inline bool is_columns(const Rows& rows, int64_t inner) {
   return rows.class_stride != 1 && (inner == 1 ? rows.outer_stride : rows.inner_stride) == 1;
 }
 
-/// `operands`: all tensors of the rows; those without data take no part. `weights`: one a class, or null.
+/// `operands` are all tensors of the rows; those without data are skipped. `weights` has one number per
+/// class, or is null.
 inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer_list<const Rows*> operands,
                       const void* weights = nullptr) {
   constexpr int kWarp = 32, kClusterBlock = 512, kMostBlocksOfCluster = 8;
@@ -100,9 +102,9 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
             "columns, read twice"};
   }
   if (classes <= static_cast<int64_t>(kWarp) * traits.some) {
-    // Few lanes with much to do: what a lane does once a row, and the sums over lanes, cost as much as 8
-    // classes. Without vectors neighbouring lanes have neighbouring elements, and few lanes would have few
-    // bytes.
+    // Few lanes with many classes each: a lane's work per row and the sums over lanes cost as much as 8
+    // classes. Without vectors, neighbouring lanes read neighbouring elements, and few lanes would read few
+    // bytes at a time.
     if (vectors) {
       const int team = power_of_two(ceil_div(classes, traits.some));
       return {Way::kLanes, Kept::kSome, access, kSmallBlock, team, 1, "lanes, kept"};
@@ -115,9 +117,9 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
   }
   const int many = access == kElements ? 0 : traits.many;
   const int most_with_many = vectors ? traits.most_with_many : traits.most_spans_with_many;
-  // The more blocks a multiprocessor has, the more of them read and write while others compute: small blocks
-  // before large ones, if their threads have to keep more. One that fills the multiprocessor does better
-  // still than a cluster, whose blocks wait for each other.
+  // The more blocks a multiprocessor runs, the more of them read and write while others compute. So small
+  // blocks come before large ones, even if their threads have to keep more. A block that fills the
+  // multiprocessor is still faster than a cluster, whose blocks wait for each other.
   for (const int limit : {256, 512, 1024}) {
     for (const Kept kept : {Kept::kSome, Kept::kMany}) {
       const int each = kept == Kept::kSome ? traits.some : many;

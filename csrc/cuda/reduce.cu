@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over the rows: of the targets' weights, before the losses, and of the losses. In double and in an
-// order that the number of rows alone decides; no atomics.
+// Sums over the rows: of the targets' weights, before the losses, and of the losses. Sums are made in double,
+// without atomics, in an order that depends on the number of rows only.
 #include "api.h"
 #include "memory.cuh"
 #include "targets.cuh"
@@ -9,9 +9,9 @@
 namespace softkern::cuda {
 namespace {
 
-// A thread asks for so many rows before it adds up the first: it waits for memory once.
+// A thread loads kAtOnce rows before it adds the first one, so that it waits for memory once.
 constexpr int kThreads = 512, kAtOnce = 8;
-// Rows that one block adds up; beyond them as many blocks as needed, at most so many.
+// One block adds up to kRowsAlone rows. For more rows there are as many blocks as needed, at most kMostParts.
 constexpr int64_t kRowsAlone = kThreads * kAtOnce, kMostParts = 1024;
 
 int64_t parts_of(int64_t rows) {
@@ -23,7 +23,7 @@ int64_t parts_of(int64_t rows) {
 struct Part {
   int64_t first, end;
 
-  /// f(v) for what `at` finds in each row; none is where there is no row.
+  /// Calls f(at(r)) for each row r of the part, and f(none) after its end.
   template <class At, class Found, class F>
   SK_INLINE void each(At at, Found none, F f) const {
     for (int64_t r = first; r < end; r += kRowsAlone) {
@@ -43,7 +43,7 @@ struct Part {
   }
 };
 
-/// All threads of a block, in what they add up.
+/// The team of all threads of a block, for sums.
 struct WholeBlock : Team<double> {
   SK_INLINE WholeBlock() : Team<double>({TeamKind::kBlock, kThreads, 1}) {}
 };
@@ -64,13 +64,13 @@ struct FloatOrDouble {
   }
 };
 
-/// Without any weight there is no mean: 0/0, also where label smoothing alone would make it x/0.
+/// If all weights are 0, there is no mean: it is 0/0, even if label smoothing alone would make it x/0.
 SK_INLINE void store_mass(const double (&sums)[2], double* mass, const FloatOrDouble& factor) {
   *mass = sums[1] == 0 ? static_cast<double>(NAN) : sums[0];
   factor.set(1 / *mass);
 }
 
-/// The weight of the targets that count, and how many have one.
+/// Sums the weights of the targets that are not ignored, and counts the nonzero ones.
 __global__ void __launch_bounds__(kThreads)
     mass_kernel(IndexTarget target, const void* weight, ElementType weight_type, int64_t rows,
                 int64_t classes, double* mass, FloatOrDouble factor, double* scratch) {
@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kThreads)
   double sums[2] = {0, 0};
   part.each([&](int64_t r) { return target.of(r); }, target.ignore_index,
             [&](int64_t y) {
-              // What is neither a class nor ignored stops the kernel of the losses.
+              // Skips targets that are neither a class nor ignored. The kernel of the losses stops the device
+              // for them.
               if (y == target.ignore_index || y < 0 || y >= classes) return;
               const double w = weight != nullptr ? element(weight, weight_type, y) : 1.0;
               sums[0] += w;
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
   if (is_first_thread()) store_mass(sums, mass, factor);
 }
 
-/// What is made of the sum of the losses.
+/// Makes the loss and grad_scale from the sum of the losses.
 struct Result {
   double divisor;
   const double* mass;
@@ -120,7 +121,7 @@ struct Result {
   SK_INLINE void store(double total) const {
     const double by = mass != nullptr ? *mass : divisor;
     const double value = total / by;
-    // 16-bit types by way of float, as float's own sums would be.
+    // 16-bit types are rounded to float first, as a sum in float would be.
     switch (loss_type) {
       case kDouble:
         *static_cast<double*>(loss) = value;

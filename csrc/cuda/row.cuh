@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A thread's part of a row, V classes at a time: chunk k of the row belongs to thread k % size, or a warp has
-// classes next to each other. Kept in registers between the steps, or read again for each. Steps and names
-// are those of the CPU's kernels: 1 max, 2 sum-exp, 3 write.
+// A thread's part of a row, V classes at a time. Chunk k of the row belongs to thread k % size, or a warp has
+// contiguous classes. The part is kept in registers between the steps, or read again for each step. The steps
+// and their names are those of the CPU kernels: 1 max, 2 sum-exp, 3 write.
 #pragma once
 
 #include "memory.cuh"
@@ -24,14 +24,15 @@ constexpr int chunk_of() {
   return kAccess == Access::kElements ? 1 : kVector<T>;
 }
 
-/// A row in memory. Of V > 1 classes at a time: they lie side by side, 16 bytes aligned, in whole chunks.
+/// A row in memory. If V > 1 classes are accessed at a time, they are contiguous and aligned to 16 bytes, and
+/// the row is a whole number of chunks.
 template <class T>
 struct Span {
   T* at;
   int64_t stride;
   int64_t classes;
 
-  // Where a thread keeps its part, classes are few enough for an int.
+  // Index: a row that threads keep has few enough classes for an int.
   template <int V, class Index>
   SK_INLINE void load(Index c, Compute<T> (&v)[V], Compute<T> fill) const {
     if (c < static_cast<Index>(classes)) {
@@ -56,15 +57,15 @@ struct Span {
   }
 };
 
-/// Row `row` of a tensor; one without classes where it does not exist.
+/// Row `row` of a tensor. If it does not exist, a row without classes.
 template <class T>
 SK_INLINE Span<T> span_of(const Rows& rows, const Grid& grid, int64_t row) {
   if (row >= grid.rows) return {static_cast<T*>(rows.data), rows.class_stride, 0};
   return {row_of<T>(rows, row, grid.shape.inner), rows.class_stride, grid.shape.classes};
 }
 
-/// E elements in registers. Of 16 bits and by 16 bytes they stay packed as they are in memory, in half of the
-/// registers, and what is made of them is not kept.
+/// Keeps E elements in registers. 16-bit elements that are read by 16 bytes stay packed as in memory, in half
+/// of the registers. Values computed from them are not kept.
 template <class T, Access kAccess, int E>
 class KeptRow {
   static constexpr int V = chunk_of<T, kAccess>();
@@ -92,7 +93,7 @@ class KeptRow {
       for (int j = 0; j < E / V; ++j) row.load(at(j), chunks_[j], fill);
     }
   }
-  /// Of what is packed: all of it 0.
+  /// Sets a packed row to 0.
   SK_INLINE void clear() {
     static_assert(kPacked);
     for (Words& chunk : chunks_) chunk = Words{};
@@ -112,8 +113,8 @@ class KeptRow {
       return m;
     }
   }
-  /// f(v, c) for chunks v at class c, those behind the row's end too; what f makes of them is kept if not
-  /// packed.
+  /// Calls f(v, c) for each chunk v at class c, including chunks after the end of the row. The row keeps the
+  /// changes that f makes to v, unless it is packed.
   template <class F>
   SK_INLINE void each(F f) {
     SK_UNROLL
@@ -121,7 +122,7 @@ class KeptRow {
       with(j, [&](Chunk& v) { f(v, at(j)); });
     }
   }
-  /// The same, and what f makes of them goes to `out`.
+  /// The same, and stores the changed chunks to `out`.
   template <class F>
   SK_INLINE void write(const Span<T>& out, F f) {
     SK_UNROLL
@@ -132,11 +133,11 @@ class KeptRow {
       });
     }
   }
-  /// After write(): v to class c, by the thread that has it.
+  /// After write(): the thread that has class c stores v there.
   SK_INLINE void put(const Span<T>& out, int c, A v) const {
     if (c / V % size_ == rank_) out.store(c, {v});
   }
-  /// Both with another row of the same chunks, f(v, w).
+  /// each() and write() with another row of the same chunks: they call f(v, w).
   template <class F>
   SK_INLINE void each_with(KeptRow& other, F f) {
     SK_UNROLL
@@ -160,7 +161,8 @@ class KeptRow {
   SK_INLINE void with(int j, F f) {
     if constexpr (kPacked) {
       Chunk v;
-      // Each time anew: to keep both would take more registers than what is not packed.
+      // Unpacks anew each time: keeping packed and unpacked values would take more registers than an unpacked
+      // row.
       SK_UNROLL
       for (uint32_t& word : chunks_[j].of) forget(word);
       unpack<T>(chunks_[j], v);
@@ -174,13 +176,13 @@ class KeptRow {
   int rank_, size_;
 };
 
-/// Read from memory in every step.
+/// Reads the row from memory in every step.
 template <class T, Access kAccess, int kTensors>
 class StreamedRow {
   static constexpr int V = chunk_of<T, kAccess>();
   using A = Compute<T>;
-  // Chunks that are asked for before the first is used: 64 bytes of what is computed with, or 32 without
-  // vectors, of all tensors.
+  // Chunks that are loaded before the first one is used: 64 bytes in the compute type, or 32 bytes without
+  // vectors, over all tensors.
   static constexpr int kAtOnce = (V == 1 ? 32 : 64 / V) / static_cast<int>(sizeof(A)) / kTensors;
 
  public:
@@ -192,7 +194,7 @@ class StreamedRow {
     row_ = row;
     fill_ = fill;
   }
-  /// f(v, c) for some chunks v[j] at the classes c + j * step().
+  /// Calls f(v, c) for kAtOnce chunks v[j], at the classes c + j * step().
   template <class F>
   SK_INLINE void each_block(F f) const {
     go(row_.classes, [&](int64_t c) {
@@ -204,7 +206,7 @@ class StreamedRow {
   SK_INLINE int64_t step() const { return step_; }
   template <class F>
   SK_INLINE void write(const Span<T>& out, F f) const {
-    // Rows that are not read, those that are ignored, are written.
+    // Goes over the classes of `out`: ignored rows are not read, but they are written.
     go(out.classes, [&](int64_t c) {
       A v[kAtOnce][V];
       ask(v, c);
@@ -256,14 +258,14 @@ class StreamedRow {
   int64_t first_, step_;
 };
 
-/// Without target mass that several classes have.
+/// No target mass is spread over several classes.
 struct NoMass {
   static constexpr bool kSpread = false;
 };
 
-/// Statistics of a chunk's classes relative to the maximum s.m, added to s, but for its rest: that goes, in
-/// units of the terms, to `rest`. kTerms leaves the terms in v; without kTies the rest is the sum of them
-/// all.
+/// Adds the statistics of a chunk's classes, relative to the maximum s.m, to s. Only the rest is added to
+/// `rest`, in units of the terms. With kTerms, v holds the terms afterwards. Without kTies, the rest is the
+/// sum of all terms.
 template <bool kTerms, bool kTies, class A, int V, class E, class Mass>
 SK_INLINE void add_chunk(Stats<A>& s, A& rest, A (&v)[V], int64_t c, const E& terms, A held,
                          const Mass& mass) {
@@ -289,13 +291,13 @@ SK_INLINE void add_chunk(Stats<A>& s, A& rest, A (&v)[V], int64_t c, const E& te
   }
 }
 
-/// 1 max and 2 sum-exp. kTerms: a row that is kept holds its terms afterwards.
+/// 1 max and 2 sum-exp. With kTerms, a kept row holds its terms afterwards.
 template <bool kTerms, bool kTies, class T, class Team, class Row, class Mass>
 SK_INLINE Stats<Compute<T>> statistics(Team& team, Row& row, const Mass& mass) {
   using A = Compute<T>;
   Stats<A> s;
   if constexpr (Row::kKeeps) {
-    // + 0, because whether the maximum of zeros is -0 or +0 would depend on their order.
+    // Adding 0 turns -0 into +0. Otherwise the sign of a maximum of zeros would depend on their order.
     s.m = team.max_of(row.max()) + A(0);
     const A held = finite(s.m);
     const TermsOf<T> terms(held);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walk over the rows that softmax and log_softmax share; what is done with a row is a parameter.
+// The kernels that softmax and log_softmax share. The parameter Op says what is computed in a row.
 #pragma once
 
 #include "launch.cuh"
@@ -10,8 +10,8 @@ namespace {
 template <class Op, class T, class Team, class Row>
 SK_INLINE void forward_row(Team& team, Row& row, const Span<T>& out) {
   using A = Compute<T>;
-  // A logarithm close to 0 needs the maximum's terms apart from the others; their sum alone, in more digits
-  // than the result has, does not.
+  // A logarithm close to 0 needs the terms of the maximum separate from the others. A quotient of 16 bits
+  // does not: the sum of all terms has more digits than the result.
   constexpr bool kTies = !(Op::kOfTerms && sizeof(T) == 2);
   const Stats<A> s = statistics<Op::kOfTerms, kTies, T>(team, row, NoMass());
   const A of_row = Op::row_number(s) * (Op::kOfTerms ? TermsOf<T>::kUnit : A(1));

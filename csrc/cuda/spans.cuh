@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of classes side by side that begin anywhere: a warp has a span of 32 E classes, of which neighbouring
-// lanes read neighbouring ones, at distances that are known when the kernel is compiled. Which thread has
-// which class does not depend on the row's place in memory, so neither do its bits.
+// Contiguous rows that may begin at any address. A warp has a span of 32 E classes, in which neighbouring
+// lanes read neighbouring classes, at distances that are known at compile time. Which thread has which class
+// does not depend on the row's address, so neither do its bits.
 #pragma once
 
 #include "row.cuh"
@@ -9,9 +9,10 @@
 namespace softkern::cuda {
 namespace {
 
-/// Of a span's pairs of 16-bit elements, which may lie in two words each: lane l has the pairs number l + 32
-/// j. A word that the row has but half of, its first or its last, goes by elements, and so does one of two
-/// warps where it is written. No branches: the compiler would guard each shuffle in one.
+/// The pairs of 16-bit elements of a span. A pair may lie in two words of memory. Lane l has the pairs number
+/// l + 32 j. The first or last word may belong to the row by half only; it is accessed by elements. So is a
+/// word that two warps share, when it is written. There are no branches, because the compiler would guard
+/// each shuffle in a branch.
 template <class T>
 class Pairs {
   static_assert(sizeof(T) == 2);
@@ -25,7 +26,8 @@ class Pairs {
     lane_ = static_cast<int>(threadIdx.x) % kWarp;
     c_ = odd_ ? first - 1 : first;
     left_ = static_cast<int>(classes) - c_;
-    // A row that ends where the warp begins leaves it nothing: the last class is the warp before's.
+    // If the row ends where the warp's span begins, the warp has nothing: the last class belongs to the
+    // previous warp.
     if (odd_ && lane_ == 0 && left_ == 1) left_ = 0;
     own_ = in_global_memory(row) + c_;
   }
@@ -44,7 +46,7 @@ class Pairs {
       SK_UNROLL
       for (int j = 0; j < N; ++j) pairs[j] = j == tail ? half : pairs[j];
     }
-    // The last lane's last pair ends in the next warp's word.
+    // The last lane's last pair ends in a word of the next warp.
     uint32_t last = fill;
     constexpr int kNext = (N - 1) * kStep + 2;
     if (odd_ && lane_ == kWarp - 1 && left_ > kNext) last = own_[kNext].bits;
@@ -56,7 +58,7 @@ class Pairs {
     }
   }
 
-  /// Pair number j of N, one after the other.
+  /// Stores pair number j of N. The caller stores the pairs in ascending order.
   template <int N>
   SK_INLINE void store(int j, uint32_t pair) {
     const uint32_t previous = shuffle(lane_ == kWarp - 1 ? before_ : pair, (lane_ + kWarp - 1) % kWarp);
@@ -73,7 +75,7 @@ class Pairs {
 
  private:
   SK_INLINE Word* word(int j) const { return in_global_memory(reinterpret_cast<Word*>(own_ + j * kStep)); }
-  /// Which of the lane's N words is the row's last and has but its first half of it, or -1.
+  /// Which of the lane's N words is the row's last one, if only its first half is in the row; otherwise -1.
   template <int N>
   SK_INLINE int tail_of() const {
     const int j = (left_ - 1) / kStep;
@@ -81,12 +83,12 @@ class Pairs {
   }
 
   bool odd_;
-  int lane_, c_, left_;  // c: the class at the beginning of the lane's first word, and how many from there
+  int lane_, c_, left_;  // c_: class at the start of the lane's first word; left_: classes from there
   T* own_;
   uint32_t before_ = 0;
 };
 
-/// Elements of 16 bits are kept in pairs. Otherwise as KeptRow.
+/// Like KeptRow, but 16-bit elements are kept in pairs.
 template <class T, int E>
 class SpannedRow {
   static constexpr bool kPacked = sizeof(T) == 2;
@@ -150,7 +152,7 @@ class SpannedRow {
     });
   }
   SK_INLINE void put(const Span<T>& out, int c, A v) const {
-    if (kPacked) sync_warp();  // its word may be another lane's
+    if (kPacked) sync_warp();  // another lane may have stored to this word
     const int from = c - first_;
     if (from >= 0 && from < kWarp * E && from % (kEach * kWarp) < kEach) out.store(c, {v});
   }
@@ -164,7 +166,8 @@ class SpannedRow {
   }
 
  private:
-  /// f(j, v) for what is kept together; what f makes of v is kept if not packed.
+  /// Calls f(j, v) for the elements that are kept together. The row keeps the changes that f makes to v,
+  /// unless it is packed.
   template <class F>
   SK_INLINE void go(F f) {
     SK_UNROLL
@@ -201,7 +204,7 @@ class SpannedRow {
   }
   SK_INLINE void get(int j, Chunk (&v)[kEach]) {
     if constexpr (kPacked) {
-      forget(held_[j]);  // as KeptRow does
+      forget(held_[j]);  // as in KeptRow
       unpack_pair<T>(held_[j], v[0][0], v[1][0]);
     } else {
       v[0][0] = held_[j];

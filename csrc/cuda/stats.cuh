@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The statistics of a row, or of a thread's part of it; formulas and contract in common/stats.h.
+// The statistics of a row, or of a thread's part of it. common/stats.h has the formulas and the contract.
 #pragma once
 
 #include "../common/mass.h"
@@ -14,8 +14,8 @@ struct Stats {
   A m = -INFINITY;
   A ties = 0;
   A rest = 0;
-  // Of the target mass a_c that several classes have: sum of a_c, and of a_c (m - x_c); 0 in the place of an
-  // infinite m.
+  // For target mass a_c that several classes have: the sums of a_c and of a_c (m - x_c). An infinite m counts
+  // as 0.
   A mass = 0;
   A below = 0;
 
@@ -23,7 +23,7 @@ struct Stats {
   SK_INLINE A d_less_one() const { return softkern::d_less_one<L>(ties, top_term<L>(m), rest); }
   SK_INLINE A log_d() const { return softkern::log_d<L>(ties, top_term<L>(m), rest); }
 
-  /// This part in terms of the maximum of more than the part.
+  /// Converts the statistics of this part to the maximum of a larger part.
   SK_INLINE void move_to(A larger_m) {
     if (m == larger_m) return;
     softkern::move_to<L>(larger_m, m, ties, rest);

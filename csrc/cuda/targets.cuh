@@ -11,7 +11,7 @@ namespace {
 constexpr const char* kOutOfBounds = "softkern.cross_entropy: Target is out of bounds.";
 
 struct IndexTarget {
-  const void* at;  // null without
+  const void* at;  // null without class indices
   IndexType type;
   int64_t ignore_index;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The threads that share a row, and what they find out together. Every sum is a tree that the number of
-// threads alone decides, and all of them get the same bits.
+// The threads that share a row, and their reductions. Every sum is a tree that depends on the number of
+// threads only, and all threads get the same bits.
 #pragma once
 
 #include "numbers.cuh"
@@ -8,12 +8,12 @@
 namespace softkern::cuda {
 namespace {
 
-/// Who shares a row.
+/// Which threads share a row.
 enum class TeamKind : int {
-  kLanes,    // a power of two of a warp's lanes; rows side by side in a warp
+  kLanes,    // a power of two of a warp's lanes; the other lanes have other rows
   kBlock,    // a block
-  kCluster,  // some blocks, which write to each other's shared memory
-  kColumn,   // threads 32 apart in a block: lanes of a warp have rows next to each other
+  kCluster,  // several blocks, which write to each other's shared memory
+  kColumn,   // threads 32 apart in a block: neighbouring lanes have neighbouring rows
 };
 
 /// How a launch shares its rows among threads.
@@ -23,10 +23,11 @@ struct TeamShape {
   int blocks = 1;  // blocks of a row, a power of two
 };
 
-// Numbers that a row's threads add up at once, and rounds of such.
+// The most numbers that a row's threads add up at once.
 constexpr int kMostSums = 4;
 
-/// Shared memory of a block of so many threads, for a maximum and one round of so many sums.
+/// The bytes of shared memory that a block of so many threads needs, for a maximum and one round of `sums`
+/// sums.
 template <class A>
 constexpr size_t team_bytes(const TeamShape& shape, int threads, int sums) {
   const size_t numbers = shape.kind == TeamKind::kLanes    ? 0
@@ -47,7 +48,7 @@ struct Plus {
   SK_INLINE A operator()(A a, A b) const { return a + b; }
 };
 
-/// A thread that has a row for itself.
+/// A thread that computes a row alone.
 template <class A>
 struct Alone {
   SK_INLINE A max_of(A v) const { return v; }
@@ -55,7 +56,8 @@ struct Alone {
   SK_INLINE void sum(A (&)[K]) const {}
 };
 
-/// kWhole: of whole blocks, as the kernels whose threads keep many elements have no registers to ask which.
+/// kWhole: the team consists of whole blocks. Kernels whose threads keep many elements have no registers left
+/// to distinguish the other kinds.
 template <class A, bool kWhole = false>
 class Team {
  public:
@@ -76,7 +78,8 @@ class Team {
     }
   }
 
-  /// The row, which may be one that does not exist. Found out each time: a kept number would take registers.
+  /// The team's row, which may not exist. It is computed at each call: to keep the number would take
+  /// registers.
   SK_INLINE int64_t row() const {
     uint32_t block = blockIdx.x;
     forget(block);
@@ -92,11 +95,12 @@ class Team {
         return block >> log2_of(shape_.blocks);
     }
   }
-  /// The thread's place among the row's, and how many there are.
+  /// The thread's rank among the threads of the row, and the number of these threads.
   SK_INLINE int rank() const { return block_ * shape_.size + rank_; }
   SK_INLINE int size() const { return shape_.blocks * shape_.size; }
 
-  /// Before anything is told to others, once: blocks of a cluster need not have begun yet.
+  /// To be called once, before anything is written to other blocks: blocks of a cluster may not have begun
+  /// yet.
   SK_INLINE void meet() const {
     if (kind() == TeamKind::kCluster) sync_cluster();
   }
@@ -122,7 +126,7 @@ class Team {
     switch (kind()) {
       case TeamKind::kLanes:
         across_lanes<K>(v, shape_.size, f);
-        // What follows may write to where others of the row have read.
+        // The code that follows may write to memory that other threads of the row have read.
         sync_warp();
         break;
       case TeamKind::kBlock:
@@ -146,7 +150,7 @@ class Team {
     }
   }
 
-  // Memory is used once: a barrier after the reading would cost as much as the one before it.
+  // Every reduction takes new memory. To use it again, a second barrier would be needed, after the reads.
   template <int K>
   SK_INLINE A* take(int numbers) {
     A* taken = free_;

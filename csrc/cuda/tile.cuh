@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Few classes: a thread a row, so that what is computed once a row is computed once. The rows of a block come
-// to shared memory, and go back, in whole lines of the tensor; there a row's pitch is odd, which spreads a
-// warp's rows over all banks.
+// For few classes: one thread per row, so that work per row is done once. The rows of a block are moved to
+// shared memory, and back, in whole cache lines of the tensor. In shared memory the pitch of a row is odd,
+// which spreads a warp's rows over all banks.
 #pragma once
 
 #include "row.cuh"
@@ -16,7 +16,7 @@ constexpr size_t tile_bytes(int64_t classes, int rows, int tiles) {
   return static_cast<size_t>(tiles) * static_cast<size_t>(rows * tile_pitch(classes)) * sizeof(A);
 }
 
-/// The rows of a block, tile number `index` of its shared memory.
+/// The rows of a block, in tile number `index` of its shared memory.
 template <class T>
 class Tile {
   using A = Compute<T>;
@@ -31,7 +31,7 @@ class Tile {
     inner_ = grid.shape.inner;
   }
   SK_INLINE int64_t row() const { return first_ + static_cast<int>(threadIdx.x); }
-  /// The thread's own row here; one that does not exist has no classes.
+  /// The thread's own row in the tile. A row that does not exist has no classes.
   SK_INLINE A* own() const { return at_ + static_cast<int>(threadIdx.x) * pitch_; }
   SK_INLINE int own_classes() const { return static_cast<int>(threadIdx.x) < rows_ ? classes_ : 0; }
 
@@ -52,7 +52,7 @@ class Tile {
   SK_INLINE void move(const Rows& rows) const {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     if (rows.class_stride != 1) {
-      // Rows next to each other, in neighbouring threads.
+      // Neighbouring threads read neighbouring rows.
       if (thread >= rows_) return;
       T* p = row_of<T>(rows, row(), inner_);
       for (int c = 0; c < classes_; ++c) move_one<kIn>(p + c * rows.class_stride, own()[c]);
@@ -98,8 +98,8 @@ class Tile {
   int64_t first_, inner_;
 };
 
-/// A thread's own row of a tile, of which `readable` classes count; what is written to it goes to memory with
-/// the tile.
+/// A thread's own row of a tile, whose first `readable` classes are read. Values written to it go to memory
+/// with the tile.
 template <class T>
 class TileRow {
   using A = Compute<T>;

@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kCudaName = "cuda";
 constexpr const char* kTritonName = "triton";
 
-// kNone: nothing is named; kCpu: an ISA is.
+// kNone: no backend is chosen by name. kCpu: an ISA is.
 std::atomic<Backend> process_named{Backend::kNone};
 thread_local Backend thread_named = Backend::kNone;
 
@@ -34,7 +34,7 @@ Backend backend_of(const std::string& name) {
 
 enum class Answer { kUnasked, kNo, kYes };
 
-/// The answer that was kept; the first time, that of `ask`.
+/// Returns the kept answer. The first call gets it from `ask`.
 template <class Ask>
 bool ask_once(std::atomic<Answer>& answer, const Ask& ask) {
   Answer known = answer.load(std::memory_order_acquire);
@@ -114,7 +114,8 @@ std::string required() {
 Backend backend_for(c10::Device device) {
   switch (device.type()) {
     case c10::DeviceType::CPU:
-      // The two are slow there, for tests, and have to be named.
+      // On the CPU, CUDA is emulated and Triton interpreted. Both are slow and meant for tests, so they must
+      // be chosen by name.
       if (named() == Backend::kCuda) return cuda_computes_on(device) ? Backend::kCuda : Backend::kNone;
       if (named() == Backend::kTriton) return triton_computes_on(device) ? Backend::kTriton : Backend::kNone;
       return Backend::kCpu;

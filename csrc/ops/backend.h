@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which backend computes: an ISA of the CPU, the CUDA kernels or Triton, by softkern's choice or by name.
+// Which backend computes: an instruction set (ISA) of the CPU, the CUDA kernels or Triton. softkern chooses
+// it, or the user by name.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -12,30 +13,33 @@ namespace softkern {
 enum class Backend { kNone, kCpu, kCuda, kTriton };
 constexpr size_t kBackends = 4;
 
-/// Choice of the process / of the calling thread; an empty name takes it back. A thread's choice wins.
-/// Names, exceptions: as in cpu/dispatch.h, and "cuda" and "triton", which leave the choice of the ISA as it
-/// is. `required`: nothing else may compute instead; always so for these two.
+/// Sets the choice of the process, or of the calling thread. An empty name removes the choice. A thread's
+/// choice takes precedence. Names and exceptions are those of cpu/dispatch.h, and also "cuda" and "triton",
+/// which don't change the process's choice of the ISA. With `required`, no other backend may compute instead;
+/// this always holds for "cuda" and "triton".
 void choose_for_process(const std::string& name, bool required);
 void choose_for_thread(const std::string& name);
 std::string thread_choice();
 
-/// The name that nothing may replace: the thread's choice, or the process's if it is required; else empty.
+/// The name of the backend that nothing may replace: the thread's choice, or the process's choice if it is
+/// required. Empty if there is none.
 std::string required();
 
-/// Who computes the calling thread's tensors on a device: the backend that was named, or none if it can't;
-/// softkern's choice where none was.
+/// The backend that computes the calling thread's tensors on a device. If a backend was chosen by name: that
+/// one, or kNone if it can't compute there. Otherwise softkern chooses.
 Backend backend_for(c10::Device device);
 
-/// Says why there is none: nothing computes tensors on that device, or not the backend that was named.
+/// Raises an exception that says why no backend computes tensors on the device: there is none, or the one
+/// chosen by name can't.
 [[noreturn]] void raise_no_backend(c10::Device device);
 
-/// Why the CUDA kernels can't compute tensors on a device of CUDA; empty if they can.
+/// Why the CUDA kernels can't compute tensors on a CUDA device. Empty if they can.
 std::string why_no_cuda(int device);
 
-/// Says whether Triton computes tensors on a device, by the name of its type, and makes the kernels of
-/// `softkern_triton` ready if so. It is asked by the first tensor of a type and its answers are kept; what it
-/// throws is a no, or passed on where Triton was named. To be set before there are threads; forgets the
-/// answers of the one before.
+/// Sets the probe, which says whether Triton computes tensors on a type of device, given by its name. If so,
+/// the probe also registers the kernels of `softkern_triton`. The first tensor of each type calls it, and its
+/// answers are kept. An exception means no; if Triton was chosen by name, the exception is passed on. Set the
+/// probe before threads start. A new probe discards the answers of the old one.
 void set_triton_probe(std::function<bool(const std::string& device_type)> probe);
 
 }  // namespace softkern

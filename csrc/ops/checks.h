@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels take. Everything else goes to ATen, which computes it or raises its own exception with
-// its own text: a drop-in must not have another opinion on what is an error.
-// Only devices, dims, dtypes and symbolic sizes are looked at, so that fake tensors pass through here as
-// well. Sizes may depend on data that no tracer has (the rows that a mask selects): no comparison insists on
-// an answer, and what has to be equal is noted for the run, as ATen's own checks do it.
+// Which arguments the kernels take. ATen computes all others, or raises its own exception with its own text:
+// a drop-in replacement must agree with torch on what is an error.
+// The checks read only devices, dims, dtypes and symbolic sizes, so that fake tensors pass too. Sizes may
+// depend on data that a tracer does not have (the rows that a mask selects). Therefore no comparison requires
+// an answer, and sizes that must be equal are recorded as checks for the run, as ATen's own checks do.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,13 +29,13 @@ inline bool takes_index_dtype(at::ScalarType type) {
 
 inline int64_t class_dim(const at::Tensor& logits) { return logits.dim() == 1 ? 0 : 1; }
 
-/// As in F.cross_entropy: targets of the logits' own shape are class probabilities.
+/// As in F.cross_entropy, targets of the same shape as the logits are class probabilities.
 inline bool same_shape(const at::Tensor& a, const at::Tensor& b) {
   return a.dim() == b.dim() && TORCH_GUARD_OR_FALSE(c10::sym_equals(a.sym_sizes(), b.sym_sizes()));
 }
 
-/// Whether the dims before and behind the classes each walk memory in equal steps: gradients can be written
-/// where the logits are.
+/// Whether one stride walks all dims before the classes, and another one all dims after them. Then the
+/// kernels can write gradients over the logits.
 inline bool has_simple_strides(const at::Tensor& logits) {
   if (logits.numel() == 0) return true;
   const int64_t skip = class_dim(logits);
@@ -80,7 +80,7 @@ inline bool takes_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
     if (target.scalar_type() != logits.scalar_type() || options.ignore_index >= 0) return false;
   } else if (!indices_fit(logits, target) ||
              (weight.has_value() && weight->defined() && weight->requires_grad())) {
-    return false;  // torch has no gradient for the weights of class indices, and says so
+    return false;  // torch raises: the weights of class indices have no gradient
   }
   if (weight.has_value() && weight->defined()) {
     if (weight->is_nested() || weight->dim() != 1 || weight->scalar_type() != logits.scalar_type() ||

@@ -8,8 +8,8 @@
 
 namespace softkern {
 
-/// Passes on what ATen computed in place of a kernel, unless a backend was asked for by name: that one must
-/// not be replaced silently. Called with the result, so that ATen's opinion on bad arguments comes first.
+/// Returns ATen's result, unless a backend was required by name: that one must not be replaced silently. The
+/// argument is the result, so that ATen raises its own errors about bad arguments first.
 inline at::Tensor by_aten(at::Tensor result) {
   const std::string named = required();
   TORCH_CHECK(
@@ -19,8 +19,9 @@ inline at::Tensor by_aten(at::Tensor result) {
   return result;
 }
 
-/// ATen's loss, with the index dtypes that the kernels take and ATen doesn't, or not everywhere. Targets of
-/// as many dims as the logits are no indices: what ATen says of those names their dtype.
+/// ATen's loss. Class indices are converted to int64 if the kernels take their dtype, since ATen does not
+/// take all of these dtypes on every device. A target with as many dims as the logits has no class indices.
+/// It keeps its dtype, because ATen's error message names it.
 inline at::Tensor aten_cross_entropy(const at::Tensor& self, const at::Tensor& target,
                                      const std::optional<at::Tensor>& weight,
                                      const SymCrossEntropyOptions& options) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ops as C++ objects. One line declares an op: its name, its schema and the signature that C++ has for it.
-// The way through the dispatcher and the way to the backend that computes are deduced from the signature, in
-// which `const SymCrossEntropyOptions&` (or CrossEntropyOptions) stands for one argument for each option.
+// Ops as C++ objects. One line declares an op: its name, its schema and its C++ signature. The calls through
+// the dispatcher and to the backend's function are deduced from the signature. In it, `const
+// SymCrossEntropyOptions&` (or CrossEntropyOptions) stands for one argument per option.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,9 +16,9 @@ namespace softkern {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// ---- Signatures: options as a struct (C++), options as arguments (the dispatcher, pybind11).
+// ---- Signatures: C++ passes the options as a struct, the dispatcher and pybind11 as one argument each.
 
-/// An argument as the dispatcher has it: itself, or one for each option.
+/// The dispatcher's form of an argument: the argument itself, or one argument per option.
 template <class A>
 struct Unpacked {
   using Arguments = Types<A>;
@@ -47,7 +47,7 @@ struct Joined<R, Types<A...>, Types<B...>, Rest...> : Joined<R, Types<A..., B...
 template <class R, class... A>
 using UnpackedSignature = typename Joined<R, typename Unpacked<A>::Arguments...>::Signature;
 
-/// kFunction called with the arguments of UnpackedSignature.
+/// Calls kFunction with the arguments of UnpackedSignature.
 template <auto kFunction, class Signature, class UnpackedType>
 struct PackedCall;
 template <auto kFunction, class R, class... A, class... U>
@@ -87,14 +87,14 @@ struct SignatureOf<R (*)(A...)> {
   using UnpackedType = UnpackedSignature<R, A...>;
 };
 
-/// `kFunction` for those who have an argument for each option: the dispatcher, pybind11.
+/// `kFunction` for callers that pass one argument per option: the dispatcher and pybind11.
 template <auto kFunction>
 constexpr auto unpacked = &PackedCall<kFunction, typename SignatureOf<decltype(kFunction)>::Type,
                                       typename SignatureOf<decltype(kFunction)>::UnpackedType>::call;
 
 // ---- Ops.
 
-/// Tag: names and schema. The handle is kept for each tag, since ops may share a signature.
+/// `Tag` has the names and the schema. Each tag has its own handle, since ops may share a signature.
 template <class Tag, class Signature>
 class Op;
 
@@ -107,14 +107,14 @@ class Op<Tag, R(A...)> {
   static constexpr const char* kName = Tag::kName;
   static constexpr const char* kSchema = Tag::kSchema;
 
-  /// Through the dispatcher, so that every mode and backend sees the call.
+  /// Calls the op through the dispatcher, so that every mode and backend sees the call.
   static R call(A... a) {
     return std::apply([](auto&&... u) -> R { return handle().call(static_cast<decltype(u)>(u)...); },
                       std::tuple_cat(Unpacked<A>::of(a)...));
   }
   R operator()(A... a) const { return call(static_cast<A&&>(a)...); }
 
-  /// Straight to the kernel of a key.
+  /// Calls the kernel of a dispatch key directly.
   static R redispatch(c10::DispatchKeySet keys, A... a) {
     return std::apply(
         [&](auto&&... u) -> R { return handle().redispatch(keys, static_cast<decltype(u)>(u)...); },
@@ -125,13 +125,13 @@ class Op<Tag, R(A...)> {
     return std::get<Tag::kDeviceArgument>(std::tie(a...)).device();
   }
 
-  /// What a backend has for the op; each says so once, when the library is loaded.
+  /// Sets a backend's function for the op. Each backend calls this once, when the library is loaded.
   static bool computed_by(Backend backend, Function function) {
     functions()[static_cast<size_t>(backend)] = function;
     return true;
   }
 
-  /// By the backend of the op's device.
+  /// Calls the function of the backend that computes on the op's device.
   static R route(A... a) {
     const c10::Device device = device_of(a...);
     const Function function = functions()[static_cast<size_t>(backend_for(device))];
@@ -151,8 +151,8 @@ class Op<Tag, R(A...)> {
   }
 };
 
-/// SOFTKERN_OP(library, name, argument, schema, signature): the object softkern::name, the op library::name.
-/// `argument`: the number of the tensor whose device computes.
+/// SOFTKERN_OP(library, name, argument, schema, signature) declares the object `name` for the op
+/// library::name. `argument` is the index of the tensor whose device selects the backend.
 #define SOFTKERN_OP(library, name, argument, schema, ...)                   \
   struct name##_tag {                                                       \
     static constexpr const char* kName = #name;                             \
@@ -163,7 +163,7 @@ class Op<Tag, R(A...)> {
   };                                                                        \
   inline constexpr Op<name##_tag, __VA_ARGS__> name {}
 
-/// An op's namesake in the library whose kernels Python registers.
+/// The op of the same name in the library `softkern_triton`, whose kernels Python registers.
 template <class Tag>
 struct InTriton : Tag {
   static constexpr const char* kQualifiedName = Tag::kNameInTriton;

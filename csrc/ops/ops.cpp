@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The libraries of ops, and the ops at the keys where no gradient is recorded.
+// The library of ops, and cross_entropy at the dispatch keys where no gradient is recorded.
 #include "ops.h"
 
 #include <torch/library.h>
@@ -10,7 +10,7 @@
 namespace softkern {
 namespace {
 
-// Inference mode and no_grad come here, and so do devices without kernels.
+// Called in inference mode, under no_grad, and for devices without kernels.
 Tensor cross_entropy_below_autograd(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                                     const SymCrossEntropyOptions& options) {
   if (!takes_cross_entropy(self, target, weight, options)) {
@@ -19,7 +19,7 @@ Tensor cross_entropy_below_autograd(const Tensor& self, const Tensor& target, co
   return std::get<0>(cross_entropy_forward(self, target, weight, options, /*need_grad=*/false));
 }
 
-// No gradient is wanted here: the logits stay what they are.
+// No gradient is recorded here, so the logits are not overwritten.
 Tensor cross_entropy_below_autograd_(Tensor self, const Tensor& target, const OptionalTensor& weight,
                                      const SymCrossEntropyOptions& options) {
   return cross_entropy(self, target, weight, options);
@@ -38,7 +38,7 @@ TORCH_LIBRARY(softkern, m) {
 
 TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) { register_losses(m); }
 
-// As of the softmaxes.
+// CompositeExplicitAutograd does not cover nested tensors (as in autograd/softmax.cpp).
 TORCH_LIBRARY_IMPL(softkern, CompositeImplicitAutogradNestedTensor, m) { register_losses(m); }
 
 }  // namespace softkern

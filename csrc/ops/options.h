@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The options of cross_entropy between the dispatcher, which has an argument for each, and C++, which has a
-// struct.
+// The options of cross_entropy. The dispatcher passes them as one argument each, C++ as a struct.
 #pragma once
 
 #include <c10/core/SymInt.h>
@@ -13,16 +12,16 @@
 
 namespace softkern {
 
-/// As the dispatcher has them.
+/// The options as the dispatcher passes them: integers may be symbolic.
 using SymCrossEntropyOptions = CrossEntropyOptionsOf<c10::SymInt>;
 
-// Lists that an X-macro makes begin with a comma: what stands in front of it is dropped.
+// A list that the X-macro makes begins with a comma. A dummy element goes before it and is dropped.
 #define SOFTKERN_TYPE(kind, name, initial) , kind##_option<Index>
 #define SOFTKERN_MEMBER(kind, name, initial) , options.name
 #define SOFTKERN_PARAMETER(kind, name, initial) ", " #kind " " #name
 #define SOFTKERN_PARAMETER_WITH_DEFAULT(kind, name, initial) ", " #kind " " #name "=" #initial
 
-/// Parameters in a schema, behind others; with their defaults, or all of them required.
+/// The options as parameters of a schema, after other parameters: all of them required, or with defaults.
 #define SOFTKERN_OPTIONS_SCHEMA SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_PARAMETER)
 #define SOFTKERN_OPTIONS_SCHEMA_WITH_DEFAULTS SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_PARAMETER_WITH_DEFAULT)
 
@@ -46,10 +45,10 @@ auto fields(const CrossEntropyOptionsOf<Index>& options) {
 #undef SOFTKERN_TYPE
 #undef SOFTKERN_MEMBER
 
-/// A number that the kernels need: a symbolic one is fixed.
+/// A number that the kernels need. A symbolic number is specialized to its value.
 inline int64_t as_int(const c10::SymInt& x) { return x.guard_int(__FILE__, __LINE__); }
 
-/// As kernels take them.
+/// The options as kernels take them: a symbolic number is specialized to its value.
 inline CrossEntropyOptions known(const SymCrossEntropyOptions& options) {
   const auto fixed = [](const auto& field) {
     if constexpr (std::is_same_v<decltype(field), const c10::SymInt&>) {

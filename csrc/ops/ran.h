@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What ran last in the calling thread, on whatever backend.
+// Which kernel ran last in the calling thread, on any backend.
 #pragma once
 
 #include "../common/ran.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From tensors to the rows that kernels walk, the same for every backend.
+// Converts tensors to the rows that kernels walk, in the same way for every backend.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,7 +30,8 @@ inline at::ScalarType compute_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-/// Strides of the dims before and after `dim`, if each group walks memory in equal steps.
+/// One stride for all dims before `dim`, and one for all dims after it. Empty if a group of dims has no
+/// single stride.
 inline std::optional<Rows> as_rows(const at::Tensor& x, int64_t dim, void* data) {
   const auto step = [&](int64_t from, int64_t to, int64_t* stride) {
     int64_t expected = -1;
@@ -49,7 +50,7 @@ inline std::optional<Rows> as_rows(const at::Tensor& x, int64_t dim, void* data)
   Rows rows;
   rows.data = data;
   rows.class_stride = x.size(dim) == 1 ? 1 : x.stride(dim);
-  if (x.numel() == 0) {  // no steps to compare: the stride in front of a size of 0 is none of its multiples
+  if (x.numel() == 0) {  // nothing to walk, and a stride before a size of 0 is not a multiple of it
     rows.outer_stride = rows.inner_stride = 0;
     return rows;
   }
@@ -59,9 +60,10 @@ inline std::optional<Rows> as_rows(const at::Tensor& x, int64_t dim, void* data)
 
 inline bool is_walkable(const at::Tensor& x, int64_t dim) { return as_rows(x, dim, nullptr).has_value(); }
 
-/// A tensor whose rows the kernels can walk: the tensor itself, or a copy of it that `keep` holds.
+/// Rows that the kernels can walk: those of the tensor itself, or those of a contiguous copy. `keep` owns the
+/// memory.
 inline Rows readable_rows(const at::Tensor& x, int64_t dim, at::Tensor& keep) {
-  // const_data_ptr: a lazily cloned input stays one.
+  // const_data_ptr() does not materialize a lazily cloned input.
   const auto rows = [&] { return as_rows(keep, dim, const_cast<void*>(keep.const_data_ptr())); };
   keep = x;
   if (const auto found = rows()) return *found;

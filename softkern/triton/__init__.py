@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels for GPUs in Triton, which compiles them where they run: no compiler is needed to install
-softkern.
+"""The GPU kernels in Triton. Triton compiles them at run time, so no compiler is needed to install softkern.
 
-Imported where a tensor on a GPU needs it, not by ``import softkern``. The shape of a program is in ``plan``,
-the maths in ``elementary``, ``formulas``, ``rows`` and the ``*_kernels`` modules, the ops on tensors in those
-of their names."""
+The package is imported when a tensor on a GPU needs it, not by ``import softkern``. ``plan`` chooses the
+shape of a program. The mathematics is in ``elementary``, ``formulas``, ``rows`` and the ``*_kernels``
+modules. Each op on tensors is in the module of its name."""
 
 from __future__ import annotations
 
@@ -23,15 +22,16 @@ OPS = (
     cross_entropy.reduce_losses,
     cross_entropy.scale_gradient,
 )
-# GPUs for which Triton has a compiler, AMD's among them, which torch calls CUDA; its interpreter takes
-# tensors of the CPU.
+# GPUs for which Triton has a compiler. They include AMD's, which torch calls CUDA. Triton's interpreter takes
+# CPU tensors.
 KEYS = ("CUDA", "XPU", *(("CPU",) if INTERPRETED else ()))
 
 _registered: torch.library.Library | None = None
 
 
 def register() -> None:
-    """Makes the functions of this package the kernels of the ops ``softkern_triton::*``. Once is enough."""
+    """Registers the functions of this package as the kernels of the ops ``softkern_triton::*``. Further calls
+    do nothing."""
     global _registered
     if _registered is not None:
         return

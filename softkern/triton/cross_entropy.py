@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of cross_entropy on tensors, with the meaning that csrc/ops/cross_entropy/call.h gives them."""
+"""The steps of cross_entropy on tensors, as csrc/ops/cross_entropy/call.h defines them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from softkern.triton.plan import Walk, layout_of, make_plan, power_of_two, walk_
 from softkern.triton.reduce_kernels import loss_kernel, mass_kernel, merge_loss_kernel, merge_mass_kernel
 from softkern.triton.rows import MERGED
 
-# Rows that one program adds up, a few microseconds' work; beyond them as many programs as needed, at most so
-# many.
+# One program adds up to ROWS_ALONE rows, a few microseconds of work. For more rows there are as many programs
+# as needed, at most MOST_PROGRAMS.
 ROWS_ALONE, MOST_PROGRAMS = 16384, 1024
 
 
@@ -36,7 +36,8 @@ def class_dim(logits: Tensor) -> int:
 
 
 def _own_walk(x: Tensor, dim: int) -> Walk:
-    """Of a tensor that is written to: the callers have made it, or refused what can't be walked."""
+    """The walk of a tensor that is written to. The callers have made it, or have refused tensors that can't
+    be walked."""
     walk = walk_of(x, dim)
     assert walk is not None
     return walk
@@ -44,11 +45,11 @@ def _own_walk(x: Tensor, dim: int) -> Walk:
 
 @dataclass(frozen=True)
 class Sums:
-    """How sums over the rows are shared out."""
+    """How the rows are split among programs for sums over all rows."""
 
     parts: int
     sums: Tensor
-    block: int  # power of two that is not below parts
+    block: int  # the smallest power of two that is at least parts
 
     @property
     def alone(self) -> bool:
@@ -70,7 +71,7 @@ def target_weight(
     sum: Tensor,
     reciprocal: Tensor,
 ) -> None:
-    """The weight of the targets that count, and its reciprocal in the dtype of the computation."""
+    """The total weight of the targets that are not ignored, and its reciprocal in the compute dtype."""
     rows = target.numel()
     shared = _share_rows(rows, 2, target.device)
     fixed = launch_options(target.device)
@@ -92,7 +93,7 @@ def reduce_losses(
     loss: Tensor,
     grad_scale: Tensor | None,
 ) -> None:
-    """loss = sum of losses / divisor, and what stored gradients are to be multiplied by."""
+    """loss = (sum of losses) / divisor, and the factor of stored gradients."""
     shared = _share_rows(losses.numel(), 1, losses.device)
     on_device = (divisor_on_device, storage_on_device)
     constant = (divisor, storage)
@@ -110,8 +111,8 @@ def reduce_losses(
 
 
 def cross_entropy_rows(self: Tensor, target: Tensor, weight: Tensor | None, *given: Any) -> None:
-    """The losses of rows, and with `grad` their gradients times a factor, which the host knows or the device
-    has; `grad` may be the logits. `given`: the options, factor, factor_on_device, losses, grad."""
+    """The losses of the rows and, if `grad` is given, their gradients times a factor, which is on the host or
+    on the device. `grad` may be the logits. `given`: the options, factor, factor_on_device, losses, grad."""
     if self.numel() == 0:
         return
     options = CrossEntropyOptions(*given[: len(CrossEntropyOptions._fields)])
@@ -156,14 +157,15 @@ def scale_gradient(
     ignore_index: int,
     out: Tensor,
 ) -> None:
-    """out = grad (grad_output grad_scale); out may have grad's memory."""
+    """out = grad * (grad_output * grad_scale). out may have the memory of grad."""
     dim = class_dim(grad)
     layout = layout_of(grad, dim)
-    # Expanded gradients, as loss.sum() gives them, are one factor.
+    # The expanded gradient that loss.sum() passes is one factor for all rows.
     single = all(
         size == 1 or stride == 0 for size, stride in zip(grad_output.shape, grad_output.stride(), strict=True)
     )
-    # Two tensors even in place: autograd's own is never handed to Python.
+    # Even in place, out and grad are two tensors, because autograd's own tensor is never passed to Python. So
+    # compare the memory.
     in_place = out.untyped_storage()._cdata == grad.untyped_storage()._cdata
     upstream = grad_output if single else grad_output.contiguous()
     index = None if target is None else target.contiguous()

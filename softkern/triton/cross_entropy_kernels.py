@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cross_entropy's loss and gradient; the formulas are in formulas.py."""
+"""The loss and the gradient of cross_entropy. formulas.py has the formulas."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from softkern.triton.rows import (
 def load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like, PROBABILITIES: tl.constexpr,
               WEIGHTED: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
               BLOCK_C: tl.constexpr):  # fmt: skip
-    """The spread mass (R or 1, C) of a block of classes, 0 behind the end."""
+    """The spread mass (R or 1, C) of a block of classes; 0 after the end of the row."""
     if PROBABILITIES:
         t = load_classes(t_rows, first, end, t_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)
         mass = probability_mass(keep, share, t)
@@ -61,9 +61,9 @@ def load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like
 
 @triton.jit
 def spread_sums(x, mass, m, first, end, BLOCK_C: tl.constexpr):
-    """Sums of a_c and of a_c (m - x_c) over a block; 0 in the place of an infinite m."""
+    """The sums of a_c and of a_c (m - x_c) over a block. An infinite m counts as 0."""
     classes = first + tl.arange(0, BLOCK_C)[None, :]
-    # Behind the end x is -inf, and 0 * inf is no 0.
+    # After the end x is -inf, and 0 * inf would be NaN.
     below = tl.where(classes < end, finite(m) - x, 0.0)
     masses = tl.sum(mass + tl.zeros_like(x), 1, keep_dims=True)
     return masses, tl.sum(mass * below, 1, keep_dims=True)
@@ -71,7 +71,7 @@ def spread_sums(x, mass, m, first, end, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def merge_spread(masses_1, below_1, m_1, masses_2, below_2, m_2):
-    """The sums of two parts together, relative to the larger maximum."""
+    """Merges the sums of two parts, relative to the larger maximum."""
     m = tl.maximum(m_1, m_2)
     below_1 = below_moved(m, m_1, masses_1, below_1)
     below_2 = below_moved(m, m_2, masses_2, below_2)
@@ -89,7 +89,7 @@ def row_loss(m, ties, rest, masses, below, mass_of_hot, hot_x, is_hot, SPREAD: t
 
 @triton.jit
 def row_gradient(m, ties, rest, masses, mass_of_hot, hot_x, factor):
-    """What terms are multiplied by, and the hot class's own gradient but for its spread mass."""
+    """The factor of the terms, and the gradient of the hot class without its spread mass."""
     inverse = inverse_of(total(ties, top_term(m), rest))
     scale = gradient_scale(factor, mass_of_hot, masses, inverse)
     e = terms(hot_x, m)
@@ -100,8 +100,8 @@ def row_gradient(m, ties, rest, masses, mass_of_hot, hot_x, factor):
 def store_gradient(grad_rows, x, mass, m, scale, hot_dx, hot, state, factor, first, end, grad_class,
                    exists, SPREAD: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
                    BLOCK_C: tl.constexpr):  # fmt: skip
-    """3 write. state: 0 of an ignored row, 1 of one that counts, 2 of one without a hot class; NaN of one
-    whose target is out of range."""
+    """3 write. state: 0 for an ignored row, 1 for a row with a hot class, 2 for a row with class
+    probabilities, and NaN for a row whose target is out of range."""
     classes = first + tl.arange(0, BLOCK_C)[None, :]
     dx = terms(x, m) * scale
     dx = tl.where((classes == hot) & (state == 1), hot_dx, dx)
@@ -114,11 +114,12 @@ def store_gradient(grad_rows, x, mass, m, scale, hot_dx, hot, state, factor, fir
 @triton.jit
 def hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists, classes, ignore_index, keep, share, like,
               ALIGN_R: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
-    """Class index, its mass and its logit, and the row's state (see store_gradient). Nothing is read for a
-    target that is out of range: the assertion stops the device, as torch's does, and where assertions are not
-    compiled the row's loss and gradient are NaN."""
+    """Loads the class index, its mass and its logit, and the row's state (see store_gradient). Nothing is
+    read for a target that is out of range. The assertion stops the device, as torch's does. If assertions are
+    not compiled, the row's loss and gradient are NaN."""
     y = tl.load(target_ptr + row, mask=exists, other=ignore_index).to(tl.int64)
-    # What stands for a target of no row is ignore_index in the targets' dtype, and uint8 has no -100.
+    # A row that does not exist gets ignore_index converted to the targets' dtype. uint8 can't hold -100, so
+    # `exists` is checked too.
     counts = exists & (y != ignore_index)
     inside = (y >= 0) & (y < classes)
     tl.device_assert(inside | ~counts, "softkern.cross_entropy: Target is out of bounds.")
@@ -141,8 +142,8 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                          ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
                          SINGLE: tl.constexpr, STAGE: tl.constexpr, BLOCK_R: tl.constexpr,
                          BLOCK_C: tl.constexpr):  # fmt: skip
-    """Losses of rows; with grad_ptr given, their gradients times constant_factor and, where given, the number
-    at factor_ptr. grad may be x."""
+    """The losses of the rows. If grad_ptr is given, also their gradients, times constant_factor and, if
+    given, the number at factor_ptr. grad may be x."""
     classes = class_count_units * ALIGN_C
     keep = argument(keep, DTYPE)
     share = argument(share, DTYPE)
@@ -181,7 +182,7 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                     below_part = tl.load(part_at(parts_ptr, 4, part, parts, row, rows), mask=exists, other=0)
                     masses, below = merge_spread(masses, below, m, masses_part, below_part, m_part)
                 m, ties, rest = merge(m, ties, rest, m_part, ties_part, rest_part)
-            # Other programs may have written the gradient over the logit.
+            # Another program may have overwritten the logit with the gradient.
             hot_x = tl.load(part_at(parts_ptr, 5, 0, parts, row, rows), mask=exists, other=0)
         else:
             end = end_class(classes, BLOCK_C, STAGE)
@@ -236,7 +237,8 @@ def scale_kernel(grad_ptr, out_ptr, upstream_ptr, grad_scale_ptr, target_ptr, cl
                  BY_ROW: tl.constexpr, IN_PLACE: tl.constexpr, BEHIND: tl.constexpr, FLAT: tl.constexpr,
                  ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr, SINGLE: tl.constexpr,
                  BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
-    """out = grad (upstream grad_scale), upstream one number or one for each row; out may be grad."""
+    """out = grad * (upstream * grad_scale), with one upstream number for all rows or one for each. out may be
+    grad."""
     classes = class_count_units * ALIGN_C
     plane, position, row, exists = place(rows, inner_units * ALIGN_R, BEHIND, FLAT, BLOCK_R)
     grad_rows = row_pointers(grad_ptr, plane, position, grad_plane, grad_row, ALIGN_C, ALIGN_R)
@@ -245,10 +247,10 @@ def scale_kernel(grad_ptr, out_ptr, upstream_ptr, grad_scale_ptr, target_ptr, cl
     upstream = tl.load(upstream_ptr + row * BY_ROW, mask=exists, other=1)
     factor = upstream.to(grad_scale.dtype) * grad_scale
     if target_ptr is not None:
-        # Rows stored as zeros stay zeros: 0 * inf must not make them NaN.
+        # Ignored rows are stored as zeros and must stay zeros: 0 * inf would make them NaN.
         y = tl.load(target_ptr + row, mask=exists, other=0).to(tl.int64)
         factor = tl.where(y == ignore_index, 0.0, factor)
-    # What is multiplied by 1 in place need not be read.
+    # In place, elements with a factor of 1 need not be read.
     one = IN_PLACE and tl.sum((factor != 1).to(tl.int32)) == 0
     if not one:
         for first in range(0, classes, BLOCK_C):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""exp and log as the kernels need them: at most 1 ulp, in float32 and float64, gradual underflow included.
+"""exp and log for the kernels, with an error of at most 1 ulp in float32 and float64, including gradual
+underflow.
 
-The same methods and polynomials as the CPU's (csrc/common/{exp,log}.h). Triton's own exp and log of
-float32 are the hardware's approximations: of exp(x) they lose |x| / 2 ulp, of log(x) near 1 all digits.
+The methods and polynomials are those of the CPU (csrc/common/{exp,log}.h). Triton's own exp and log of
+float32 are the hardware's approximations: exp(x) loses |x| / 2 ulp, and log(x) near 1 loses all digits.
 
-Multiplications and additions are fused where tl.fma says so and nowhere else, so that the bits of a row do
-not depend on what surrounds the expression in a kernel. Nothing here needs the fusion to be right: Triton's
-interpreter rounds in between."""
+Multiplications and additions are fused only where tl.fma is written, so that the bits of a row do not depend
+on the code around an expression. The error bound does not depend on fusion: Triton's interpreter rounds
+between the two operations."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import triton.language as tl
 from softkern.triton import constants
 from softkern.triton.settings import INTERPRETED
 
-# Where Triton's interpreter computes, bfloat16 is rounded by hand: it cuts the digits off.
+# Triton's interpreter truncates to bfloat16, so it needs rounding by hand.
 _ROUND_BY_HAND: tl.constexpr = tl.constexpr(INTERPRETED)
 
 _EXP_32: tl.constexpr = tl.constexpr(constants.EXP_32)
@@ -29,29 +30,30 @@ _EXP_LN2_64: tl.constexpr = tl.constexpr(constants.EXP_LN2_64)
 _LOG_LN2_32: tl.constexpr = tl.constexpr(constants.LOG_LN2_32)
 _LOG_LN2_64: tl.constexpr = tl.constexpr(constants.LOG_LN2_64)
 
-# Below these, exp underflows to 0: arguments are held there.
+# At -span exp underflows to 0. Smaller arguments are raised to it.
 _SPAN_32: tl.constexpr = tl.constexpr(constants.SPAN_32)
 _SPAN_64: tl.constexpr = tl.constexpr(constants.SPAN_64)
-# From the bits of sqrt(1/2) to those of 1.
+# The difference between the bits of 1 and those of sqrt(1/2).
 _TO_ONE_32: tl.constexpr = tl.constexpr((127 << 23) - constants.HALF_ROOT_32)
 _TO_ONE_64: tl.constexpr = tl.constexpr((1023 << 52) - constants.HALF_ROOT_64)
 
 
 @triton.jit
 def number(value: tl.constexpr, dtype: tl.constexpr):
-    """A constant in full precision: a bare one next to float64 may have been rounded to float32."""
+    """A constant in full precision. A plain constant in an expression with float64 may have been rounded to
+    float32."""
     return tl.full([], value, dtype)
 
 
 @triton.jit
 def argument(value, dtype: tl.constexpr):
-    """A kernel's float argument, in Triton's interpreter a plain float, in the dtype of the computation."""
+    """A kernel's float argument in the compute dtype. In Triton's interpreter it is a plain float."""
     return tl.full([], value, dtype)
 
 
 @triton.jit
 def span(dtype: tl.constexpr):
-    """How far below the maximum a logit's term is 0."""
+    """The distance below the maximum from which on a logit's term is 0."""
     if dtype == tl.float64:
         result = number(_SPAN_64, dtype)
     else:
@@ -92,7 +94,7 @@ def exp_times_power(x, power):
     exp(x) = 2^n p(r), n = round(x / ln 2), r = x - n ln 2.
     """
     n = power_of_e(x)
-    # The first part of ln 2 has so few digits that its products are exact, without fusion too.
+    # The first part of ln 2 has so few digits that its products are exact, even without fusion.
     if x.dtype == tl.float64:
         r = tl.fma(n, number(-_EXP_LN2_64[0], tl.float64), x)
         r = tl.fma(n, number(-_EXP_LN2_64[1], tl.float64), r)
@@ -122,8 +124,7 @@ def exp(x):
 def inverse_of(b):
     """1 / b for b between 2^-100 and 2^100, within an ulp; NaN for NaN.
 
-    A division that is rounded correctly calls a function for numbers out of this range, which costs
-    registers."""
+    A correctly rounded division calls a function for numbers outside this range, which costs registers."""
     if b.dtype == tl.float64:
         inverse = (1.0 / b.to(tl.float32)).to(tl.float64)
         inverse = tl.fma(tl.fma(-b, inverse, number(1.0, tl.float64)), inverse, inverse)
@@ -134,7 +135,7 @@ def inverse_of(b):
 
 @triton.jit
 def divide(a, b):
-    """a / b for such b, within an ulp."""
+    """a / b for b in the range of inverse_of, within an ulp."""
     inverse = inverse_of(b)
     q = a * inverse
     return tl.fma(tl.fma(-q, b, a), inverse, q)
@@ -150,7 +151,7 @@ def log_one_plus(q):
     half = number(0.5, q.dtype)
     u = one + q
     of_q = u - one
-    c = (one - (u - of_q)) + (q - of_q)  # what of 1 + q is not in u (Knuth's two-sum)
+    c = (one - (u - of_q)) + (q - of_q)  # the rounding error of u (Knuth's two-sum)
     # sqrt(1/2) <= 1 + f < sqrt(2)
     if q.dtype == tl.float64:
         bits = u.to(tl.int64, bitcast=True)
@@ -183,7 +184,7 @@ def log_one_plus(q):
 
 @triton.jit
 def widen(x):
-    """To the dtype that is computed in."""
+    """Converts to the compute dtype."""
     if x.dtype != tl.float64:
         x = x.to(tl.float32)
     return x
@@ -191,7 +192,7 @@ def widen(x):
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr):
-    """Rounded to nearest even."""
+    """Rounds to nearest, ties to even."""
     if _ROUND_BY_HAND and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas of csrc/common/{stats,mass,loss}.h under the same names; what they mean is said there. Whoever
-changes one changes both, since a test compares names and values.
+"""The formulas of csrc/common/{stats,mass,loss}.h, which documents them, under the same names. A change must
+be made in both places: a test compares names and values.
 
 Numbers are row vectors (R, 1), or blocks (R, C) of classes. As in CUDA, a product and a sum are one fused
-operation, and a division by d is a multiplication by its inverse. What C++ changes in place is returned."""
+operation, and a division by d is a multiplication by its inverse. These functions return the values that C++
+changes in place."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def unit_ratio(m_from, m_to):
 
 @triton.jit
 def move_to(m_to, m, ties, rest):
-    """Ties and rest."""
+    """Returns ties and rest, relative to m_to."""
     is_top = m == m_to
     every = tl.where(is_finite(m), total(ties, top_term(m), rest), rest)
     return tl.where(is_top, ties, 0.0), tl.where(is_top, rest, unit_ratio(m, m_to) * every)

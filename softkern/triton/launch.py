@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From tensors to launches of the kernels. Nothing here waits for the device."""
+"""Launches the kernels for tensors. Nothing here waits for the device."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from softkern.triton.rows import MERGED, PARTS, WHOLE
 from softkern.triton.settings import INTERPRETED
 from softkern.triton.softmax_kernels import backward_kernel, forward_kernel
 
-# A limit of the launch: blocks of a row are on the grid's second axis.
+# The limit of a launch for the second axis of the grid, which numbers the blocks of a row.
 MOST_PARTS = 65535
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, whose tensors these need not be."""
+    """Makes the device of x the current one, on which Triton launches."""
     if x.device.type in ("cuda", "xpu"):
         return torch.accelerator.device_index(x.device.index)
     return nullcontext()
@@ -39,7 +39,7 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 @cache
 def processors(device: torch.device) -> int:
-    """Of how many programs at least a launch keeps the device busy."""
+    """The least number of programs that keeps the device busy."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     if device.type == "xpu":
@@ -58,7 +58,8 @@ def programs(layout: Layout, plan: Plan) -> int:
 
 
 def stages(x: Tensor, layout: Layout, plan: Plan) -> tuple[int, list[tuple[int, int]]]:
-    """How many blocks a row has, and the launches: what each does, with how many programs for a row."""
+    """The number of blocks of a row, and the launches: the stage of each, and its number of programs per
+    row."""
     parts = -(-layout.classes // plan.block_c)
     few = programs(layout, plan) < processors(x.device)
     if plan.single or not few or parts > MOST_PARTS:
@@ -67,13 +68,13 @@ def stages(x: Tensor, layout: Layout, plan: Plan) -> tuple[int, list[tuple[int, 
 
 
 def scratch(x: Tensor, fields: int, parts: int, layout: Layout, launches: list[tuple[int, int]]) -> Tensor:
-    """For the numbers of the parts of rows."""
+    """Memory for the statistics of the parts of rows."""
     size = fields * parts * layout.rows if len(launches) > 1 else 0
     return torch.empty(size, dtype=compute_dtype(x.dtype), device=x.device)
 
 
 def units(layout: Layout, plan: Plan, walks: list[Walk]) -> tuple[tuple[int, int], list[int]]:
-    """Sizes (classes, inner) and strides as the kernels take them: divided by what they are divisible by."""
+    """The sizes (classes, inner) and strides that the kernels take, divided by their alignment."""
     strides = []
     for w in walks:
         strides += [w.plane // (plan.align_c * plan.align_r), w.row // plan.align_c, w.cls // plan.align_r]
@@ -93,9 +94,9 @@ def _threads_of_a_warp(device: torch.device) -> int:
 
 
 def launch_options(device: torch.device, warps: int = 4, registers: int | None = None) -> dict[str, Any]:
-    """Of a launch with so many warps of 32 threads. Fused are the operations that the kernels fuse
-    themselves: the same in every kernel. Where a kernel has assertions, Triton would have it assert of every
-    sum of integers that it doesn't wrap, and the bits of a NaN do."""
+    """Options of a launch with so many warps of 32 threads. Triton must not fuse operations: the kernels do
+    this themselves, so that all kernels fuse the same ones. In a kernel with assertions, Triton would also
+    assert that integer additions don't wrap, but those on the bits of a NaN do."""
     if INTERPRETED:
         return {}
     nvidia = device.type != "xpu" and not torch.version.hip

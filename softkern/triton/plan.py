@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which program computes what: layouts, block sizes, warps. Knows no kernel, launches nothing.
+"""Which program computes which rows: layouts, block sizes, warps. This module knows no kernel and launches
+nothing.
 
-A plan depends on the number of classes, the dtype, the sizes behind the classes and the strides, never on the
-sizes before the classes: the bits of a row must not depend on the batch. The one thing that the number of
-rows decides is whether the blocks of a long row are computed by one program or by one each, and both add them
-up in the same order."""
+A plan depends on the number of classes, the dtype, the sizes after the classes and the strides. It never
+depends on the sizes before the classes, because the bits of a row must not depend on the batch. The number of
+rows decides only whether one program computes all blocks of a long row, or one program computes each block.
+Both add the blocks up in the same order."""
 
 from __future__ import annotations
 
@@ -14,33 +15,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Elements of float32 or 16-bit types; float64 has half as many in short rows and among positions.
+# The numbers of elements below are for float32 and 16-bit types. float64 has half as many in short rows and
+# among positions.
 #
-# Largest row that a program holds in registers: with one tensor of its size, with more (class probabilities,
-# the gradient's two factors), and of float64. Beyond them the compiler spills registers to memory
-# (docs/triton.md).
+# The largest row that a program holds in registers: with one tensor of this size, with more (class
+# probabilities, the two factors of the gradient), and for float64. In larger rows the compiler spills
+# registers to memory (docs/triton.md).
 HELD, HELD_WITH_OTHERS, HELD_DOUBLE = 16384, 8192, 4096
-# Block of a longer row: 8 elements for each of 512 threads, so that most kernels leave registers for two
+# The block of a longer row: 8 elements for each of 512 threads, so that most kernels leave registers for two
 # programs on a multiprocessor.
 LONG_BLOCK, LONG_WARPS = 4096, 16
-# Short rows share a program until it has so many elements. What is computed once a row costs every thread of
-# the row the same: rows of few threads are kept to few in a thread.
+# Short rows share a program until it has SHARED_PROGRAM elements, or SHORT_PROGRAM if they have at most SHORT
+# classes. The work per row takes every thread of the row the same time. So threads have few elements if rows
+# have few threads.
 SHORT, SHORT_PROGRAM, SHARED_PROGRAM = 64, 512, 2048
-# Where positions are one element apart and classes are not: positions that are read together (256 bytes of
-# float32), and the classes for them. Planes of fewer positions would leave most of a block empty. What is
-# computed once a row is of many rows here: 8 elements a thread, and at most 4 positions next to each other.
+# For strided classes with contiguous positions: the number of positions that are read together (256 bytes of
+# float32), and the elements of the block. Planes with fewer positions would leave most of a block empty. A
+# block has many rows, so the work per row counts: threads have 8 elements each, at most 4 of them
+# neighbouring positions.
 POSITIONS, POSITIONS_BLOCK, POSITIONS_WARPS, POSITIONS_A_THREAD = 64, 2048, 8, 4
-# Registers of a multiprocessor, and the most that a thread may have.
+# The registers of a multiprocessor, and the most registers of a thread.
 REGISTERS, MOST_REGISTERS = 65536, 255
-# Those of float64's short rows, of which the assembler spills some where it is not told that there are more.
+# The registers for short rows of float64. The assembler spills some of them unless it is told this number.
 SHORT_DOUBLE_REGISTERS = 128
-# Elements of a thread, of which a warp has 32; and the warps that a program has at least, to hide the latency
-# of its loads, and at most.
+# The elements of a thread (a warp has 32 threads). A program has at least LEAST_WARPS, to hide the latency of
+# its loads, and at most MOST_WARPS.
 PER_THREAD, LEAST_WARPS, MOST_WARPS = 16, 4, 32
 
 
 class Walk(NamedTuple):
-    """How the rows of a tensor are reached, in elements."""
+    """The strides by which the rows of a tensor are reached, in elements."""
 
     plane: int
     row: int
@@ -53,7 +57,7 @@ class Layout(NamedTuple):
     planes: int
     inner: int  # rows of a plane
     classes: int
-    behind: bool  # whether there are sizes above 1 behind the classes; else all rows are of one plane
+    behind: bool  # whether sizes after the classes exceed 1; otherwise all rows are in one plane
 
     @property
     def rows(self) -> int:
@@ -62,7 +66,7 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is constant in a kernel, and how it is launched."""
+    """The constants of a kernel, and how it is launched."""
 
     path: str
     behind: bool
@@ -74,8 +78,8 @@ class Plan:
     block_r: int
     block_c: int
     warps: int
-    # Of a thread at most, where NVIDIA's assembler, left alone, spills some to memory to make room for
-    # another program on the multiprocessor; None leaves it alone.
+    # The most registers of a thread. Without this limit, NVIDIA's assembler may spill registers to make room
+    # for another program on the multiprocessor. None sets no limit.
     registers: int | None
 
     def constants(self) -> dict[str, int | bool]:
@@ -113,8 +117,8 @@ def _step(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
 
 
 def walk_of(x: Tensor, dim: int) -> Walk | None:
-    """None where dimensions before or behind the classes don't lie one stride apart."""
-    if x.numel() == 0:  # no steps to compare: the stride in front of a size of 0 is none of its multiples
+    """None if the dimensions before the classes, or those after them, can't be walked with one stride."""
+    if x.numel() == 0:  # nothing to walk; a stride before a size of 0 is not a multiple of it
         return Walk(0, 0, x.stride(dim))
     before = _step(x.shape[:dim], x.stride()[:dim])
     behind = _step(x.shape[dim + 1 :], x.stride()[dim + 1 :])
@@ -122,15 +126,15 @@ def walk_of(x: Tensor, dim: int) -> Walk | None:
         return None
     layout, cls = layout_of(x, dim), x.stride(dim)
     if x.shape[:dim].numel() == 1:
-        # Unused, but what it is divisible by decides how many elements a thread reads at once, and so in
-        # which order a row is summed up: that must be the one of a batch.
+        # The stride is unused, but its divisibility decides how many elements a thread reads at once, and so
+        # the order in which a row is summed. This order must be the same as in a batch.
         said = x.stride(dim - 1) if dim else 0
         before = max(said, layout.classes * cls, layout.inner * behind if layout.behind else 0)
     return Walk(before, behind, cls) if layout.behind else Walk(0, before, cls)
 
 
 def walkable(x: Tensor, dim: int) -> tuple[Tensor, Walk]:
-    """The tensor, or a contiguous copy of one whose rows can't be walked."""
+    """The tensor, or a contiguous copy if its rows can't be walked."""
     walk = walk_of(x, dim)
     if walk is None:
         x = x.contiguous()
@@ -140,7 +144,7 @@ def walkable(x: Tensor, dim: int) -> tuple[Tensor, Walk]:
 
 
 def power_of_two(n: int) -> int:
-    """The next one that is not below n."""
+    """The smallest power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over the rows: of the targets' weights, before the losses, and of the losses. In float64 and in an
-order that depends on the number of rows alone; no atomics."""
+"""Sums over the rows: of the targets' weights, before the losses, and of the losses. Sums are made in
+float64, without atomics, in an order that depends on the number of rows only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sum_of_parts(sums_ptr, parts, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def store_mass(mass, weighty, mass_ptr, factor_ptr):
-    """Without any weight there is no mean: 0/0, also where label smoothing alone would make it x/0."""
+    """If all weights are 0, there is no mean: it is 0/0, even if label smoothing alone would make it x/0."""
     mass = tl.where(weighty == 0, float("nan"), mass)
     tl.store(mass_ptr, mass)
     tl.store(factor_ptr, (1.0 / mass).to(factor_ptr.dtype.element_ty))
@@ -37,8 +37,9 @@ def store_mass(mass, weighty, mass_ptr, factor_ptr):
 @triton.jit(do_not_specialize=("rows", "classes", "ignore_index", "parts"))
 def mass_kernel(target_ptr, weight_ptr, mass_ptr, factor_ptr, sums_ptr, rows, classes, ignore_index, parts,
                 ALONE: tl.constexpr):  # fmt: skip
-    """The weight of the targets that count, and how many have one: of all rows and its reciprocal where one
-    program is enough, else of a part of the rows."""
+    """The total weight of the targets that are not ignored, and the number of nonzero weights. If one program
+    is enough, it stores the weight of all rows and its reciprocal, otherwise the sums of its part of the
+    rows."""
     first, end = part_of(rows, parts)
     masses = tl.zeros([BLOCK], tl.float64)
     weighty = tl.zeros([BLOCK], tl.float64)
@@ -67,7 +68,8 @@ def merge_mass_kernel(sums_ptr, mass_ptr, factor_ptr, parts, BLOCK_P: tl.constex
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """A float64 in the dtype; 16-bit types by way of float32, as float32's own sums would be."""
+    """Rounds a float64 to the dtype. 16-bit types are rounded to float32 first, as a sum in float32 would
+    be."""
     if dtype != tl.float64:
         x = narrow(x.to(tl.float32), dtype)
     return x
@@ -75,8 +77,8 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def store_loss(total, mass_ptr, storage_ptr, loss_ptr, grad_scale_ptr, mass, storage):
-    """The reduced loss, and what stored gradients are to be multiplied by: 1 where they are not stored in
-    another size, which storage 0 says."""
+    """Stores the reduced loss and the factor of stored gradients. A storage of 0 means that they are stored
+    unscaled; their factor is then 1."""
     mass = argument(mass, tl.float64)
     storage = argument(storage, tl.float64)
     if mass_ptr is not None:

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels of all ops share: where a program's rows are, and the statistics of a row.
+"""Shared by the kernels of all ops: which rows a program has, and the statistics of a row.
 
-m = max_c x_c and d = sum_c exp(x_c - m), in the form that keeps their digits (csrc/cpu/rows/stats.h):
+m = max_c x_c and d = sum_c exp(x_c - m), in a form that keeps their digits (csrc/cpu/rows/stats.h):
 
-1. x - m would be rounded, and exp turns its absolute error into a relative one. The terms are
-   e_c = exp(x_c) 2^-N with N = round(m / ln 2); blocks of a row with different N are merged by powers of two.
-   Where |m| is large, x - m is exact for every term that counts: `origin_of` m is m, else 0.
+1. x - m would be rounded, and exp turns this absolute error into a relative one. The terms are
+   e_c = exp(x_c) 2^-N with N = round(m / ln 2). Blocks of a row with different N are merged with powers of
+   two. If |m| is large, x - m is exact for every term that counts: `origin_of` m is then m, otherwise 0.
 2. d = 1 + small, and log d of a confident row would vanish. The terms of the maximum are counted, not added:
    d = ties + rest / top.
 
-Rows are numbered as in a contiguous tensor of the shape without the class dimension. The dimensions before
-the classes are one stride apart (planes), those behind them another (positions); a program has BLOCK_R
-positions of one plane, or with FLAT (few positions in a plane) BLOCK_R rows of any planes. Without dimensions
-BEHIND the classes, all rows are positions of one plane. Row vectors have shape (R, 1).
+Rows are numbered as in a contiguous tensor of the shape without the class dimension. One stride walks the
+dimensions before the classes (planes), another one those after them (positions). A program has BLOCK_R
+positions of one plane or, with FLAT (few positions in a plane), BLOCK_R rows of any planes. Without
+dimensions after the classes (BEHIND), all rows are positions of one plane. Row vectors have shape (R, 1).
 
-ALIGN_C and ALIGN_R are what the compiler is told of divisibility: strides and sizes come divided by it. One
-of them is above 1 where every row, or every plane's run of positions, begins 16 bytes aligned if the tensor
-does."""
+ALIGN_C and ALIGN_R tell the compiler about divisibility: strides and sizes are passed divided by them. One of
+them is above 1 if every row, or every plane's run of positions, begins at a multiple of 16 bytes whenever the
+tensor does."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ import triton.language as tl
 from softkern.triton.elementary import exp_times_power, narrow, span, widen
 from softkern.triton.formulas import finite, move_to, origin_of, power_of
 
-# Stages of a kernel: the whole row by one program; or, where rows are few and long, one block of it by each
-# of several programs, twice: the statistics, then what is made of them.
+# The stages of a kernel. WHOLE: one program computes the whole row. If rows are few and long, each of several
+# programs computes one block of the row, in two launches: the statistics (PARTS), then the results (MERGED).
 WHOLE: tl.constexpr = tl.constexpr(0)
 PARTS: tl.constexpr = tl.constexpr(1)
 MERGED: tl.constexpr = tl.constexpr(2)
@@ -35,7 +35,8 @@ MERGED: tl.constexpr = tl.constexpr(2)
 
 @triton.jit
 def place(rows, inner, BEHIND: tl.constexpr, FLAT: tl.constexpr, BLOCK_R: tl.constexpr):
-    """This program's rows: their plane, position in it, number, and whether they exist."""
+    """This program's rows: their planes, their positions in the planes, their numbers, and whether they
+    exist."""
     program = tl.program_id(0).to(tl.int64)
     local = tl.arange(0, BLOCK_R)[:, None]
     if not BEHIND:
@@ -83,7 +84,7 @@ def end_class(classes, BLOCK_C: tl.constexpr, STAGE: tl.constexpr):
 
 @triton.jit
 def terms(x, m):
-    """e_c of logits (R, C), for maxima (R, 1)."""
+    """The terms e_c of logits (R, C), for maxima (R, 1)."""
     held = finite(m)
     origin = origin_of(held)
     least = held - origin - span(x.dtype)
@@ -93,8 +94,8 @@ def terms(x, m):
 
 @triton.jit
 def block_statistics(x):
-    """m, ties, rest of a block (R, C), filled up with -inf."""
-    # Whether the maximum of zeros is -0 or +0 would depend on their order.
+    """m, ties and rest of a block (R, C) that is padded with -inf."""
+    # Adding 0 turns -0 into +0. Otherwise the sign of a maximum of zeros would depend on their order.
     m = tl.max(x, 1, keep_dims=True) + 0.0
     e = terms(x, m)
     at_top = x == m
@@ -105,7 +106,7 @@ def block_statistics(x):
 
 @triton.jit
 def merge(m_1, ties_1, rest_1, m_2, ties_2, rest_2):
-    """Statistics of two parts together. A fixed order of the parts gives fixed bits."""
+    """Merges the statistics of two parts. A fixed order of the parts gives fixed bits."""
     m = tl.maximum(m_1, m_2)
     ties_1, rest_1 = move_to(m, m_1, ties_1, rest_1)
     ties_2, rest_2 = move_to(m, m_2, ties_2, rest_2)
@@ -114,7 +115,7 @@ def merge(m_1, ties_1, rest_1, m_2, ties_2, rest_2):
 
 @triton.jit
 def no_statistics(like):
-    """Of an empty part, for rows `like` (R, 1)."""
+    """The statistics of an empty part, for rows `like` (R, 1)."""
     nothing = tl.zeros_like(like)
     return nothing - float("inf"), nothing, nothing
 
@@ -122,7 +123,7 @@ def no_statistics(like):
 @triton.jit
 def load_classes(rows_at, first, end, class_units, exists, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
                  BLOCK_C: tl.constexpr, other: tl.constexpr):  # fmt: skip
-    """Classes [first, first + BLOCK_C) of the rows in the dtype of the computation, `other` behind `end`."""
+    """Classes [first, first + BLOCK_C) of the rows in the compute dtype, and `other` from `end` on."""
     classes = first + tl.arange(0, BLOCK_C)[None, :]
     at = rows_at + class_offsets(classes, class_units, ALIGN_R, WIDE)
     return widen(tl.load(at, mask=exists & (classes < end), other=other))
@@ -138,7 +139,7 @@ def store_classes(rows_at, values, first, end, class_units, exists, ALIGN_R: tl.
 
 @triton.jit
 def part_at(parts_ptr, field, part, parts, row, rows):
-    """Where a number of a part of a row is kept: (field, part, row)."""
+    """The pointer to a number of a part of a row: (field, part, row)."""
     return parts_ptr + (field * parts + part).to(tl.int64) * rows + row
 
 
@@ -161,7 +162,7 @@ def store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest):
 def row_statistics(rows_at, like, classes, class_units, row, rows, exists, parts_ptr, parts,
                    ALIGN_R: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr,
                    STAGE: tl.constexpr):  # fmt: skip
-    """Steps 1 max and 2 sum-exp in one read. PARTS keeps what it finds, MERGED finds what was kept."""
+    """Steps 1 max and 2 sum-exp in one read. PARTS stores the statistics, MERGED loads and merges them."""
     m, ties, rest = no_statistics(like)
     if STAGE == MERGED:
         for part in range(parts):

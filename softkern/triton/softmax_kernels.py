@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walk over the rows that softmax and log_softmax share; what is done with a row is a parameter."""
+"""The kernels that softmax and log_softmax share. Parameters say what is computed in a row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from softkern.triton.rows import (
     store_classes,
 )
 
-# What depends on how many rows there are must not decide how the compiler lays a block out.
+# These arguments depend on the number of rows. They must not decide how the compiler lays out a block, so the
+# kernels are not specialized for them.
 NOT_OF_ROWS = ("inner_units", "rows", "parts")
 
 

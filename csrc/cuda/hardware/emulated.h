@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the emulator offers: the names of nvcc.h, which says what they do, in the same order.
+// The emulator's version of nvcc.h: the same names in the same order. nvcc.h documents them.
 #pragma once
 
 #include <cmath>
@@ -31,7 +31,7 @@ template <class A>
 SK_INLINE void store_in_block(A* at, int block, A value) {
   *simt::in_block(at, block) = value;
 }
-/// Of a power of two.
+/// `power` is a power of two.
 SK_INLINE int log2_of(int power) { return 31 - __builtin_clz(static_cast<unsigned>(power)); }
 template <class I>
 SK_INLINE void forget(I&) {}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A launch as all kinds of hardware take it.
+// A launch, in the form that NVIDIA's hardware and the emulator take.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,8 @@ namespace {
 
 constexpr int kWarp = 32;
 
-/// `blocks` blocks, `cluster` of them together, with so much shared memory each.
+/// A grid of `blocks` blocks, in clusters of `cluster` blocks, with `shared` bytes of shared memory per
+/// block.
 struct Dims {
   int64_t blocks;
   int threads;
@@ -24,7 +25,7 @@ struct Dims {
 };
 
 constexpr int64_t kMostBlocksOfGrid = 0x7fffffff;
-/// The error of a launch of clusters for which the device has no room.
+/// The error of a launch whose clusters don't fit on the device.
 constexpr char kNoRoom[] = "no room for a cluster of blocks";
 
 template <class To, class From>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What NVIDIA's GPUs offer. Barriers order all memory accesses of the threads that meet.
+// The functions of NVIDIA's GPUs. A barrier orders all memory accesses of the threads that meet at it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,8 +12,8 @@
 namespace softkern::cuda {
 namespace {
 
-/// p, of which the compiler can't know it where it comes out of a kernel's argument of a struct: it would ask
-/// at every access which memory is meant.
+/// Tells the compiler that p points to global memory. It can't know this for a pointer in a struct argument
+/// of a kernel, and would look up the kind of memory at every access.
 template <class T>
 SK_INLINE T* in_global_memory(T* p) {
   __builtin_assume(__isGlobal(p));
@@ -25,9 +25,9 @@ SK_INLINE char* shared_memory() {
 }
 SK_INLINE void sync_warp() { __syncwarp(); }
 SK_INLINE void sync_block() { __syncthreads(); }
-// Clusters, and memory of other blocks, exist from compute capability 9.0 on; the host launches none below.
-// Released and acquired, as it is by default: what a block has read before, another may write over
-// afterwards.
+// Clusters, and memory of other blocks, exist from compute capability 9.0 on. Below, the host launches no
+// clusters. The barrier releases and acquires, which is its default: after it, a block may overwrite what
+// another block has read before it.
 SK_INLINE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
@@ -37,9 +37,9 @@ template <class A>
 SK_INLINE A shuffle_xor(A value, int offset) {
   return __shfl_xor_sync(0xffffffffu, value, offset);
 }
-/// The value of that lane.
+/// The value of lane `from`.
 SK_INLINE uint32_t shuffle(uint32_t value, int from) { return __shfl_sync(0xffffffffu, value, from); }
-/// value to where `at` is in the memory of another block of the cluster.
+/// The address of `at` in the shared memory of another block of the cluster, for store_in_block().
 SK_INLINE uint32_t address_in_block(const void* at, int block) {
   uint32_t there = static_cast<uint32_t>(__cvta_generic_to_shared(at));
 #if __CUDA_ARCH__ >= 900
@@ -59,9 +59,10 @@ SK_INLINE void store_in_block(double* at, int block, double value) {
   asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(there), "d"(value) : "memory");
 #endif
 }
-/// Of a power of two.
+/// `power` is a power of two.
 SK_INLINE int log2_of(int power) { return 31 - __clz(power); }
-/// The compiler forgets what has been made of the word, and makes it again.
+/// The compiler forgets the values computed from the word, and computes them again instead of keeping them in
+/// registers.
 SK_INLINE void forget(uint32_t& word) { asm volatile("" : "+r"(word)); }
 SK_INLINE void forget(int& word) { asm volatile("" : "+r"(word)); }
 SK_INLINE void forget(int64_t& word) { asm volatile("" : "+l"(word)); }
@@ -73,27 +74,28 @@ SK_INLINE float rough_inverse(float b) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
   return inverse;
 }
-/// 2^x within 2^-22 of it; 0 below 2^-126, or it would take four instructions.
+/// 2^x with a relative error of at most 2^-22. Results below 2^-126 become 0; to keep them would take four
+/// instructions.
 SK_INLINE float rough_exp2(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
-/// The larger one, or the one that is no NaN.
+/// The larger one of a and b. If one is NaN, the other one.
 SK_INLINE float larger(float a, float b) { return fmaxf(a, b); }
 SK_INLINE double larger(double a, double b) { return fmax(a, b); }
-/// x, or `least` where it is below that; NaN for NaN.
+/// The larger one of x and `least`; NaN if x is NaN.
 SK_INLINE float at_least(float x, float least) {
   float result;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(least));
   return result;
 }
-/// As torch's kernels do: the device prints where, and every later call on it fails.
+/// Stops the device as torch's kernels do: it prints the place, and every later call on the device fails.
 SK_INLINE void stop_unless(bool holds, const char* why) {
   if (!holds) __assert_fail(why, "softkern", 0, "cross_entropy");
 }
 
-/// An element in the type that is computed in.
+/// An element, converted to the compute type.
 SK_INLINE float widen(float x) { return x; }
 SK_INLINE double widen(double x) { return x; }
 SK_INLINE float widen(BFloat16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
@@ -102,7 +104,7 @@ SK_INLINE float widen(Half x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
   return result;
 }
-/// Rounded to nearest even.
+/// Rounds to nearest, ties to even.
 template <class T>
 SK_INLINE T narrow(Compute<T> x) {
   return x;
@@ -134,7 +136,7 @@ SK_INLINE uint32_t narrow_pair<Half>(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
   return result;
 }
-/// The larger ones of two such pairs; of a NaN and a number, the number.
+/// The larger elements of two such pairs. If one of two elements is NaN, the other one.
 template <class T>
 SK_INLINE uint32_t larger_pair(uint32_t a, uint32_t b);
 template <>
@@ -156,7 +158,7 @@ inline bool clusters_fit(const void* kernel, const cudaLaunchConfig_t& config, c
   return known_clusters().fit(launch, [&] {
     int at_a_time = 0;
     if (cudaOccupancyMaxActiveClusters(&at_a_time, kernel, &config) == cudaSuccess) return at_a_time;
-    cudaGetLastError();  // must not be found by the next who looks for one
+    cudaGetLastError();  // clears it, or a later caller would find it
     return -1;
   });
 }
@@ -183,8 +185,8 @@ const char* start(void (*kernel)(P...), const Dims& dims, const DeviceStream& st
   const cudaError_t error = cudaLaunchKernelExC(&config, entry, pointers);
   if (error == cudaSuccess) return nullptr;
   if (!clusters) return cudaGetErrorString(error);
-  // CUDA does not promise that clusters which should fit do, nor says by which error they don't. Whatever
-  // else it may be fails without them too.
+  // CUDA does not guarantee that clusters fit if its query says so, and does not document the error of a
+  // launch that doesn't fit. Any other error occurs again in the launch without clusters.
   cudaGetLastError();
   return kNoRoom;
 }

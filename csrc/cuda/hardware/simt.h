@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs CUDA kernels on the host, for tests: csrc/cuda compiled by an ordinary C++ compiler, with no GPU and
-// no toolkit. Sanitizers see every access.
+// Runs CUDA kernels on the host, for tests: an ordinary C++ compiler compiles csrc/cuda, without a GPU or a
+// toolkit. Sanitizers see every access.
 //
 // A thread of the GPU is a fiber that runs until it waits for others: at __syncthreads, __syncwarp, a shuffle
-// or a barrier of its cluster. One block (or cluster) is run at a time. What this finds beside wrong numbers:
-// - accesses out of bounds of tensors and of shared memory (under AddressSanitizer), and misaligned ones of
-//   tensors;
-// - shared memory read before it is written: it begins as NaNs;
-// - missing barriers: of two threads without one between them, each is late in one of the orders (kOrders),
-//   of which SIMT_ORDER names one;
-// - threads that wait for each other at different barriers, lanes that left before a shuffle of their warp;
-// - shared memory of another block that need not have begun yet, or may have ended.
-// What it can't find: races between a block and those that run after it, and what only hardware does.
+// or a barrier of its cluster. One block (or cluster) runs at a time. Besides wrong numbers, this finds:
+// - accesses out of bounds of tensors and of shared memory (under AddressSanitizer), and misaligned accesses
+//   to tensors;
+// - reads of shared memory before it is written: it starts as NaNs;
+// - missing barriers: of two threads without a barrier between them, each is late in one of the orders
+//   (kOrders), which SIMT_ORDER selects;
+// - threads that wait for each other at different barriers, and lanes that have exited before a shuffle of
+//   their warp;
+// - accesses to shared memory of another block that may not have begun yet, or may have ended.
+// It can't find races between a block and the blocks that run after it, or effects of the hardware.
 #pragma once
 
 #include <setjmp.h>
@@ -49,9 +50,9 @@ constexpr size_t kStackBytes = 128 << 10;
 struct Block;
 
 struct Thread {
-  ucontext_t context;  // its beginning
-  // Where it goes on afterwards: swapcontext would ask the kernel for the signal mask each time, several
-  // times the price of a switch.
+  ucontext_t context;  // start of the thread
+  // Where the thread resumes. swapcontext would call the operating system for the signal mask each time,
+  // which costs several times as much as the switch.
   jmp_buf place;
   bool begun = false;
   char* stack = nullptr;
@@ -72,16 +73,16 @@ struct FreeMemory {
 struct Block {
   Dim index;
   Block* cluster = nullptr;  // the first block of the cluster
-  bool begun = false;        // as others of the cluster know, from a barrier that all have passed
-  bool ended = false;        // some thread of it, at least
+  bool begun = false;        // other blocks know it after a barrier of the cluster
+  bool ended = false;        // at least one of its threads has ended
   std::unique_ptr<char, FreeMemory> shared;
   std::vector<Warp> warps;
 };
 
-/// Which threads go first. A block, or with `warps` each warp, goes as far as it can before the next begins.
-/// Threads of a block that take turns at every shuffle keep in step, so that what one stores early and
-/// another late ends the same way in both directions; by warps the last store of one comes before the first
-/// of the next.
+/// Which threads run first. A block, or with `warps` each warp, runs as far as it can before the next one
+/// begins. If the threads of a block take turns at every shuffle, they stay in step. Then an early store of
+/// one thread and a late store of another end the same way in both directions. With `warps`, the last store
+/// of one warp comes before the first store of the next one.
 struct Order {
   const char* name;
   bool warps, reverse;
@@ -91,7 +92,7 @@ constexpr Order kOrders[] = {{"forward", false, false},
                              {"warps", true, false},
                              {"warps-reverse", true, true}};
 
-/// The one that SIMT_ORDER names, by default the first; null if there is none of the name.
+/// The order that SIMT_ORDER names, by default the first one. Null if no order has this name.
 inline const Order* chosen_order() {
   const char* name = getenv("SIMT_ORDER");
   if (name == nullptr) return &kOrders[0];
@@ -105,14 +106,15 @@ inline int number_from(const char* variable, int otherwise) {
   const char* value = getenv(variable);
   return value != nullptr ? atoi(value) : otherwise;
 }
-/// Blocks of the largest cluster that the device has room for: SIMT_CLUSTER_ROOM, 1 for none.
+/// Blocks of the largest cluster that the device has room for: SIMT_CLUSTER_ROOM. 1 means no clusters.
 inline int cluster_room() { return number_from("SIMT_CLUSTER_ROOM", 8); }
-/// And of the largest that it says it has room for: SIMT_CLUSTER_PROMISE, by default the truth.
+/// Blocks of the largest cluster that the device claims to have room for: SIMT_CLUSTER_PROMISE, by default
+/// the true number.
 inline int promised_cluster_room() { return number_from("SIMT_CLUSTER_PROMISE", cluster_room()); }
-/// How the launch of a larger one fails.
+/// The error of a launch with a larger cluster.
 inline constexpr char kNoRoom[] = "no room for a cluster of so many blocks";
 
-/// One launch: what its threads ask for, and how it fails.
+/// One launch: the dimensions and the body of its threads, and the error if it fails.
 struct Launch {
   Dim grid, block;
   int cluster = 1;
@@ -217,7 +219,8 @@ inline Thread& fresh_thread(Machine& m, size_t i) {
   return t;
 }
 
-/// Lets the threads [from, to) go on if all that are left wait at this barrier.
+/// Releases the threads [from, to) if all of them wait at this barrier. Without `all`, threads that are done
+/// are not waited for.
 inline bool release(Machine& m, size_t from, size_t to, Wait barrier, bool all) {
   size_t here = 0, done = 0;
   for (size_t i = from; i < to; ++i) {
@@ -231,7 +234,7 @@ inline bool release(Machine& m, size_t from, size_t to, Wait barrier, bool all) 
   return true;
 }
 
-/// Threads [first, first + count), until all of them are done or wait for others.
+/// Runs the threads [first, first + count) until all of them are done or wait for others.
 inline void run_threads(Machine& m, Launch& launch, size_t first, size_t count, bool reverse) {
   for (bool went_on = true; went_on;) {
     went_on = false;
@@ -248,7 +251,7 @@ inline void run_threads(Machine& m, Launch& launch, size_t first, size_t count, 
   }
 }
 
-/// The threads of one block, until all of them are done or wait for another block.
+/// Runs the threads of one block until all of them are done or wait for another block.
 inline void run_block(Machine& m, Launch& launch, size_t first, const Order& order) {
   const size_t count = launch.block.x, together = order.warps ? kWarpLanes : count;
   do {
@@ -259,7 +262,7 @@ inline void run_block(Machine& m, Launch& launch, size_t first, const Order& ord
   } while (release(m, first, first + count, Wait::kBlock, /*all=*/false));
 }
 
-/// The blocks of one cluster, from their first instruction to their last.
+/// Runs the blocks of one cluster, from their first instruction to their last.
 inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t shared_bytes,
                         const Order& order) {
   const size_t block_threads = launch.block.x;
@@ -278,7 +281,7 @@ inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t
     t.index = {static_cast<unsigned>(i % block_threads)};
   }
   for (;;) {
-    // Each block goes as far as it can without the others, so that what it needs of them is not there by
+    // Each block runs as far as it can without the others, so that data from other blocks is not available by
     // luck.
     for (size_t b = 0; b < blocks.size(); ++b) {
       run_block(m, launch, (order.reverse ? blocks.size() - 1 - b : b) * block_threads, order);
@@ -339,7 +342,8 @@ T shuffle_xor(T value, int offset) {
   return shuffle(value, (self().index.x % kWarpLanes) ^ static_cast<unsigned>(offset));
 }
 
-/// Where something in the calling block's shared memory is in that of another block of the cluster.
+/// The place in the shared memory of another block of the cluster that corresponds to `at` in the calling
+/// block's.
 template <class T>
 T* in_block(T* at, int block) {
   Block* own = self().block;

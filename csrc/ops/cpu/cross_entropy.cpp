@@ -16,7 +16,7 @@
 namespace softkern::cpu {
 namespace {
 
-/// f(T()) for the C++ type of a dtype.
+/// Calls f(T()) with the C++ type T of a dtype.
 template <class F>
 auto with_type(at::ScalarType type, F f) {
   switch (type) {
@@ -37,11 +37,13 @@ void set_scalar(const Tensor& scalar, double value) {
   });
 }
 
-/// The sum of w_y over the rows that count, NaN where none has a weight: without one there is no mean, 0/0,
-/// also where label smoothing alone would make it x/0. In a fixed order, whatever the number of threads.
+/// The sum of w_y over the rows that are not ignored, in an order that does not depend on the number of
+/// threads. NaN if all these weights are 0: the mean is then 0/0, even if label smoothing alone would make it
+/// x/0.
 template <class T>
 double sum_of_weights(const T* weight, const int64_t* target, int64_t rows, int64_t ignore_index) {
-  // Rows of a block go to its sums in turn: one sum would have each addition wait for the one before.
+  // Consecutive rows of a block go to different sums: in one sum, each addition would wait for the previous
+  // one.
   constexpr int64_t kBlock = 4096, kSums = 4;
   struct Block {
     double sum[kSums] = {};
@@ -81,7 +83,7 @@ double sum_of_weights(const T* weight, const int64_t* target, int64_t rows, int6
   return weighs ? sum : std::numeric_limits<double>::quiet_NaN();
 }
 
-/// What the targets of all rows are, by as many threads as they are worth.
+/// Counts the targets of all rows, with several threads if there are enough rows.
 TargetCounts count_all_targets(const Kernels& kernels, const CrossEntropyCall& call) {
   struct Count {
     const Kernels& kernels;
@@ -104,7 +106,7 @@ TargetCounts count_all_targets(const Kernels& kernels, const CrossEntropyCall& c
   return {count.outside, count.counted};
 }
 
-/// What gradient rows are multiplied by: one factor for all of them, or one each.
+/// The factors of the gradient rows: one factor for all rows, or one for each.
 struct Factors {
   std::optional<double> single;
   Tensor by_row;  // compute type
@@ -126,7 +128,7 @@ Factors row_factors(const Tensor& grad_output, const Tensor& grad, const Tensor&
   Tensor factors =
       at::mul(grad_output.to(grad_scale.scalar_type()).expand(target_sizes(grad)).reshape(-1), scale);
   if (target.defined()) {
-    // Ignored rows are stored as zeros and stay zeros: 0 * inf must not make them NaN.
+    // Ignored rows are stored as zeros and must stay zeros: 0 * inf would make them NaN.
     factors = at::where(at::eq(target.to(at::kLong).reshape(-1), ignore_index),
                         at::zeros({}, factors.options()), factors);
   }
@@ -161,7 +163,7 @@ class CpuKernels final : public CrossEntropyKernels {
       const std::unique_ptr<float[]> masses(new float[call.layout.rows]);
       const MassArgs args{call.layout.shape, probabilities, masses.get()};
       run(kernels_of(call.logits).mass, args, call.layout);
-      float most[16] = {};  // one maximum would have each comparison wait for the one before
+      float most[16] = {};  // with one maximum, each comparison would wait for the previous one
       for (int64_t r = 0; r < call.layout.rows; ++r) most[r % 16] = std::max(most[r % 16], masses[r]);
       largest = std::max<double>(largest, *std::max_element(most, most + 16));
     }
@@ -222,7 +224,7 @@ class CpuKernels final : public CrossEntropyKernels {
       args.factor_step = 1;
     }
     if (factors.single.has_value() && grad.is_contiguous() && out.is_contiguous()) {
-      // The classes of a sample lie together, whatever their order.
+      // The elements of a sample are contiguous and all have the same factor, so their order does not matter.
       layout = {{layout.shape.classes * layout.shape.inner, 1}, layout.rows / layout.shape.inner};
       args.input = {grad.data_ptr(), layout.shape.classes, 0, 1};
       args.output = {out.data_ptr(), layout.shape.classes, 0, 1};

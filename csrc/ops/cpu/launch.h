@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels onto torch's threads, and memory for their results.
+// Runs kernels on torch's threads, and allocates memory for their results.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +21,8 @@ namespace softkern::cpu {
 
 using at::Tensor;
 
-// Elements a thread should have before a second one pays: some 10 us of work, as in ATen.
+// The least number of elements per thread: about 10 us of work, as in ATen. For fewer, a further thread costs
+// more than it saves.
 constexpr int64_t kGrain = 32768;
 
 /// Fresh contiguous memory for a result of the shape and dtype of x.
@@ -42,8 +43,8 @@ struct Report {
   }
 };
 
-/// How many threads share a row; 1 where there are rows for all of them, too little in a row, or no thread
-/// that comes in time.
+/// The number of chunks into which a row is split. It is 1 if there are enough rows for all threads, if a row
+/// has too few classes, or if threads have recently arrived too late (Patience::rests).
 inline int chunks_of_a_row(const Layout& layout) {
   const int64_t most = layout.shape.classes / kGrain;
   uint32_t threads = 1;
@@ -54,9 +55,9 @@ inline int chunks_of_a_row(const Layout& layout) {
   return static_cast<int>(std::min<int64_t>(most, threads));
 }
 
-/// One row after the other, each by all threads that are there: whoever comes takes the next chunk, and a
-/// thread that comes late finds nothing left to do. The number of chunks changes no bits, nor does who
-/// computes which.
+/// Computes the rows one after the other, each with all threads. Each thread takes the next chunk when it is
+/// ready, and a thread that arrives late finds none left. Neither the number of chunks nor which thread
+/// computes which chunk changes any bits.
 template <class Args>
 bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layout, int chunks,
                 Report& report) {
@@ -98,7 +99,7 @@ bool run_shared(const Kernel<Args>& kernel, const Args& args, const Layout& layo
   return !failed;
 }
 
-/// The kernel over ranges of rows. Splitting by rows changes no bits.
+/// Runs the kernel over ranges of rows. Splitting by rows does not change any bits.
 template <class Args>
 bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout, Report& report) {
   struct Call {
@@ -112,7 +113,7 @@ bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout
     const size_t bytes = c.kernel.scratch_bytes(c.args, end - begin);
     const std::unique_ptr<char[]> scratch(bytes > 0 ? new (std::nothrow) char[bytes] : nullptr);
     if (bytes > 0 && scratch == nullptr) {
-      c.report.out_of_memory = true;  // an exception would have to cross a C interface
+      c.report.out_of_memory = true;  // an exception must not cross the C interface
       return;
     }
     c.report.set(c.kernel.rows(c.args, {begin, end, scratch.get()}));
@@ -120,10 +121,10 @@ bool run_rows(const Kernel<Args>& kernel, const Args& args, const Layout& layout
   return torch_parallel_for(0, layout.rows, grain, on_thread, &call) == 0;
 }
 
-/// A kernel over all rows, in torch's own thread pool.
-/// torch_parallel_for and not at::parallel_for: that is a template, which runs on one thread where the
-/// including file is compiled without OpenMP, and with the compiler's own OpenMP runtime, beside torch's,
-/// where it is not.
+/// Runs a kernel over all rows, in torch's own thread pool.
+/// It uses torch_parallel_for, not at::parallel_for, which is a template in a header. In a file compiled
+/// without OpenMP, the template runs on one thread. In a file compiled with OpenMP, it runs on the compiler's
+/// own OpenMP runtime, in addition to torch's.
 template <class Args>
 void run(const Kernel<Args>& kernel, const Args& args, const Layout& layout) {
   Report report;

@@ -30,7 +30,7 @@ void pause_briefly() {
 Patience::Patience() : begun_(now()) {}
 
 void Patience::wait_for(const std::atomic<int64_t>& done, int64_t wanted) {
-  constexpr int kPauses = 256;  // some microseconds, as long as a thread on another core is late
+  constexpr int kPauses = 256;  // a few microseconds, the usual delay of a thread on another core
   for (int i = 0; i < kPauses; ++i) {
     if (done.load(std::memory_order_acquire) >= wanted) return;
     pause_briefly();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What threads that share a row lose by waiting for each other. On an idle machine that is a few
-// microseconds; beside another busy process a thread may not run for the length of a scheduler's turn, some
-// milliseconds, in which one thread alone would have computed the row a hundred times.
+// Measures how long threads that share a row wait for each other. On an idle machine this is a few
+// microseconds. Next to another busy process, a thread may be suspended for a time slice of the scheduler.
+// This takes some milliseconds, in which one thread alone would have computed the row a hundred times.
 #pragma once
 
 #include <atomic>
@@ -9,20 +9,20 @@
 
 namespace softkern::cpu {
 
-/// The waiting of one call. Where it is longer than the limit and than half of the call, rows are not shared
-/// for kRest times as long afterwards, in the whole process: that bounds what is lost to a twentieth of the
-/// time.
+/// The waiting time of one call. If it exceeds the limit and half of the call, no rows are shared for kRest
+/// times as long afterwards, in the whole process. This bounds the loss to a twentieth of the time.
 class Patience {
  public:
   Patience();
-  /// Until `done` is at least `wanted`.
+  /// Waits until `done` is at least `wanted`.
   void wait_for(const std::atomic<int64_t>& done, int64_t wanted);
-  /// The calling thread has nothing left to do; all threads have come and gone.
+  /// leave(): the calling thread has no work left. joined(): all threads have finished.
   void leave();
   void joined() const;
 
   static bool rests();
-  /// Takes back a rest. Of 50 microseconds by default; infinity for tests, which want to see rows shared.
+  /// Sets the limit, by default 50 microseconds, and ends a rest. Tests set infinity, so that rows are always
+  /// shared.
   static void set_limit(double seconds);
 
  private:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A call of cross_entropy, and what it asks of a backend. Checks, the order of the steps, memory for results,
-// the storage of float16 gradients and the reduction are the same for every backend: forward.cpp, scale.cpp.
+// A call of cross_entropy, and the steps that a backend computes for it. Checks, the order of the steps,
+// memory for results, the storage of float16 gradients and the reduction are the same for every backend
+// (forward.cpp, scale.cpp).
 #pragma once
 
 #include "../checks.h"
@@ -11,7 +12,7 @@ namespace softkern {
 
 using at::Tensor;
 
-/// A number that the host knows, or one that is on the device.
+/// A number that the host knows, or one in device memory.
 struct Number {
   double value = 0;
   Tensor on_device = {};
@@ -28,45 +29,48 @@ struct CrossEntropyCall {
   Tensor weight;  // contiguous; undefined: none
   CrossEntropyOptions options;
   bool indices;
-  int64_t dim;  // of the classes
+  int64_t dim;  // class dimension
   Layout layout;
-  at::ScalarType compute;  // what losses and sums are computed in
+  at::ScalarType compute;  // dtype in which losses and sums are computed
 
   int64_t classes() const { return layout.shape.classes; }
 };
 
-/// What a mean divides by, and its reciprocal in the compute type. 1 where nothing is divided.
+/// The divisor of a mean, and its reciprocal in the compute type. Both are 1 without a mean.
 struct Divisor {
   Number divisor, reciprocal;
 };
 
-/// The part of cross_entropy that a backend computes. Numbers may stay on the device: nothing waits for it.
+/// The part of cross_entropy that a backend computes. Numbers may stay on the device, so that the host does
+/// not wait for it.
 class CrossEntropyKernels {
  public:
-  /// Raises if class indices are out of range, where the host can know. For a mean: the weight of the targets
-  /// that are not ignored, NaN where none has a weight.
+  /// Raises if class indices are out of range, as far as the host can know. For a mean: the total weight of
+  /// the targets that are not ignored, or NaN if none of them has a nonzero weight.
   virtual Divisor check_targets(const CrossEntropyCall& call) const = 0;
 
-  /// The losses of the rows, in the dtype of `losses`: the compute type, or the logits' where
-  /// stores_narrow(). And where `grad` is defined, their gradients times `factor`; it may be the logits.
+  /// Computes the losses of the rows, in the dtype of `losses`: the compute type, or the logits' dtype if
+  /// stores_narrow(). If `grad` is defined, also computes their gradients times `factor`. `grad` may be the
+  /// logits.
   virtual void rows(const CrossEntropyCall& call, const Number& factor, const Tensor& losses,
                     const Tensor& grad) const = 0;
   virtual bool stores_narrow() const { return true; }
 
-  /// loss = sum of losses / divisor; grad_scale, where it is defined, = 1 / (divisor storage), or 1 where the
-  /// storage is 0.
+  /// loss = (sum of losses) / divisor. If grad_scale is defined, it becomes 1 / (divisor * storage), or 1 if
+  /// the storage is 0.
   virtual void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
                       const Tensor& grad_scale) const = 0;
 
-  /// out = grad (grad_output grad_scale), one factor or one for each row; out may be grad. `target`: class
-  /// indices, whose ignored rows stay zeros; undefined with probabilities.
+  /// out = grad * (grad_output * grad_scale), with one factor for all rows or one for each row. out may be
+  /// grad. `target` has the class indices, whose ignored rows stay zeros; it is undefined with class
+  /// probabilities.
   virtual void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
                      const Tensor& target, int64_t ignore_index, const Tensor& out) const = 0;
 
-  /// The dtype of class indices that the kernels take for these.
+  /// The dtype to which class indices of the dtype `given` are converted for the kernels.
   virtual at::ScalarType index_type(at::ScalarType given) const { return given; }
-  /// The power of two that puts float16 gradients where the format has most digits: |A p - a| is at most the
-  /// largest mass of a row, and 2^15 is the format's largest power.
+  /// The power of two by which float16 gradients are scaled to get the format's full precision. |A p - a| is
+  /// at most the largest mass of a row, and 2^15 is the largest power of two in float16.
   virtual Number half_storage(const CrossEntropyCall& call) const;
   virtual void set(const Tensor& scalar, double value) const;
   /// Memory for a result of the shape and dtype of `like`.
@@ -76,12 +80,12 @@ class CrossEntropyKernels {
   ~CrossEntropyKernels() = default;
 };
 
-/// A backend's kernels; each names its own once, when the library is loaded.
+/// Sets a backend's kernels. Each backend calls this once, when the library is loaded.
 bool set_cross_entropy_kernels(Backend backend, const CrossEntropyKernels& kernels);
-/// Those of the backend that computes a device's tensors; raises where there is none.
+/// The kernels of the backend that computes a device's tensors. Raises if there is none.
 const CrossEntropyKernels& cross_entropy_kernels(c10::Device device);
 
-/// ATen finds the same target and raises its own exception.
+/// Calls ATen, which finds the same target and raises its own exception.
 [[noreturn]] void raise_out_of_bounds(const CrossEntropyCall& call);
 
 /// Shape of class-index targets, and of the loss without a reduction.
@@ -91,7 +95,8 @@ inline at::DimVector target_sizes(const Tensor& logits) {
   return sizes;
 }
 
-/// Expanded gradients, as loss.sum() gives them, are one factor.
+/// Whether grad_output is one factor for all rows. This includes the expanded gradient that loss.sum()
+/// passes.
 inline bool is_one_factor(const Tensor& grad_output) {
   for (int64_t i = 0; i < grad_output.dim(); ++i) {
     if (grad_output.size(i) != 1 && grad_output.stride(i) != 0) return false;

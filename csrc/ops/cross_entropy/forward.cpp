@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Losses and, where they are wanted, gradients: cross_entropy_forward and cross_entropy_forward_.
+// Losses and, if requested, gradients: cross_entropy_forward and cross_entropy_forward_.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/clamp_min.h>
@@ -31,7 +31,7 @@ Number CrossEntropyKernels::half_storage(const CrossEntropyCall& call) const {
     largest = largest.mul(at::clamp_min(at::max(at::abs(call.weight)).to(at::kFloat), 1));
   }
   const Tensor exponent = std::get<1>(at::frexp(largest));  // largest <= 2^exponent
-  // 2^(15 - exponent) from its bits: what exp2 gives need not be a power of two.
+  // 2^(15 - exponent) is made from its bits, because the result of exp2 need not be a power of two.
   const Tensor storage =
       exponent.to(at::kInt).neg().add(15 + 127).bitwise_left_shift(23).view(at::ScalarType::Float);
   return {0, at::where(at::isfinite(largest), storage, at::ones({}, storage.options()))};
@@ -73,7 +73,7 @@ CrossEntropyCall checked(const CrossEntropyKernels& kernels, const Tensor& self,
           compute_type(self)};
 }
 
-/// What 1 / (divisor storage) is of numbers that gradients have been multiplied by, without a reduction.
+/// grad_scale without a reduction: 1 / storage, or 1 if gradients are stored unscaled.
 Tensor unreduced_scale(const CrossEntropyKernels& kernels, const CrossEntropyCall& call,
                        const Number& storage) {
   if (storage.on_device.defined()) return at::reciprocal(storage.on_device);
@@ -82,7 +82,7 @@ Tensor unreduced_scale(const CrossEntropyKernels& kernels, const CrossEntropyCal
   return result;
 }
 
-/// (loss, grad, grad_scale); grad is undefined where none is wanted.
+/// Returns (loss, grad, grad_scale). grad is undefined if no gradient is wanted.
 std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& target,
                                                      const OptionalTensor& weight,
                                                      const SymCrossEntropyOptions& options,
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const Tensor& self, const T
     const auto rows = static_cast<double>(call.layout.rows);
     divisor = {{rows}, {1 / rows}};
   }
-  Number storage;  // 0: gradients are stored as they are
+  Number storage;  // 0: gradients are stored unscaled
   if (need_grad && self.scalar_type() == at::kHalf) {
     storage = call.indices && !call.weight.defined() ? Number{0x1p15} : kernels.half_storage(call);
   }
@@ -106,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const Tensor& self, const T
 
   const bool narrow = !reduces && kernels.stores_narrow();
   const Tensor losses = new_numbers(self, {call.layout.rows}, narrow ? self.scalar_type() : call.compute);
-  Tensor grad;  // made after the checks: what is refused is not written to
+  Tensor grad;  // set after the checks, so that a refused call writes nothing
   if (gradient == Gradient::kFresh) grad = kernels.new_output(self);
   if (gradient == Gradient::kOverLogits) grad = self;
   kernels.rows(call, stored ? storage : divisor.reciprocal, losses, grad);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the upstream gradient does to the gradient that the forward has stored: cross_entropy_backward and
-// cross_entropy_backward_. And the kernels of every backend.
+// Scales the gradient that the forward has stored by the upstream gradient: cross_entropy_backward and
+// cross_entropy_backward_. Also the registry of every backend's kernels.
 #include <torch/library.h>
 
 #include <array>

@@ -18,14 +18,14 @@ IndexType index_type_of(const Tensor& target) {
 }
 
 #if defined(SOFTKERN_EMULATED)
-constexpr bool kStopsDevice = false;  // tensors of the CPU have no device to be stopped
+constexpr bool kStopsDevice = false;  // emulated kernels have no device to stop
 #else
 constexpr bool kStopsDevice = true;
 #endif
 
 class CudaKernels final : public CrossEntropyKernels {
  public:
-  /// A target that is out of range stops the device.
+  /// Does not check the range of targets: the kernel of the rows stops the device if one is out of range.
   Divisor check_targets(const CrossEntropyCall& call) const override {
     if (call.options.reduction != kMean) return {{1}, {1}};
     const OnDevice device(call.logits);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From tensors to launches of the CUDA kernels. Nothing here waits for the device.
+// Launches the CUDA kernels for tensors. Nothing here waits for the device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +15,7 @@ namespace softkern::cuda {
 
 using at::Tensor;
 
-/// f(T()) for the kernels' type of elements.
+/// Calls f(T()) with the kernels' C++ type of the elements.
 template <class F>
 auto with_element(ElementType type, F f) {
   switch (type) {
@@ -30,7 +30,7 @@ auto with_element(ElementType type, F f) {
   }
 }
 
-/// Makes a tensor's device the current one, for as long as it lives.
+/// Makes a tensor's device the current one for the lifetime of this object.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& x) : guard_(x.device()) {
@@ -62,7 +62,7 @@ inline Tensor new_output(const Tensor& x) {
   return at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
 }
 
-/// One number, or some, of another dtype on x's device.
+/// New memory for one or more numbers of another dtype, on x's device.
 inline Tensor new_numbers(const Tensor& x, at::IntArrayRef sizes, at::ScalarType type) {
   return at::empty(sizes, x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cross_entropy by Triton.
+// cross_entropy with Triton's kernels.
 #include "../cross_entropy/call.h"
 
 #include <ATen/ops/empty.h>
@@ -9,8 +9,8 @@
 namespace softkern::triton {
 namespace {
 
-/// The same memory in a tensor that Python has never seen. One that it has seen counts its Python object
-/// among its owners, for good: backward would take it for somebody else's, and scale it into a new tensor.
+/// The same memory in a tensor that Python has never seen. Once Python has seen a tensor, its Python object
+/// stays one of the owners. The backward would then assume another owner and scale into a new tensor.
 Tensor unseen(const Tensor& x) {
   return Tensor(x.unsafeGetTensorImpl()->shallow_copy_and_detach(/*version_counter=*/0,
                                                                  /*allow_tensor_metadata_change=*/true));
@@ -20,7 +20,8 @@ OptionalTensor if_defined(const Tensor& x) { return x.defined() ? OptionalTensor
 
 class TritonKernels final : public CrossEntropyKernels {
  public:
-  /// A target that is out of range stops the device, where there is one.
+  /// Compiled kernels stop the device if a target is out of range. On the CPU, kernels are interpreted, and
+  /// the host checks the targets.
   Divisor check_targets(const CrossEntropyCall& call) const override {
     if (call.logits.is_cpu()) refuse_wrong_targets(call);
     if (call.options.reduction != kMean) return {{1}, {1}};
@@ -48,15 +49,15 @@ class TritonKernels final : public CrossEntropyKernels {
 
   void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale, const Tensor& target,
              int64_t ignore_index, const Tensor& out) const override {
-    // Of a retained graph: a later backward may be allowed to scale in place.
+    // With a retained graph, a later backward may still scale in place, so Python must not see these tensors.
     scale_gradient.redispatch(kernels_of(grad.device()), grad_output, unseen(grad), grad_scale,
                               if_defined(target), ignore_index, unseen(out));
   }
 
  private:
-  /// Kernels that are interpreted have no device that an assertion could stop.
+  /// Interpreted kernels have no device that an assertion could stop.
   static void refuse_wrong_targets(const CrossEntropyCall& call) {
-    const Tensor y = call.target.to(at::kLong);  // ignore_index need not be a number of a narrower dtype
+    const Tensor y = call.target.to(at::kLong);  // ignore_index may not fit into a narrower dtype
     const Tensor wrong =
         y.ne(call.options.ignore_index).logical_and(y.lt(0).logical_or(y.ge(call.classes())));
     if (wrong.any().item<bool>()) raise_out_of_bounds(call);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// softmax and log_softmax by Triton; and the library of the ops that Python registers.
+// softmax and log_softmax with Triton's kernels, and the library of ops whose kernels Python registers.
 #include <torch/library.h>
 
 #include "triton.h"

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ops whose kernels Python registers (softkern.triton), as `softkern_triton::`: the softmaxes, with the
-// schemas of their namesakes in `softkern::`, and the steps of cross_entropy.
+// The ops of the library `softkern_triton`, whose kernels Python registers (softkern.triton): the softmaxes,
+// with the schemas of the same ops in `softkern`, and the steps of cross_entropy.
 #pragma once
 
 #include "../ops.h"
 
 namespace softkern::triton {
 
-/// The weight of the targets that count, in float64, and its reciprocal in `dtype`'s dtype.
+/// The total weight of the targets that are not ignored, in float64, and its reciprocal in the dtype of
+/// `reciprocal`.
 SOFTKERN_OP(softkern_triton, target_weight, 0,
             "(Tensor target, Tensor? weight, int classes, int ignore_index, Tensor(a!) sum, "
             "Tensor(b!) reciprocal) -> ()",
             void(const Tensor& target, const OptionalTensor& weight, int64_t classes, int64_t ignore_index,
                  Tensor sum, Tensor reciprocal));
 
-/// Losses of rows, and gradients times `factor` where `grad` is given.
+/// The losses of the rows and, if `grad` is given, their gradients times `factor`.
 SOFTKERN_OP(softkern_triton, cross_entropy_rows, 0,
             "(Tensor self, Tensor target, Tensor? weight" SOFTKERN_OPTIONS_SCHEMA
             ", float factor, Tensor? factor_on_device, Tensor(a!) losses, Tensor(b!)? grad) -> ()",
@@ -29,15 +30,15 @@ SOFTKERN_OP(softkern_triton, reduce_losses, 0,
                  double storage, const OptionalTensor& storage_on_device, Tensor loss,
                  OptionalTensor grad_scale));
 
-/// out = grad (grad_output grad_scale); `target`: class indices, whose ignored rows stay zeros.
+/// out = grad * (grad_output * grad_scale). `target` has the class indices, whose ignored rows stay zeros.
 SOFTKERN_OP(softkern_triton, scale_gradient, 1,
             "(Tensor grad_output, Tensor grad, Tensor grad_scale, Tensor? target, int ignore_index, "
             "Tensor(a!) out) -> ()",
             void(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale,
                  const OptionalTensor& target, int64_t ignore_index, Tensor out));
 
-/// Where to redispatch to: the kernels of a device. What is above them in the dispatcher has seen the op that
-/// was called, and must not see this one as well.
+/// The dispatch key of a device's kernels, to redispatch to. The keys above it have handled the op that was
+/// called, and must not see this op as well.
 inline c10::DispatchKeySet kernels_of(c10::Device device) {
   switch (device.type()) {
     case c10::DeviceType::CUDA:
@@ -49,7 +50,7 @@ inline c10::DispatchKeySet kernels_of(c10::Device device) {
   }
 }
 
-/// `op` by its namesake.
+/// Lets the op of the same name in `softkern_triton` compute `op`.
 template <class Tag, class R, class... A>
 bool computed_by_namesake(const Op<Tag, R(A...)>& op) {
   return op.computed_by(Backend::kTriton, [](A... a) -> R {
