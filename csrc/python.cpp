@@ -42,6 +42,12 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
   return softkern::cross_entropy(input, target, weight, options);
 }
 
+py::list op_names() {
+  py::list result;
+  softkern::for_each_op([&](const auto& op) { result.append(op.kName); });
+  return result;
+}
+
 py::list isas() {
   py::list result;
   for (const softkern::cpu::Isa& isa : softkern::cpu::isas()) {
@@ -106,6 +112,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cross_entropy", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&cross_entropy>));
   m.def("takes_cross_entropy",
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&softkern::takes_cross_entropy>));
+  m.def("op_names", &op_names);
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });
   m.def("last_isa", [] { return softkern::last_ran().isa; });

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from softkern import _library
+from softkern import _C
 
 _registered = False
 
@@ -25,7 +25,8 @@ def register() -> None:
         return
     _registered = True
     _lower_scaling(lowering)
-    for op in _library.ops().values():
+    for name in _C.op_names():
+        op = getattr(torch.ops.softkern, name).default
         if op not in lowering.lowerings:
             lowering.make_fallback(op, _layout_constraint(op, lowering), warn=False)
 

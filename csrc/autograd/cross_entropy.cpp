@@ -220,7 +220,7 @@ Tensor cross_entropy_backward_batched(const Tensor& grad_output, const Tensor& g
   if (factor.dim() > 0) factor = factor.unsqueeze(dim);
   const Tensor scaled = grad.to(grad_scale.scalar_type()).mul(factor).to(grad.scalar_type());
   if (target.dim() == grad.dim()) return scaled;
-  const Tensor ignored = target.to(at::kLong).eq(ignore_index.guard_int(__FILE__, __LINE__)).unsqueeze(dim);
+  const Tensor ignored = target.to(at::kLong).eq(as_int(ignore_index)).unsqueeze(dim);
   return scaled.masked_fill(ignored, 0);
 }
 

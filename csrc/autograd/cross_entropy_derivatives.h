@@ -28,8 +28,7 @@ class Masses {
       : dim_(class_dim(like)),
         indices_(!same_shape(like, target)),
         keep_(1 - options.label_smoothing),
-        share_(options.label_smoothing /
-               static_cast<double>(like.sym_size(dim_).guard_int(__FILE__, __LINE__))) {
+        share_(options.label_smoothing / static_cast<double>(as_int(like.sym_size(dim_)))) {
     const at::ScalarType compute = compute_type(like);
     const at::TensorOptions numbers = like.options().dtype(compute);
     if (weight.defined()) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <optional>
 
@@ -81,6 +82,16 @@ inline Layout layout_of(const at::Tensor& x, int64_t dim) {
   for (int64_t i = dim + 1; i < x.dim(); ++i) inner *= x.size(i);
   const int64_t classes = x.size(dim);
   return {{classes, inner}, classes == 0 ? 0 : x.numel() / classes};
+}
+
+/// Fresh contiguous memory for a result of the shape and dtype of x.
+inline at::Tensor new_output(const at::Tensor& x) {
+  return at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
+}
+
+/// New memory for one or more numbers of another dtype, on x's device.
+inline at::Tensor new_numbers(const at::Tensor& x, at::IntArrayRef sizes, at::ScalarType type) {
+  return at::empty(sizes, x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
 }
 
 }  // namespace softkern

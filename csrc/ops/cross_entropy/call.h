@@ -25,7 +25,7 @@ struct Number {
 /// Arguments that takes_cross_entropy() has accepted.
 struct CrossEntropyCall {
   const Tensor& logits;
-  Tensor target;  // class indices, contiguous; or class probabilities
+  Tensor target;  // class indices, contiguous; or class probabilities that kernels can walk
   Tensor weight;  // contiguous; undefined: none
   CrossEntropyOptions options;
   bool indices;

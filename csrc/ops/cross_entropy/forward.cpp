@@ -39,9 +39,7 @@ Number CrossEntropyKernels::half_storage(const CrossEntropyCall& call) const {
 
 void CrossEntropyKernels::set(const Tensor& scalar, double value) const { scalar.fill_(value); }
 
-Tensor CrossEntropyKernels::new_output(const Tensor& like) const {
-  return at::empty(like.sizes(), like.options().memory_format(at::MemoryFormat::Contiguous));
-}
+Tensor CrossEntropyKernels::new_output(const Tensor& like) const { return softkern::new_output(like); }
 
 void raise_out_of_bounds(const CrossEntropyCall& call) {
   aten_cross_entropy(call.logits, call.target, call.weight, symbolic(call.options));
@@ -52,10 +50,6 @@ namespace {
 
 enum class Gradient { kNone, kFresh, kOverLogits };
 
-Tensor new_numbers(const Tensor& like, at::IntArrayRef sizes, at::ScalarType type) {
-  return at::empty(sizes, like.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
-}
-
 CrossEntropyCall checked(const CrossEntropyKernels& kernels, const Tensor& self, const Tensor& target,
                          const OptionalTensor& weight, const SymCrossEntropyOptions& options) {
   TORCH_CHECK(takes_cross_entropy(self, target, weight, options),
@@ -63,8 +57,10 @@ CrossEntropyCall checked(const CrossEntropyKernels& kernels, const Tensor& self,
               "softkern.cross_entropy, which checks them and falls back");
   const bool indices = !same_shape(self, target);
   const int64_t dim = class_dim(self);
+  // Copied here if the kernels can't walk them, since several steps read them.
+  const auto probabilities = [&] { return is_walkable(target, dim) ? target : target.contiguous(); };
   return {self,
-          indices ? target.to(kernels.index_type(target.scalar_type())).contiguous() : target,
+          indices ? target.to(kernels.index_type(target.scalar_type())).contiguous() : probabilities(),
           weight.has_value() && weight->defined() ? weight->contiguous() : Tensor(),
           known(options),
           indices,

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
 #include "../../cuda/api.h"
@@ -55,16 +54,6 @@ inline void check_launch(const char* error) {
 inline void check_launch(const Outcome& outcome) {
   check_launch(outcome.error);
   set_last_ran({"cuda", outcome.path});
-}
-
-/// Fresh contiguous memory for a result of the shape and dtype of x.
-inline Tensor new_output(const Tensor& x) {
-  return at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
-}
-
-/// New memory for one or more numbers of another dtype, on x's device.
-inline Tensor new_numbers(const Tensor& x, at::IntArrayRef sizes, at::ScalarType type) {
-  return at::empty(sizes, x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
 }
 
 }  // namespace softkern::cuda

@@ -2,8 +2,6 @@
 // cross_entropy with Triton's kernels.
 #include "../cross_entropy/call.h"
 
-#include <ATen/ops/empty.h>
-
 #include "triton.h"
 
 namespace softkern::triton {
@@ -25,8 +23,8 @@ class TritonKernels final : public CrossEntropyKernels {
   Divisor check_targets(const CrossEntropyCall& call) const override {
     if (call.logits.is_cpu()) refuse_wrong_targets(call);
     if (call.options.reduction != kMean) return {{1}, {1}};
-    const Tensor sum = at::empty({}, call.logits.options().dtype(at::kDouble));
-    const Tensor reciprocal = at::empty({}, call.logits.options().dtype(call.compute));
+    const Tensor sum = new_numbers(call.logits, {}, at::kDouble);
+    const Tensor reciprocal = new_numbers(call.logits, {}, call.compute);
     target_weight.redispatch(kernels_of(call.logits.device()), call.target, if_defined(call.weight),
                              call.classes(), call.options.ignore_index, sum, reciprocal);
     return {{0, sum}, {0, reciprocal}};
