@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Derive the constants of softkern's exp, log and row statistics; write softkern/triton/constants.py and
-csrc/common/{exp,log,stats}_constants.h.
+"""Derive the constants of softkern's exp, log, tanh and row statistics; write softkern/triton/constants.py
+and csrc/common/{exp,log,tanh,stats}_constants.h.
 
 exp(x) = 2^n * p(r),  n = round(x / ln 2),  r = x - n ln 2,  |r| <= ln(2)/2,
 p(r) = 1 + r + c2 r^2 + ... + ck r^k.
 
 log(1 + f) = f - (f^2/2 - s (f^2/2 + R(s^2))),  s = f / (2 + f),  sqrt(1/2) <= 1 + f < sqrt(2),
 R(z) = z (c0 + c1 z + ... + ck z^k),  the rest of log(1 + f) = 2 (s + s^3/3 + s^5/5 + ...).
+
+tanh(u) = u + u z (c0 + c1 z + ... + ck z^k),  z = u^2,  |u| <= TANH_SMALL.
 
 The c's minimise the largest *relative* error of the result (Lawson's iteration in 60 digits).  They are
 rounded to the working precision one at a time, lowest power first, and the remaining ones are fitted again
@@ -121,6 +123,34 @@ def derive_log(dtype: str, degree: int) -> tuple[dict[int, mpf], mpf]:
     return fixed, level
 
 
+# Below this |u|, tanh(u) is a polynomial; from it on, 1 - 2 / (exp(2 |u|) + 1), which has lost half a digit
+# there. Up to TANH_MOST (float, double), exp is needed: beyond, tanh rounds to 1.
+TANH_SMALL, TANH_MOST = mpf("0.5625"), (10, 20)
+
+
+@cache
+def derive_tanh(dtype: str, degree: int) -> tuple[dict[int, mpf], mpf]:
+    end = TANH_SMALL**2 * (1 + mpf(2) ** -20)
+
+    def rest(z: mpf) -> mpf:  # (tanh(u)/u - 1) / z
+        u = mp.sqrt(z)
+        return (mp.tanh(u) / u - 1) / z
+
+    def weight(z: mpf) -> mpf:  # of an error of `rest` in tanh(u)
+        u = mp.sqrt(z)
+        return u * z / mp.tanh(u)
+
+    fixed: dict[int, mpf] = {}
+    for power in range(degree + 1):
+        powers = list(range(power, degree + 1))
+        coefficients, level = fit(powers, fixed, chebyshev(mpf(0), end, 16 * len(powers)), rest, weight)
+        fixed[power] = round_to(coefficients[power], dtype)
+    return fixed, level
+
+
+DERIVE = {"exp": derive_exp, "log": derive_log, "tanh": derive_tanh}
+
+
 def literal(value: mpf, dtype: str) -> str:
     return float(value).hex() + ("f" if dtype == "float" else "")
 
@@ -148,7 +178,8 @@ def chosen_numbers_hold() -> bool:
     # twice the digits of a number counts.
     round_to_0, counts = (mpf(2) ** -150, mpf(2) ** -1075), mpf(2) ** -107
     spans = all(mp.exp(-span) < least for span, least in zip(SPANS, round_to_0, strict=True))
-    return spans and mp.exp(-mpf(DIRECT) / 2) < counts and mp.exp(DIRECT - MOST_APART) < counts
+    ones = all(mp.tanh(most) > 1 - mpf(2) ** -(bits + 1) for most, bits in zip(TANH_MOST, (24, 53), strict=True))
+    return spans and ones and mp.exp(-mpf(DIRECT) / 2) < counts and mp.exp(DIRECT - MOST_APART) < counts
 
 
 def half_root(dtype: str) -> int:
@@ -159,8 +190,8 @@ def half_root(dtype: str) -> int:
 
 
 def section(dtype: str, degree: int, function: str = "exp") -> list[str]:
-    exp = function == "exp"
-    fixed, level = (derive_exp if exp else derive_log)(dtype, degree)
+    exp, tanh = function == "exp", function == "tanh"
+    fixed, level = DERIVE[function](dtype, degree)
     # k ln2High is exact for the k of sums of up to 2^8 (double 2^20) classes; exp's fma needs no such room.
     high, low = split_ln2(dtype, 0 if exp else {"float": 4, "double": 6}[dtype])
     bits = {"float": 24, "double": 53}[dtype]
@@ -170,7 +201,10 @@ def section(dtype: str, degree: int, function: str = "exp") -> list[str]:
         f"  // Largest relative error of the polynomial: {mp.nstr(level * mpf(2) ** bits, 3)} ulp.",
         f"  static constexpr int kDegree = {degree};",
     ]
-    if not exp:
+    if tanh:
+        suffix, most = "f" if dtype == "float" else "", TANH_MOST[("float", "double").index(dtype)]
+        lines.append(f"  static constexpr {dtype} kSmall = {float(TANH_SMALL)}{suffix}, kMost = {most}.0{suffix};")
+    elif not exp:
         unsigned, root = {"float": "uint32_t", "double": "uint64_t"}[dtype], half_root(dtype)
         lines.append(f"  static constexpr {unsigned} kHalfRoot = {root:#x};  // the bits of sqrt(1/2)")
     if exp:
@@ -183,9 +217,10 @@ def section(dtype: str, degree: int, function: str = "exp") -> list[str]:
     variable = "r" if exp else "z"
     numbers = [literal(fixed[k], dtype) + "," for k in range(degree + 1)]
     width = max(len(number) for number in numbers)
+    if not tanh:
+        lines.append(f"  static constexpr {dtype} kLn2High = {literal(high, dtype)};")
+        lines.append(f"  static constexpr {dtype} kLn2Low = {literal(low, dtype)};")
     lines += [
-        f"  static constexpr {dtype} kLn2High = {literal(high, dtype)};",
-        f"  static constexpr {dtype} kLn2Low = {literal(low, dtype)};",
         "  // A function, and its table its own: code of a GPU can't read a class's array.",
         f"  static SK_INLINE constexpr {dtype} c(int k) {{",
         f"    constexpr {dtype} all[{degree + 1}] = {{",
@@ -199,7 +234,7 @@ def section(dtype: str, degree: int, function: str = "exp") -> list[str]:
 
 
 # Degrees of the float and the double polynomial.
-DEGREES = {"exp": (6, 11), "log": (3, 6)}
+DEGREES = {"exp": (6, 11), "log": (3, 6), "tanh": (4, 10)}
 
 
 def header(function: str) -> str:
@@ -254,15 +289,13 @@ TRITON_SPARE = {"exp": (12, 12), "log": (6, 6)}
 def triton_numbers(function: str, dtype: str) -> list[str]:
     i = ("float", "double").index(dtype)
     bits, degree = (32, 64)[i], DEGREES[function][i]
-    fixed, _ = (derive_exp if function == "exp" else derive_log)(dtype, degree)
+    fixed, _ = DERIVE[function](dtype, degree)
     name = f"{function.upper()}_{bits}"
-    parts = ", ".join(repr(float(part)) for part in split_ln2(dtype, TRITON_SPARE[function][i]))
-    return [
-        f"{name} = (",
-        *(f"    {float(fixed[k])!r}," for k in range(degree + 1)),
-        ")",
-        f"{function.upper()}_LN2_{bits} = ({parts})",
-    ]
+    lines = [f"{name} = (", *(f"    {float(fixed[k])!r}," for k in range(degree + 1)), ")"]
+    if function in TRITON_SPARE:
+        parts = ", ".join(repr(float(part)) for part in split_ln2(dtype, TRITON_SPARE[function][i]))
+        lines.append(f"{function.upper()}_LN2_{bits} = ({parts})")
+    return lines
 
 
 def triton_module() -> str:
@@ -278,6 +311,7 @@ def triton_module() -> str:
         "# The bits of sqrt(1/2).",
         f"HALF_ROOT_32, HALF_ROOT_64 = 0x{half_root('float'):X}, 0x{half_root('double'):X}",
         f"DIRECT, MOST_APART = {float(DIRECT)!r}, {float(MOST_APART)!r}",
+        f"TANH_SMALL, TANH_MOST_32, TANH_MOST_64 = {float(TANH_SMALL)}, {TANH_MOST[0]}.0, {TANH_MOST[1]}.0",
     ]
     for function in DEGREES:
         for dtype in ("float", "double"):

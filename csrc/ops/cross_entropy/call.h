@@ -41,6 +41,10 @@ struct Divisor {
   Number divisor, reciprocal;
 };
 
+struct RowCall;
+struct RowOutputs;
+struct RowGradients;
+
 /// The part of cross_entropy that a backend computes. Numbers may stay on the device, so that the host does
 /// not wait for it.
 class CrossEntropyKernels {
@@ -55,6 +59,14 @@ class CrossEntropyKernels {
   virtual void rows(const CrossEntropyCall& call, const Number& factor, const Tensor& losses,
                     const Tensor& grad) const = 0;
   virtual bool stores_narrow() const { return true; }
+
+  /// The step of row_losses (ops/row_losses/call.h): writes the outputs that are defined and, if `grad` is
+  /// defined, the gradient of the logits for the upstream gradients. `grad` may be the logits. Ignored rows
+  /// have log_prob, lse, entropy and gradient 0, argmax -1, correct false.
+  virtual void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
+                          const Tensor& grad) const {
+    TORCH_CHECK(false, "softkern::row_losses: this backend has no kernels for it");
+  }
 
   /// loss = (sum of losses) / divisor. If grad_scale is defined, it becomes 1 / (divisor * storage), or 1 if
   /// the storage is 0.

@@ -21,13 +21,13 @@ def tool() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("function", ("exp", "log"))
+@pytest.mark.parametrize("function", ("exp", "log", "tanh"))
 def test_float_constants_are_derived(tool: ModuleType, function: str) -> None:
     header = (ROOT / f"csrc/common/{function}_constants.h").read_text()
     assert "\n".join(tool.section("float", tool.DEGREES[function][0], function)) in header
 
 
-@pytest.mark.parametrize("function", ("exp", "log"))
+@pytest.mark.parametrize("function", ("exp", "log", "tanh"))
 def test_the_triton_kernels_have_the_same_coefficients(tool: ModuleType, function: str) -> None:
     text = (ROOT / "softkern/triton/constants.py").read_text()
     assert "\n".join(tool.triton_numbers(function, "float")) in text

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// A call of row_losses: losses and statistics of rows, with softkern's own options (common/row_losses.h).
+#pragma once
+
+#include "../cross_entropy/call.h"
+
+namespace softkern {
+
+/// What the targets are. A tensor of class indices has one index a row, or K of them in the class dimension.
+enum class TargetKind { kNone, kIndex, kIndices, kProbabilities };
+
+/// Arguments that takes_row_losses() has accepted, as kernels take them. Undefined tensors were not given.
+/// Numbers of rows are contiguous in the order of the rows and have the compute type, targets the dtype
+/// index_type().
+struct RowCall {
+  const Tensor& logits;
+  TargetKind kind;
+  Tensor target;         // kIndex: (rows); kIndices: (rows, K)
+  int64_t per_row = 0;   // K; 1 for kIndex, otherwise 0
+  Tensor target_probs;   // (rows, K); undefined: the indices have no mass, only log-probabilities are wanted
+  Tensor probabilities;  // kProbabilities: of the logits' shape and dtype; kernels can walk them
+  Tensor weight;         // contiguous, of the logits' dtype
+  Tensor row_weight;     // (rows)
+  RowOptions options;    // valid_classes is the number of them
+  int64_t dim;           // class dimension
+  Layout layout;         // of the logits, with all classes
+  at::ScalarType compute;
+
+  int64_t classes() const { return layout.shape.classes; }
+  int64_t valid() const { return options.valid_classes; }
+  /// The classes that are read, as the kernels of cross_entropy take them.
+  Shape valid_shape() const { return {valid(), layout.shape.inner}; }
+};
+
+/// One number a row in the compute type, log_prob K of them; undefined if not wanted.
+struct RowOutputs {
+  Tensor loss, log_prob, lse, entropy;
+  Tensor argmax;   // int64
+  Tensor correct;  // bool
+};
+
+/// The upstream gradients, in the shapes of the outputs; undefined: 0. That of a row's loss is
+/// factor * loss[row], or `factor` if there is no such tensor.
+struct RowGradients {
+  Number factor;
+  Tensor loss, log_prob, lse, entropy;
+};
+
+}  // namespace softkern
