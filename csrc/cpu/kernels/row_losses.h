@@ -57,9 +57,19 @@ SK_CALL RowRange<Compute<T>> transform_row(const LogitNumbers<Compute<T>>& numbe
                                            int64_t n) {
   using A = Compute<T>;
   const A inf = __builtin_inf();
+  using S = Simd<A>;
   Accumulators<A> most(-inf), least(inf);
+  const auto inner = S::broadcast(numbers.inner), outer = S::broadcast(numbers.outer);
+  const auto small = S::broadcast(TanhConstants<A>::kSmall * A(0.999));
+  const auto transform = [&](const auto& v) __attribute__((always_inline)) {
+    if (!numbers.capped) return transformed<Lanes<A>>(numbers, v);
+    // The same bits with half of the work, for most vectors of most rows.
+    const auto u = S::mul(inner, v);
+    if (S::all_at_least(small, Lanes<A>::abs(u))) return S::mul(outer, tanh_small<S>(u));
+    return transformed<Lanes<A>>(numbers, v);
+  };
   for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-    const auto v = transformed<Lanes<A>>(numbers, at.load(x + i, -inf));
+    const auto v = transform(at.load(x + i, -inf));
     at.store(z + i, v);
     most.take_max(slot, v);
     if constexpr (decltype(at)::kWhole) {
@@ -105,6 +115,36 @@ SK_CALL A terms_below(const A* e, const A* z, A m, int64_t n) {
       .of[0];
 }
 
+/// The classes of a row that have a hot part, in ascending order, and their gradients.
+template <class A>
+struct HotGradients {
+  const int64_t* at;
+  const A* of;
+  int64_t count;
+};
+
+/// Sorts n indices, and their values with them (Shell's method: n is small, and may be hundreds).
+template <class A>
+SK_CALL void sort_indices(int64_t* at, A* of, int64_t n) {
+  constexpr int64_t kGaps[] = {301, 132, 57, 23, 10, 4, 1};
+  for (const int64_t gap : kGaps) {
+    for (int64_t i = gap; i < n; ++i) {
+      const int64_t index = at[i];
+      const A value = of[i];
+      int64_t j = i;
+      for (; j >= gap && at[j - gap] > index; j -= gap) at[j] = at[j - gap], of[j] = of[j - gap];
+      at[j] = index, of[j] = value;
+    }
+  }
+}
+
+/// Computes the numbers of a row's gradient, of which all but the last are computed once a row. A division
+/// for each of several hot classes would take longer than the rest.
+struct OfRow : OneLane<double> {
+  static SK_INLINE double divisor(double b) { return 1 / b; }
+  static SK_INLINE double over(double a, double divisor) { return a * divisor; }
+};
+
 /// The numbers of a row from which its results and its gradient are computed.
 template <class A>
 struct RowNumbers {
@@ -123,7 +163,7 @@ struct RowPull {
 template <class T, bool kSpread, bool kFull>
 SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumbers<Compute<T>>& numbers,
                               const AnyMass<T>& mass, const Compute<T>* e, const Compute<T>* z, Compute<T> m,
-                              T* grad, int64_t n, int64_t hot, Compute<T> hot_grad, bool stream) {
+                              T* grad, int64_t n, const HotGradients<Compute<T>>& hot, bool stream) {
   using A = Compute<T>;
   using S = Simd<A>;
   const auto scale = S::broadcast(pull.scale), slope = S::broadcast(pull.slope);
@@ -144,17 +184,18 @@ SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumber
   };
   if (!stream) {
     store_vectors<A>(grad, n, gradient);
-    if (hot >= 0) grad[hot] = Narrow<T>::from(hot_grad);
+    for (int64_t k = 0; k < hot.count; ++k) grad[hot.at[k]] = Narrow<T>::from(hot.of[k]);
     return;
   }
-  // As in cross_entropy_write: the hot class is stored with its vector.
+  // As in cross_entropy_write: hot classes are stored with their vectors.
+  int64_t k = 0;
   stream_vectors<A>(grad, n, [&](auto at, int64_t i) __attribute__((always_inline)) {
     const auto v = gradient(at, i);
-    const int64_t lane = hot - i;
-    if (lane < 0 || lane >= S::kLanes) return v;
+    const int64_t end = i + at.size();
+    if (k == hot.count || hot.at[k] >= end) return v;
     A lanes[S::kLanes];
     S::store(lanes, v);
-    lanes[lane] = hot_grad;
+    for (; k < hot.count && hot.at[k] < end; ++k) lanes[hot.at[k] - i] = hot.of[k];
     return S::load(lanes);
   });
 }
@@ -166,11 +207,11 @@ struct RowLossRows {
   const bool differentiates, transforms, sums_below, reads_z;
   Operand<T> logits, probabilities, grad;
   A *z = nullptr, *e = nullptr;
-  A* hot_z;  // the logits of the row's indices
-  // For several indices a row: the hot part of each class, which is 0 between two rows, and the gradients of
-  // the indices.
+  A* hot_z;               // the logits of the row's indices
+  A* hot_grad = nullptr;  // and their gradients
+  // For several indices a row: a copy of them, and the hot part of each class, which is 0 between two rows.
+  int64_t* sorted = nullptr;
   double* hot = nullptr;
-  A* hot_grad = nullptr;
 
   RowLossRows(const RowLossArgs& a, const Range& range, Arena& arena)
       : differentiates(a.grad.data != nullptr),
@@ -187,9 +228,10 @@ struct RowLossRows {
     // written only once.
     const bool keeps = differentiates ? reads_z || (!transforms && grad.streamed()) : sums_below;
     if (keeps) e = arena.take<A>(pitch);
+    if (differentiates) hot_grad = arena.take<A>(a.per_row);
     if (differentiates && a.per_row > 1) {
+      sorted = arena.take<int64_t>(a.per_row);
       hot = arena.take<double>(a.valid);
-      hot_grad = arena.take<A>(a.per_row);
     }
   }
   /// Memory for the terms of a row; null if nothing depends on them.
@@ -204,7 +246,7 @@ class RowLosses {
   using A = Compute<T>;
   using S = Simd<A>;
   using L = OneLane<A>;
-  using D = OneLane<double>;
+  using D = OfRow;
 
  public:
   RowLosses(const RowLossArgs& a, const Range& range)
@@ -336,7 +378,7 @@ class RowLosses {
 
   /// The numbers of a row's gradient, in double: they are computed once a row.
   struct Pull {
-    double g, of_entropy, rest, hot, total;
+    double g, of_entropy, rest, hot, divisor;
   };
 
   SK_INLINE void write(int64_t r, const RowNumbers<A>& of, const A* e, const A* z, T* dx) {
@@ -344,39 +386,39 @@ class RowLosses {
     Pull p;
     p.g = a_.grad_factor * number(a_.of_loss, r, 1) * number(a_.row_weight, r, 1);
     p.of_entropy = number(a_.of_entropy, r, 0);
-    p.total = softkern::total<D>(of.stats.ties, of.stats.top, of.stats.rest);
-    const double mean_below = static_cast<double>(of.below) / p.total;
+    p.divisor = D::divisor(softkern::total<D>(of.stats.ties, of.stats.top, of.stats.rest));
+    const double mean_below = D::over(of.below, p.divisor);
     p.rest = common_pull<D>(p.g, of.mass.of[0], a_.options.z_loss, own_weight(r), of.lse,
                             number(a_.of_lse, r, 0)) -
              p.of_entropy * mean_below;
     p.hot = 0;
-    for (int64_t k = 0; k < a_.per_row; ++k) p.hot += hot_part(r, k, p);
-    const double slope = logits_.capped ? 1 : static_cast<double>(logits_.slope);
-    const RowPull<A> pull{static_cast<A>(slope * (p.hot + p.rest) / p.total),
-                          static_cast<A>(slope * p.of_entropy / p.total), static_cast<A>(-slope * p.g)};
-    int64_t hot = -1;
-    A hot_grad = 0;
-    if (a_.per_row == 1) {
-      hot = *indices(r);
-      hot_grad = hot_gradient_of(of, p, p.hot, hot, e[hot], rows_.hot_z[0]);
-    } else if (a_.per_row > 1) {
-      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[indices(r)[k]] += hot_part(r, k, p);
-      for (int64_t k = 0; k < a_.per_row; ++k) {
-        const int64_t y = indices(r)[k];
-        rows_.hot_grad[k] = hot_gradient_of(of, p, rows_.hot[y], y, e[y], rows_.hot_z[k]);
-      }
-      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[indices(r)[k]] = 0;
+    const int64_t* at = indices(r);
+    for (int64_t k = 0; k < a_.per_row; ++k) {
+      const double part = hot_part(r, k, p);
+      p.hot += part;
+      if (rows_.hot != nullptr) rows_.hot[at[k]] += part;
     }
+    const double slope = logits_.capped ? 1 : static_cast<double>(logits_.slope);
+    const RowPull<A> pull{static_cast<A>(D::over(slope * (p.hot + p.rest), p.divisor)),
+                          static_cast<A>(D::over(slope * p.of_entropy, p.divisor)),
+                          static_cast<A>(-slope * p.g)};
+    if (a_.per_row == 1) {
+      *rows_.hot_grad = hot_gradient_of(of, p, p.hot, *at, e[*at], *rows_.hot_z);
+    } else if (a_.per_row > 1) {
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        rows_.hot_grad[k] = hot_gradient_of(of, p, rows_.hot[at[k]], at[k], e[at[k]], rows_.hot_z[k]);
+        rows_.sorted[k] = at[k];
+      }
+      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[at[k]] = 0;
+      sort_indices(rows_.sorted, rows_.hot_grad, a_.per_row);
+      at = rows_.sorted;
+    }
+    const HotGradients<A> hot{at, rows_.hot_grad, a_.per_row};
     const bool stream = rows_.grad.streamed();
     if (logits_.capped || a_.of_entropy != nullptr) {
-      row_losses_write<T, kSpread, true>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, hot_grad,
-                                         stream);  // 3 write
+      row_losses_write<T, kSpread, true>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, stream);
     } else {
-      row_losses_write<T, kSpread, false>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, hot_grad,
-                                          stream);
-    }
-    if (a_.per_row > 1) {
-      for (int64_t k = 0; k < a_.per_row; ++k) dx[indices(r)[k]] = Narrow<T>::from(rows_.hot_grad[k]);
+      row_losses_write<T, kSpread, false>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, stream);
     }
     zero_row(dx + n, a_.shape.classes - n);
   }
@@ -389,7 +431,7 @@ class RowLosses {
   A hot_gradient_of(const RowNumbers<A>& of, const Pull& p, double h, int64_t y, A e, A z) const {
     const double below = static_cast<double>(of.stats.m) - static_cast<double>(z);
     const double others = p.rest + (p.hot - h) + p.of_entropy * below;
-    double dz = hot_gradient<D>(1, h, others, z, e, of.stats.m, of.stats.ties, of.stats.rest, p.total);
+    double dz = hot_gradient<D>(1, h, others, z, e, of.stats.m, of.stats.ties, of.stats.rest, p.divisor);
     if constexpr (kSpread) {
       A lanes[S::kLanes];
       S::store(lanes, mass_.load(Tail<A>{1}, y));
