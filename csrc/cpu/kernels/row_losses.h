@@ -103,41 +103,6 @@ SK_CALL int64_t first_nan(const A* z, int64_t n) {
   return -1;
 }
 
-/// E = sum_c e_c (m - z_c)
-template <class A>
-SK_CALL A terms_below(const A* e, const A* z, A m, int64_t n) {
-  using S = Simd<A>;
-  const auto vm = S::broadcast(m);
-  return sum_row<A, 1>(n,
-                       [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-                         part->add(slot, term_below<S>(at.load(e + i, 0), S::sub(vm, at.load(z + i, 0))));
-                       })
-      .of[0];
-}
-
-/// The classes of a row that have a hot part, in ascending order, and their gradients.
-template <class A>
-struct HotGradients {
-  const int64_t* at;
-  const A* of;
-  int64_t count;
-};
-
-/// Sorts n indices, and their values with them (Shell's method: n is small, and may be hundreds).
-template <class A>
-SK_CALL void sort_indices(int64_t* at, A* of, int64_t n) {
-  constexpr int64_t kGaps[] = {301, 132, 57, 23, 10, 4, 1};
-  for (const int64_t gap : kGaps) {
-    for (int64_t i = gap; i < n; ++i) {
-      const int64_t index = at[i];
-      const A value = of[i];
-      int64_t j = i;
-      for (; j >= gap && at[j - gap] > index; j -= gap) at[j] = at[j - gap], of[j] = of[j - gap];
-      at[j] = index, of[j] = value;
-    }
-  }
-}
-
 /// Computes the numbers of a row's gradient, of which all but the last are computed once a row. A division
 /// for each of several hot classes would take longer than the rest.
 struct OfRow : OneLane<double> {
@@ -159,11 +124,11 @@ struct RowPull {
   A scale, slope, minus_g;
 };
 
-/// 3 write. kFull: the gradient depends on z.
-template <class T, bool kSpread, bool kFull>
+/// 3 write. kFull: the gradient depends on z. `grad` may be e.
+template <bool kSpread, bool kFull, class Out, class T>
 SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumbers<Compute<T>>& numbers,
                               const AnyMass<T>& mass, const Compute<T>* e, const Compute<T>* z, Compute<T> m,
-                              T* grad, int64_t n, const HotGradients<Compute<T>>& hot, bool stream) {
+                              Out* grad, int64_t n, int64_t hot, Compute<T> hot_grad, bool stream) {
   using A = Compute<T>;
   using S = Simd<A>;
   const auto scale = S::broadcast(pull.scale), slope = S::broadcast(pull.slope);
@@ -184,18 +149,17 @@ SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumber
   };
   if (!stream) {
     store_vectors<A>(grad, n, gradient);
-    for (int64_t k = 0; k < hot.count; ++k) grad[hot.at[k]] = Narrow<T>::from(hot.of[k]);
+    if (hot >= 0) grad[hot] = Narrow<Out>::from(hot_grad);
     return;
   }
-  // As in cross_entropy_write: hot classes are stored with their vectors.
-  int64_t k = 0;
+  // As in cross_entropy_write: the hot class is stored with its vector.
   stream_vectors<A>(grad, n, [&](auto at, int64_t i) __attribute__((always_inline)) {
     const auto v = gradient(at, i);
-    const int64_t end = i + at.size();
-    if (k == hot.count || hot.at[k] >= end) return v;
+    const int64_t lane = hot - i;
+    if (lane < 0 || lane >= S::kLanes) return v;
     A lanes[S::kLanes];
     S::store(lanes, v);
-    for (; k < hot.count && hot.at[k] < end; ++k) lanes[hot.at[k] - i] = hot.of[k];
+    lanes[lane] = hot_grad;
     return S::load(lanes);
   });
 }
@@ -209,15 +173,14 @@ struct RowLossRows {
   A *z = nullptr, *e = nullptr;
   A* hot_z;               // the logits of the row's indices
   A* hot_grad = nullptr;  // and their gradients
-  // For several indices a row: a copy of them, and the hot part of each class, which is 0 between two rows.
-  int64_t* sorted = nullptr;
-  double* hot = nullptr;
+  double* hot = nullptr;  // for several indices a row: the hot part of each class, 0 between two rows
 
   RowLossRows(const RowLossArgs& a, const Range& range, Arena& arena)
       : differentiates(a.grad.data != nullptr),
         transforms(transforms_logits(a.options) || kIsNarrow<T>),
         sums_below(a.entropy != nullptr || a.of_entropy != nullptr),
-        reads_z(sums_below || a.options.softcap != 0 || a.argmax != nullptr || a.correct != nullptr),
+        reads_z(a.of_entropy != nullptr || a.options.softcap != 0 || a.argmax != nullptr ||
+                a.correct != nullptr),
         logits(a.logits, a.shape, range, arena),
         probabilities(a.probabilities, a.shape, range, arena),
         grad(a.grad, a.shape, range, arena, &logits, a.stream),
@@ -226,13 +189,10 @@ struct RowLossRows {
     if (transforms) z = arena.take<A>(pitch);
     // Terms replace z, or wait in the row of the gradient, unless z is read after them, or that row is
     // written only once.
-    const bool keeps = differentiates ? reads_z || (!transforms && grad.streamed()) : sums_below;
+    const bool keeps = differentiates && (reads_z || (!transforms && grad.streamed()));
     if (keeps) e = arena.take<A>(pitch);
     if (differentiates) hot_grad = arena.take<A>(a.per_row);
-    if (differentiates && a.per_row > 1) {
-      sorted = arena.take<int64_t>(a.per_row);
-      hot = arena.take<double>(a.valid);
-    }
+    if (differentiates && a.per_row > 1) hot = arena.take<double>(a.valid);
   }
   /// Memory for the terms of a row; null if nothing depends on them.
   A* terms(T* dx) const {
@@ -335,17 +295,29 @@ class RowLosses {
       of.mass = sums.sums();
     }
     A* const e = rows_.terms(dx);
-    BlockSums<A, 1> sums;
-    Prefetching<T> following(next);
-    const A ties = sum_exp_within<A>(range, z, e, n, following,
-                                     [&](const Accumulators<A>* part)
-                                         __attribute__((always_inline)) { sums.add(part); });  // 2 sum-exp
-    of.stats = make_stats<A>(range.most, ties, sums.sums().of[0]);
+    const RowSums sums =
+        rows_.sums_below ? sum_terms<true>(range, z, e, next) : sum_terms<false>(range, z, e, next);
+    of.stats = make_stats<A>(range.most, sums.ties, sums.rest);
     of.log_d = of.stats.log_d();
     of.lse = lse_of<L>(of.stats.m, of.log_d);
-    if (rows_.sums_below) of.below = terms_below(e, z, range.most, n);
+    of.below = sums.below;
     put_results(r, of, z);
     if (dx != nullptr) write(r, of, e, z, dx);
+  }
+
+  struct RowSums {
+    A ties, rest, below;
+  };
+  /// 2 sum-exp; kBelow: also E.
+  template <bool kBelow>
+  SK_CALL RowSums sum_terms(const RowRange<A>& range, const A* z, A* e, const T* next) const {
+    BlockSums<A, kBelow ? 2 : 1> sums;
+    Prefetching<T> following(next);
+    const A ties = sum_exp_within<A, kBelow>(range, z, e, a_.valid, following,
+                                             [&](const Accumulators<A>* part)
+                                                 __attribute__((always_inline)) { sums.add(part); });
+    const auto all = sums.sums();
+    return {ties, all.of[0], kBelow ? all.of[kBelow ? 1 : 0] : A(0)};
   }
 
   SK_INLINE void put_results(int64_t r, const RowNumbers<A>& of, const A* z) const {
@@ -381,7 +353,7 @@ class RowLosses {
     double g, of_entropy, rest, hot, divisor;
   };
 
-  SK_INLINE void write(int64_t r, const RowNumbers<A>& of, const A* e, const A* z, T* dx) {
+  SK_INLINE void write(int64_t r, const RowNumbers<A>& of, A* e, const A* z, T* dx) {
     const int64_t n = a_.valid;
     Pull p;
     p.g = a_.grad_factor * number(a_.of_loss, r, 1) * number(a_.row_weight, r, 1);
@@ -402,25 +374,44 @@ class RowLosses {
     const RowPull<A> pull{static_cast<A>(D::over(slope * (p.hot + p.rest), p.divisor)),
                           static_cast<A>(D::over(slope * p.of_entropy, p.divisor)),
                           static_cast<A>(-slope * p.g)};
-    if (a_.per_row == 1) {
-      *rows_.hot_grad = hot_gradient_of(of, p, p.hot, *at, e[*at], *rows_.hot_z);
-    } else if (a_.per_row > 1) {
+    const bool stream = rows_.grad.streamed();
+    if (a_.per_row <= 1) {
+      const int64_t hot = a_.per_row == 1 ? *at : -1;
+      const A hot_grad = hot < 0 ? A(0) : hot_gradient_of(of, p, p.hot, hot, e[hot], *rows_.hot_z);
+      write_to(dx, pull, of, e, z, hot, hot_grad, stream);
+    } else {
       for (int64_t k = 0; k < a_.per_row; ++k) {
         rows_.hot_grad[k] = hot_gradient_of(of, p, rows_.hot[at[k]], at[k], e[at[k]], rows_.hot_z[k]);
-        rows_.sorted[k] = at[k];
       }
       for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[at[k]] = 0;
-      sort_indices(rows_.sorted, rows_.hot_grad, a_.per_row);
-      at = rows_.sorted;
-    }
-    const HotGradients<A> hot{at, rows_.hot_grad, a_.per_row};
-    const bool stream = rows_.grad.streamed();
-    if (logits_.capped || a_.of_entropy != nullptr) {
-      row_losses_write<T, kSpread, true>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, stream);
-    } else {
-      row_losses_write<T, kSpread, false>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, stream);
+      if (stream) {
+        // Classes that are stored after their vectors have been written past the caches would wait until
+        // their cache lines are loaded again. So the row is completed in memory of the thread.
+        write_to(e, pull, of, e, z, -1, A(0), false);
+        put_hot(e, at);
+        stream_vectors<A>(dx, n, [&](auto to, int64_t i) { return to.load(e + i, 0); });
+      } else {
+        write_to(dx, pull, of, e, z, -1, A(0), false);
+        put_hot(dx, at);
+      }
     }
     zero_row(dx + n, a_.shape.classes - n);
+  }
+
+  template <class Out>
+  SK_INLINE void write_to(Out* grad, const RowPull<A>& pull, const RowNumbers<A>& of, const A* e, const A* z,
+                          int64_t hot, A hot_grad, bool stream) const {
+    if (logits_.capped || a_.of_entropy != nullptr) {
+      row_losses_write<kSpread, true>(pull, logits_, mass_, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
+                                      stream);  // 3 write
+    } else {
+      row_losses_write<kSpread, false>(pull, logits_, mass_, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
+                                       stream);
+    }
+  }
+  template <class Out>
+  void put_hot(Out* grad, const int64_t* at) const {
+    for (int64_t k = 0; k < a_.per_row; ++k) grad[at[k]] = Narrow<Out>::from(rows_.hot_grad[k]);
   }
 
   /// h of index k.
