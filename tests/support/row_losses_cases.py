@@ -6,12 +6,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
 import torch
 from cases import logits
 from cross_entropy_cases import class_weights, indices, probabilities
 from torch import Tensor
 
-__all__ = ["ALONE", "PAIRS", "TARGETS", "row_problem"]
+__all__ = ["ALL", "ALONE", "PAIRS", "TARGETS", "over_targets", "row_problem", "rows_of"]
 
 # Targets, by the name of the option `target` of row_problem.
 TARGETS = ("index", "indices", "probs", "none")
@@ -38,7 +39,9 @@ def _together(*names: str) -> dict[str, Any]:
 
 # Every two of them, and all.
 PAIRS = {"+".join(pair): _together(*pair) for pair in itertools.combinations(list(ALONE)[1:], 2)}
-PAIRS["all"] = _together(*ALONE)
+PAIRS["all"] = ALL = _together(*ALONE)
+
+over_targets = pytest.mark.parametrize("target", TARGETS)
 
 
 def rows_of(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -46,7 +49,7 @@ def rows_of(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def several(shape: tuple[int, ...], k: int, classes: int) -> Tensor:
-    """K class indices for each row of logits of `shape`; the last one repeats the first in every other row."""
+    """K class indices for each row of logits of `shape`; in every other row the last repeats the first."""
     rows = rows_of(shape)
     n = torch.Size(rows).numel()
     y = (torch.arange(n)[:, None] * 5 + torch.arange(k) * 3 + classes - 1) % classes
@@ -71,8 +74,8 @@ def row_problem(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Logits, and the keyword arguments of reference.row_losses.
 
-    `padding` of the classes are no valid ones. What is not read there is NaN: logits and probabilities. Ignored
-    rows are NaN, too. `options` are handed on.
+    The last `padding` classes are not valid. What is not read is NaN: logits and probabilities of these,
+    and ignored rows. `options` are handed on.
     """
     x = logits(*shape, dtype=dtype, seed=seed)
     dim = min(1, len(shape) - 1)

@@ -100,7 +100,8 @@ def check(
 ) -> Tensor:
     """Values and gradients of all results that the target allows; returns the last gradient.
 
-    `mixes`: which results get an upstream gradient, one backward for each; `kind` as in cases.upstream.
+    `mixes`: which results get an upstream gradient, one backward for each; `kind`: as in cases.upstream, or
+    "zero".
     """
     outputs = possible(x, **options) if outputs is None else outputs
     leaf = x.detach().requires_grad_()
@@ -110,6 +111,8 @@ def check(
     for mix in {tuple(n for n in m if n in outputs): None for m in mixes}:
         if mix:
             grads = {n: upstream(getattr(found, n).detach(), kind) for n in mix}
+            if kind == "zero":
+                grads = {n: torch.zeros_like(g) for n, g in grads.items()}
             dx = check_gradient(found, leaf, grads, **options)
     return dx
 

@@ -7,7 +7,7 @@ that stands for log d. In the shape comments, V is the number of valid classes a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor

@@ -6,11 +6,10 @@ from __future__ import annotations
 import pytest
 import row_losses_plain as plain
 import torch
-from cases import HURTING, logits, name, special_rows
+from cases import HURTING, logits, name
 from cross_entropy_cases import OPTIONS, REDUCTIONS, SHAPES, problem
 from row_losses_cases import ALONE, PAIRS, TARGETS, row_problem
-from row_losses_checks import DIFFERENTIABLE, MIXES, OUTPUTS, possible
-from row_losses_scales import scales
+from row_losses_checks import DIFFERENTIABLE, MIXES, possible
 
 from softkern import reference
 
@@ -24,7 +23,9 @@ def same(actual, expected, most=1e-11):
 
 
 def upstreams(found, mix):
-    return {n: logits(*getattr(found, n).shape, dtype=f64, seed=7) for n in mix if getattr(found, n) is not None}
+    return {
+        n: logits(*getattr(found, n).shape, dtype=f64, seed=7) for n in mix if getattr(found, n) is not None
+    }
 
 
 def compare(x, options, reduction, most=1e-11):
@@ -42,7 +43,9 @@ def compare(x, options, reduction, most=1e-11):
             torch.autograd.grad([getattr(r, n) for n in g], at, list(g.values()), retain_graph=True)[0]
             for r, at in ((expected, leaf), (got, mine))
         ]
-        formula = reference.row_losses_backward(*map(g.get, DIFFERENTIABLE), x, **options, reduction=reduction)
+        formula = reference.row_losses_backward(
+            *map(g.get, DIFFERENTIABLE), x, **options, reduction=reduction
+        )
         same(dx[1], dx[0], most)
         same(formula, dx[0], most)
 
