@@ -91,9 +91,11 @@ def row_losses(
     return RowLosses(loss, log_prob, lse * keep, entropy * keep, argmax, correct)
 
 
-def liger_cross_entropy(x: Tensor, target: Tensor, *, lse_square_scale=0.0, softcap=None) -> Tensor:
-    """Liger's of logits (N, V) and indices that may be -100: the mean over the rows that are kept."""
+def liger_cross_entropy(
+    x: Tensor, target: Tensor, *, lse_square_scale=0.0, softcap=None, reduction="mean"
+) -> Tensor:
+    """Liger's of logits (N, V) and indices that may be -100; a mean is that of the rows that are kept."""
     keep = target != -100
     z = softcap * torch.tanh(x / softcap) if softcap is not None else x
-    squares = lse_square_scale * z.logsumexp(-1) ** 2
-    return F.cross_entropy(z, target) + (squares * keep).sum() / keep.sum()
+    rows = F.cross_entropy(z, target, reduction="none") + lse_square_scale * z.logsumexp(-1) ** 2 * keep
+    return rows if reduction == "none" else rows.sum() / (keep.sum() if reduction == "mean" else 1)

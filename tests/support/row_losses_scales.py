@@ -15,6 +15,10 @@ from torch import Tensor
 from softkern import reference_rows as rows
 
 
+# Below the smallest normal number, p is rounded to a multiple of what that one is rounded to.
+SMALLEST = torch.finfo(torch.float32).tiny
+
+
 class Scales(NamedTuple):
     loss: Tensor
     log_prob: Tensor | None
@@ -42,7 +46,7 @@ def errors(s: rows.Statistics, z: Tensor, transforms: bool) -> Errors:
     d = 1 + s.rest  # (..., 1)
     of_d = of_terms.sum(-1, keepdim=True) / d  # (..., 1)   relative
     p = torch.where(s.first, 1, s.terms) / d  # (..., V)
-    of_p = p * (1 + of_below + of_d)  # (..., V)
+    of_p = p.clamp_min(SMALLEST) * (1 + of_below + of_d)  # (..., V)
     less_one = torch.where(s.first, s.rest / d * (1 + of_d) + of_d, (1 - p) + of_p)  # (..., V)
     log_d = s.log_d + of_d  # (..., 1)
     lse = (s.m + s.log_d).abs() + of_m + log_d  # (..., 1)
