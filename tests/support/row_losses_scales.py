@@ -14,7 +14,6 @@ from torch import Tensor
 
 from softkern import reference_rows as rows
 
-
 # Below the smallest normal number, p is rounded to a multiple of what that one is rounded to.
 SMALLEST = torch.finfo(torch.float32).tiny
 

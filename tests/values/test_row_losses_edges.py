@@ -84,7 +84,7 @@ def test_targets_in_the_padding_are_out_of_bounds():
         (torch.tensor([[0, 1], [2, 3], [4, 7], [1, 1]]), {"target_probs": torch.rand(4, 2)}),
     ):
         row_losses(x, ("loss",), target=target, **more, valid_classes=8)
-        with pytest.raises(IndexError, match="out of bounds"):
+        with pytest.raises(IndexError, match="Target 7 is out of bounds"):
             row_losses(x, ("loss",), target=target, **more, valid_classes=7)
 
 

@@ -4,9 +4,6 @@ chosen classes, entropies. Their results are those of the op, and of the formula
 
 from __future__ import annotations
 
-import copy
-import pickle
-
 import pytest
 import row_losses_plain as plain
 import torch
@@ -14,7 +11,7 @@ from cases import LAYOUTS, logits, name, upstream
 from compare import assert_close, assert_gradient, assert_same_bits
 from cross_entropy_cases import over_dtypes, over_reductions
 from row_losses_cases import ALL, ALONE, TARGETS, row_problem
-from row_losses_checks import DIFFERENTIABLE, OUTPUTS, check_values, compute, possible, row_losses
+from row_losses_checks import DIFFERENTIABLE, OUTPUTS, check_values, possible, row_losses
 from row_losses_scales import scales
 
 import softkern
@@ -70,16 +67,6 @@ def test_only_the_statistics_that_are_asked_for():
     assert softkern.RowStats() == (None,) * 5
 
 
-def test_options_at_their_defaults_are_no_options():
-    x, y = logits(6, 10).requires_grad_(), torch.arange(6)
-    defaults = {"row_weight": None, "num_items": None, "valid_classes": None, "target_probs": None}
-    defaults |= {"logit_scale": 1.0, "softcap": None, "temperature": 1.0, "z_loss": 0.0, "stats": ()}
-    plain_loss = softkern.cross_entropy(x, y)
-    loss = softkern.cross_entropy(x, y, **defaults)
-    assert type(loss) is torch.Tensor and loss.grad_fn.name() == plain_loss.grad_fn.name()
-    assert_same_bits(loss, plain_loss)
-
-
 def test_num_items_as_a_number_and_as_a_tensor():
     x, options = row_problem((6, 10), ignore=2)
     total = softkern.cross_entropy(x, reduction="sum", **options)
@@ -87,34 +74,6 @@ def test_num_items_as_a_number_and_as_a_tensor():
         loss = softkern.cross_entropy(x, num_items=items, **options)
         torch.testing.assert_close(loss, total / 4, rtol=1e-6, atol=0)
         assert_same_bits(softkern.cross_entropy(x, num_items=items, reduction="sum", **options), total)
-
-
-def test_modules_take_the_options_and_keep_them():
-    x, options = row_problem((6, 10), target="index", **ALL)
-    y, row_weight = options.pop("target"), options.pop("row_weight")
-    del options["num_items"]
-    expected = softkern.cross_entropy(x, y, **options)
-    module = softkern.CrossEntropyLoss(**options)
-    for same in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert_same_bits(same(x, y), expected)
-    del row_weight
-
-
-def test_modules_that_were_pickled_before_the_options_existed():
-    old = softkern.CrossEntropyLoss(label_smoothing=0.1)
-    for n in (
-        "inplace_backward",
-        "valid_classes",
-        "logit_scale",
-        "softcap",
-        "temperature",
-        "z_loss",
-        "stats",
-    ):
-        vars(old).pop(n, None)
-    again = pickle.loads(pickle.dumps(old))
-    x, y = logits(6, 10), torch.arange(6)
-    assert_same_bits(again(x, y), softkern.cross_entropy(x, y, label_smoothing=0.1))
 
 
 def indices_for(shape, k, classes, dtype=torch.int64):
@@ -220,15 +179,6 @@ def test_layouts_and_dtypes_of_indices(layout, dtype):
         got = softkern.selective_log_softmax(LAYOUTS[layout](x), LAYOUTS[layout](index), entropy=True)
         for a, b in zip(got, expected, strict=True):
             assert_same_bits(a, b)
-
-
-def test_results_are_in_the_compute_dtype():
-    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        x, y = logits(4, 10, dtype=dtype), torch.arange(4)
-        pair = softkern.selective_log_softmax(x, y, entropy=True)
-        loss, stats = softkern.cross_entropy(x, y, stats=OUTPUTS[1:])
-        assert {t.dtype for t in (*pair, *stats[:3])} == {compute(dtype)}
-        assert loss.dtype == dtype and stats.argmax.dtype == torch.int64 and stats.correct.dtype == torch.bool
 
 
 def test_a_negative_index_is_out_of_bounds():
