@@ -420,7 +420,8 @@ class RowLosses {
   }
   /// The gradient of a class y with the hot part h.
   A hot_gradient_of(const RowNumbers<A>& of, const Pull& p, double h, int64_t y, A e, A z) const {
-    const double below = static_cast<double>(of.stats.m) - static_cast<double>(z);
+    // z may be -inf: 0 * inf must not arise.
+    const double below = e == 0 ? 0 : static_cast<double>(of.stats.m) - static_cast<double>(z);
     const double others = p.rest + (p.hot - h) + p.of_entropy * below;
     double dz = hot_gradient<D>(1, h, others, z, e, of.stats.m, of.stats.ties, of.stats.rest, p.divisor);
     if constexpr (kSpread) {
