@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import row_losses_plain as plain
 import torch
-from cases import HURTING, logits, name
+from cases import HURTING, logits, name, special_rows
 from cross_entropy_cases import OPTIONS, REDUCTIONS, SHAPES, problem
 from row_losses_cases import ALONE, PAIRS, TARGETS, row_problem
 from row_losses_checks import DIFFERENTIABLE, MIXES, possible
@@ -77,3 +79,60 @@ def test_logits_that_hurt(values, target):
     _, options = row_problem((5, 17), f64, target=target)
     # lse - z_y, as users write it, loses what an offset of 1e6 costs.
     compare(values(5, 17).double(), options, "none", 1e-9)
+
+
+@over_reductions
+@pytest.mark.parametrize("target", (0, 4, "probs"))
+def test_rows_that_are_not_finite_are_those_of_cross_entropy(target, reduction):
+    """Each alone and all together: where the loss and its gradient are NaN or infinite."""
+    x = special_rows(5, f64)
+    y = x.softmax(1) if target == "probs" else torch.full((len(x),), target)
+    for rows in (slice(None), *(slice(i, i + 1) for i in range(len(x)))):
+        xr, yr = x[rows], y[rows]
+        loss = reference.row_losses(xr, yr, reduction=reduction).loss
+        same(loss, reference.cross_entropy(xr, yr, reduction=reduction))
+        one = torch.ones_like(loss)
+        dx = reference.row_losses_backward(one, None, None, None, xr, yr, reduction=reduction)
+        same(dx, reference.cross_entropy_backward(one, xr, yr, reduction=reduction))
+
+
+@pytest.mark.parametrize("options", ({}, {"softcap": 3.0}, {"temperature": 0.5}), ids=name)
+def test_logits_of_minus_infinity_give_no_nan(options):
+    """By autograd and by the formula, although they are multiplied by terms that are 0."""
+    x = logits(6, 9, dtype=f64)
+    x[:, 2::3] = -torch.inf
+    y = torch.zeros(6, dtype=torch.long)
+    leaf = x.clone().requires_grad_()
+    found = reference.row_losses(leaf, y, z_loss=0.1, reduction="none", **options)
+    g = upstreams(found, DIFFERENTIABLE)
+    (dx,) = torch.autograd.grad(found[:4], leaf, list(g.values()))
+    formula = reference.row_losses_backward(*g.values(), x, y, z_loss=0.1, reduction="none", **options)
+    same(formula, dx)
+    assert not dx[:, 2::3].any() and dx.isfinite().all()
+
+
+@over_reductions
+def test_ignored_rows_are_nothing_whatever_their_logits(reduction):
+    x = special_rows(5, f64)
+    y = torch.full((len(x),), -100)
+    leaf = x.clone().requires_grad_()
+    found = reference.row_losses(leaf, y, reduction=reduction, num_items=3, label_smoothing=0.1, softcap=2.0)
+    assert not any(t.any() for t in (*found[:4], found.correct)) and (found.argmax == -1).all()
+    (dx,) = torch.autograd.grad([t.sum() for t in found[:4]], leaf)
+    assert torch.equal(dx, torch.zeros_like(x))
+    g = [logits(*t.shape, dtype=f64, seed=7) for t in found[:4]]
+    assert torch.equal(reference.row_losses_backward(*g, x, y, reduction=reduction), dx)
+
+
+def test_confident_rows_keep_their_digits():
+    """More than float64 has of log(1 + r): against its series."""
+    r = 3 * math.exp(-30.0)
+    x = torch.tensor([[30.0, 0, 0, 0]], dtype=f64, requires_grad=True)
+    found = reference.row_losses(x, torch.tensor([0]))
+    torch.testing.assert_close(found.log_prob.item(), -r * (1 - r / 2), rtol=1e-14, atol=0)
+    torch.testing.assert_close(found.entropy.item(), r * (1 - r / 2) + 30 * r / (1 + r), rtol=1e-14, atol=0)
+    (dx,) = torch.autograd.grad(found.loss, x)
+    torch.testing.assert_close(dx[0, 0].item(), -r / (1 + r), rtol=1e-14, atol=0)
+    one = torch.ones((), dtype=f64)
+    formula = reference.row_losses_backward(one, None, None, None, x.detach(), torch.tensor([0]))
+    torch.testing.assert_close(formula, dx, rtol=1e-14, atol=0)
