@@ -50,16 +50,19 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
   }
 
   static constexpr SavedVariable RowLossesNode::* kSaved[] = {
-      &RowLossesNode::grad,        &RowLossesNode::logits,     &RowLossesNode::target,
+      &RowLossesNode::grad,        &RowLossesNode::target,     &RowLossesNode::logits,
       &RowLossesNode::weight,      &RowLossesNode::row_weight, &RowLossesNode::num_items,
       &RowLossesNode::target_probs};
-  static size_t used() { return std::size(kSaved); }
+  /// The gradient of the loss alone is stored. Nothing else is read then but the target, for the ignored
+  /// rows: logits and weights may have been modified.
+  size_t used() const { return has_grad && !has_statistics() ? 2 : std::size(kSaved); }
 
  private:
   RowTensors tensors() {
     return {logits.unpack(),     target.unpack(),    weight.unpack(),
             row_weight.unpack(), num_items.unpack(), target_probs.unpack()};
   }
+  bool has_statistics() const { return (options.outputs & (kLogProb | kLse | kEntropy)) != 0; }
   static bool keeps_graph() { return torch::autograd::get_current_graph_task_keep_graph(); }
 
   Tensor scaled(const Tensor& g) {

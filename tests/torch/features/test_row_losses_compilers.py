@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from cross_entropy_cases import class_weights
 from feature_cases import close, data, f64, leaf
 from functorch.compile import make_boxed_func
 from row_losses_features import OPTIONS, ROWS, STATS, Y, feature, number, ours, theirs, value_and_gradient
@@ -121,10 +122,11 @@ def test_compiled_autograd(inplace, backend, watch):
     """The backward of an eager forward as one graph: of the loss alone, and of statistics."""
 
     def gradients(parts):
-        x = leaf()
-        options = {**OPTIONS, "row_weight": ROWS, "inplace_backward": inplace}
+        x, weight = leaf(), class_weights(10, f64)
+        options = {**OPTIONS, "weight": weight, "row_weight": ROWS, "inplace_backward": inplace}
         if parts == 1:
             results = (softkern.cross_entropy(x * 2, Y, **options),)
+            weight.zero_()  # what the forward has used, no backward of the loss reads
         else:
             loss, stats = softkern.cross_entropy(x * 2, Y, stats=STATS, **options)
             results = (loss, *stats[:3])
@@ -137,8 +139,7 @@ def test_compiled_autograd(inplace, backend, watch):
         with compiler, watch:
             got = gradients(parts)
         x = leaf()
-        results = theirs(x * 2, weight=torch.ones(10, dtype=f64))[:parts]
-        (3 * sum((t**2).sum() for t in results)).backward()
+        (3 * sum((t**2).sum() for t in theirs(x * 2)[:parts])).backward()
         close(got, x.grad)
 
 
@@ -161,7 +162,9 @@ def exported(dynamic=True):
 
 
 def differentiated(f, x, *args):
-    return value_and_gradient(lambda x: f(x, *args), x=x.detach().clone().requires_grad_())
+    x = x.detach().clone().requires_grad_()
+    y = f(x, *args)
+    return [t.detach() for t in y], torch.autograd.grad(sum((t * t).sum() for t in y), x)[0]
 
 
 @feature("torch.export, static and dynamic shapes")
