@@ -14,6 +14,7 @@ TEMPERATURE = 0.7
 Z_LOSS = 1e-4  # of PaLM
 ACCUMULATED = 4  # batches that share a normaliser, in num_items
 PADDING = 100  # in valid_classes, one class of so many is padding, and at least one
+PADDED = 20.0  # logit of padding: e^20 is more than all others together
 TARGETS = {"target_probs:2": 2, "target_probs:8": 8}  # indices a row: MixUp, and the top of a teacher
 
 SCALARS = {"logit_scale": LOGIT_SCALE, "temperature": TEMPERATURE, "softcap": SOFTCAP, "z_loss": Z_LOSS}

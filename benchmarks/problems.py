@@ -99,6 +99,7 @@ def make(cell: Cell) -> Problem:
             return Problem(x, None, None, normal(positions, 1.0))
         return Problem(x, None if cell.option else normal(cell.shape, 1.0), None, None)
     valid = options.valid_classes(cell)
+    np.moveaxis(x, cell.dim, -1)[..., valid:] = options.PADDED  # a loss that has them in its sums is wrong
     target = rng.integers(0, valid, positions) if allowed is None else inputs.targets(allowed, rng)
     weight = None
     if cell.op == "selective_log_softmax":

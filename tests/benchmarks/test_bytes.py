@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from counted_memory import Memory
 
 from benchmarks import problems
 from benchmarks.answers import answers
@@ -20,23 +21,6 @@ from benchmarks.ops import softmax as softmax_op
 
 ROWS, CLASSES = 6, 5
 GRADIENT = ("backward", "forward+backward", CREATE_GRAPH)
-
-
-class Memory:
-    """An array whose rows are loaded and stored one by one; `moved` counts the bytes of both."""
-
-    moved = 0
-
-    def __init__(self, values: np.ndarray, item_size: int) -> None:
-        self.values, self.item_size = values, item_size
-
-    def load(self, i: int) -> np.ndarray:
-        Memory.moved += self.values[i].size * self.item_size
-        return self.values[i]
-
-    def store(self, i: int, row: np.ndarray) -> None:
-        Memory.moved += self.values[i].size * self.item_size
-        self.values[i] = row
 
 
 def softmax(x):
