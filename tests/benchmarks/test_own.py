@@ -56,6 +56,7 @@ def test_answers_are_those_of_autograd(cell):
         loss = F.cross_entropy(x, torch.from_numpy(without.target))
         (gradient,) = torch.autograd.grad(loss, x)
         assert not options.is_own(plain)
+        np.testing.assert_array_equal(without.target, problem.target.reshape(ROWS, -1)[:, 0])
         expected |= {"plain output": loss.detach().numpy()[None], "plain gradient": gradient.numpy()}
     assert {name for name in found if not name.endswith(" scale")} == set(expected)
     for name, value in expected.items():
