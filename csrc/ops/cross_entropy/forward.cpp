@@ -42,8 +42,14 @@ void CrossEntropyKernels::set(const Tensor& scalar, double value) const { scalar
 Tensor CrossEntropyKernels::new_output(const Tensor& like) const { return softkern::new_output(like); }
 
 void raise_out_of_bounds(const CrossEntropyCall& call) {
-  aten_cross_entropy(call.logits, call.target, call.weight, symbolic(call.options));
-  TORCH_CHECK_INDEX(false, "softkern::cross_entropy: a target is out of bounds [0, ", call.classes(), ")");
+  if (call.target.sizes() == at::IntArrayRef(target_sizes(call.logits))) {
+    aten_cross_entropy(call.logits, call.target, call.weight, symbolic(call.options));
+  }
+  // ATen has found none: the target is a class that is not valid, or one of several indices a row.
+  const Tensor y = call.target.to(at::kLong);
+  const Tensor outside =
+      y.lt(0).logical_or(y.ge(call.classes())).logical_and(y.ne(call.options.ignore_index));
+  TORCH_CHECK_INDEX(false, "Target ", y.masked_select(outside)[0].item<int64_t>(), " is out of bounds.");
 }
 
 namespace {
