@@ -38,7 +38,6 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
     if (at::GradMode::is_enabled()) {
       return {row_losses_gradient_in_aten(upstream, tensors(), symbolic(options))};
     }
-    const at::AutoDispatchBelowADInplaceOrView guard;
     if (has_grad && !of_rows) return {scaled(upstream.loss)};
     if (!keeps_graph()) grad.reset_data();  // its memory, before the result's
     return {recomputed(upstream)};
@@ -69,6 +68,8 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
     // Only one class index a row can be ignored. A target of the gradient's shape says that no row is.
     const Tensor y = target.unpack();
     const bool ignores = y.defined() && y.dim() == buffer.dim() - 1;
+    // Not before the tensors are unpacked: activation checkpointing computes them again, with autograd.
+    const at::AutoDispatchBelowADInplaceOrView guard;
     if (is_plain(g) && is_plain(buffer) && !keeps_graph()) {
       grad.reset_data();
       // As in cross_entropy: overwrites only memory that nothing else can see, or that the user allowed to
@@ -83,6 +84,7 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
   }
   Tensor recomputed(const RowUpstream& upstream) {
     const RowTensors of = tensors();
+    const at::AutoDispatchBelowADInplaceOrView guard;
     const SymRowOptions all = symbolic(options);
     const auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
     const OptionalTensor y = optional(of.target), w = optional(of.weight), r = optional(of.row_weight),
