@@ -58,6 +58,9 @@ def class_count(value: object, input: Tensor) -> int:
     number: int | None = _index(value)
     if number is None:
         raise TypeError(f"valid_classes must be an int or None, got {described(value)}")
+    # torch.jit.trace makes a tensor of the size and warns about a look at it. The op looks again.
+    if not torch.compiler.is_dynamo_compiling() and torch._C._is_tracing():
+        return number
     if not 1 <= number <= classes:
         raise ValueError(
             f"valid_classes must be between 1 and the number of classes, {classes}; got {number}"

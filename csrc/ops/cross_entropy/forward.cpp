@@ -14,7 +14,8 @@
 #include <ATen/ops/where.h>
 #include <torch/library.h>
 
-#include "../fallback.h"
+#include <algorithm>
+
 #include "../ops.h"
 #include "call.h"
 
@@ -42,14 +43,13 @@ void CrossEntropyKernels::set(const Tensor& scalar, double value) const { scalar
 Tensor CrossEntropyKernels::new_output(const Tensor& like) const { return softkern::new_output(like); }
 
 void raise_out_of_bounds(const CrossEntropyCall& call) {
-  if (call.target.sizes() == at::IntArrayRef(target_sizes(call.logits))) {
-    aten_cross_entropy(call.logits, call.target, call.weight, symbolic(call.options));
-  }
-  // ATen has found none: the target is a class that is not valid, or one of several indices a row.
-  const Tensor y = call.target.to(at::kLong);
-  const Tensor outside =
-      y.lt(0).logical_or(y.ge(call.classes())).logical_and(y.ne(call.options.ignore_index));
-  TORCH_CHECK_INDEX(false, "Target ", y.masked_select(outside)[0].item<int64_t>(), " is out of bounds.");
+  const Tensor targets = call.target.to(at::kCPU, at::kLong).contiguous();
+  const int64_t* const y = targets.const_data_ptr<int64_t>();
+  const int64_t* const wrong = std::find_if(y, y + targets.numel(), [&](int64_t target) {
+    return target != call.options.ignore_index && (target < 0 || target >= call.classes());
+  });
+  TORCH_INTERNAL_ASSERT(wrong != y + targets.numel());
+  TORCH_CHECK_INDEX(false, "Target ", *wrong, " is out of bounds.");
 }
 
 namespace {
