@@ -35,8 +35,7 @@ GREY = "#555555"
 DTYPE_COLOURS = {"float32": "#0072b2", "bfloat16": "#e69f00", "float16": "#009e73", "float64": "#666666"}
 NO_ERROR = 1e-2  # the place of exact results on a logarithmic axis
 SLOWEST = 0.2  # left end of the speed-up axis; slower providers are drawn there
-# The first is 20 times slower than the others and would squeeze them; the second does other work. Tables have
-# both.
+# In tables alone: one is 20 times slower than the others and would squeeze them, the other does other work.
 NOT_DRAWN = ("softkern:portable", PLAIN)
 WIDTH = 11  # inches
 STYLE = {
