@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from softkern.triton import cross_entropy, log_softmax, softmax
+from softkern.triton import cross_entropy, log_softmax, row_losses, softmax
 from softkern.triton.settings import INTERPRETED
 
 OPS = (
@@ -21,6 +21,7 @@ OPS = (
     cross_entropy.cross_entropy_rows,
     cross_entropy.reduce_losses,
     cross_entropy.scale_gradient,
+    row_losses.row_losses,
 )
 # GPUs for which Triton has a compiler. They include AMD's, which torch calls CUDA. Triton's interpreter takes
 # CPU tensors.
