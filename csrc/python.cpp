@@ -43,11 +43,12 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
   return softkern::cross_entropy(input, target, weight, options);
 }
 
-softkern::RowResults row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS, const softkern::RowOptions& given,
-                                bool inplace_backward) {
+softkern::RowResults row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS,
+                                const softkern::RowOptions& given, bool inplace_backward) {
   const softkern::SymRowOptions options = softkern::symbolic(given);
   if (softkern::is_traced_for_onnx(input)) {
-    return softkern::row_losses_in_aten({input, target, weight, row_weight, num_items, target_probs}, options);
+    return softkern::row_losses_in_aten({input, target, weight, row_weight, num_items, target_probs},
+                                        options);
   }
   if (inplace_backward) {
     return softkern::row_losses_(input, target, weight, row_weight, num_items, target_probs, options);

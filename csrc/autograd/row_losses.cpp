@@ -33,8 +33,7 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
       return (options.outputs & output) != 0 ? grads[i] : Tensor();
     };
     const RowUpstream upstream{given(0, kLoss), given(1, kLogProb), given(2, kLse), given(3, kEntropy)};
-    const bool of_rows =
-        upstream.log_prob.defined() || upstream.lse.defined() || upstream.entropy.defined();
+    const bool of_rows = upstream.log_prob.defined() || upstream.lse.defined() || upstream.entropy.defined();
     if (!task_should_compute_output(0) || (!upstream.loss.defined() && !of_rows)) return {Tensor()};
     if (at::GradMode::is_enabled()) {
       return {row_losses_gradient_in_aten(upstream, tensors(), symbolic(options))};
@@ -51,14 +50,14 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
   }
 
   static constexpr SavedVariable RowLossesNode::* kSaved[] = {
-      &RowLossesNode::grad,       &RowLossesNode::logits,    &RowLossesNode::target,
-      &RowLossesNode::weight,     &RowLossesNode::row_weight, &RowLossesNode::num_items,
+      &RowLossesNode::grad,        &RowLossesNode::logits,     &RowLossesNode::target,
+      &RowLossesNode::weight,      &RowLossesNode::row_weight, &RowLossesNode::num_items,
       &RowLossesNode::target_probs};
   static size_t used() { return std::size(kSaved); }
 
  private:
   RowTensors tensors() {
-    return {logits.unpack(),    target.unpack(),    weight.unpack(),
+    return {logits.unpack(),     target.unpack(),    weight.unpack(),
             row_weight.unpack(), num_items.unpack(), target_probs.unpack()};
   }
   static bool keeps_graph() { return torch::autograd::get_current_graph_task_keep_graph(); }
@@ -191,8 +190,8 @@ RowResults row_losses_functional_(Tensor self, SOFTKERN_ROW_TENSORS, const SymRo
 
 /// For vmap over upstream gradients.
 Tensor row_losses_backward_batched(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
-                        const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
-                        const Tensor& self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
+                                   const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
+                                   const Tensor& self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
   const auto tensor = [](const OptionalTensor& g) { return g.value_or(Tensor()); };
   const RowUpstream upstream{tensor(grad_loss), tensor(grad_log_prob), tensor(grad_lse),
                              tensor(grad_entropy)};
@@ -217,7 +216,8 @@ RowResults row_losses_autocast(const Tensor& self, SOFTKERN_ROW_TENSORS, const S
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 RowResults row_losses_autocast_(Tensor self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
   if (self.scalar_type() != at::kFloat) {
-    return row_losses_autocast<kDevice, kKey>(self, target, weight, row_weight, num_items, target_probs, options);
+    return row_losses_autocast<kDevice, kKey>(self, target, weight, row_weight, num_items, target_probs,
+                                              options);
   }
   const c10::impl::ExcludeDispatchKeyGuard guard(kKey);
   return row_losses_(self, target, weight, row_weight, num_items, target_probs, options);
@@ -246,7 +246,9 @@ TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
   m.impl("row_losses_backward", unpacked<&row_losses_backward_batched>);
 }
 
-TORCH_LIBRARY_IMPL(softkern, Batched, m) { m.impl("row_losses_backward", unpacked<&row_losses_backward_batched>); }
+TORCH_LIBRARY_IMPL(softkern, Batched, m) {
+  m.impl("row_losses_backward", unpacked<&row_losses_backward_batched>);
+}
 
 TORCH_LIBRARY_IMPL(softkern, Functionalize, m) { m.impl("row_losses_", unpacked<&row_losses_functional_>); }
 

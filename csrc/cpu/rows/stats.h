@@ -203,8 +203,9 @@ SK_CALL RowRange<A> row_range(const T* x, int64_t n) {
 
 /// Step 2 (sum-exp) of a row or of whole blocks of it, given the maximum m of the row. Returns the ties, and
 /// passes the sums of the rest to `take`. If e is not null, it receives the terms; it may be the row itself.
-template <class Terms, class A, class T, class Take>
-SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most, Take take) {
+/// `following` does its work (Following) beside.
+template <class Terms, class A, class T, class Next, class Take>
+SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Next& following, A most, Take take) {
   using S = Simd<A>;
   const A lowest = -__builtin_inf();
   const auto m = S::broadcast(most);
@@ -267,8 +268,8 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most
 }
 
 /// The same, with the shortest exp that the range of the row allows.
-template <class A, class T, class Take>
-SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, Following<T>& following,
+template <class A, class T, class Next, class Take>
+SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, Next& following,
                            Take take) {
   using S = Simd<A>;
   const auto m = S::broadcast(range.most);

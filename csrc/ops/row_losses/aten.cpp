@@ -21,8 +21,8 @@
 namespace softkern {
 namespace {
 
-/// The quantities of a call. Tensors of classes have the logits' dims, those of rows have a class dimension of
-/// size 1.
+/// The quantities of a call. Tensors of classes have the logits' dims, those of rows have a class dimension
+/// of size 1.
 class AtenRows {
  public:
   AtenRows(const RowTensors& of, const SymRowOptions& options)
@@ -107,7 +107,8 @@ class AtenRows {
     if (upstream.lse.defined()) alpha = alpha + by_row(upstream.lse);
     Tensor of_log_prob;
     if (upstream.log_prob.defined()) {
-      of_log_prob = kind_ == TargetKind::kIndices ? upstream.log_prob.to(compute_) : by_row(upstream.log_prob);
+      of_log_prob =
+          kind_ == TargetKind::kIndices ? upstream.log_prob.to(compute_) : by_row(upstream.log_prob);
       alpha = alpha - of_log_prob.sum(dim_, true);
     }
     dz = p * alpha;
@@ -200,7 +201,9 @@ class AtenRows {
   Tensor own_;           // the weight of the target class, else 1
 };
 
-Tensor not_wanted(const Tensor& like, at::ScalarType type) { return at::empty({0}, like.options().dtype(type)); }
+Tensor not_wanted(const Tensor& like, at::ScalarType type) {
+  return at::empty({0}, like.options().dtype(type));
+}
 
 }  // namespace
 
@@ -208,9 +211,12 @@ RowResults row_losses_in_aten(const RowTensors& of, const SymRowOptions& options
   const AtenRows rows(of, options);
   const at::ScalarType compute = compute_type(of.self);
   const auto wanted = [&](int64_t output) { return (options.outputs & output) != 0; };
-  RowResults results{not_wanted(of.self, of.self.scalar_type()), not_wanted(of.self, compute),
-                     not_wanted(of.self, compute), not_wanted(of.self, compute),
-                     not_wanted(of.self, at::kLong), not_wanted(of.self, at::kBool)};
+  RowResults results{not_wanted(of.self, of.self.scalar_type()),
+                     not_wanted(of.self, compute),
+                     not_wanted(of.self, compute),
+                     not_wanted(of.self, compute),
+                     not_wanted(of.self, at::kLong),
+                     not_wanted(of.self, at::kBool)};
   auto& [loss, log_prob, lse, entropy, argmax, correct] = results;
   if (wanted(kLoss)) {
     loss = rows.without_classes(rows.losses());

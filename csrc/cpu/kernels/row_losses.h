@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: Apache-2.0
+// Losses and statistics of whole rows with softkern's own options, and their gradient: one kernel for the
+// forward and the backward. The formulas and names are those of common/row_losses.h. The logits of a row are
+// transformed into memory of the thread, unless the kernel can read them as they are.
+#pragma once
+
+#include "../../common/row_losses.h"
+#include "cross_entropy.h"
+#include "drive.h"
+
+namespace softkern::cpu {
+namespace {
+
+/// The spread mass of every class. Whether there are weights or probabilities is decided for each vector, to
+/// compile one kernel for all.
+template <class T>
+struct AnyMass {
+  using A = Compute<T>;
+  const T* weight;
+  const T* probability;
+  const T* next;
+  MassNumbers<A> numbers;
+  template <class At>
+  SK_INLINE auto load(const At& at, int64_t i) const {
+    using S = Simd<A>;
+    const auto mass = probability == nullptr ? uniform_mass<S>(numbers)
+                                             : probability_mass<S>(numbers, at.load(probability + i, 0));
+    return weight == nullptr ? mass : weighted<S>(mass, at.load(weight + i, 0));
+  }
+  SK_INLINE void fetch_next(int64_t i) const {
+    if (next != nullptr) __builtin_prefetch(next + i);
+  }
+};
+
+/// As Following, for a row that need not have the type of the row whose terms are summed.
+template <class T>
+class Prefetching {
+ public:
+  explicit SK_INLINE Prefetching(const T* row) : row_(row) {}
+  SK_INLINE void four(int64_t i) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    if (row_ == nullptr) return;
+    for (int64_t k = 0; k < 4 * Simd<Compute<T>>::kLanes; k += kLine) __builtin_prefetch(row_ + i + k);
+  }
+  template <class At>
+  SK_INLINE void one(const At&, int64_t i) {
+    if (row_ != nullptr) __builtin_prefetch(row_ + i);
+  }
+
+ private:
+  const T* row_;
+};
+
+/// z = transformed(x), and its range.
+template <class T>
+SK_CALL RowRange<Compute<T>> transform_row(const LogitNumbers<Compute<T>>& numbers, const T* x, Compute<T>* z,
+                                           int64_t n) {
+  using A = Compute<T>;
+  const A inf = __builtin_inf();
+  Accumulators<A> most(-inf), least(inf);
+  for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {
+    const auto v = transformed<Lanes<A>>(numbers, at.load(x + i, -inf));
+    at.store(z + i, v);
+    most.take_max(slot, v);
+    if constexpr (decltype(at)::kWhole) {
+      least.take_min(slot, v);
+    } else {
+      least.take_min(slot, at.load(z + i, inf));
+    }
+  });
+  return make_range<A>(least.lane_min(), most.lane_max());
+}
+
+/// The first class whose logit is v; -1 if there is none.
+template <class A>
+SK_CALL int64_t first_equal(const A* z, int64_t n, A v) {
+  using S = Simd<A>;
+  const auto wanted = S::broadcast(v);
+  int64_t i = 0;
+  for (; i + S::kLanes <= n; i += S::kLanes) {
+    if (S::any_equal(S::load(z + i), wanted)) break;
+  }
+  for (; i < n; ++i) {
+    if (z[i] == v) return i;
+  }
+  return -1;
+}
+template <class A>
+SK_CALL int64_t first_nan(const A* z, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (z[i] != z[i]) return i;
+  }
+  return -1;
+}
+
+/// E = sum_c e_c (m - z_c)
+template <class A>
+SK_CALL A terms_below(const A* e, const A* z, A m, int64_t n) {
+  using S = Simd<A>;
+  const auto vm = S::broadcast(m);
+  return sum_row<A, 1>(n,
+                       [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
+                         part->add(slot, term_below<S>(at.load(e + i, 0), S::sub(vm, at.load(z + i, 0))));
+                       })
+      .of[0];
+}
+
+/// The numbers of a row from which its results and its gradient are computed.
+template <class A>
+struct RowNumbers {
+  RowStats<A> stats;
+  Sums<A, 2> mass;      // sums of the spread mass, and of the spread mass times (m - z)
+  A log_d, lse, below;  // below: E, or 0 if nothing depends on it
+};
+
+/// dz = e (scale + slope (m - z)) - g a, without the hot parts; times dz/dx unless that depends on z.
+template <class A>
+struct RowPull {
+  A scale, slope, minus_g;
+};
+
+/// 3 write. kFull: the gradient depends on z.
+template <class T, bool kSpread, bool kFull>
+SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumbers<Compute<T>>& numbers,
+                              const AnyMass<T>& mass, const Compute<T>* e, const Compute<T>* z, Compute<T> m,
+                              T* grad, int64_t n, int64_t hot, Compute<T> hot_grad, bool stream) {
+  using A = Compute<T>;
+  using S = Simd<A>;
+  const auto scale = S::broadcast(pull.scale), slope = S::broadcast(pull.slope);
+  const auto minus_g = S::broadcast(pull.minus_g), vm = S::broadcast(m);
+  const auto gradient = [&](auto at, int64_t i) __attribute__((always_inline)) {
+    const auto term = at.load(e + i, 0);
+    typename S::Reg v;
+    if constexpr (kFull) {
+      v = term_pull<S>(scale, slope, term, S::sub(vm, at.load(z + i, 0)));
+    } else {
+      v = S::mul(term, scale);
+    }
+    if constexpr (kSpread) v = less_mass<Lanes<A>>(v, mass.load(at, i), minus_g);
+    if constexpr (kFull) {
+      if (numbers.capped) v = S::mul(v, logit_slope<Lanes<A>>(numbers, at.load(z + i, 0)));
+    }
+    return v;
+  };
+  if (!stream) {
+    store_vectors<A>(grad, n, gradient);
+    if (hot >= 0) grad[hot] = Narrow<T>::from(hot_grad);
+    return;
+  }
+  // As in cross_entropy_write: the hot class is stored with its vector.
+  stream_vectors<A>(grad, n, [&](auto at, int64_t i) __attribute__((always_inline)) {
+    const auto v = gradient(at, i);
+    const int64_t lane = hot - i;
+    if (lane < 0 || lane >= S::kLanes) return v;
+    A lanes[S::kLanes];
+    S::store(lanes, v);
+    lanes[lane] = hot_grad;
+    return S::load(lanes);
+  });
+}
+
+/// The memory of a range of rows.
+template <class T>
+struct RowLossRows {
+  using A = Compute<T>;
+  const bool differentiates, transforms, sums_below, reads_z;
+  Operand<T> logits, probabilities, grad;
+  A *z = nullptr, *e = nullptr;
+  A* hot_z;  // the logits of the row's indices
+  // For several indices a row: the hot part of each class, which is 0 between two rows, and the gradients of
+  // the indices.
+  double* hot = nullptr;
+  A* hot_grad = nullptr;
+
+  RowLossRows(const RowLossArgs& a, const Range& range, Arena& arena)
+      : differentiates(a.grad.data != nullptr),
+        transforms(transforms_logits(a.options) || kIsNarrow<T>),
+        sums_below(a.entropy != nullptr || a.of_entropy != nullptr),
+        reads_z(sums_below || a.options.softcap != 0 || a.argmax != nullptr || a.correct != nullptr),
+        logits(a.logits, a.shape, range, arena),
+        probabilities(a.probabilities, a.shape, range, arena),
+        grad(a.grad, a.shape, range, arena, &logits, a.stream),
+        hot_z(arena.take<A>(a.per_row)) {
+    const int64_t pitch = row_pitch(a.valid);
+    if (transforms) z = arena.take<A>(pitch);
+    // Terms replace z, or wait in the row of the gradient, unless z is read after them, or that row is
+    // written only once.
+    const bool keeps = differentiates ? reads_z || (!transforms && grad.streamed()) : sums_below;
+    if (keeps) e = arena.take<A>(pitch);
+    if (differentiates && a.per_row > 1) {
+      hot = arena.take<double>(a.valid);
+      hot_grad = arena.take<A>(a.per_row);
+    }
+  }
+  /// Memory for the terms of a row; null if nothing depends on them.
+  A* terms(T* dx) const {
+    if (e != nullptr || !differentiates) return e;
+    return compute_row(dx, z);
+  }
+};
+
+template <class T, bool kSpread>
+class RowLosses {
+  using A = Compute<T>;
+  using S = Simd<A>;
+  using L = OneLane<A>;
+  using D = OneLane<double>;
+
+ public:
+  RowLosses(const RowLossArgs& a, const Range& range)
+      : a_(a),
+        arena_(range.scratch),
+        rows_(a, range, arena_),
+        logits_(logit_numbers<A>(a.options)),
+        mass_{static_cast<const T*>(a.weight), nullptr, nullptr, mass_numbers<A>(a.options, a.valid)} {
+    if (rows_.hot != nullptr) {
+      __builtin_memset(rows_.hot, 0, static_cast<size_t>(a.valid) * sizeof(double));
+    }
+  }
+
+  void run(const Range& range) {
+    for_each_tile<T>(a_.shape, range, [&](int64_t first, int64_t count) {
+      rows_.logits.stage(first, count);
+      rows_.probabilities.stage(first, count);
+      for (int64_t r = first; r < first + count; ++r) {
+        T* const dx = rows_.differentiates ? rows_.grad.row(r, first) : nullptr;
+        if (a_.per_row == 1 && a_.target_probs == nullptr && a_.target[r] == a_.options.ignore_index) {
+          put_nothing(r, dx);
+          continue;
+        }
+        if (a_.probabilities.data != nullptr) {
+          mass_.probability = rows_.probabilities.row(r, first);
+          mass_.next = rows_.probabilities.next(r, range.end);
+        }
+        compute(r, rows_.logits.row(r, first), rows_.logits.next(r, range.end), dx);
+      }
+      rows_.grad.flush(first, count);
+    });
+  }
+
+ private:
+  static const A* numbers(const void* x) { return static_cast<const A*>(x); }
+  /// An optional number of row r.
+  static double number(const void* x, int64_t r, double otherwise) {
+    return x == nullptr ? otherwise : static_cast<double>(numbers(x)[r]);
+  }
+  static void put(void* to, int64_t i, A v) {
+    if (to != nullptr) static_cast<A*>(to)[i] = v;
+  }
+  const int64_t* indices(int64_t r) const { return a_.target + r * a_.per_row; }
+  A weight_of(int64_t c) const { return mass_.weight == nullptr ? A(1) : widen(mass_.weight[c]); }
+  bool has_one_index() const { return a_.per_row == 1 && a_.target_probs == nullptr; }
+  /// The hot mass of index k of row r.
+  A mass_of(int64_t r, int64_t k) const {
+    A mass = hot_mass<L>(mass_.numbers);
+    if (a_.target_probs != nullptr) {
+      mass *= numbers(a_.target_probs)[r * a_.per_row + k];
+    } else if (a_.per_row > 1) {
+      return 0;
+    }
+    return mass_.weight == nullptr ? mass : weighted<L>(mass, weight_of(indices(r)[k]));
+  }
+  /// w of z-loss.
+  A own_weight(int64_t r) const { return has_one_index() ? weight_of(*indices(r)) : A(1); }
+
+  /// Ignored rows get exact zeros, whatever their logits.
+  void put_nothing(int64_t r, T* dx) const {
+    put(a_.loss, r, 0);
+    put(a_.log_prob, r, 0);
+    put(a_.lse, r, 0);
+    put(a_.entropy, r, 0);
+    if (a_.argmax != nullptr) a_.argmax[r] = -1;
+    if (a_.correct != nullptr) a_.correct[r] = false;
+    if (dx != nullptr) zero_row(dx, a_.shape.classes);
+  }
+
+  SK_INLINE void compute(int64_t r, const T* x, const T* next, T* dx) {
+    const int64_t n = a_.valid;
+    const A* z = rows_.z;
+    RowRange<A> range;
+    if (rows_.transforms) {
+      range = transform_row(logits_, x, rows_.z, n);  // 1 max
+    } else {
+      z = compute_row(const_cast<T*>(x), rows_.z);
+      range = row_range<A>(z, n);
+    }
+    for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot_z[k] = z[indices(r)[k]];
+    RowNumbers<A> of{};
+    if constexpr (kSpread) {
+      BlockSums<A, 2> sums;
+      sum_mass<A>(z, range.most, mass_, 0, n,
+                  [&](const Accumulators<A>* part) __attribute__((always_inline)) { sums.add(part); });
+      of.mass = sums.sums();
+    }
+    A* const e = rows_.terms(dx);
+    BlockSums<A, 1> sums;
+    Prefetching<T> following(next);
+    const A ties = sum_exp_within<A>(range, z, e, n, following,
+                                     [&](const Accumulators<A>* part)
+                                         __attribute__((always_inline)) { sums.add(part); });  // 2 sum-exp
+    of.stats = make_stats<A>(range.most, ties, sums.sums().of[0]);
+    of.log_d = of.stats.log_d();
+    of.lse = lse_of<L>(of.stats.m, of.log_d);
+    if (rows_.sums_below) of.below = terms_below(e, z, range.most, n);
+    put_results(r, of, z);
+    if (dx != nullptr) write(r, of, e, z, dx);
+  }
+
+  SK_INLINE void put_results(int64_t r, const RowNumbers<A>& of, const A* z) const {
+    const A m = of.stats.m;
+    if (a_.loss != nullptr) {
+      A loss = 0;
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        loss += hot_loss<L>(mass_of(r, k), m - rows_.hot_z[k], of.log_d);
+      }
+      if constexpr (kSpread) loss += spread_loss<L>(of.mass.of[0], of.mass.of[1], of.log_d);
+      const A zeta = static_cast<A>(a_.options.z_loss);
+      if (zeta != 0) loss += squared_lse<L>(zeta, own_weight(r), of.lse);
+      put(a_.loss, r, a_.row_weight == nullptr ? loss : loss * numbers(a_.row_weight)[r]);
+    }
+    if (a_.log_prob != nullptr) {
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        put(a_.log_prob, r * a_.per_row + k, log_prob_of<L>(m - rows_.hot_z[k], of.log_d));
+      }
+    }
+    put(a_.lse, r, of.lse);
+    if (a_.entropy != nullptr) put(a_.entropy, r, entropy_of<L>(of.log_d, of.below / of.stats.sum()));
+    if (a_.argmax != nullptr || a_.correct != nullptr) {
+      const bool is_number = of.stats.sum() == of.stats.sum();
+      int64_t found = is_number ? -1 : first_nan(z, a_.valid);
+      if (found < 0) found = first_equal(z, a_.valid, m);
+      if (a_.argmax != nullptr) a_.argmax[r] = found;
+      if (a_.correct != nullptr) a_.correct[r] = found == *indices(r);
+    }
+  }
+
+  /// The numbers of a row's gradient, in double: they are computed once a row.
+  struct Pull {
+    double g, of_entropy, rest, hot, total;
+  };
+
+  SK_INLINE void write(int64_t r, const RowNumbers<A>& of, const A* e, const A* z, T* dx) {
+    const int64_t n = a_.valid;
+    Pull p;
+    p.g = a_.grad_factor * number(a_.of_loss, r, 1) * number(a_.row_weight, r, 1);
+    p.of_entropy = number(a_.of_entropy, r, 0);
+    p.total = softkern::total<D>(of.stats.ties, of.stats.top, of.stats.rest);
+    const double mean_below = static_cast<double>(of.below) / p.total;
+    p.rest = common_pull<D>(p.g, of.mass.of[0], a_.options.z_loss, own_weight(r), of.lse,
+                            number(a_.of_lse, r, 0)) -
+             p.of_entropy * mean_below;
+    p.hot = 0;
+    for (int64_t k = 0; k < a_.per_row; ++k) p.hot += hot_part(r, k, p);
+    const double slope = logits_.capped ? 1 : static_cast<double>(logits_.slope);
+    const RowPull<A> pull{static_cast<A>(slope * (p.hot + p.rest) / p.total),
+                          static_cast<A>(slope * p.of_entropy / p.total), static_cast<A>(-slope * p.g)};
+    int64_t hot = -1;
+    A hot_grad = 0;
+    if (a_.per_row == 1) {
+      hot = *indices(r);
+      hot_grad = hot_gradient_of(of, p, p.hot, hot, e[hot], rows_.hot_z[0]);
+    } else if (a_.per_row > 1) {
+      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[indices(r)[k]] += hot_part(r, k, p);
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        const int64_t y = indices(r)[k];
+        rows_.hot_grad[k] = hot_gradient_of(of, p, rows_.hot[y], y, e[y], rows_.hot_z[k]);
+      }
+      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[indices(r)[k]] = 0;
+    }
+    const bool stream = rows_.grad.streamed();
+    if (logits_.capped || a_.of_entropy != nullptr) {
+      row_losses_write<T, kSpread, true>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, hot_grad,
+                                         stream);  // 3 write
+    } else {
+      row_losses_write<T, kSpread, false>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, hot_grad,
+                                          stream);
+    }
+    if (a_.per_row > 1) {
+      for (int64_t k = 0; k < a_.per_row; ++k) dx[indices(r)[k]] = Narrow<T>::from(rows_.hot_grad[k]);
+    }
+    zero_row(dx + n, a_.shape.classes - n);
+  }
+
+  /// h of index k.
+  double hot_part(int64_t r, int64_t k, const Pull& p) const {
+    return p.g * static_cast<double>(mass_of(r, k)) - number(a_.of_log_prob, r * a_.per_row + k, 0);
+  }
+  /// The gradient of a class y with the hot part h.
+  A hot_gradient_of(const RowNumbers<A>& of, const Pull& p, double h, int64_t y, A e, A z) const {
+    const double below = static_cast<double>(of.stats.m) - static_cast<double>(z);
+    const double others = p.rest + (p.hot - h) + p.of_entropy * below;
+    double dz = hot_gradient<D>(1, h, others, z, e, of.stats.m, of.stats.ties, of.stats.rest, p.total);
+    if constexpr (kSpread) {
+      A lanes[S::kLanes];
+      S::store(lanes, mass_.load(Tail<A>{1}, y));
+      dz -= p.g * static_cast<double>(lanes[0]);
+    }
+    return static_cast<A>(dz * static_cast<double>(logit_slope<L>(logits_, z)));
+  }
+
+  const RowLossArgs& a_;
+  Arena arena_;
+  RowLossRows<T> rows_;
+  const LogitNumbers<A> logits_;
+  AnyMass<T> mass_;
+};
+
+template <class T>
+Ran row_losses(const RowLossArgs& a, Range range) {
+  const bool massive = a.target_probs != nullptr || a.per_row == 1;
+  if (a.probabilities.data != nullptr || (massive && a.options.label_smoothing != 0)) {
+    RowLosses<T, true>(a, range).run(range);
+  } else {
+    RowLosses<T, false>(a, range).run(range);
+  }
+  return {SOFTKERN_ISA, is_strided(a.logits) || is_strided(a.grad) ? "tiles" : "rows"};
+}
+
+template <class T>
+size_t row_losses_scratch(const RowLossArgs& a, int64_t rows) {
+  Arena arena;
+  RowLossRows<T>(a, Range{0, rows, nullptr}, arena);
+  return arena.bytes();
+}
+
+template <class T>
+constexpr Kernel<RowLossArgs> row_losses_kernel() {
+  return {&fenced<RowLossArgs, &row_losses<T>>, &row_losses_scratch<T>};
+}
+
+}  // namespace
+}  // namespace softkern::cpu
