@@ -40,6 +40,7 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
     }
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (has_grad && !of_rows) return {scaled(upstream.loss)};
+    if (!keeps_graph()) grad.reset_data();  // its memory, before the result's
     return {recomputed(upstream)};
   }
   void compiled_args(CompiledNodeArgs& args) const override {
@@ -67,18 +68,18 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
     const Tensor one = at::ones({}, buffer.options().dtype(compute_type_of(buffer)));
     // Only one class index a row can be ignored. A target of the gradient's shape says that no row is.
     const Tensor y = target.unpack();
-    const Tensor rows = y.defined() && y.dim() == buffer.dim() - 1 ? y : buffer;
+    const bool ignores = y.defined() && y.dim() == buffer.dim() - 1;
     if (is_plain(g) && is_plain(buffer) && !keeps_graph()) {
       grad.reset_data();
       // As in cross_entropy: overwrites only memory that nothing else can see, or that the user allowed to
       // overwrite.
       if (in_place ||
           (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous())) {
-        cross_entropy_backward_(g, buffer, one, rows, options.ignore_index);
+        cross_entropy_backward_(g, buffer, one, ignores ? y : buffer, options.ignore_index);
         return buffer;
       }
     }
-    return cross_entropy_backward(g, buffer, one, rows, options.ignore_index);
+    return cross_entropy_backward(g, buffer, one, ignores ? y : buffer, options.ignore_index);
   }
   Tensor recomputed(const RowUpstream& upstream) {
     const RowTensors of = tensors();

@@ -57,9 +57,19 @@ SK_CALL RowRange<Compute<T>> transform_row(const LogitNumbers<Compute<T>>& numbe
                                            int64_t n) {
   using A = Compute<T>;
   const A inf = __builtin_inf();
+  using S = Simd<A>;
   Accumulators<A> most(-inf), least(inf);
+  const auto inner = S::broadcast(numbers.inner), outer = S::broadcast(numbers.outer);
+  const auto small = S::broadcast(TanhConstants<A>::kSmall * A(0.999));
+  const auto transform = [&](const auto& v) __attribute__((always_inline)) {
+    if (!numbers.capped) return transformed<Lanes<A>>(numbers, v);
+    // The same bits with half of the work, for most vectors of most rows.
+    const auto u = S::mul(inner, v);
+    if (S::all_at_least(small, Lanes<A>::abs(u))) return S::mul(outer, tanh_small<S>(u));
+    return transformed<Lanes<A>>(numbers, v);
+  };
   for_each_vector<A>(n, [&](auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-    const auto v = transformed<Lanes<A>>(numbers, at.load(x + i, -inf));
+    const auto v = transform(at.load(x + i, -inf));
     at.store(z + i, v);
     most.take_max(slot, v);
     if constexpr (decltype(at)::kWhole) {
@@ -93,17 +103,12 @@ SK_CALL int64_t first_nan(const A* z, int64_t n) {
   return -1;
 }
 
-/// E = sum_c e_c (m - z_c)
-template <class A>
-SK_CALL A terms_below(const A* e, const A* z, A m, int64_t n) {
-  using S = Simd<A>;
-  const auto vm = S::broadcast(m);
-  return sum_row<A, 1>(n,
-                       [&](auto* part, auto slot, auto at, int64_t i) __attribute__((always_inline)) {
-                         part->add(slot, term_below<S>(at.load(e + i, 0), S::sub(vm, at.load(z + i, 0))));
-                       })
-      .of[0];
-}
+/// Computes the numbers of a row's gradient, of which all but the last are computed once a row. A division
+/// for each of several hot classes would take longer than the rest.
+struct OfRow : OneLane<double> {
+  static SK_INLINE double divisor(double b) { return 1 / b; }
+  static SK_INLINE double over(double a, double divisor) { return a * divisor; }
+};
 
 /// The numbers of a row from which its results and its gradient are computed.
 template <class A>
@@ -119,11 +124,11 @@ struct RowPull {
   A scale, slope, minus_g;
 };
 
-/// 3 write. kFull: the gradient depends on z.
-template <class T, bool kSpread, bool kFull>
+/// 3 write. kFull: the gradient depends on z. `grad` may be e.
+template <bool kSpread, bool kFull, class Out, class T>
 SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumbers<Compute<T>>& numbers,
                               const AnyMass<T>& mass, const Compute<T>* e, const Compute<T>* z, Compute<T> m,
-                              T* grad, int64_t n, int64_t hot, Compute<T> hot_grad, bool stream) {
+                              Out* grad, int64_t n, int64_t hot, Compute<T> hot_grad, bool stream) {
   using A = Compute<T>;
   using S = Simd<A>;
   const auto scale = S::broadcast(pull.scale), slope = S::broadcast(pull.slope);
@@ -144,7 +149,7 @@ SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumber
   };
   if (!stream) {
     store_vectors<A>(grad, n, gradient);
-    if (hot >= 0) grad[hot] = Narrow<T>::from(hot_grad);
+    if (hot >= 0) grad[hot] = Narrow<Out>::from(hot_grad);
     return;
   }
   // As in cross_entropy_write: the hot class is stored with its vector.
@@ -166,17 +171,16 @@ struct RowLossRows {
   const bool differentiates, transforms, sums_below, reads_z;
   Operand<T> logits, probabilities, grad;
   A *z = nullptr, *e = nullptr;
-  A* hot_z;  // the logits of the row's indices
-  // For several indices a row: the hot part of each class, which is 0 between two rows, and the gradients of
-  // the indices.
-  double* hot = nullptr;
-  A* hot_grad = nullptr;
+  A* hot_z;               // the logits of the row's indices
+  A* hot_grad = nullptr;  // and their gradients
+  double* hot = nullptr;  // for several indices a row: the hot part of each class, 0 between two rows
 
   RowLossRows(const RowLossArgs& a, const Range& range, Arena& arena)
       : differentiates(a.grad.data != nullptr),
         transforms(transforms_logits(a.options) || kIsNarrow<T>),
         sums_below(a.entropy != nullptr || a.of_entropy != nullptr),
-        reads_z(sums_below || a.options.softcap != 0 || a.argmax != nullptr || a.correct != nullptr),
+        reads_z(a.of_entropy != nullptr || a.options.softcap != 0 || a.argmax != nullptr ||
+                a.correct != nullptr),
         logits(a.logits, a.shape, range, arena),
         probabilities(a.probabilities, a.shape, range, arena),
         grad(a.grad, a.shape, range, arena, &logits, a.stream),
@@ -185,12 +189,10 @@ struct RowLossRows {
     if (transforms) z = arena.take<A>(pitch);
     // Terms replace z, or wait in the row of the gradient, unless z is read after them, or that row is
     // written only once.
-    const bool keeps = differentiates ? reads_z || (!transforms && grad.streamed()) : sums_below;
+    const bool keeps = differentiates && (reads_z || (!transforms && grad.streamed()));
     if (keeps) e = arena.take<A>(pitch);
-    if (differentiates && a.per_row > 1) {
-      hot = arena.take<double>(a.valid);
-      hot_grad = arena.take<A>(a.per_row);
-    }
+    if (differentiates) hot_grad = arena.take<A>(a.per_row);
+    if (differentiates && a.per_row > 1) hot = arena.take<double>(a.valid);
   }
   /// Memory for the terms of a row; null if nothing depends on them.
   A* terms(T* dx) const {
@@ -204,7 +206,7 @@ class RowLosses {
   using A = Compute<T>;
   using S = Simd<A>;
   using L = OneLane<A>;
-  using D = OneLane<double>;
+  using D = OfRow;
 
  public:
   RowLosses(const RowLossArgs& a, const Range& range)
@@ -293,17 +295,29 @@ class RowLosses {
       of.mass = sums.sums();
     }
     A* const e = rows_.terms(dx);
-    BlockSums<A, 1> sums;
-    Prefetching<T> following(next);
-    const A ties = sum_exp_within<A>(range, z, e, n, following,
-                                     [&](const Accumulators<A>* part)
-                                         __attribute__((always_inline)) { sums.add(part); });  // 2 sum-exp
-    of.stats = make_stats<A>(range.most, ties, sums.sums().of[0]);
+    const RowSums sums =
+        rows_.sums_below ? sum_terms<true>(range, z, e, next) : sum_terms<false>(range, z, e, next);
+    of.stats = make_stats<A>(range.most, sums.ties, sums.rest);
     of.log_d = of.stats.log_d();
     of.lse = lse_of<L>(of.stats.m, of.log_d);
-    if (rows_.sums_below) of.below = terms_below(e, z, range.most, n);
+    of.below = sums.below;
     put_results(r, of, z);
     if (dx != nullptr) write(r, of, e, z, dx);
+  }
+
+  struct RowSums {
+    A ties, rest, below;
+  };
+  /// 2 sum-exp; kBelow: also E.
+  template <bool kBelow>
+  SK_CALL RowSums sum_terms(const RowRange<A>& range, const A* z, A* e, const T* next) const {
+    BlockSums<A, kBelow ? 2 : 1> sums;
+    Prefetching<T> following(next);
+    const A ties = sum_exp_within<A, kBelow>(range, z, e, a_.valid, following,
+                                             [&](const Accumulators<A>* part)
+                                                 __attribute__((always_inline)) { sums.add(part); });
+    const auto all = sums.sums();
+    return {ties, all.of[0], kBelow ? all.of[kBelow ? 1 : 0] : A(0)};
   }
 
   SK_INLINE void put_results(int64_t r, const RowNumbers<A>& of, const A* z) const {
@@ -336,49 +350,68 @@ class RowLosses {
 
   /// The numbers of a row's gradient, in double: they are computed once a row.
   struct Pull {
-    double g, of_entropy, rest, hot, total;
+    double g, of_entropy, rest, hot, divisor;
   };
 
-  SK_INLINE void write(int64_t r, const RowNumbers<A>& of, const A* e, const A* z, T* dx) {
+  SK_INLINE void write(int64_t r, const RowNumbers<A>& of, A* e, const A* z, T* dx) {
     const int64_t n = a_.valid;
     Pull p;
     p.g = a_.grad_factor * number(a_.of_loss, r, 1) * number(a_.row_weight, r, 1);
     p.of_entropy = number(a_.of_entropy, r, 0);
-    p.total = softkern::total<D>(of.stats.ties, of.stats.top, of.stats.rest);
-    const double mean_below = static_cast<double>(of.below) / p.total;
+    p.divisor = D::divisor(softkern::total<D>(of.stats.ties, of.stats.top, of.stats.rest));
+    const double mean_below = D::over(of.below, p.divisor);
     p.rest = common_pull<D>(p.g, of.mass.of[0], a_.options.z_loss, own_weight(r), of.lse,
                             number(a_.of_lse, r, 0)) -
              p.of_entropy * mean_below;
     p.hot = 0;
-    for (int64_t k = 0; k < a_.per_row; ++k) p.hot += hot_part(r, k, p);
+    const int64_t* at = indices(r);
+    for (int64_t k = 0; k < a_.per_row; ++k) {
+      const double part = hot_part(r, k, p);
+      p.hot += part;
+      if (rows_.hot != nullptr) rows_.hot[at[k]] += part;
+    }
     const double slope = logits_.capped ? 1 : static_cast<double>(logits_.slope);
-    const RowPull<A> pull{static_cast<A>(slope * (p.hot + p.rest) / p.total),
-                          static_cast<A>(slope * p.of_entropy / p.total), static_cast<A>(-slope * p.g)};
-    int64_t hot = -1;
-    A hot_grad = 0;
-    if (a_.per_row == 1) {
-      hot = *indices(r);
-      hot_grad = hot_gradient_of(of, p, p.hot, hot, e[hot], rows_.hot_z[0]);
-    } else if (a_.per_row > 1) {
-      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[indices(r)[k]] += hot_part(r, k, p);
-      for (int64_t k = 0; k < a_.per_row; ++k) {
-        const int64_t y = indices(r)[k];
-        rows_.hot_grad[k] = hot_gradient_of(of, p, rows_.hot[y], y, e[y], rows_.hot_z[k]);
-      }
-      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[indices(r)[k]] = 0;
-    }
+    const RowPull<A> pull{static_cast<A>(D::over(slope * (p.hot + p.rest), p.divisor)),
+                          static_cast<A>(D::over(slope * p.of_entropy, p.divisor)),
+                          static_cast<A>(-slope * p.g)};
     const bool stream = rows_.grad.streamed();
-    if (logits_.capped || a_.of_entropy != nullptr) {
-      row_losses_write<T, kSpread, true>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, hot_grad,
-                                         stream);  // 3 write
+    if (a_.per_row <= 1) {
+      const int64_t hot = a_.per_row == 1 ? *at : -1;
+      const A hot_grad = hot < 0 ? A(0) : hot_gradient_of(of, p, p.hot, hot, e[hot], *rows_.hot_z);
+      write_to(dx, pull, of, e, z, hot, hot_grad, stream);
     } else {
-      row_losses_write<T, kSpread, false>(pull, logits_, mass_, e, z, of.stats.m, dx, n, hot, hot_grad,
-                                          stream);
-    }
-    if (a_.per_row > 1) {
-      for (int64_t k = 0; k < a_.per_row; ++k) dx[indices(r)[k]] = Narrow<T>::from(rows_.hot_grad[k]);
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        rows_.hot_grad[k] = hot_gradient_of(of, p, rows_.hot[at[k]], at[k], e[at[k]], rows_.hot_z[k]);
+      }
+      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[at[k]] = 0;
+      if (stream) {
+        // Classes that are stored after their vectors have been written past the caches would wait until
+        // their cache lines are loaded again. So the row is completed in memory of the thread.
+        write_to(e, pull, of, e, z, -1, A(0), false);
+        put_hot(e, at);
+        stream_vectors<A>(dx, n, [&](auto to, int64_t i) { return to.load(e + i, 0); });
+      } else {
+        write_to(dx, pull, of, e, z, -1, A(0), false);
+        put_hot(dx, at);
+      }
     }
     zero_row(dx + n, a_.shape.classes - n);
+  }
+
+  template <class Out>
+  SK_INLINE void write_to(Out* grad, const RowPull<A>& pull, const RowNumbers<A>& of, const A* e, const A* z,
+                          int64_t hot, A hot_grad, bool stream) const {
+    if (logits_.capped || a_.of_entropy != nullptr) {
+      row_losses_write<kSpread, true>(pull, logits_, mass_, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
+                                      stream);  // 3 write
+    } else {
+      row_losses_write<kSpread, false>(pull, logits_, mass_, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
+                                       stream);
+    }
+  }
+  template <class Out>
+  void put_hot(Out* grad, const int64_t* at) const {
+    for (int64_t k = 0; k < a_.per_row; ++k) grad[at[k]] = Narrow<Out>::from(rows_.hot_grad[k]);
   }
 
   /// h of index k.
@@ -389,7 +422,7 @@ class RowLosses {
   A hot_gradient_of(const RowNumbers<A>& of, const Pull& p, double h, int64_t y, A e, A z) const {
     const double below = static_cast<double>(of.stats.m) - static_cast<double>(z);
     const double others = p.rest + (p.hot - h) + p.of_entropy * below;
-    double dz = hot_gradient<D>(1, h, others, z, e, of.stats.m, of.stats.ties, of.stats.rest, p.total);
+    double dz = hot_gradient<D>(1, h, others, z, e, of.stats.m, of.stats.ties, of.stats.rest, p.divisor);
     if constexpr (kSpread) {
       A lanes[S::kLanes];
       S::store(lanes, mass_.load(Tail<A>{1}, y));

@@ -163,7 +163,7 @@ std::tuple<RowResults, Tensor> compute_rows(const RowTensors& of, const SymRowOp
     grad = kernels.new_output(of.self);
   }
   RowGradients upstream;
-  upstream.factor = grad.defined() ? divisor.reciprocal : Number{0};
+  upstream.factor = grad.defined() && wanted(kLoss) ? divisor.reciprocal : Number{0};
   kernels.row_losses(call, outputs, upstream, grad);
 
   const auto result = [&](const Tensor& x, at::ScalarType type, bool log_prob = false) {
