@@ -56,6 +56,16 @@ softkern::RowResults row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS,
   return softkern::row_losses(input, target, weight, row_weight, num_items, target_probs, options);
 }
 
+/// For tensors whose class knows ATen's ops alone, and for the decompositions of exported programs.
+softkern::RowResults row_losses_in_aten(const at::Tensor& input, SOFTKERN_ROW_TENSORS,
+                                        const softkern::SymRowOptions& options) {
+  return softkern::row_losses_in_aten({input, target, weight, row_weight, num_items, target_probs}, options);
+}
+
+bool takes_row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS, const softkern::SymRowOptions& options) {
+  return softkern::takes_row_losses({input, target, weight, row_weight, num_items, target_probs}, options);
+}
+
 py::list op_names() {
   py::list result;
   softkern::for_each_op([&](const auto& op) { result.append(op.kName); });
@@ -127,6 +137,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("row_losses", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&row_losses>));
   m.def("takes_cross_entropy",
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&softkern::takes_cross_entropy>));
+  m.def("row_losses_in_aten", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&row_losses_in_aten>));
+  m.def("takes_row_losses", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&takes_row_losses>));
   m.def("op_names", &op_names);
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });

@@ -38,7 +38,6 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
     if (at::GradMode::is_enabled()) {
       return {row_losses_gradient_in_aten(upstream, tensors(), symbolic(options))};
     }
-    const at::AutoDispatchBelowADInplaceOrView guard;
     if (has_grad && !of_rows) return {scaled(upstream.loss)};
     if (!keeps_graph()) grad.reset_data();  // its memory, before the result's
     return {recomputed(upstream)};
@@ -51,16 +50,19 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
   }
 
   static constexpr SavedVariable RowLossesNode::* kSaved[] = {
-      &RowLossesNode::grad,        &RowLossesNode::logits,     &RowLossesNode::target,
+      &RowLossesNode::grad,        &RowLossesNode::target,     &RowLossesNode::logits,
       &RowLossesNode::weight,      &RowLossesNode::row_weight, &RowLossesNode::num_items,
       &RowLossesNode::target_probs};
-  static size_t used() { return std::size(kSaved); }
+  /// The gradient of the loss alone is stored. Nothing else is read then but the target, for the ignored
+  /// rows: logits and weights may have been modified.
+  size_t used() const { return has_grad && !has_statistics() ? 2 : std::size(kSaved); }
 
  private:
   RowTensors tensors() {
     return {logits.unpack(),     target.unpack(),    weight.unpack(),
             row_weight.unpack(), num_items.unpack(), target_probs.unpack()};
   }
+  bool has_statistics() const { return (options.outputs & (kLogProb | kLse | kEntropy)) != 0; }
   static bool keeps_graph() { return torch::autograd::get_current_graph_task_keep_graph(); }
 
   Tensor scaled(const Tensor& g) {
@@ -69,6 +71,8 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
     // Only one class index a row can be ignored. A target of the gradient's shape says that no row is.
     const Tensor y = target.unpack();
     const bool ignores = y.defined() && y.dim() == buffer.dim() - 1;
+    // Not before the tensors are unpacked: activation checkpointing computes them again, with autograd.
+    const at::AutoDispatchBelowADInplaceOrView guard;
     if (is_plain(g) && is_plain(buffer) && !keeps_graph()) {
       grad.reset_data();
       // As in cross_entropy: overwrites only memory that nothing else can see, or that the user allowed to
@@ -83,6 +87,7 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
   }
   Tensor recomputed(const RowUpstream& upstream) {
     const RowTensors of = tensors();
+    const at::AutoDispatchBelowADInplaceOrView guard;
     const SymRowOptions all = symbolic(options);
     const auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
     const OptionalTensor y = optional(of.target), w = optional(of.weight), r = optional(of.row_weight),

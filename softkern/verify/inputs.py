@@ -226,6 +226,30 @@ def probabilities(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) ->
     return torch.where(p < p.mean() / 50, 0, p).to(dtype)
 
 
+def row_weights(rows: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """From -0.5 to 2.5, exact in 16 bits; some are 0 and some negative."""
+    n = torch.Size(rows).numel()
+    return (((torch.arange(n) * 3 % 7).double() - 1) / 2).to(dtype).reshape(rows)
+
+
+def several(shape: tuple[int, ...], k: int) -> tuple[Tensor, Tensor]:
+    """k class indices a row in the class dimension, and their probabilities.
+
+    Some indices of a row are equal. The probabilities are exact in 16 bits and do not sum to 1.
+    """
+    dim = min(1, len(shape) - 1)
+    classes, rows = shape[dim], shape[:dim] + shape[dim + 1 :]
+    n = torch.Size(rows).numel()
+    number = torch.arange(n).unsqueeze(-1) * 5 + torch.arange(k) * torch.arange(k)
+    target, shares = number % classes, ((number * 3) % 8).double() / (4 * k)
+    return tuple(t.reshape(*rows, k).movedim(-1, dim) for t in (target, shares))  # type: ignore[return-value]
+
+
+def padded_with_nan(x: Tensor, classes: int, dim: int) -> Tensor:
+    shape = (*x.shape[:dim], classes, *x.shape[dim + 1 :])
+    return torch.cat([x, torch.full(shape, math.nan, dtype=x.dtype)], dim)
+
+
 def problem(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,

@@ -62,7 +62,7 @@ SK_CALL RowRange<Compute<T>> transform_row(const LogitNumbers<Compute<T>>& numbe
   const auto inner = S::broadcast(numbers.inner), outer = S::broadcast(numbers.outer);
   const auto small = S::broadcast(TanhConstants<A>::kSmall * A(0.999));
   const auto transform = [&](const auto& v) __attribute__((always_inline)) {
-    if (!numbers.capped) return transformed<Lanes<A>>(numbers, v);
+    if (!numbers.capped && numbers.outer > 0) return S::mul(outer, v);  // -inf stays -inf
     // The same bits with half of the work, for most vectors of most rows.
     const auto u = S::mul(inner, v);
     if (S::all_at_least(small, Lanes<A>::abs(u))) return S::mul(outer, tanh_small<S>(u));
@@ -169,9 +169,8 @@ template <class T>
 struct RowLossRows {
   using A = Compute<T>;
   const bool differentiates, transforms, sums_below, reads_z;
+  const bool lag;  // a row is finished after the next one has begun
   Operand<T> logits, probabilities, grad;
-  A *z = nullptr, *e = nullptr;
-  A* hot_z;               // the logits of the row's indices
   A* hot_grad = nullptr;  // and their gradients
   double* hot = nullptr;  // for several indices a row: the hot part of each class, 0 between two rows
 
@@ -181,24 +180,37 @@ struct RowLossRows {
         sums_below(a.entropy != nullptr || a.of_entropy != nullptr),
         reads_z(a.of_entropy != nullptr || a.options.softcap != 0 || a.argmax != nullptr ||
                 a.correct != nullptr),
+        lag(differentiates && lags(a.valid, sizeof(T))),
         logits(a.logits, a.shape, range, arena),
         probabilities(a.probabilities, a.shape, range, arena),
         grad(a.grad, a.shape, range, arena, &logits, a.stream),
-        hot_z(arena.take<A>(a.per_row)) {
-    const int64_t pitch = row_pitch(a.valid);
-    if (transforms) z = arena.take<A>(pitch);
+        pitch_(row_pitch(a.valid)),
+        per_row_(a.per_row) {
+    const int64_t slots = lag ? 2 : 1;
+    hot_z_ = arena.take<A>(slots * per_row_);
+    if (transforms) z_ = arena.take<A>(slots * pitch_);
     // Terms replace z, or wait in the row of the gradient, unless z is read after them, or that row is
     // written only once.
     const bool keeps = differentiates && (reads_z || (!transforms && grad.streamed()));
-    if (keeps) e = arena.take<A>(pitch);
+    if (keeps) e_ = arena.take<A>(slots * pitch_);
     if (differentiates) hot_grad = arena.take<A>(a.per_row);
     if (differentiates && a.per_row > 1) hot = arena.take<double>(a.valid);
   }
-  /// Memory for the terms of a row; null if nothing depends on them.
-  A* terms(T* dx) const {
-    if (e != nullptr || !differentiates) return e;
-    return compute_row(dx, z);
+  /// Memory for the transformed logits of row r.
+  A* z(int64_t r) const { return z_ + slot(r) * pitch_; }
+  /// The logits of the row's indices.
+  A* hot_z(int64_t r) const { return hot_z_ + slot(r) * per_row_; }
+  /// Memory for the terms; null if nothing depends on them.
+  A* terms(int64_t r, T* dx) const {
+    if (e_ != nullptr) return e_ + slot(r) * pitch_;
+    if (!differentiates) return nullptr;
+    return transforms ? z(r) : compute_row(dx, z_);
   }
+
+ private:
+  int64_t slot(int64_t r) const { return lag ? r & 1 : 0; }
+  A *z_ = nullptr, *e_ = nullptr, *hot_z_ = nullptr;
+  int64_t pitch_, per_row_;
 };
 
 template <class T, bool kSpread>
@@ -224,23 +236,46 @@ class RowLosses {
     for_each_tile<T>(a_.shape, range, [&](int64_t first, int64_t count) {
       rows_.logits.stage(first, count);
       rows_.probabilities.stage(first, count);
-      for (int64_t r = first; r < first + count; ++r) {
-        T* const dx = rows_.differentiates ? rows_.grad.row(r, first) : nullptr;
-        if (a_.per_row == 1 && a_.target_probs == nullptr && a_.target[r] == a_.options.ignore_index) {
-          put_nothing(r, dx);
-          continue;
-        }
+      const auto gradient_row = [&](int64_t r) {
+        return rows_.differentiates ? rows_.grad.row(r, first) : nullptr;
+      };
+      const auto begin = [&](int64_t r) __attribute__((always_inline)) {
+        Begun row{};
+        row.ignored = has_one_index() && a_.target[r] == a_.options.ignore_index;
+        if (row.ignored) return row;
+        row.mass = mass_;
         if (a_.probabilities.data != nullptr) {
-          mass_.probability = rows_.probabilities.row(r, first);
-          mass_.next = rows_.probabilities.next(r, range.end);
+          row.mass.probability = rows_.probabilities.row(r, first);
+          row.mass.next = rows_.probabilities.next(r, range.end);
         }
-        compute(r, rows_.logits.row(r, first), rows_.logits.next(r, range.end), dx);
-      }
+        begin_row(r, rows_.logits.row(r, first), rows_.logits.next(r, range.end), gradient_row(r), row);
+        return row;
+      };
+      const auto finish = [&](int64_t r, const Begun& row) __attribute__((always_inline)) {
+        T* const dx = gradient_row(r);
+        if (row.ignored) {
+          put_nothing(r, dx);
+          return;
+        }
+        RowNumbers<A> of = row.of;
+        of.log_d = of.stats.log_d();
+        of.lse = lse_of<L>(of.stats.m, of.log_d);
+        put_results(r, of, row.z);
+        if (dx != nullptr) write(r, row.mass, of, rows_.terms(r, dx), row.z, dx);
+      };
+      for_each_row(first, count, rows_.lag, begin, finish);
       rows_.grad.flush(first, count);
     });
   }
 
  private:
+  struct Begun {
+    RowNumbers<A> of;
+    AnyMass<T> mass;
+    const A* z;
+    bool ignored;
+  };
+
   static const A* numbers(const void* x) { return static_cast<const A*>(x); }
   /// An optional number of row r.
   static double number(const void* x, int64_t r, double otherwise) {
@@ -276,33 +311,28 @@ class RowLosses {
     if (dx != nullptr) zero_row(dx, a_.shape.classes);
   }
 
-  SK_INLINE void compute(int64_t r, const T* x, const T* next, T* dx) {
+  SK_INLINE void begin_row(int64_t r, const T* x, const T* next, T* dx, Begun& row) {
     const int64_t n = a_.valid;
-    const A* z = rows_.z;
     RowRange<A> range;
     if (rows_.transforms) {
-      range = transform_row(logits_, x, rows_.z, n);  // 1 max
+      row.z = rows_.z(r);
+      range = transform_row(logits_, x, rows_.z(r), n);  // 1 max
     } else {
-      z = compute_row(const_cast<T*>(x), rows_.z);
-      range = row_range<A>(z, n);
+      row.z = compute_row(const_cast<T*>(x), static_cast<A*>(nullptr));
+      range = x == known_ ? range_ : row_range<A>(x, n);
     }
-    for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot_z[k] = z[indices(r)[k]];
-    RowNumbers<A> of{};
+    for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot_z(r)[k] = row.z[indices(r)[k]];
     if constexpr (kSpread) {
       BlockSums<A, 2> sums;
-      sum_mass<A>(z, range.most, mass_, 0, n,
+      sum_mass<A>(row.z, range.most, row.mass, 0, n,
                   [&](const Accumulators<A>* part) __attribute__((always_inline)) { sums.add(part); });
-      of.mass = sums.sums();
+      row.of.mass = sums.sums();
     }
-    A* const e = rows_.terms(dx);
+    A* const e = rows_.terms(r, dx);
     const RowSums sums =
-        rows_.sums_below ? sum_terms<true>(range, z, e, next) : sum_terms<false>(range, z, e, next);
-    of.stats = make_stats<A>(range.most, sums.ties, sums.rest);
-    of.log_d = of.stats.log_d();
-    of.lse = lse_of<L>(of.stats.m, of.log_d);
-    of.below = sums.below;
-    put_results(r, of, z);
-    if (dx != nullptr) write(r, of, e, z, dx);
+        rows_.sums_below ? sum_terms<true>(range, row.z, e, next) : sum_terms<false>(range, row.z, e, next);
+    row.of.stats = make_stats<A>(range.most, sums.ties, sums.rest);
+    row.of.below = sums.below;
   }
 
   struct RowSums {
@@ -310,12 +340,19 @@ class RowLosses {
   };
   /// 2 sum-exp; kBelow: also E.
   template <bool kBelow>
-  SK_CALL RowSums sum_terms(const RowRange<A>& range, const A* z, A* e, const T* next) const {
+  SK_CALL RowSums sum_terms(const RowRange<A>& range, const A* z, A* e, const T* next) {
     BlockSums<A, kBelow ? 2 : 1> sums;
-    Prefetching<T> following(next);
-    const A ties = sum_exp_within<A, kBelow>(range, z, e, a_.valid, following,
-                                             [&](const Accumulators<A>* part)
-                                                 __attribute__((always_inline)) { sums.add(part); });
+    const auto take = [&](const Accumulators<A>* part) __attribute__((always_inline)) { sums.add(part); };
+    A ties;
+    known_ = rows_.lag && !rows_.transforms ? next : nullptr;
+    if (known_ != nullptr) {
+      Following<T> following(next + kAhead, next);
+      ties = sum_exp_within<A, kBelow>(range, z, e, a_.valid, following, take);
+      range_ = following.range();
+    } else {
+      Prefetching<T> following(next);
+      ties = sum_exp_within<A, kBelow>(range, z, e, a_.valid, following, take);
+    }
     const auto all = sums.sums();
     return {ties, all.of[0], kBelow ? all.of[kBelow ? 1 : 0] : A(0)};
   }
@@ -325,7 +362,7 @@ class RowLosses {
     if (a_.loss != nullptr) {
       A loss = 0;
       for (int64_t k = 0; k < a_.per_row; ++k) {
-        loss += hot_loss<L>(mass_of(r, k), m - rows_.hot_z[k], of.log_d);
+        loss += hot_loss<L>(mass_of(r, k), m - rows_.hot_z(r)[k], of.log_d);
       }
       if constexpr (kSpread) loss += spread_loss<L>(of.mass.of[0], of.mass.of[1], of.log_d);
       const A zeta = static_cast<A>(a_.options.z_loss);
@@ -334,7 +371,7 @@ class RowLosses {
     }
     if (a_.log_prob != nullptr) {
       for (int64_t k = 0; k < a_.per_row; ++k) {
-        put(a_.log_prob, r * a_.per_row + k, log_prob_of<L>(m - rows_.hot_z[k], of.log_d));
+        put(a_.log_prob, r * a_.per_row + k, log_prob_of<L>(m - rows_.hot_z(r)[k], of.log_d));
       }
     }
     put(a_.lse, r, of.lse);
@@ -353,7 +390,7 @@ class RowLosses {
     double g, of_entropy, rest, hot, divisor;
   };
 
-  SK_INLINE void write(int64_t r, const RowNumbers<A>& of, A* e, const A* z, T* dx) {
+  SK_INLINE void write(int64_t r, const AnyMass<T>& mass, const RowNumbers<A>& of, A* e, const A* z, T* dx) {
     const int64_t n = a_.valid;
     Pull p;
     p.g = a_.grad_factor * number(a_.of_loss, r, 1) * number(a_.row_weight, r, 1);
@@ -377,21 +414,22 @@ class RowLosses {
     const bool stream = rows_.grad.streamed();
     if (a_.per_row <= 1) {
       const int64_t hot = a_.per_row == 1 ? *at : -1;
-      const A hot_grad = hot < 0 ? A(0) : hot_gradient_of(of, p, p.hot, hot, e[hot], *rows_.hot_z);
-      write_to(dx, pull, of, e, z, hot, hot_grad, stream);
+      const A hot_grad = hot < 0 ? A(0) : hot_gradient_of(mass, of, p, p.hot, hot, e[hot], *rows_.hot_z(r));
+      write_to(dx, pull, mass, of, e, z, hot, hot_grad, stream);
     } else {
       for (int64_t k = 0; k < a_.per_row; ++k) {
-        rows_.hot_grad[k] = hot_gradient_of(of, p, rows_.hot[at[k]], at[k], e[at[k]], rows_.hot_z[k]);
+        rows_.hot_grad[k] =
+            hot_gradient_of(mass, of, p, rows_.hot[at[k]], at[k], e[at[k]], rows_.hot_z(r)[k]);
       }
       for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[at[k]] = 0;
       if (stream) {
         // Classes that are stored after their vectors have been written past the caches would wait until
         // their cache lines are loaded again. So the row is completed in memory of the thread.
-        write_to(e, pull, of, e, z, -1, A(0), false);
+        write_to(e, pull, mass, of, e, z, -1, A(0), false);
         put_hot(e, at);
         stream_vectors<A>(dx, n, [&](auto to, int64_t i) { return to.load(e + i, 0); });
       } else {
-        write_to(dx, pull, of, e, z, -1, A(0), false);
+        write_to(dx, pull, mass, of, e, z, -1, A(0), false);
         put_hot(dx, at);
       }
     }
@@ -399,13 +437,13 @@ class RowLosses {
   }
 
   template <class Out>
-  SK_INLINE void write_to(Out* grad, const RowPull<A>& pull, const RowNumbers<A>& of, const A* e, const A* z,
-                          int64_t hot, A hot_grad, bool stream) const {
+  SK_INLINE void write_to(Out* grad, const RowPull<A>& pull, const AnyMass<T>& mass, const RowNumbers<A>& of,
+                          const A* e, const A* z, int64_t hot, A hot_grad, bool stream) const {
     if (logits_.capped || a_.of_entropy != nullptr) {
-      row_losses_write<kSpread, true>(pull, logits_, mass_, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
+      row_losses_write<kSpread, true>(pull, logits_, mass, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
                                       stream);  // 3 write
     } else {
-      row_losses_write<kSpread, false>(pull, logits_, mass_, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
+      row_losses_write<kSpread, false>(pull, logits_, mass, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
                                        stream);
     }
   }
@@ -419,13 +457,15 @@ class RowLosses {
     return p.g * static_cast<double>(mass_of(r, k)) - number(a_.of_log_prob, r * a_.per_row + k, 0);
   }
   /// The gradient of a class y with the hot part h.
-  A hot_gradient_of(const RowNumbers<A>& of, const Pull& p, double h, int64_t y, A e, A z) const {
+  A hot_gradient_of(const AnyMass<T>& mass, const RowNumbers<A>& of, const Pull& p, double h, int64_t y, A e,
+                    A z) const {
     const double below = static_cast<double>(of.stats.m) - static_cast<double>(z);
-    const double others = p.rest + (p.hot - h) + p.of_entropy * below;
+    // A logit of -inf has no term, and 0 * inf would be NaN.
+    const double others = p.rest + (p.hot - h) + (e == 0 ? 0 : p.of_entropy * below);
     double dz = hot_gradient<D>(1, h, others, z, e, of.stats.m, of.stats.ties, of.stats.rest, p.divisor);
     if constexpr (kSpread) {
       A lanes[S::kLanes];
-      S::store(lanes, mass_.load(Tail<A>{1}, y));
+      S::store(lanes, mass.load(Tail<A>{1}, y));
       dz -= p.g * static_cast<double>(lanes[0]);
     }
     return static_cast<A>(dz * static_cast<double>(logit_slope<L>(logits_, z)));
@@ -435,7 +475,11 @@ class RowLosses {
   Arena arena_;
   RowLossRows<T> rows_;
   const LogitNumbers<A> logits_;
-  AnyMass<T> mass_;
+  const AnyMass<T> mass_;
+  // As in RowWalk: the range of the next row, if rows lag and it is read as it is.
+  static constexpr int64_t kAhead = 4096 / sizeof(T);
+  const T* known_ = nullptr;
+  RowRange<A> range_ = {0, 0};
 };
 
 template <class T>

@@ -32,8 +32,11 @@ class AtenRows {
         dim_(class_dim(of.self)),
         compute_(compute_type(of.self)),
         valid_(valid_classes(of.self, options)),
-        x_(narrowed(of.self).to(compute_)),
-        masked_(x_.eq(-std::numeric_limits<double>::infinity())) {
+        x_(narrowed(of.self).to(compute_)) {
+    set_indices();
+    // Zeros, because the gradient of where() does not reach what it has not selected: 0 * NaN must not arise.
+    x_ = kept(x_);
+    masked_ = x_.eq(-std::numeric_limits<double>::infinity());
     if (options.softcap != 0) {
       tanh_ = (x_ * (options.logit_scale / options.softcap)).tanh();
       z_ = tanh_ * (options.softcap / options.temperature);
@@ -61,10 +64,7 @@ class AtenRows {
   Tensor losses() const {
     Tensor loss = zero();
     if (hot_.defined()) loss = loss - (hot_ * log_p_.gather(dim_, index_)).sum(dim_, true);
-    // A class of mass 0 must not become 0 * inf.
-    if (spread_.defined()) {
-      loss = loss - (spread_ * log_p_.masked_fill(spread_.eq(0), 0)).sum(dim_, true);
-    }
+    if (spread_.defined()) loss = loss - (spread_ * log_p_).sum(dim_, true);
     if (options_.z_loss != 0) loss = loss + own_ * lse_.square() * options_.z_loss;
     return kept(weighted(loss));
   }
@@ -150,6 +150,14 @@ class AtenRows {
   }
   bool ignores() const { return kind_ == TargetKind::kIndex; }
 
+  void set_indices() {
+    if (kind_ == TargetKind::kNone || kind_ == TargetKind::kProbabilities) return;
+    index_ = of_.target.to(at::kLong);
+    if (kind_ != TargetKind::kIndex) return;
+    index_ = index_.unsqueeze(dim_);
+    kept_ = index_.ne(options_.ignore_index);
+    index_ = index_.masked_fill(kept_.logical_not(), 0);
+  }
   void set_masses() {
     own_ = number(1);
     if (kind_ == TargetKind::kNone) return;
@@ -165,12 +173,6 @@ class AtenRows {
       spread_ = narrowed(of_.target).to(compute_) * keep + share;
       if (weight.defined()) spread_ = spread_ * weight;
       return;
-    }
-    index_ = of_.target.to(at::kLong);
-    if (kind_ == TargetKind::kIndex) {
-      index_ = index_.unsqueeze(dim_);
-      kept_ = index_.ne(options_.ignore_index);
-      index_ = index_.masked_fill(kept_.logical_not(), 0);
     }
     const bool massive = kind_ == TargetKind::kIndex || of_.target_probs.defined();
     if (!massive) return;
