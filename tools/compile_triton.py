@@ -40,7 +40,7 @@ from softkern.triton import (
     launch,
     log_softmax,
     row_losses,
-    row_losses_hot,
+    row_losses_hot_kernels,
     row_losses_kernels,
     softmax,
     softmax_kernels,
@@ -55,8 +55,8 @@ KERNELS = (
     cross_entropy_kernels.cross_entropy_kernel,
     cross_entropy_kernels.scale_kernel,
     row_losses_kernels.row_losses_kernel,
-    row_losses_hot.gather_kernel,
-    row_losses_hot.scatter_kernel,
+    row_losses_hot_kernels.gather_kernel,
+    row_losses_hot_kernels.scatter_kernel,
 )
 TYPES = {
     torch.float32: "fp32",

@@ -2,8 +2,8 @@
 """The GPU kernels in Triton. Triton compiles them at run time, so no compiler is needed to install softkern.
 
 The package is imported when a tensor on a GPU needs it, not by ``import softkern``. ``plan`` chooses the
-shape of a program. The mathematics is in ``elementary``, ``formulas``, ``rows`` and the ``*_kernels``
-modules. Each op on tensors is in the module of its name."""
+shape of a program. The mathematics is in ``elementary``, ``formulas``, ``rows``, ``row_losses_blocks`` and
+the ``*_kernels`` modules. Each op on tensors is in the module of its name."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from softkern.triton.plan import (
     walkable,
 )
 from softkern.triton.row_losses_blocks import CAPPED, INDEX, INDICES, NONE, PROBABILITIES, SAME, SCALED
-from softkern.triton.row_losses_hot import FIELDS, gather_kernel, scatter_kernel
+from softkern.triton.row_losses_hot_kernels import FIELDS, gather_kernel, scatter_kernel
 from softkern.triton.row_losses_kernels import row_losses_kernel
 
 # The class indices that a program has at once, in one row or in several.
@@ -113,7 +113,8 @@ def _launch(
         kind = PROBABILITIES
     elif indices is not None:
         kind = INDICES if many else INDEX
-    spread = has_spread_mass(options, probabilities is not None)
+    massive = target_probs is not None or kind is INDEX or kind is PROBABILITIES
+    spread = massive and has_spread_mass(options, kind is PROBABILITIES)
 
     layout = layout_of(self, dim)
     logits, x_walk = walkable(self, dim)

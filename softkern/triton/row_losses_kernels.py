@@ -5,9 +5,9 @@ formulas.
 One program computes all blocks of a row, however long the row is: unlike in cross_entropy_kernels.py,
 programs share no row.
 
-K class indices a row take two more kernels (row_losses_hot.py): gather_kernel reads their logits before the
-gradient may overwrite them, scatter_kernel writes their gradients after the gradient of all classes. In one
-kernel, the threads of a program would read and write the same memory, and Triton does not order these
+K class indices a row take two more kernels (row_losses_hot_kernels.py): gather_kernel reads their logits
+before the gradient may overwrite them, scatter_kernel writes their gradients after the gradient of all
+classes. In one kernel, threads of a program would read what others write, and Triton does not order these
 accesses on every GPU."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from softkern.triton.row_losses_blocks import (
     store_gradient,
     store_number,
 )
-from softkern.triton.row_losses_hot import store_kept
+from softkern.triton.row_losses_hot_kernels import store_kept
 from softkern.triton.rows import merge, no_statistics, place, row_pointers
 
 
