@@ -71,7 +71,7 @@ GUARDS = {
         "softkern.cross_entropy(logits, torch.tensor([0, 1]), valid_classes=4)",
         "softkern.cross_entropy(logits, torch.tensor([0, 2]), valid_classes=2)",
         "softkern.cross_entropy(logits, torch.tensor([0, 1]), target_probs=torch.ones(2))",
-        "softkern.cross_entropy(logits, torch.ones(2, 2).long(), target_probs=torch.ones(2, 2), ignore_index=0)",
+        "softkern.cross_entropy(logits, torch.eye(2).long(), target_probs=torch.eye(2), ignore_index=0)",
         "softkern.cross_entropy(logits, torch.tensor([0, 1]), softcap=0.0)",
         "softkern.cross_entropy(logits, torch.tensor([0, 1]), temperature=-1.0)",
         "softkern.cross_entropy(logits, torch.tensor([0, 1]), logit_scale=float('inf'))",
@@ -131,7 +131,7 @@ def section(paragraph: str) -> str:
 
 
 def signature(function: Callable[..., Any]) -> str:
-    """The signature as the source has it; keywords that a function hands on are those of the other's source."""
+    """The signature as the source has it, with the keywords of the function that gets `**options`."""
     head = _head(function)
     if "**options" in head:
         own = _head(row_losses.cross_entropy).partition("    *,\n")[2].rpartition(")")[0]

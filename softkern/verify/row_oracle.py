@@ -80,8 +80,8 @@ def transformed(rows: Rows, x: Tensor) -> Tensor:
     x = torch.where(rows.valid.unsqueeze(-1), x, 0)
     z = x * rows.logit_scale
     if rows.softcap is not None:
-        z = rows.softcap * torch.tanh(z / rows.softcap)
-    return torch.where(x == -torch.inf, -torch.inf, z / rows.temperature)
+        z = torch.where(x == -torch.inf, -torch.inf, rows.softcap * torch.tanh(z / rows.softcap))
+    return z / rows.temperature
 
 
 def _probs(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
