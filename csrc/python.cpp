@@ -18,6 +18,7 @@
 #include "ops/fallback.h"
 #include "ops/ops.h"
 #include "ops/ran.h"
+#include "ops/row_losses/aten.h"
 
 namespace py = pybind11;
 
@@ -40,6 +41,18 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
   }
   if (inplace_backward) return softkern::cross_entropy_(input, target, weight, options);
   return softkern::cross_entropy(input, target, weight, options);
+}
+
+softkern::RowResults row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS, const softkern::RowOptions& given,
+                                bool inplace_backward) {
+  const softkern::SymRowOptions options = softkern::symbolic(given);
+  if (softkern::is_traced_for_onnx(input)) {
+    return softkern::row_losses_in_aten({input, target, weight, row_weight, num_items, target_probs}, options);
+  }
+  if (inplace_backward) {
+    return softkern::row_losses_(input, target, weight, row_weight, num_items, target_probs, options);
+  }
+  return softkern::row_losses(input, target, weight, row_weight, num_items, target_probs, options);
 }
 
 py::list op_names() {
@@ -110,6 +123,7 @@ PYBIND11_MODULE(_C, m) {
   softkern::for_each_softmax(
       [&](auto op) { m.def(op.forward.kName, torch::wrap_pybind_function_no_gil(softmax<decltype(op)>)); });
   m.def("cross_entropy", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&cross_entropy>));
+  m.def("row_losses", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&row_losses>));
   m.def("takes_cross_entropy",
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&softkern::takes_cross_entropy>));
   m.def("op_names", &op_names);

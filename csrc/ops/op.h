@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ops as C++ objects. One line declares an op: its name, its schema and its C++ signature. The calls through
 // the dispatcher and to the backend's function are deduced from the signature. In it, `const
-// SymCrossEntropyOptions&` (or CrossEntropyOptions) stands for one argument per option.
+// SymCrossEntropyOptions&` (or CrossEntropyOptions, SymRowOptions, RowOptions) stands for one argument per
+// option.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,13 +27,17 @@ struct Unpacked {
   static std::tuple<A&&> of(std::remove_reference_t<A>& a) { return {static_cast<A&&>(a)}; }
 };
 
-template <class Index>
-struct Unpacked<const CrossEntropyOptionsOf<Index>&> {
-  using Arguments = OptionTypes<Index>;
-  static constexpr size_t kSize = std::tuple_size_v<decltype(fields(CrossEntropyOptionsOf<Index>()))>;
+template <class Options>
+struct UnpackedOptions {
+  using Arguments = typename OptionTypesOf<Options>::Type;
+  static constexpr size_t kSize = std::tuple_size_v<decltype(fields(Options()))>;
   static_assert(kSize > 1, "PackedCall takes one argument for no options");
-  static auto of(const CrossEntropyOptionsOf<Index>& options) { return fields(options); }
+  static auto of(const Options& options) { return fields(options); }
 };
+template <class Index>
+struct Unpacked<const CrossEntropyOptionsOf<Index>&> : UnpackedOptions<CrossEntropyOptionsOf<Index>> {};
+template <class Index>
+struct Unpacked<const RowOptionsOf<Index>&> : UnpackedOptions<RowOptionsOf<Index>> {};
 
 template <class R, class... A>
 struct Joined;

@@ -61,6 +61,64 @@ SOFTKERN_OP(
     void(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale, const Tensor& target,
          c10::SymInt ignore_index));
 
+// Losses and statistics of rows, with softkern's own options (common/row_losses.h). `target` has one class
+// index a row, K of them in the class dimension, or class probabilities. Results that `outputs` does not ask
+// for are empty.
+
+using RowResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+#define SOFTKERN_ROW_TENSORS                                                                               \
+  const ::softkern::OptionalTensor &target, const ::softkern::OptionalTensor &weight,                      \
+      const ::softkern::OptionalTensor &row_weight, const ::softkern::OptionalTensor &num_items,           \
+      const ::softkern::OptionalTensor &target_probs
+#define SOFTKERN_ROW_TENSORS_SCHEMA \
+  ", Tensor? target, Tensor? weight, Tensor? row_weight, Tensor? num_items, Tensor? target_probs"
+#define SOFTKERN_ROW_TENSORS_SCHEMA_WITH_DEFAULTS                                        \
+  ", Tensor? target=None, Tensor? weight=None, Tensor? row_weight=None, Tensor? num_items=None" \
+  ", Tensor? target_probs=None"
+#define SOFTKERN_ROW_RESULTS_SCHEMA \
+  "Tensor loss, Tensor log_prob, Tensor lse, Tensor entropy, Tensor argmax, Tensor correct"
+
+SOFTKERN_OP(softkern, row_losses, 0,
+            "(Tensor self" SOFTKERN_ROW_TENSORS_SCHEMA_WITH_DEFAULTS SOFTKERN_ROW_OPTIONS_SCHEMA_WITH_DEFAULTS
+            ") -> (" SOFTKERN_ROW_RESULTS_SCHEMA ")",
+            RowResults(const Tensor& self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
+
+/// As row_losses, but if the logits need a gradient, it may be written over them.
+SOFTKERN_OP(softkern, row_losses_, 0,
+            "(Tensor(a!) self" SOFTKERN_ROW_TENSORS_SCHEMA_WITH_DEFAULTS
+                SOFTKERN_ROW_OPTIONS_SCHEMA_WITH_DEFAULTS ") -> (" SOFTKERN_ROW_RESULTS_SCHEMA ")",
+            RowResults(Tensor self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
+
+/// With need_grad, `grad` is the gradient of the logits for an upstream gradient of 1 of the loss alone.
+SOFTKERN_OP(softkern, row_losses_forward, 0,
+            "(Tensor self" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA
+            ", bool need_grad) -> (" SOFTKERN_ROW_RESULTS_SCHEMA ", Tensor grad)",
+            std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
+                const Tensor& self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options, bool need_grad));
+
+/// The gradient is written over self.
+SOFTKERN_OP(softkern, row_losses_forward_, 0,
+            "(Tensor(a!) self" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA
+            ") -> (" SOFTKERN_ROW_RESULTS_SCHEMA ")",
+            RowResults(Tensor self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
+
+/// The gradient of the logits for upstream gradients of the results, computed from the logits.
+SOFTKERN_OP(softkern, row_losses_backward, 4,
+            "(Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy, Tensor self"
+            SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA ") -> Tensor",
+            Tensor(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                   const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, const Tensor& self,
+                   SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
+
+/// As row_losses_backward, but the result is written over the logits.
+SOFTKERN_OP(softkern, row_losses_backward_, 4,
+            "(Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy"
+            ", Tensor(a!) self" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA ") -> ()",
+            void(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                 const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, Tensor self,
+                 SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
+
 /// Calls f(op) for the ops that a backend implements as one function each (Op::computed_by).
 template <class F>
 void for_each_softmax_op(F f) {
@@ -72,6 +130,8 @@ void for_each_op(F f) {
   for_each_softmax_op(f);
   f(cross_entropy), f(cross_entropy_), f(cross_entropy_forward), f(cross_entropy_forward_);
   f(cross_entropy_backward), f(cross_entropy_backward_);
+  f(row_losses), f(row_losses_), f(row_losses_forward), f(row_losses_forward_);
+  f(row_losses_backward), f(row_losses_backward_);
 }
 
 }  // namespace softkern

@@ -14,6 +14,7 @@ namespace softkern {
 
 /// The options as the dispatcher passes them: integers may be symbolic.
 using SymCrossEntropyOptions = CrossEntropyOptionsOf<c10::SymInt>;
+using SymRowOptions = RowOptionsOf<c10::SymInt>;
 
 // A list that the X-macro makes begins with a comma. A dummy element goes before it and is dropped.
 #define SOFTKERN_TYPE(kind, name, initial) , kind##_option<Index>
@@ -24,15 +25,27 @@ using SymCrossEntropyOptions = CrossEntropyOptionsOf<c10::SymInt>;
 /// The options as parameters of a schema, after other parameters: all of them required, or with defaults.
 #define SOFTKERN_OPTIONS_SCHEMA SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_PARAMETER)
 #define SOFTKERN_OPTIONS_SCHEMA_WITH_DEFAULTS SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_PARAMETER_WITH_DEFAULT)
+#define SOFTKERN_ROW_OPTIONS_SCHEMA SOFTKERN_OPTIONS_SCHEMA SOFTKERN_OWN_OPTIONS(SOFTKERN_PARAMETER)
+#define SOFTKERN_ROW_OPTIONS_SCHEMA_WITH_DEFAULTS \
+  SOFTKERN_OPTIONS_SCHEMA_WITH_DEFAULTS SOFTKERN_OWN_OPTIONS(SOFTKERN_PARAMETER_WITH_DEFAULT)
 
 template <class... T>
 struct Types {};
 template <class Dropped, class... T>
 Types<T...> all_but_first(Types<Dropped, T...>);
 
-/// The types of the fields, in order.
+/// The types of a struct's fields, in order.
+template <class Options>
+struct OptionTypesOf;
 template <class Index>
-using OptionTypes = decltype(all_but_first(Types<void SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_TYPE)>()));
+struct OptionTypesOf<CrossEntropyOptionsOf<Index>> {
+  using Type = decltype(all_but_first(Types<void SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_TYPE)>()));
+};
+template <class Index>
+struct OptionTypesOf<RowOptionsOf<Index>> {
+  using Type = decltype(all_but_first(
+      Types<void SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_TYPE) SOFTKERN_OWN_OPTIONS(SOFTKERN_TYPE)>()));
+};
 
 /// The fields of `options`, in order, as a tuple of references.
 template <class Index>
@@ -40,6 +53,12 @@ auto fields(const CrossEntropyOptionsOf<Index>& options) {
   return [](int, const auto&... field) {
     return std::tie(field...);
   }(0 SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_MEMBER));
+}
+template <class Index>
+auto fields(const RowOptionsOf<Index>& options) {
+  return [](int, const auto&... field) {
+    return std::tie(field...);
+  }(0 SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_MEMBER) SOFTKERN_OWN_OPTIONS(SOFTKERN_MEMBER));
 }
 
 #undef SOFTKERN_TYPE
@@ -49,7 +68,8 @@ auto fields(const CrossEntropyOptionsOf<Index>& options) {
 inline int64_t as_int(const c10::SymInt& x) { return x.guard_int(__FILE__, __LINE__); }
 
 /// The options as kernels take them: a symbolic number is specialized to its value.
-inline CrossEntropyOptions known(const SymCrossEntropyOptions& options) {
+template <template <class> class Options>
+Options<int64_t> known(const Options<c10::SymInt>& options) {
   const auto fixed = [](const auto& field) {
     if constexpr (std::is_same_v<decltype(field), const c10::SymInt&>) {
       return as_int(field);
@@ -57,11 +77,11 @@ inline CrossEntropyOptions known(const SymCrossEntropyOptions& options) {
       return field;
     }
   };
-  return std::apply([&](const auto&... field) { return CrossEntropyOptions{fixed(field)...}; },
-                    fields(options));
+  return std::apply([&](const auto&... field) { return Options<int64_t>{fixed(field)...}; }, fields(options));
 }
-inline SymCrossEntropyOptions symbolic(const CrossEntropyOptions& options) {
-  return std::apply([](const auto&... field) { return SymCrossEntropyOptions{field...}; }, fields(options));
+template <template <class> class Options>
+Options<c10::SymInt> symbolic(const Options<int64_t>& options) {
+  return std::apply([](const auto&... field) { return Options<c10::SymInt>{field...}; }, fields(options));
 }
 
 }  // namespace softkern

@@ -3,11 +3,9 @@
 #pragma once
 
 #include "../cross_entropy/call.h"
+#include "arguments.h"
 
 namespace softkern {
-
-/// What the targets are. A tensor of class indices has one index a row, or K of them in the class dimension.
-enum class TargetKind { kNone, kIndex, kIndices, kProbabilities };
 
 /// Arguments that takes_row_losses() has accepted, as kernels take them. Undefined tensors were not given.
 /// Numbers of rows are contiguous in the order of the rows and have the compute type, targets the dtype
