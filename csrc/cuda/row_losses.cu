@@ -13,14 +13,15 @@ namespace {
 /// Beside the row, threads need registers for more sums and, with spread mass, for another tensor.
 template <class T, Form kForm>
 struct RowLimits : OneTensor<T> {
-  static constexpr bool kSpread = kForm == Form::kSpread;
+  static constexpr bool kSpread = kForm == Form::kSpread, kDouble = sizeof(T) == 8;
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
   static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
-  static constexpr int kMostThreads = 512;
-  static constexpr int kMostWithMany = kMostThreads;
-  static constexpr int kMostSpansWithMany = kMostThreads;
-  static constexpr int kMostWithElements = sizeof(T) == 8 ? 256 : 384;
-  static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : 96;
+  static constexpr int kMostThreads = kSpread && kDouble ? 384 : 512;
+  // Enough threads for 151,936 classes of float in a cluster.
+  static constexpr int kMostWithMany = kDouble ? kMostThreads : 640;
+  static constexpr int kMostSpansWithMany = kMostWithMany;
+  static constexpr int kMostWithElements = kDouble ? 256 : 384;
+  static constexpr int kSmallRegisters = kDouble ? 128 : 96;
   static constexpr bool kSpans = !kSpread;
 };
 
@@ -287,18 +288,16 @@ SK_INLINE void write_gradient(Row& row, const RowLossCall<T>& call, const RowTar
     for (int64_t i = begin; i < end; ++i) {
       const int64_t index = call.target.of(i);
       if (!row.has(static_cast<Index>(index))) continue;
-      // Repeated indices add up, and the first one of them writes.
+      // Repeated indices add up; each of them writes the same.
       A own = 0, others = 0;
-      bool is_first = true;
       for (int64_t j = begin; j < end; ++j) {
         const A h = pull.loss * call.hot_mass_at(j) - number_at<A>(upstream.log_prob, j, 0);
         const bool same = call.target.of(j) == index;
         own += same ? h : A(0);
         others += same ? A(0) : h;
-        is_first = is_first && !(same && j < i);
       }
       const A z = call.hot_logits[i];
-      if (is_first) put(static_cast<Index>(index), z, hot_dz(w, pull, z, own, others));
+      put(static_cast<Index>(index), z, hot_dz(w, pull, z, own, others));
     }
   }
 }
