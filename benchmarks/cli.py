@@ -127,13 +127,13 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
-    """The chosen ones, and whose of plain logits theirs are compared with. A quick run has edges, too."""
+    """The chosen ones, and whose of plain logits theirs are compared with. A quick run has all groups."""
     check_names("group", args.group or [], ops.GROUPS)
     if args.device != "cpu" and ops.EDGES in (args.group or []):
         raise BadArgument(f"--group {ops.EDGES}: its cells are of the CPU alone")
     if args.quick:
         cells = quick_cells.cells(args.device)
-        cells = [c for c in cells if not args.group or (ops.EDGES if c.edge else ops.FULL) in args.group]
+        cells = [c for c in cells if not args.group or ops.group_of(c) in args.group]
     else:
         cells = [c for group in args.group or [ops.FULL] for c in ops.all_cells(args.device, group)]
     passes = getattr(args, "pass")
@@ -264,7 +264,7 @@ def list_names(argv: list[str]) -> int:
         "pass": [c.pass_name for c in cells],
         "dtype": [c.dtype for c in cells],
         "shape (CPU)": [c.shape_text for c in cells],
-        "shape (CUDA)": [c.shape_text for c in ops.all_cells("cuda")],
+        "shape (CUDA)": [c.shape_text for group in ops.GROUPS for c in ops.all_cells("cuda", group)],
         "option": [c.option or "plain" for c in cells],
         "inputs": [c.inputs or "plain" for c in cells],
         "group": list(ops.GROUPS),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of a cell, the same for every provider, and its answers in float64.
+"""The inputs of a cell, the same for every provider, and the check of results against its answers, which
+`benchmarks.answers` computes in float64.
 
 The conductor makes them once and writes them to files, which the workers map. Answers are kept for all rows
 of small cells, and for up to SAMPLED_ROWS rows of large ones, including the first and the last row. A mean
@@ -8,15 +9,15 @@ loss always covers all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import inputs
+from benchmarks import inputs, options
 from benchmarks.cells import Cell
 from benchmarks.machine import cpus
 
@@ -39,9 +40,12 @@ class Problem:
     x            logits, cell.shape; float32 for 16-bit cells, holding numbers of the 16-bit dtype exactly
     upstream     gradient of the output, same shape and dtype as the output; None if the differentiated value
                  is one number (a mean loss, or a softmax with a sum as option), whose gradient is 1
-    target       cross_entropy: int64 class indices, or probabilities with option "probabilities"
-    weight       cross_entropy with option "weight+ignore_index": (C,); softmax and log_softmax with option
-                 "row-weights": one weight per row; otherwise None
+    target       cross_entropy: int64 class indices, or probabilities with option "probabilities";
+                 selective_log_softmax: int64 class indices
+    weight       cross_entropy with option "weight+ignore_index": (C,), and of softkern's own options, the
+                 operand of "row_weight": (N,), "num_items": a number, and "target_probs:K": (N, K); softmax
+                 and log_softmax with option "row-weights": one weight per row; selective_log_softmax: (2,
+                 ...), the upstream gradients of the log-probabilities and of the entropies; otherwise None
     """
 
     x: np.ndarray
@@ -90,13 +94,17 @@ def make(cell: Cell) -> Problem:
         by_class = np.moveaxis(x, cell.dim, -1)  # a view
         allowed = inputs.change(cell.inputs, by_class, cell.dtype, rng)
         x = rounded(x, cell.dtype)
-    if cell.op != "cross_entropy":
+    if cell.op in ("softmax", "log_softmax"):
         if cell.option == "row-weights":
             return Problem(x, None, None, normal(positions, 1.0))
         return Problem(x, None if cell.option else normal(cell.shape, 1.0), None, None)
-    target = rng.integers(0, cell.classes, positions) if allowed is None else inputs.targets(allowed, rng)
+    valid = options.valid_classes(cell)
+    np.moveaxis(x, cell.dim, -1)[..., valid:] = options.PADDED  # a loss that has them in its sums is wrong
+    target = rng.integers(0, valid, positions) if allowed is None else inputs.targets(allowed, rng)
     weight = None
-    if cell.option == "probabilities":
+    if cell.op == "selective_log_softmax":
+        weight = normal((2, *positions), 1.0)
+    elif cell.option == "probabilities":
         scores = normal(cell.shape, 1.0)
         if cell.dtype == "float16":  # torch sums the losses in float16, whose largest number is 65504
             scores += 2 * x
@@ -104,8 +112,24 @@ def make(cell: Cell) -> Problem:
     elif cell.option == "weight+ignore_index":
         target[rng.random(positions) < 0.1] = IGNORE_INDEX
         weight = rounded(rng.random(cell.classes, dtype=np.float32) + 0.5, cell.dtype)
+    elif cell.option in options.TARGETS:
+        several = (cell.rows, options.TARGETS[cell.option])
+        target = rng.integers(0, cell.classes, several)
+        weight = rounded(_softmax(normal(several, 1.0), -1), cell.dtype)
+    elif cell.option == "row_weight":
+        weight = rounded(rng.random(positions, dtype=np.float32) + 0.5, cell.dtype)
+    elif cell.option == "num_items":
+        weight = np.array(options.ACCUMULATED * cell.rows)
     upstream = normal(positions, 1.0) if cell.option == "none" else None
     return Problem(x, upstream, target, weight)
+
+
+def without_option(cell: Cell, problem: Problem) -> tuple[Cell, Problem]:
+    """The plain call on the same logits: of several targets a row, it has the first."""
+    target = problem.target
+    if cell.option in options.TARGETS and target is not None:
+        target = np.ascontiguousarray(target[:, 0])
+    return replace(cell, option=""), Problem(problem.x, None, target, None)
 
 
 def _softmax(x: np.ndarray, dim: int) -> np.ndarray:
@@ -146,119 +170,6 @@ def sampled_rows(cell: Cell) -> np.ndarray:
 Answers = dict[str, np.ndarray]
 
 
-def answers(cell: Cell, problem: Problem) -> Answers:
-    """Float64 "output" and "gradient" of the sampled rows; output of a mean loss is one number.
-
-    Errors of a row are relative to "output scale" and "gradient scale": the largest term in the sums of its
-    entries. The entries themselves can cancel to nothing (p - 1 of a confident row). Masked classes are no
-    terms of the other entries, and their size must not hide errors there: rows with them have a scale for
-    each entry.
-    """
-    if cell.op == "cross_entropy":
-        return _cross_entropy(cell, problem)
-    rows = sampled_rows(cell)
-    x = by_row(problem.x, cell.dim)[rows].astype(np.float64)
-    dy = _upstream_rows(cell, problem, rows)
-    log_p, p = _log_softmax(x)
-    if cell.op == "softmax":
-        output, dot = p, (p * dy).sum(-1, keepdims=True)
-        gradient, terms = p * (dy - dot), p * (np.abs(dy) + np.abs(dot))
-    else:
-        output, total = log_p, dy.sum(-1, keepdims=True)
-        gradient, terms = dy - p * total, np.abs(dy) + p * np.abs(total)
-    return {
-        "output": output,
-        "output scale": _output_scale(output, p),
-        "gradient": gradient,
-        "gradient scale": terms.max(-1),
-    }
-
-
-def _upstream_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray:
-    """The gradient of the output of these rows."""
-    if problem.upstream is not None:
-        return by_row(problem.upstream, cell.dim)[rows].astype(np.float64)
-    dy = {"sum": 1.0, "mean": 1 / cell.elements}.get(cell.option)
-    if dy is None:
-        assert problem.weight is not None
-        dy = problem.weight.reshape(-1)[rows, None].astype(np.float64)
-    return np.broadcast_to(dy, (len(rows), cell.classes))
-
-
-def _output_scale(output: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """The scale: (rows,), or (rows, C) if classes are masked."""
-    size = np.abs(output)
-    row = size.max(-1, where=p > 0, initial=0.0)
-    return row if p.all() else np.maximum(size, row[:, None])
-
-
-def _log_softmax(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    shifted = x - x.max(-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return log_p, np.exp(log_p)
-
-
-def _blocks(rows: np.ndarray, classes: int) -> Iterator[np.ndarray]:
-    step = max(1, BLOCK // classes)
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
-
-
-def _cross_entropy(cell: Cell, problem: Problem) -> Answers:
-    x = by_row(problem.x, cell.dim)
-    losses = np.empty(cell.rows)
-    mass = np.ones(cell.rows)  # weight of the row in the mean
-    sampled = sampled_rows(cell)
-
-    def block(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient and its scale, for the sampled rows."""
-        wanted = np.isin(rows, sampled)
-        log_p, p = _log_softmax(x[rows].astype(np.float64))
-        target = _target_rows(cell, problem, rows)
-        losses[rows] = -np.multiply(target, log_p, where=target != 0, out=np.zeros_like(p)).sum(-1)
-        p *= target.sum(-1, keepdims=True)
-        if problem.weight is not None:
-            mass[rows] = target.sum(-1)
-        p, target = p[wanted], target[wanted]
-        return p - target, (p + target).max(-1)
-
-    blocks = in_threads(block, _blocks(np.arange(cell.rows), cell.classes))
-    gradient, scale = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    if cell.option == "none":
-        assert problem.upstream is not None
-        upstream = problem.upstream.reshape(-1)[sampled].astype(np.float64)
-        loss = losses[sampled]
-        return {
-            "output": loss,
-            "output scale": np.maximum(loss, 1.0),  # of log d: a confident row's loss is a small difference
-            "gradient": gradient * upstream[:, None],
-            "gradient scale": scale * np.abs(upstream),
-        }
-    loss = np.array([losses.sum() / mass.sum()])
-    return {
-        "output": loss,
-        "output scale": np.abs(loss),
-        "gradient": gradient / mass.sum(),
-        "gradient scale": scale / mass.sum(),
-    }
-
-
-def _target_rows(cell: Cell, problem: Problem, rows: np.ndarray) -> np.ndarray:
-    """Targets of these rows as (weighted) probabilities in float64; ignored rows are all zero."""
-    assert problem.target is not None
-    if cell.option == "probabilities":
-        return by_row(problem.target, cell.dim)[rows].astype(np.float64)
-    index = problem.target.reshape(-1)[rows]
-    dense = np.zeros((len(rows), cell.classes))
-    kept = np.flatnonzero(index != IGNORE_INDEX)
-    dense[kept, index[kept]] = 1.0
-    if cell.option == "label_smoothing":
-        dense = dense * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / cell.classes
-    if problem.weight is not None:
-        dense *= problem.weight.astype(np.float64)
-    return dense
-
-
 def errors(cell: Cell, got: dict[str, np.ndarray], expected: Answers) -> dict[str, float]:
     """Largest |got - answer| / (eps * scale of the row) of each array; inf for NaN. An array has the cell's
     shape, or (rows, C) with only the sampled rows."""
@@ -267,7 +178,7 @@ def errors(cell: Cell, got: dict[str, np.ndarray], expected: Answers) -> dict[st
     for name, array in got.items():
         answer, scale = expected[name], expected[f"{name} scale"]
         array = np.asarray(array)
-        if name == "gradient" or cell.op != "cross_entropy":
+        if answer.ndim == 2:
             if array.shape == cell.shape:
                 array = by_row(array, cell.dim)[rows]
             if array.shape != answer.shape:

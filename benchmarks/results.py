@@ -31,7 +31,9 @@ A row is one provider in one cell, regime and thread count:
                  first provider is torch unless chosen otherwise
     baseline     the provider that the ratio compares with
     times_plain  for logits that are not plain: median / median of the same provider with plain logits, in the
-                 same regime and thread count; null if that has no time
+                 same regime and thread count; null if that has no time. For an option that F lacks, in
+                 softkern's row: its time / the time of softkern:plain, median over the rounds in which both
+                 had a turn
     bytes        by the op's declared formula (0: not declared, as for end-to-end jobs)
     gbps         bytes / median / 1e9
     copy_gbps    copy of as many bytes in the same rounds, and copy_percent = 100 gbps / copy_gbps; null for
@@ -39,7 +41,7 @@ A row is one provider in one cell, regime and thread count:
     residency    "cache" or "memory": the place of a call's operands
     buffers      how many copies of the inputs are used in turn
     error        {"output": e, "gradient": e}: largest |got - float64 answer|, in units of the dtype's eps
-                 times the scale of the row (benchmarks.problems.answers); null where not finite
+                 times the scale of the row (benchmarks.answers); null where not finite
     peak_bytes   growth of the resident set above the inputs in one call; null where not measured
     faults       page faults per call
 """
@@ -52,6 +54,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from benchmarks import options
 from benchmarks.cells import Cell
 
 SCHEMA = 1
@@ -60,6 +63,8 @@ KEY = ("cell", "provider", "regime", "threads", "device")
 # measured; or without a graph, followed by the reason.
 CAPTURED = "CUDA graph"
 NOT_CAPTURED = "not captured in a CUDA graph"
+
+PLAIN = "softkern:plain"  # the provider that leaves the cell's option out
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -75,8 +80,13 @@ def key(row: Row) -> tuple[Any, ...]:
 
 
 def beside_plain(rows: list[Row], cell: Cell, measured: list[Row]) -> list[Row]:
-    """The cell's rows; for logits that are not plain, with `times_plain`. The cell with plain logits has been
-    measured before, because its inputs sort first."""
+    """The cell's rows, with `times_plain` where there is one. The cell with plain logits has been measured
+    before, because its inputs sort first; the plain call for an option takes turns with the others."""
+    if options.is_own(cell):
+        timed = {row["provider"]: row for row in rows if row["status"] == "ok"}
+        if {"softkern", PLAIN} <= set(timed):
+            times = common_ratio(timed["softkern"]["samples"], timed[PLAIN]["samples"])
+            timed["softkern"]["times_plain"] = round(times, 4)
     if not cell.inputs:
         return rows
     where = ("provider", "regime", "threads")
@@ -122,6 +132,12 @@ def summary(samples: list[float]) -> dict[str, float]:
         return {"median": samples[0], "q20": samples[0], "q80": samples[0]}
     low, *_, high = quantiles(samples, n=5, method="inclusive")
     return {"median": median(samples), "q20": low, "q80": high}
+
+
+def common_ratio(baseline: list[float], samples: list[float]) -> float:
+    """`paired_ratio` of the rounds in which both had a turn: the k-th samples are of the same round."""
+    common = min(len(baseline), len(samples))
+    return paired_ratio(baseline[:common], samples[:common])
 
 
 def paired_ratio(baseline: list[float], samples: list[float]) -> float:

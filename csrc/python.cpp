@@ -43,16 +43,27 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
   return softkern::cross_entropy(input, target, weight, options);
 }
 
-softkern::RowResults row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS, const softkern::RowOptions& given,
-                                bool inplace_backward) {
+softkern::RowResults row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS,
+                                const softkern::RowOptions& given, bool inplace_backward) {
   const softkern::SymRowOptions options = softkern::symbolic(given);
   if (softkern::is_traced_for_onnx(input)) {
-    return softkern::row_losses_in_aten({input, target, weight, row_weight, num_items, target_probs}, options);
+    return softkern::row_losses_in_aten({input, target, weight, row_weight, num_items, target_probs},
+                                        options);
   }
   if (inplace_backward) {
     return softkern::row_losses_(input, target, weight, row_weight, num_items, target_probs, options);
   }
   return softkern::row_losses(input, target, weight, row_weight, num_items, target_probs, options);
+}
+
+/// For tensors whose class knows ATen's ops alone, and for the decompositions of exported programs.
+softkern::RowResults row_losses_in_aten(const at::Tensor& input, SOFTKERN_ROW_TENSORS,
+                                        const softkern::SymRowOptions& options) {
+  return softkern::row_losses_in_aten({input, target, weight, row_weight, num_items, target_probs}, options);
+}
+
+bool takes_row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS, const softkern::SymRowOptions& options) {
+  return softkern::takes_row_losses({input, target, weight, row_weight, num_items, target_probs}, options);
 }
 
 py::list op_names() {
@@ -126,6 +137,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("row_losses", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&row_losses>));
   m.def("takes_cross_entropy",
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&softkern::takes_cross_entropy>));
+  m.def("row_losses_in_aten", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&row_losses_in_aten>));
+  m.def("takes_row_losses", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&takes_row_losses>));
   m.def("op_names", &op_names);
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });

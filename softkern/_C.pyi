@@ -8,6 +8,38 @@ def log_softmax(self: Tensor, dim: int, /) -> Tensor: ...
 # The options behind the weight: those of softkern.options, one by one; and inplace_backward.
 def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, /, *options: float) -> Tensor: ...
 def takes_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, /, *options: float) -> bool: ...
+
+# The same for row_losses; row_losses has inplace_backward at the end.
+def row_losses(
+    input: Tensor,
+    target: Tensor | None,
+    weight: Tensor | None,
+    row_weight: Tensor | None,
+    num_items: Tensor | None,
+    target_probs: Tensor | None,
+    /,
+    *options: float,
+) -> tuple[Tensor, ...]: ...
+def takes_row_losses(
+    input: Tensor,
+    target: Tensor | None,
+    weight: Tensor | None,
+    row_weight: Tensor | None,
+    num_items: Tensor | None,
+    target_probs: Tensor | None,
+    /,
+    *options: float,
+) -> bool: ...
+def row_losses_in_aten(
+    input: Tensor,
+    target: Tensor | None,
+    weight: Tensor | None,
+    row_weight: Tensor | None,
+    num_items: Tensor | None,
+    target_probs: Tensor | None,
+    /,
+    *options: float,
+) -> tuple[Tensor, ...]: ...
 def op_names() -> list[str]: ...
 def isas() -> list[tuple[str, bool, str]]: ...
 def active_isa() -> str: ...

@@ -2,8 +2,10 @@
 """Fused, exact and reproducible softmax, log-softmax and cross-entropy for PyTorch.
 
 `softkern.softmax`, `softkern.log_softmax` and `softkern.cross_entropy` replace the functions of
-`torch.nn.functional` with these names. The modules `softkern.Softmax`, `softkern.LogSoftmax` and
-`softkern.CrossEntropyLoss` replace those of `torch.nn`. `softkern.install` puts them behind torch's names.
+`torch.nn.functional` with these names. `softkern.cross_entropy` has more options, and returns statistics of
+the rows; `softkern.selective_log_softmax` and `softkern.entropy_from_logits` compute statistics alone. The
+modules `softkern.Softmax`, `softkern.LogSoftmax` and `softkern.CrossEntropyLoss` replace those of `torch.nn`.
+`softkern.install` puts the functions behind torch's names.
 """
 
 import torch  # noqa: F401  (loads the libraries that _C is linked against)
@@ -15,19 +17,23 @@ from softkern.exporting import decompositions
 from softkern.functional import cross_entropy, log_softmax, softmax
 from softkern.modules import CrossEntropyLoss, LogSoftmax, Softmax
 from softkern.patching import install, installed, uninstall
+from softkern.row_losses import RowStats, entropy_from_logits, selective_log_softmax
 
 __all__ = [
     "Backend",
     "CrossEntropyLoss",
     "LogSoftmax",
+    "RowStats",
     "Softmax",
     "__version__",
     "backends",
     "cross_entropy",
     "decompositions",
+    "entropy_from_logits",
     "install",
     "installed",
     "log_softmax",
+    "selective_log_softmax",
     "softmax",
     "uninstall",
     "use_backend",

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
-from softkern.options import CrossEntropyOptions
+from softkern.options import OUTPUTS, CrossEntropyOptions, RowOptions
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
 
 _ops = torch.ops.softkern
+_NONE, _MEAN, _SUM = (_Reduction.get_enum(name) for name in ("none", "mean", "sum"))
 
 
 def is_dtensor(x: object) -> TypeGuard[DTensor]:
@@ -45,63 +46,159 @@ def softmax(
 def cross_entropy(
     input: DTensor, target: Tensor, weight: Tensor | None, options: CrossEntropyOptions
 ) -> Tensor | None:
-    """The loss: for "none" placed like the rows, otherwise pending its sum over the ranks; or None.
+    """The loss: for "none" placed like the rows, otherwise pending its sum over the ranks; or None."""
+    if not _go_together(input, target, weight):
+        return None
+
+    def rows(x: Tensor, local: Sequence[Tensor | None], reduction: int) -> tuple[Tensor, ...]:
+        return (_ops.cross_entropy(x, *local[:2], *options._replace(reduction=reduction)),)
+
+    return _results(input, (target, weight, None, None, None), options, rows)[0]
+
+
+def row_losses(
+    input: DTensor, given: Sequence[Tensor | None], options: RowOptions
+) -> tuple[Tensor, ...] | None:
+    """The loss as for `cross_entropy`, and the statistics that are wanted placed like the rows; or None.
+
+    `given` are the op's tensors behind the logits. The number of items may be a plain tensor, the same on all
+    ranks.
+    """
+    target, weight, row_weight, num_items, target_probs = given
+    if not _go_together(input, target, weight, row_weight, target_probs):
+        return None
+    if num_items is not None and num_items.requires_grad:
+        return None
+    given = target, weight, row_weight, _whole(num_items), target_probs
+
+    def rows(x: Tensor, local: Sequence[Tensor | None], reduction: int) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = _ops.row_losses(x, *local, *options._replace(reduction=reduction))
+        return results
+
+    loss, *statistics = _results(input, given, options, rows)
+    dim = _class_dim(input)
+    sizes = [n for i, n in enumerate(input.shape) if i != dim]
+    bits = tuple(OUTPUTS.values())[1:]
+    return loss, *(
+        _like_rows(x, input, dim, sizes) if options.outputs & bit else x
+        for bit, x in zip(bits, statistics, strict=True)
+    )
+
+
+def of_rows(
+    compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]],
+    input: DTensor,
+    dim: int,
+    index: Tensor | None,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """`compute`'s log-probabilities and entropies of this rank's rows, placed like the rows; or None."""
+    if not _whole_along(input, dim):
+        return None
+    if index is not None and not (is_dtensor(index) and index.device_mesh == input.device_mesh):
+        return None
+    log_prob, entropy = compute(input.to_local(), _share(index, input, dim))
+    if index is not None:
+        log_prob = _like_rows(log_prob, input, dim, index.shape)
+    if with_entropy:
+        entropy = _like_rows(entropy, input, dim, [n for i, n in enumerate(input.shape) if i != dim])
+    return log_prob, entropy
+
+
+def _results(
+    input: DTensor,
+    given: tuple[Tensor | None, ...],
+    options: CrossEntropyOptions | RowOptions,
+    rows: Callable[[Tensor, Sequence[Tensor | None], int], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """The results of `rows` on this rank's rows, with the loss as a DTensor.
 
     The mean divides by the weight of the targets of all ranks. So shards may have different sizes and
     different numbers of ignored rows. The kernels compute the sum of each rank's rows; float16 is converted
     first, because that sum may overflow it.
     """
-    from torch.distributed.tensor import Partial, Replicate, Shard
+    from torch.distributed.tensor import Partial
 
-    if not is_dtensor(target) or not (weight is None or is_dtensor(weight)):
-        return None
-    if not _go_together(input, target, weight):
-        return None
-    class_dim = 0 if input.dim() == 1 else 1
-    indices = target.shape != input.shape
-    row_placements = [
-        Shard(p.dim - (p.dim > class_dim)) if isinstance(p, Shard) else Replicate() for p in input.placements
-    ]
+    dim = _class_dim(input)
+    placements = _row_placements(input, dim)
+    target, weight, row_weight, num_items, target_probs = given
     x = input.to_local()
-    y = target.redistribute(placements=row_placements if indices else input.placements).to_local()
-    w = None
-    if weight is not None:
-        w = weight.redistribute(placements=[Replicate()] * len(row_placements)).to_local()
-    if options.reduction == _Reduction.get_enum("none"):
-        rows = [n for i, n in enumerate(input.shape) if i != class_dim]
-        loss = _ops.cross_entropy(x, y, w, *options)
-        return _placed(loss, input, row_placements, rows)
-    if all(p.is_replicate() for p in row_placements):
-        loss = _ops.cross_entropy(x, y, w, *options)
-        return _placed(loss, input, row_placements, ())
-    pending = [Partial() if p.is_shard() else p for p in row_placements]
+    local = [
+        _share(target, input, dim),
+        _whole(weight),
+        _share(row_weight, input, dim),
+        num_items,
+        _share(target_probs, input, dim),
+    ]
+    if options.reduction == _NONE or all(p.is_replicate() for p in placements):
+        loss, *statistics = rows(x, local, options.reduction)
+        sizes = [n for i, n in enumerate(input.shape) if i != dim] if options.reduction == _NONE else ()
+        return _placed(loss, input, placements, sizes), *statistics
+    pending = [Partial() if p.is_shard() else p for p in placements]
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     if x.dtype == torch.float16:
-        x, y = x.to(compute), y if indices else y.to(compute)
-        w = None if w is None else w.to(compute)
-    loss = _ops.cross_entropy(x, y, w, *options._replace(reduction=_Reduction.get_enum("sum")))
-    if options.reduction == _Reduction.get_enum("mean"):
-        if indices:
-            loss = loss * _mass(target, w, options.ignore_index, compute).reciprocal()
+        x = x.to(compute)
+        local = [t.to(compute) if t is not None and t.is_floating_point() else t for t in local]
+    loss, *statistics = rows(x, local, _SUM)
+    if options.reduction == _MEAN:
+        if num_items is not None:
+            loss = loss / num_items
+        elif is_dtensor(target) and target.dim() < input.dim():
+            mass = _mass(target, local[1], row_weight, options.ignore_index, compute)
+            loss = loss * mass.reciprocal()
+        elif is_dtensor(row_weight):
+            total: Any = row_weight.sum(dtype=compute)  # a DTensor
+            loss = loss / total.full_tensor()
         else:
-            loss = loss / (input.numel() // input.shape[class_dim])
-    return _placed(loss.to(input.dtype), input, pending, ())
+            loss = loss / (input.numel() // input.shape[dim])
+    return _placed(loss.to(input.dtype), input, pending, ()), *statistics
 
 
-def _go_together(input: DTensor, target: DTensor, weight: DTensor | None) -> bool:
-    class_dim = 0 if input.dim() == 1 else 1
+def _go_together(
+    input: DTensor, target: Tensor | None, weight: Tensor | None, *of_rows: Tensor | None
+) -> bool:
+    class_dim = _class_dim(input)
     if input.dim() == 0 or input.shape[class_dim] == 0 or not _whole_along(input, class_dim):
         return False
-    tensors = [target] if weight is None else [target, weight]
-    if any(t.device_mesh != input.device_mesh for t in tensors):
-        return False
+    for t in (target, weight, *of_rows):
+        if t is not None and not (is_dtensor(t) and t.device_mesh == input.device_mesh):
+            return False
     # The gradient of a replicated weight would be pending a sum: torch has the rules for that.
     if weight is not None and (
         weight.requires_grad or weight.shape != input.shape[class_dim : class_dim + 1]
     ):
         return False
     rows = (*input.shape[:class_dim], *input.shape[class_dim + 1 :])
-    return target.shape in (rows, input.shape)
+    return target is None or any(t is not None for t in of_rows) or target.shape in (rows, input.shape)
+
+
+def _class_dim(input: DTensor) -> int:
+    return 0 if input.dim() == 1 else 1
+
+
+def _row_placements(input: DTensor, dim: int) -> list[Placement]:
+    """Those of a tensor without the dimension of the classes."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    return [Shard(p.dim - (p.dim > dim)) if isinstance(p, Shard) else Replicate() for p in input.placements]
+
+
+def _share(t: Tensor | None, input: DTensor, dim: int) -> Tensor | None:
+    """This rank's part of a tensor with one number, or some, for each row."""
+    if not is_dtensor(t):
+        return None
+    placements = input.placements if t.dim() == input.dim() else _row_placements(input, dim)
+    return t.redistribute(placements=placements).to_local()
+
+
+def _whole(t: Tensor | None) -> Tensor | None:
+    return t.full_tensor() if is_dtensor(t) else t
+
+
+def _like_rows(local: Tensor, input: DTensor, dim: int, shape: Sequence[int]) -> DTensor:
+    """The DTensor of all ranks' numbers of rows; `shape` has the dimension of the classes or lacks it."""
+    placements = input.placements if len(shape) == input.dim() else _row_placements(input, dim)
+    return _placed(local, input, placements, shape)
 
 
 def _whole_along(x: DTensor, dim: int) -> bool:
@@ -113,7 +210,9 @@ def _whole_along(x: DTensor, dim: int) -> bool:
     )
 
 
-def _mass(target: DTensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+def _mass(
+    target: DTensor, weight: Tensor | None, row_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> Tensor:
     """The weight of all targets, of all ranks, that are not ignored.
 
     Each rank counts its own targets. If a rank has all of them, nothing is sent.
@@ -124,12 +223,14 @@ def _mass(target: DTensor, weight: Tensor | None, ignore_index: int, dtype: torc
         target = target.redistribute(placements=[Replicate()] * len(target.placements))
     y = target.to_local()
     kept = y != ignore_index
-    if weight is None:
-        mass = kept.sum(dtype=dtype)
-    else:
-        mass = weight.to(dtype)[torch.where(kept, y, 0).long()].mul(kept).sum()
+    masses = kept.to(dtype)
+    if weight is not None:
+        masses = weight.to(dtype)[torch.where(kept, y, 0).long()].mul(kept)
+    if is_dtensor(row_weight):
+        of_rows = row_weight.redistribute(placements=target.placements).to_local().to(dtype)
+        masses = masses * torch.where(kept, of_rows, 0)
     pending = [Partial() if p.is_shard() else p for p in target.placements]
-    return _placed(mass, target, pending, ()).full_tensor()
+    return _placed(masses.sum(), target, pending, ()).full_tensor()
 
 
 def _placed(local: Tensor, like: DTensor, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:

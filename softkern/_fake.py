@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._prims_common import canonicalize_dim
+from torch.nn import _reduction as _Reduction
 
 from softkern import _C, _inductor
 from softkern.exporting import aten_cross_entropy
-from softkern.options import CrossEntropyOptions
+from softkern.options import OUTPUTS, CrossEntropyOptions, RowOptions
 
 
 def _like(x: Tensor) -> Tensor:
@@ -39,9 +40,12 @@ for _name in _C.op_names():
         torch.library.register_fake(f"softkern::{_name}", _softmax)
 
 
+_NONE = _Reduction.get_enum("none")
+
+
 def _loss_shape(logits: Tensor, reduction: int) -> list[int]:
     _inductor.register()
-    if reduction != 0:
+    if reduction != _NONE:
         return []
     class_dim = 0 if logits.dim() == 1 else 1
     return [size for i, size in enumerate(logits.shape) if i != class_dim]
@@ -89,4 +93,65 @@ def _cross_entropy_backward(
 def _cross_entropy_backward_(
     grad_output: Tensor, grad: Tensor, grad_scale: Tensor, target: Tensor, ignore_index: int
 ) -> None:
+    return None
+
+
+# row_losses: `given` are the target, the weight, row_weight, num_items and target_probs; those at the end may
+# be missing if they are None, as options are if they equal their defaults.
+_ROW_TENSORS = 5
+
+
+def _row_results(logits: Tensor, target: Tensor | None, options: RowOptions) -> tuple[Tensor, ...]:
+    _inductor.register()
+    rows, compute = _loss_shape(logits, _NONE), _compute_dtype(logits)
+    shapes = {
+        "loss": (_loss_shape(logits, options.reduction), logits.dtype),
+        "log_prob": (rows if target is None else list(target.shape), compute),
+        "lse": (rows, compute),
+        "entropy": (rows, compute),
+        "argmax": (rows, torch.int64),
+        "correct": (rows, torch.bool),
+    }
+    return tuple(
+        logits.new_empty(shape if options.outputs & OUTPUTS[name] else [0], dtype=dtype)
+        for name, (shape, dtype) in shapes.items()
+    )
+
+
+@torch.library.register_fake("softkern::row_losses_")
+@torch.library.register_fake("softkern::row_losses")
+def _row_losses(self: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    tensors = (*given[:_ROW_TENSORS], *[None] * (_ROW_TENSORS - len(given)))
+    options = RowOptions(*given[_ROW_TENSORS:])
+    if not _C.takes_row_losses(self, *tensors, *options):
+        return _C.row_losses_in_aten(self, *tensors, *options)
+    return _row_results(self, tensors[0], options)
+
+
+@torch.library.register_fake("softkern::row_losses_forward")
+def _row_losses_forward(self: Tensor, target: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
+    *options, need_grad = given[_ROW_TENSORS - 1 :]
+    grad = _like(self) if need_grad else self.new_empty([0])
+    return *_row_results(self, target, RowOptions(*options)), grad
+
+
+@torch.library.register_fake("softkern::row_losses_forward_")
+def _row_losses_forward_(self: Tensor, target: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
+    return _row_results(self, target, RowOptions(*given[_ROW_TENSORS - 1 :]))
+
+
+@torch.library.register_fake("softkern::row_losses_backward")
+def _row_losses_backward(
+    grad_loss: Tensor | None,
+    grad_log_prob: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_entropy: Tensor | None,
+    self: Tensor,
+    *given: Any,
+) -> Tensor:
+    return _like(self)
+
+
+@torch.library.register_fake("softkern::row_losses_backward_")
+def _row_losses_backward_(*given: Any) -> None:
     return None

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softkern.functional import _as_long
-from softkern.options import CrossEntropyOptions
+from softkern import _C
+from softkern._arguments import as_long
+from softkern.options import CrossEntropyOptions, RowOptions
 
 _ops = torch.ops.softkern
 
 
-def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """softkern's ops as torch's ops, for `torch.export.ExportedProgram.run_decompositions`.
 
     A program with softkern's ops can be loaded only after softkern was imported. After decomposition it can
@@ -35,6 +36,8 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
         _ops.log_softmax.default: torch.ops.aten.log_softmax.int,
         _ops.cross_entropy.default: _cross_entropy,
         _ops.cross_entropy_.default: _cross_entropy,
+        _ops.row_losses.default: _row_losses,
+        _ops.row_losses_.default: _row_losses,
     }
 
 
@@ -44,11 +47,25 @@ def _cross_entropy(
     return aten_cross_entropy(self, target, weight, CrossEntropyOptions(*options, **named))
 
 
+def _row_losses(
+    self: Tensor,
+    target: Tensor | None = None,
+    weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    num_items: Tensor | None = None,
+    target_probs: Tensor | None = None,
+    *options: Any,
+    **named: Any,
+) -> tuple[Tensor, ...]:
+    given = target, weight, row_weight, num_items, target_probs
+    return _C.row_losses_in_aten(self, *given, *RowOptions(*options, **named))
+
+
 def aten_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, options: CrossEntropyOptions
 ) -> Tensor:
     """torch's loss, of index dtypes that the kernels take and torch doesn't as well."""
     loss: Tensor = torch.ops.aten.cross_entropy_loss(
-        logits, _as_long(target, logits), weight, *options.of_torch
+        logits, as_long(target, logits), weight, *options.of_torch
     )
     return loss

@@ -8,42 +8,33 @@ sharded classes. Arguments that it refuses raise its exceptions.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.fx.proxy import Proxy
 from torch.nn import _reduction as _Reduction
-from torch.overrides import (  # type: ignore[attr-defined]
-    _is_torch_function_mode_enabled,
-    handle_torch_function,
-    has_torch_function_unary,
-    has_torch_function_variadic,
-)
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from softkern import _C, _dtensor
+from softkern import _C, _dtensor, row_losses
+from softkern._arguments import (
+    PLAIN,
+    as_dim,
+    as_double,
+    as_index,
+    as_long,
+    by_torch,
+    is_for_a_class,
+    is_int64,
+    torch_loss,
+)
 from softkern.options import CrossEntropyOptions
 
-# A subclass with its own __torch_dispatch__ knows torch's ops, not softkern's. DTensors have a file of their
-# own, _dtensor.py.
-_PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-# The types that F accepts as a dim, and, besides float, as a label_smoothing. torch imports numpy if it is
-# installed, too.
-_INTEGERS: tuple[type, ...] = (int,)
-_DOUBLES: tuple[type, ...] = (int,)
-try:
-    import numpy
-except ImportError:
-    pass
-else:
-    _INTEGERS += (numpy.integer,)
-    _DOUBLES += (numpy.integer, numpy.floating, numpy.bool_)
+    from softkern.row_losses import RowKeywords, RowStats
 
 _ops = torch.ops.softkern
 
@@ -125,15 +116,6 @@ def log_softmax(
     )
 
 
-def _is_for_a_class(*arguments: object) -> bool:
-    """Whether to pass torch's function, not softkern's, to `__torch_function__`.
-
-    A tensor class knows torch's function and its options. A mode usually calls the function that it gets, and
-    torch.fx records it, so these two get softkern's function.
-    """
-    return not _is_torch_function_mode_enabled() and not any(isinstance(x, Proxy) for x in arguments)
-
-
 def _is_usual(dim: int | None, input: Tensor, dtype: torch.dtype | None) -> TypeGuard[int]:
     """Whether `_softmax` would call the op directly: its checks cost as much as several rows."""
     return (
@@ -157,8 +139,8 @@ def _softmax(
     dtype: torch.dtype | None,
 ) -> Tensor:
     if has_torch_function_unary(input):
-        if _is_for_a_class(input):
-            return _by_torch(fallback(input, dim, stacklevel, dtype))
+        if is_for_a_class(input):
+            return by_torch(fallback(input, dim, stacklevel, dtype))
         return handle_torch_function(public, (input,), input, dim, _stacklevel=stacklevel, dtype=dtype)
     if dim is None:
         if torch.compiler.is_dynamo_compiling():  # it can't trace the warning, but knows F's function
@@ -167,18 +149,58 @@ def _softmax(
         dim = F._get_softmax_dim(public.__name__, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
     # torch accepts Python's float as a name of float64.
     to = torch.float64 if dtype is float else dtype  # type: ignore[comparison-overlap, redundant-expr]
-    index = dim if _is_int64(dim) else _as_dim(dim)
+    index = dim if is_int64(dim) else as_dim(dim)
     if index is not None and (to is None or isinstance(to, torch.dtype)):
-        if type(input) in _PLAIN:
+        if type(input) in PLAIN:
             compute = op if torch.compiler.is_dynamo_compiling() else entry
             return compute(input if to is None else input.to(to), index)
         if _dtensor.is_dtensor(input):
             result = _dtensor.softmax(op, input, index, to)
             if result is not None:
                 return result
-    return _by_torch(fallback(input, dim, dtype=dtype))
+    return by_torch(fallback(input, dim, dtype=dtype))
 
 
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    **options: Unpack[RowKeywords],
+) -> Tensor: ...
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    stats: tuple[str, Unpack[tuple[str, ...]]],
+    **options: Unpack[RowKeywords],
+) -> tuple[Tensor, RowStats]: ...
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    stats: Iterable[str],
+    **options: Unpack[RowKeywords],
+) -> Tensor | tuple[Tensor, RowStats]: ...
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -190,20 +212,29 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     *,
     inplace_backward: bool = False,
-) -> Tensor:
+    **options: Any,  # those of row_losses.cross_entropy; named here, each of them would cost every call time
+) -> Tensor | tuple[Tensor, RowStats]:
     r"""Cross-entropy of logits and targets, fused: one read for the loss, one write for the gradient.
 
-    With :math:`m = \max_k x_k`, :math:`d = \sum_k \exp(x_k - m)`, :math:`a_c` the target mass of class c and
+    With :math:`m = \max_k z_k`, :math:`d = \sum_k \exp(z_k - m)`, :math:`a_c` the target mass of class c and
     :math:`A = \sum_c a_c`, a row has
 
-    .. math:: \ell = \sum_c a_c\,((m - x_c) + \log d), \qquad
-              \partial\ell/\partial x_c = A \exp(x_c - m)/d - a_c
+    .. math:: \ell = \sum_c a_c\,((m - z_c) + \log d), \qquad
+              \partial\ell/\partial z_c = A \exp(z_c - m)/d - a_c
 
     For class indices :math:`a_c = (1-s)\,w_y [c = y] + s\,w_c / C`, for class probabilities
     :math:`a_c = w_c ((1-s)\,t_c + s/C)`, with s the label smoothing. "mean" divides by the sum of
     :math:`w_y` over the rows that are not ignored, or for probabilities by the number of rows.
 
-    Equivalent to ``F.cross_entropy`` with the same arguments.
+    The transformed logits z are the logits x, unless options change them:
+
+    .. math:: z_c = \frac{\mathrm{softcap}}{\mathrm{temperature}}
+              \tanh\left(\frac{\mathrm{logit\_scale}\; x_c}{\mathrm{softcap}}\right)
+              \quad \text{or, without a softcap,} \quad
+              z_c = \frac{\mathrm{logit\_scale}}{\mathrm{temperature}}\; x_c
+
+    Equivalent to ``F.cross_entropy`` with the same arguments. The keywords behind `inplace_backward` are
+    softkern's own. They are computed in the same passes over memory.
 
     Args:
         input: logits, (C), (N, C) or (N, C, d1, ..., dk), any strides; float32, float64, bfloat16 or float16.
@@ -215,28 +246,59 @@ def cross_entropy(
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1].
         inplace_backward: lets the gradient overwrite the logits, which saves a tensor of their size. If
-            `input` requires a gradient, its values are lost in the forward. `input` stays unchanged if it
+            `input` requires a gradient, its values are lost in the forward, or in backward if `stats` or
+            float16 logits with other options of softkern need them until then. `input` stays unchanged if it
             does not require a gradient, if it is a DTensor, and under torch.compile and torch.func's
             transforms.
+        row_weight: (N, d1, ..., dk), dtype of `input` or float32: multiplies each row's loss. "mean" then
+            divides by the sum of row_weight times :math:`w_y` over the rows that are not ignored, or for
+            probabilities by the sum of row_weight.
+        num_items: a number, or a tensor of one number on any device: "mean" divides by it instead. The host
+            does not wait for it. Other reductions do not use it.
+        valid_classes: in [1, C]: the classes from here on are padding. They are not in the sums, their
+            gradient is exactly 0, a target there is out of bounds, and probabilities and weights there are
+            not read. Label smoothing spreads over the valid classes.
+        target_probs: probabilities of K class indices a row: `target` and `target_probs` are (N, K, d1, ...,
+            dk), dtype of `input` or float32. They count as class probabilities that are 0 elsewhere; an index
+            may be repeated. (MixUp and CutMix have K = 2, teachers K largest probabilities.)
+        logit_scale: multiplies the logits first.
+        softcap: None, or a positive bound of the scaled logits. A logit of -inf stays -inf.
+        temperature: positive; divides the logits last.
+        z_loss: adds z_loss times the squared logarithm of the sum of exponentials to a row's loss, weighted
+            by row_weight and :math:`w_y` (1 for probabilities) and reduced with the loss.
+        stats: names of statistics, "log_prob", "lse", "entropy", "argmax" and "correct", of the transformed
+            logits. "log_prob" and "correct" need one class index a row.
 
     Returns:
-        The loss in the dtype of `input`: a scalar, or for "none" one number for each row.
+        The loss in the dtype of `input`: a scalar, or for "none" one number for each row. With `stats`, a
+        pair of the loss and a `softkern.RowStats` with one number for each row; log_prob, lse and entropy are
+        float32 (float64 for float64 logits) and differentiable together with the loss. Ignored rows have
+        log_prob, lse and entropy 0, argmax -1, correct False.
 
     Raises:
         IndexError: a target is neither a class nor `ignore_index`.
-        ValueError: `reduction` is unknown, or batch sizes differ.
+        ValueError: `reduction` is unknown, or batch sizes differ. `row_weight`, `num_items` or `target_probs`
+            has a wrong shape, `target` does not have the K indices that `target_probs` needs, a number is out
+            of its range, or `stats` has an unknown name or one that needs other targets.
         RuntimeError: `label_smoothing` is outside [0, 1], `ignore_index` is given with probabilities, or
-            shapes, dtypes or devices do not match. F raises the same errors, before anything is written.
+            shapes, dtypes or devices do not match. F raises the same errors for its own arguments. All of
+            them come before anything is written.
             With `inplace_backward`: `input` is a leaf that requires a gradient, a view of such a leaf, or its
             elements share memory, as for any in-place operation of torch. In backward: another operation had
             saved `input` and needs it, or `input` was modified after the loss.
+        TypeError: an argument is of another type.
+
+    Gradients: the kernels compute that of `input`. Those of `target` (class probabilities), `weight`,
+    `row_weight`, `target_probs` and `num_items` are computed by torch's operations; with class indices, F and
+    softkern without its own options refuse a `weight` that requires a gradient.
 
     Error: a row's loss for a class index at most 6 ulp in float32, its gradient at most 8 ulp, for finite
-    logits of any range and offset; both below 1 ulp in 16-bit types (``docs/accuracy.md``). The bits of a
-    row's loss and gradient depend only on that row.
+    logits of any range and offset; both below 1 ulp in 16-bit types (``docs/accuracy.md``, which states the
+    bounds of softkern's own options too). The bits of a row's loss and gradient depend only on that row.
 
     Memory: if a gradient is needed, one tensor of the size of `input`, which becomes the gradient; with
-    `inplace_backward` none, unless the graph is retained.
+    `inplace_backward` none, unless the graph is retained. A gradient of `stats` is computed in backward, from
+    the logits.
 
     Differs from torch: ignored rows get exactly zero gradients for any logits (torch: NaN if the logits are
     NaN or all -inf). Loss and gradient of confident rows keep their digits (torch: 0). Sums of float16 and
@@ -245,16 +307,33 @@ def cross_entropy(
     mean of all rows, pending a sum (torch: the average of the shards' means, which is a different number if
     the shards differ in ignored rows or weights, and an error if they differ in size).
 
-    Source: pytorch/pytorch issues 11752 (why m and d stay apart) and 11551 (ignored rows).
+    Source: pytorch/pytorch issues 11752 (why m and d stay apart), 11551 (ignored rows) and 195829 (why no
+    log-probability is lse - z); linkedin/Liger-Kernel issues 802 (num_items), 968 (gradients of single rows)
+    and 551 (statistics); huggingface/trl issue 7244 (log-probability and entropy in one pass);
+    unslothai/unsloth issue 10616 (padding behind a softcap).
     """
+    if options:
+        return row_losses.cross_entropy(
+            cross_entropy,
+            input,
+            target,
+            weight,
+            size_average,
+            ignore_index,
+            reduce,
+            reduction,
+            label_smoothing,
+            inplace_backward,
+            **options,
+        )
     if has_torch_function_variadic(input, target, weight):
-        if _is_for_a_class(input, target, weight):
-            options = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        if is_for_a_class(input, target, weight):
+            of_torch = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
             # A class that knows few functions would refuse the calls that this check makes.
             with torch._C.DisableTorchFunctionSubclass():
-                narrow = _as_long(target, input) is not target
-            return _by_torch(_torch_cross_entropy(input, target.long() if narrow else target, *options))
-        return handle_torch_function(
+                narrow = as_long(target, input) is not target
+            return by_torch(_torch_cross_entropy(input, target.long() if narrow else target, *of_torch))
+        result: Tensor = handle_torch_function(
             cross_entropy,
             (input, target, weight),
             input,
@@ -267,6 +346,7 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             inplace_backward=inplace_backward,
         )
+        return result
     return _cross_entropy(
         input,
         target,
@@ -278,6 +358,10 @@ def cross_entropy(
         label_smoothing,
         inplace_backward,
     )
+
+
+# What help and inspect show.
+cross_entropy.__signature__ = row_losses.with_keywords(cross_entropy)  # type: ignore[attr-defined]
 
 
 def _cross_entropy(
@@ -295,11 +379,11 @@ def _cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
-    plain = type(input) in _PLAIN and type(target) in _PLAIN and (weight is None or type(weight) in _PLAIN)
-    ignored = ignore_index if _is_int64(ignore_index) else _as_index(ignore_index)
+    plain = type(input) in PLAIN and type(target) in PLAIN and (weight is None or type(weight) in PLAIN)
+    ignored = ignore_index if is_int64(ignore_index) else as_index(ignore_index)
     smoothing: float | None = label_smoothing
-    if type(label_smoothing) is not float and not _is_int64(label_smoothing):
-        smoothing = _as_double(label_smoothing)
+    if type(label_smoothing) is not float and not is_int64(label_smoothing):
+        smoothing = as_double(label_smoothing)
     if ignored is not None and smoothing is not None:
         if plain and torch.compiler.is_dynamo_compiling():
             traced: Tensor = _ops.cross_entropy(input, target, weight, mode, ignored, smoothing)
@@ -311,90 +395,4 @@ def _cross_entropy(
             loss = _dtensor.cross_entropy(input, target, weight, options)
             if loss is not None:
                 return loss
-    return _by_torch(_torch_loss(input, _as_long(target, input), weight, mode, ignore_index, label_smoothing))
-
-
-def _as_long(target: Any, input: Any) -> Any:
-    """Class indices in a dtype that all of torch's functions accept.
-
-    A target with as many dims as the logits holds no indices. It stays as it is, because torch's error
-    message names its dtype.
-    """
-    if not (isinstance(target, Tensor) and isinstance(input, Tensor)) or target.dim() == input.dim():
-        return target
-    return target.long() if target.dtype in (torch.int32, torch.uint8) else target
-
-
-def _torch_loss(
-    input: Tensor, target: Tensor, weight: Tensor | None, mode: int, ignore_index: int, label_smoothing: float
-) -> Tensor:
-    """The function below F.cross_entropy: softkern.install may have patched F.cross_entropy itself."""
-    loss: Tensor = torch._C._nn.cross_entropy_loss(
-        input,
-        target,
-        weight,
-        mode,  # type: ignore[arg-type]
-        ignore_index,
-        label_smoothing,
-    )
-    return loss
-
-
-def _is_int64(value: object) -> TypeGuard[int]:
-    """Whether pybind11 converts the value in the same way as F."""
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-# Numbers of other types than Python's are converted as F converts them. None means that F has to trace the
-# value, or to refuse it with its own message. F accepts more types for an ignore_index (a SymInt, for
-# example) than for a dim. torch.compile sees numpy's numbers as tensors, and leaves these to F.
-
-
-def _as_dim(value: object) -> int | None:
-    if not isinstance(value, _INTEGERS):
-        value = _held_number(value)
-    return _as_index(value) if isinstance(value, _INTEGERS) else None
-
-
-def _as_index(value: object) -> int | None:
-    value = _held_number(value)
-    if isinstance(value, (bool, Tensor, torch.SymInt)):
-        return None
-    if torch.compiler.is_dynamo_compiling():
-        return value if isinstance(value, int) else None
-    try:
-        index = operator.index(value)  # type: ignore[arg-type]
-    except Exception:  # F converts it again, and raises
-        return None
-    return index if _is_int64(index) else None
-
-
-def _as_double(value: object) -> float | None:
-    value = _held_number(value)
-    if torch.compiler.is_dynamo_compiling():
-        return value if isinstance(value, (int, float)) else None
-    if isinstance(value, float):
-        return float.__float__(value)
-    if isinstance(value, _DOUBLES):
-        try:
-            return float(value)  # type: ignore[arg-type]
-        except OverflowError:  # F converts it again, and raises
-            return None
-    return None
-
-
-def _held_number(value: object) -> object:
-    """The number in a tensor that F accepts as a number; any other value unchanged."""
-    if type(value) is not Tensor or torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
-        return value
-    return value if value.dim() > 0 or value.requires_grad else value.item()
-
-
-def _by_torch(result: Tensor) -> Tensor:
-    """Raises if a backend was named: torch must not replace it silently. Bad arguments raised before."""
-    if not torch.compiler.is_dynamo_compiling() and (named := _C.required()):
-        raise RuntimeError(
-            f"backend {named!r} was asked for and does not compute these arguments (tensor subclasses, "
-            "symbolic numbers); where the choice is softkern's, torch does"
-        )
-    return result
+    return by_torch(torch_loss(input, as_long(target, input), weight, mode, ignore_index, label_smoothing))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of cross_entropy as the ops take them: the list of ``csrc/common/options.h`` for Python.
+"""The options of the ops: the lists of ``csrc/common/options.h`` for Python.
 
-``tests`` compare the two, and the op's schema, field by field."""
+``tests`` compare the two, and the ops' schemas, field by field."""
 
 from __future__ import annotations
 
@@ -19,3 +19,21 @@ class CrossEntropyOptions(NamedTuple):
     def of_torch(self) -> tuple[int, int, float]:
         """Those that torch's loss has, in its order."""
         return self[:3]
+
+
+class RowOptions(NamedTuple):
+    """The options of row_losses: those of cross_entropy, then softkern's own."""
+
+    reduction: int = 1
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    valid_classes: int = -1  # all classes
+    logit_scale: float = 1.0
+    softcap: float = 0.0  # none
+    temperature: float = 1.0
+    z_loss: float = 0.0
+    outputs: int = 1  # a sum of OUTPUTS
+
+
+# The results of row_losses in their order, as bits of its option `outputs`.
+OUTPUTS = {"loss": 1, "log_prob": 2, "lse": 4, "entropy": 8, "argmax": 16, "correct": 32}

@@ -31,6 +31,7 @@ from torch.overrides import (
 )
 
 from softkern import _C, _dtensor, _tracing, functional
+from softkern._arguments import by_torch, torch_loss
 
 Function = Callable[..., Tensor]
 
@@ -185,7 +186,7 @@ def _others(op: str) -> Callable[[Tensor, int, torch.dtype | None], Tensor | Non
             result = _dtensor.softmax(overload, input, int(dim), dtype)
             if result is not None:
                 return result
-        functional._by_torch(input)
+        by_torch(input)
         return None
 
     return softmax
@@ -246,7 +247,7 @@ def _loss(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
-    return functional._torch_loss(input, target, weight, mode, ignore_index, label_smoothing)
+    return torch_loss(input, target, weight, mode, ignore_index, label_smoothing)
 
 
 def _has_no_values(input: object) -> bool:

@@ -12,11 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softkern.reference_rows import classes_last, row_losses, row_losses_backward
+
 __all__ = [
     "cross_entropy",
     "cross_entropy_backward",
     "log_softmax",
     "log_softmax_backward",
+    "row_losses",
+    "row_losses_backward",
     "softmax",
     "softmax_backward",
 ]
@@ -55,11 +59,6 @@ def log_softmax_backward(grad: Tensor, y: Tensor, dim: int) -> Tensor:
     return grad - y.exp() * s  #                        (..., C)
 
 
-def _classes_last(x: Tensor) -> Tensor:
-    """(C), (N, C) or (N, C, d1, ...) -> (..., C)."""
-    return x.movedim(min(1, x.dim() - 1), -1)  #        (..., C)
-
-
 def _hits(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
     """The rows that are not ignored, and in each of them the class of the target."""
     valid = target != ignore_index  #                   (...)
@@ -70,7 +69,7 @@ def _hits(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tens
 
 def _smoothed(target: Tensor, classes: int, e: float, dtype: torch.dtype) -> Tensor:
     """Class probabilities, of which (1 - e) count, and a uniform distribution for the rest."""
-    t = _classes_last(target).to(dtype)  #              (..., C)
+    t = classes_last(target).to(dtype)  #              (..., C)
     return t * (1 - e) + e / classes if e > 0 else t  # (..., C)
 
 
@@ -88,7 +87,7 @@ def cross_entropy(
     divides by the weight of the targets that are not ignored, the mean over probabilities by the
     number of rows.
     """
-    e, logp = label_smoothing, log_softmax(_classes_last(x), -1)  # (..., C)
+    e, logp = label_smoothing, log_softmax(classes_last(x), -1)  # (..., C)
     classes = logp.shape[-1]
     w = logp.new_ones(classes) if weight is None else weight  # (C)
     if target.is_floating_point():
@@ -142,7 +141,7 @@ def cross_entropy_backward(
     a_c = w_c (t_c (1 - e) + e/C). Ignored rows are exactly zero for any logits.
     `grad` is one number, or one number per row if nothing is reduced.
     """
-    p = softmax(_classes_last(x), -1)  #                (..., C)
+    p = softmax(classes_last(x), -1)  #                (..., C)
     classes = p.shape[-1]
     w = p.new_ones(classes) if weight is None else weight  # (C)
     a, valid, total = _mass(target, w, classes, ignore_index, label_smoothing)  # (..., C), (...), ()

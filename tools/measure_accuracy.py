@@ -4,16 +4,22 @@
     python tools/measure_accuracy.py            # measure, print
     python tools/measure_accuracy.py --write    # measure, write docs/accuracy.json, render docs/accuracy.md
     python tools/measure_accuracy.py --render   # render docs/accuracy.md from docs/accuracy.json
+    python tools/measure_accuracy.py --write --table options  # one of the two tables; the other stays
 
 Errors are in ulp: distances between neighbouring numbers of the result's dtype at the float64 answer.
-Answers below the smallest normal number count as that number.
+Answers below the smallest normal number count as that number. The second table, of softkern's own options and
+of statistics, takes the larger of two units: this one, and an ulp of float32 at the scale of the result
+(softkern/verify/row_oracle.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +27,14 @@ from torch import Tensor
 
 import softkern
 from softkern import info
-from softkern.verify.bounds import ulp_error
+from softkern.verify import rows
+from softkern.verify.bounds import ulp, ulp_error
+from softkern.verify.case import Case, Problem, build
 from softkern.verify.oracle import answers
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+OPTIONS_BEGIN, OPTIONS_END = "<!-- options: begin -->", "<!-- options: end -->"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,7 +71,7 @@ def results(functions: object, x: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 def measure(scale: float = 1.0, dtypes: dict[str, torch.dtype] | None = None) -> list[dict[str, object]]:
     """One row for each op, dtype and input: worst error of softkern and of torch."""
-    rows: list[dict[str, object]] = []
+    found: list[dict[str, object]] = []
     for dtype_name, dtype in (dtypes or DTYPES).items():
         for name, exact in inputs(scale).items():
             x = exact.to(dtype)
@@ -73,7 +82,7 @@ def measure(scale: float = 1.0, dtypes: dict[str, torch.dtype] | None = None) ->
             wanted = answers(x.double(), target)
             ours, theirs = results(softkern, x, target), results(F, x, target)
             for op, answer in wanted.items():
-                rows.append(
+                found.append(
                     {
                         "op": op,
                         "dtype": dtype_name,
@@ -82,7 +91,97 @@ def measure(scale: float = 1.0, dtypes: dict[str, torch.dtype] | None = None) ->
                         "torch": round(ulp_error(theirs[op], answer), 2),
                     }
                 )
-    return rows
+    return found
+
+
+# Calls that F does not have, by the text of their row: the op, and fields of softkern.verify.Case.
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "row_weight": ("cross_entropy", {"row_weight": "float32"}),
+    "num_items, mean": ("cross_entropy", {"num_items": "number", "reduction": "mean"}),
+    "valid_classes": ("cross_entropy", {"padding": 3}),
+    "target_probs, K = 8": ("cross_entropy", {"indices": 8}),
+    "logit_scale=0.7": ("cross_entropy", {"logit_scale": 0.7}),
+    "temperature=0.7": ("cross_entropy", {"temperature": 0.7}),
+    "softcap=30": ("cross_entropy", {"softcap": 30.0}),
+    "z_loss=1e-4": ("cross_entropy", {"z_loss": 1e-4}),
+    "stats": ("cross_entropy", {"stats": ("log_prob", "lse", "entropy"), "upstream": "random"}),
+    "selective_log_softmax": ("selective_log_softmax", {"stats": ("entropy",), "upstream": "random"}),
+    "entropy_from_logits": ("entropy_from_logits", {"upstream": "random"}),
+}
+
+
+def measure_options(
+    scale: float = 1.0, dtypes: dict[str, torch.dtype] | None = None
+) -> list[dict[str, object]]:
+    """One row for each call, result and dtype: the worst error of softkern and of torch over all inputs."""
+    worst: dict[tuple[str, str, str, str], list[float]] = {}
+    chosen = dtypes or {name: DTYPES[name] for name in ("float32", "bfloat16")}
+    for dtype_name, dtype in chosen.items():
+        for exact in inputs(scale).values():
+            x = exact.to(dtype)
+            if dtype != torch.float32 and not (x.max() < 1000):
+                continue
+            for call, (op, fields) in CALLS.items():
+                case = Case("accuracy", op, dtype_name, tuple(x.shape), **fields)
+                problem = _with_logits(case, x)
+                ours = rows.results(softkern, case, problem)
+                theirs = _results_of_torch(case, problem, rows.upstream_of(case, ours))
+                for quantity, answer in rows.expectations(case, problem, ours).items():
+                    unit = torch.maximum(
+                        ulp(answer.value, rows.dtype_of(case, quantity)), ulp(answer.scale, torch.float32)
+                    )
+                    errors = worst.setdefault((call, op, quantity, dtype_name), [0.0, 0.0])
+                    for i, result in enumerate((ours, theirs)):
+                        error = (result[quantity].double() - answer.value).abs() / unit
+                        errors[i] = max(errors[i], round(float(error.max()), 2))
+    return [
+        {"call": call, "op": op, "result": result, "dtype": dtype_name, "softkern": mine, "torch": of_torch}
+        for (call, op, result, dtype_name), (mine, of_torch) in worst.items()
+    ]
+
+
+def _with_logits(case: Case, x: Tensor) -> Problem:
+    """The arguments of a case with these logits; every other target is confident and right."""
+    problem = build(case)
+    if problem.target is None or case.indices:
+        return replace(problem, x=x)
+    target = problem.target.clone()
+    target[::2] = x[::2, : x.shape[1] - case.padding].argmax(1)
+    return replace(problem, x=x, target=target)
+
+
+def _results_of_torch(case: Case, problem: Problem, upstream: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same in torch's ops, as it is usually written: float32 logits, and F where it has the option."""
+    leaf = problem.x.clone().requires_grad_()
+    given = problem.kwargs or {}
+    z = leaf.float()[:, : leaf.shape[1] - case.padding] * case.logit_scale
+    if case.softcap is not None:
+        z = case.softcap * torch.tanh(z / case.softcap)
+    z = z / case.temperature
+    outputs: dict[str, Tensor] = {}
+    if case.op == "cross_entropy":
+        outputs[case.op] = _loss_of_torch(case, z, problem.target, given).to(leaf.dtype)
+    statistics: dict[str, Callable[[], Tensor]] = {
+        "log_prob": lambda: z.gather(1, problem.target[:, None])[:, 0] - z.logsumexp(1),  # type: ignore[index]
+        "lse": lambda: z.logsumexp(1),
+        "entropy": lambda: -(z.log_softmax(1).exp() * z.log_softmax(1)).sum(1),
+    }
+    for name in rows.quantities(case):
+        statistic = {"selective_log_softmax": "log_prob", "entropy_from_logits": "entropy"}.get(name, name)
+        if statistic in statistics:
+            outputs[name] = statistics[statistic]()
+    (dx,) = torch.autograd.grad([outputs[name] for name in upstream], leaf, list(upstream.values()))
+    return {**{name: y.detach() for name, y in outputs.items()}, f"{case.op} gradient": dx}
+
+
+def _loss_of_torch(case: Case, z: Tensor, target: Tensor | None, given: dict[str, Any]) -> Tensor:
+    assert target is not None
+    if case.indices:
+        probabilities = torch.zeros_like(z).scatter_add(1, target, given["target_probs"].float())
+        return F.cross_entropy(z, probabilities, reduction="none")
+    loss = F.cross_entropy(z, target, reduction="none") + case.z_loss * z.logsumexp(1) ** 2
+    loss = loss * given.get("row_weight", 1)
+    return loss.sum() / given["num_items"] if case.num_items else loss
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -91,6 +190,21 @@ def table(rows: list[dict[str, object]]) -> str:
         f"| {r['op']} | {r['dtype']} | {r['input']} | {_short(r['softkern'])} | {_short(r['torch'])} |"
         for r in rows
     ]
+    return "\n".join(lines)
+
+
+def table_of_options(measured: list[dict[str, object]]) -> str:
+    """One line for each call and result, with a pair of columns for each dtype."""
+    dtypes = list(dict.fromkeys(r["dtype"] for r in measured))
+    columns = [f"{of}, {dtype}" for dtype in dtypes for of in ("softkern", "torch")]
+    lines = [
+        f"| call | result | {' | '.join(columns)} |",
+        f"|---|---|{'---:|' * len(columns)}",
+    ]
+    for call, result in dict.fromkeys((r["call"], r["result"]) for r in measured):
+        found = {r["dtype"]: r for r in measured if (r["call"], r["result"]) == (call, result)}
+        cells = [_short(found[dtype][of]) for dtype in dtypes for of in ("softkern", "torch")]
+        lines.append(f"| {call} | {result} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -109,23 +223,31 @@ def measured_with(where: dict[str, str]) -> str:
 
 def render(measured: dict[str, object], page: str) -> str:
     """The page with everything between the markers made again."""
-    rows, where = measured["rows"], measured["environment"]
-    assert isinstance(rows, list) and isinstance(where, dict)
-    head, tail = page.split(BEGIN)[0], page.split(END)[1]
-    return f"{head}{BEGIN}\n{measured_with(where)}\n\n{table(rows)}\n{END}{tail}"
+    options = measured["options"]
+    assert isinstance(options, dict)
+    parts = ((BEGIN, END, table, measured), (OPTIONS_BEGIN, OPTIONS_END, table_of_options, options))
+    for begin, end, drawn, part in parts:
+        head, tail = page.split(begin)[0], page.split(end)[1]
+        page = f"{head}{begin}\n{measured_with(part['environment'])}\n\n{drawn(part['rows'])}\n{end}{tail}"
+    return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write docs/accuracy.json and docs/accuracy.md")
     parser.add_argument("--render", action="store_true", help="only render the page from the JSON")
+    parser.add_argument(
+        "--table", choices=("rows", "options"), help="only F's functions, or only the options"
+    )
     args = parser.parse_args()
     json_file, page = DOCS / "accuracy.json", DOCS / "accuracy.md"
-    if args.render:
-        measured = json.loads(json_file.read_text())
-    else:
-        measured = {"schema": 1, "environment": info.environment(), "rows": measure()}
+    measured = json.loads(json_file.read_text())
+    if not args.render and args.table != "options":
+        measured |= {"environment": info.environment(), "rows": measure()}
         print(table(measured["rows"]))
+    if not args.render and args.table != "rows":
+        measured["options"] = {"environment": info.environment(), "rows": measure_options()}
+        print(table_of_options(measured["options"]["rows"]))
     if args.write:
         json_file.write_text(json.dumps(measured, indent=1) + "\n")
     if args.write or args.render:

@@ -130,7 +130,8 @@ class Cuda:
     def to_check(self, cell: Cell, value: Any) -> Any:
         """The sampled rows: copying all rows from the device would take longer than the cell."""
         if isinstance(value, tuple):
-            return tuple(self.to_check(cell, part) for part in value)
+            parts = (self.to_check(cell, part) for part in value)
+            return type(value)._make(parts) if hasattr(value, "_make") else tuple(parts)
         if not isinstance(value, self.torch.Tensor) or value.shape != cell.shape:
             return value
         rows = self.torch.from_numpy(problems.sampled_rows(cell)).to(value.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ops, problems, results
+from benchmarks.answers import answers
 from benchmarks.cells import Cell
 from benchmarks.engine.budget import Budget
 from benchmarks.engine.plan import Plan, inputs_key
@@ -91,6 +92,6 @@ class Group:
             shutil.rmtree(inputs, ignore_errors=True)
             problem = problems.make(cell)
             problems.save(problem, inputs)
-            problems.save_answers(problems.answers(cell, problem), inputs)
+            problems.save_answers(answers(cell, problem), inputs)
             self.inputs = inputs_key(cell)
         return inputs

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from benchmarks import options
 from benchmarks.cells import CREATE_GRAPH, Case, Cell
 from benchmarks.ops import shapes
 from benchmarks.problems import IGNORE_INDEX, LABEL_SMOOTHING
@@ -37,6 +38,16 @@ EDGES = (
     Case((4096, 1000), dim=1, passes=(CREATE_GRAPH,), edge=True),
 )
 CUDA = tuple(replace(case, dim=1) for case in shapes.CUDA)
+# One option at a time.
+OWN = tuple(
+    Case(shape, 1, passes=("forward+backward",), option=option, compiled=True)
+    for shape in ((4096, 1000), (2048, 32000))
+    for option in options.OWN
+)
+OWN_CUDA = tuple(
+    Case((2048, 128256), 1, ("bfloat16",), ("forward+backward",), option, compiled=True)
+    for option in options.OWN
+)
 
 
 def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -> Any:
@@ -46,12 +57,14 @@ def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -
         return api.cross_entropy(x, target, weight=weight, ignore_index=IGNORE_INDEX)
     if cell.option == "none":
         return api.cross_entropy(x, target, reduction="none")
+    if cell.option in options.OWN:
+        return api.cross_entropy(x, target, **options.keywords(cell, weight))
     return api.cross_entropy(x, target)  # class indices or probabilities
 
 
 def summed_up(cell: Cell, output: Any, weight: Any) -> Any:
-    """The differentiated value."""
-    return output
+    """The differentiated value: the loss, without its statistics."""
+    return output[0] if cell.option == "stats" else output
 
 
 def bytes_moved(cell: Cell) -> int:
@@ -66,4 +79,5 @@ def bytes_moved(cell: Cell) -> int:
     if cell.option == "none":  # writes the losses, reads their gradients
         vectors = 2 if cell.pass_name in ("forward+backward", CREATE_GRAPH) else 1
         per_row = vectors * cell.rows * cell.item_size
-    return sweeps * cell.input_bytes + target + weight + per_row
+    own = options.bytes_beside(cell)
+    return sweeps * cell.input_bytes + target + weight + per_row + own

@@ -11,6 +11,7 @@ from benchmarks.ops import softmax
 CPU = softmax.CPU
 CUDA = softmax.CUDA
 EDGES = softmax.EDGES
+OWN, OWN_CUDA = softmax.OWN, softmax.OWN_CUDA
 summed_up = softmax.summed_up
 bytes_moved = softmax.bytes_moved  # its backward also reads y and dy
 

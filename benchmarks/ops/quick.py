@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from benchmarks import inputs
+from benchmarks import inputs, options
 from benchmarks.cells import CREATE_GRAPH, Case, Cell, expand
-from benchmarks.ops import cross_entropy, softmax
+from benchmarks.ops import cross_entropy, selective_log_softmax, softmax
 
 WHOLE = ("no-grad", "forward+backward")
 NORMALISERS = (
@@ -24,12 +24,16 @@ LOSS = (
     Case((64, 10), dim=1, passes=WHOLE, inputs="half-inf", edge=True),
     Case((64, 10), 1, ("float16",), ("forward+backward",), "probabilities", edge=True),
     Case((64, 10), dim=1, passes=(CREATE_GRAPH,), edge=True),
+    *(Case((64, 10), dim=1, passes=("forward+backward",), option=option) for option in options.OWN),
+)
+TOKENS = (
+    Case((4, 16, 10), dtypes=("float32", "bfloat16"), passes=WHOLE, option=selective_log_softmax.ENTROPY),
 )
 
 
 def cells(device: str) -> list[Cell]:
     found = expand("softmax", NORMALISERS, device) + expand("log_softmax", NORMALISERS, device)
-    found += expand("cross_entropy", LOSS, device)
+    found += expand("cross_entropy", LOSS, device) + expand("selective_log_softmax", TOKENS, device)
     found.append(Cell("language-model head", "step", "float32", (64, 1000), 1, device=device, main=True))
     if device != "cpu":
         return [cell for cell in found if not cell.edge]

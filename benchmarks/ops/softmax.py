@@ -47,6 +47,7 @@ EDGES = (
     Case((4, 4096, 8), 1, passes=BACKWARD, edge=True),
 )
 CUDA = shapes.CUDA
+OWN = OWN_CUDA = ()  # cases of options that F lacks
 
 
 def call(api: Any, cell: Cell, x: Any, target: Any = None, weight: Any = None) -> Any:

@@ -15,9 +15,11 @@ from benchmarks.providers.numpy_ import NumPy
 from benchmarks.providers.onnxruntime_ import OnnxRuntime
 from benchmarks.providers.quack import Quack
 from benchmarks.providers.softkern_inplace import SoftkernInPlace
+from benchmarks.providers.softkern_plain import SoftkernPlain
 from benchmarks.providers.tensorflow_ import TensorFlow
 from benchmarks.providers.torch_family import Softkern, SoftkernBackend, Torch, TorchCompile
 from benchmarks.providers.torch_out import TorchOut
+from benchmarks.providers.trl import Trl
 
 # Those of softkern.backends(), which a peer's process cannot ask: softkern imports torch. A test compares.
 ISAS = ("avx512", "avx2", "portable")
@@ -32,8 +34,10 @@ PROVIDERS: dict[str, Provider] = {
         *(SoftkernBackend(isa) for isa in ISAS),
         SoftkernBackend("cuda", "cuda"),
         SoftkernBackend("triton", "cuda"),
+        SoftkernPlain(),
         TorchOut(),
         TorchCompile(),
+        Trl(),
         Jax(),
         TensorFlow(),
         OnnxRuntime(),

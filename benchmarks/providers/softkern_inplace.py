@@ -47,14 +47,14 @@ class SoftkernInPlace(Softkern):
                 return None, None
 
         assert problem is not None, "end-to-end jobs are left out"
-        api, call = self.api(cell), ops.OPS[cell.op].call
+        api, op = self.api(cell), ops.OPS[cell.op]
         inputs = copies(to_tensors(cell, problem), buffers)
         leaf = torch.empty(0, requires_grad=True)
 
         def step(i: int) -> Any:
             own = inputs[i]
-            output = call(api, cell, Source.apply(leaf, own.x.detach()), own.target, own.weight)
-            output.backward(own.upstream)
+            output = op.call(api, cell, Source.apply(leaf, own.x.detach()), own.target, own.weight)
+            op.summed_up(cell, output, own.weight).backward(own.upstream)
             return output, own.x
 
         return Prepared(step, lambda both: to_arrays(*both))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import ops
+from benchmarks import ops, options
 from benchmarks.cells import CREATE_GRAPH, Cell
 from benchmarks.ops import end_to_end
 from benchmarks.problems import Problem
@@ -67,6 +67,15 @@ def copies(first: Inputs, count: int) -> list[Inputs]:
     return own
 
 
+def named(output: Any) -> dict[str, Any]:
+    """The tensors of a result: a tensor alone is the output; those of a NamedTuple keep their names."""
+    if not isinstance(output, tuple):
+        return {"output": output}
+    if hasattr(output, "_asdict"):
+        return dict(output._asdict())
+    return {name: tensor for part in output for name, tensor in named(part).items()}
+
+
 def to_arrays(output: Any, gradient: Any = None) -> dict[str, np.ndarray]:
     import torch
 
@@ -74,7 +83,7 @@ def to_arrays(output: Any, gradient: Any = None) -> dict[str, np.ndarray]:
         tensor = tensor.detach().cpu()
         return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
 
-    found = {} if output is None else {"output": array(output)}
+    found = {} if output is None else {name: array(tensor) for name, tensor in named(output).items()}
     if gradient is not None:
         found["gradient"] = array(gradient)
     return found
@@ -196,7 +205,7 @@ STEPS = {
 
 
 class Torch(TorchFamily):
-    """torch.nn.functional, as users call it."""
+    """torch.nn.functional, as users call it. What it lacks is written out as its users do."""
 
     name = "torch"
     peer = False
@@ -208,22 +217,29 @@ class Torch(TorchFamily):
         return self.start_torch(threads)
 
     def api(self, cell: Cell) -> Any:
+        if options.is_own(cell):
+            from benchmarks.providers import torch_formulas
+
+            return torch_formulas.api(cell)
         import torch.nn.functional
 
         return torch.nn.functional
 
 
-class TorchCompile(TorchFamily):
-    """torch.nn.functional under torch.compile, static shapes."""
+class TorchCompile(Torch):
+    """The same under torch.compile, static shapes."""
 
     name = "torch-compile"
     regimes = ("default",)
+    peer = True
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         if not cell.compiled:
             return "compiles for seconds a cell: measured in few"
         if threads is not None:
             return "compiles anew for each number of threads: measured with all of them"
+        if options.is_own(cell):
+            return None
         return peer_left_out(cell, tuple(ops.OPS), ("float32", "bfloat16"))
 
     def load(self, threads: int) -> str:
@@ -237,9 +253,8 @@ class TorchCompile(TorchFamily):
         import torch
 
         torch._dynamo.reset()
-
-        functions = {name: getattr(torch.nn.functional, name) for name in ops.OPS}
-        return SimpleNamespace(**{n: torch.compile(f, dynamic=False) for n, f in functions.items()})
+        function = getattr(super().api(cell), cell.op)
+        return SimpleNamespace(**{cell.op: torch.compile(function, dynamic=False)})
 
 
 class Softkern(TorchFamily):

@@ -112,6 +112,22 @@ def duration(seconds: float) -> str:
     return f"{number(seconds * scale)} {unit}"
 
 
+def described(row: Row) -> str:
+    """The cell in a line."""
+    cell = cell_of(row)
+    parts = (f"`{cell.op}`", cell.pass_name, cell.dtype, shape_label(cell), cell.option, cell.inputs)
+    return " ".join(part for part in parts if part)
+
+
+def time_text(row: Row | None) -> str:
+    return "" if row is None else duration(row["median"]) if is_ok(row) else row["status"]
+
+
+def memory_text(row: Row | None) -> str:
+    multiple = None if row is None else multiple_of_input(row)
+    return "" if multiple is None else f"{multiple:.2f}"
+
+
 def huge_page_mode(environment: dict[str, str]) -> str:
     """The mode in use, which Linux marks with brackets: always [madvise] never."""
     text = environment.get("huge pages", "unknown")

@@ -15,16 +15,18 @@ from benchmarks.report import (
     best_peer,
     cell_of,
     compared,
-    duration,
+    described,
     grouped,
     has_ratio,
     headline,
     huge_page_mode,
     in_order,
     is_ok,
-    multiple_of_input,
+    memory_text,
+    own,
     shape_label,
     summary,
+    time_text,
 )
 from benchmarks.results import Results, Row
 
@@ -45,18 +47,20 @@ EDGE_COLUMNS = (
 
 
 def block(results: Results, source: str, short: bool = False) -> str:
-    """Caption, main cells, edges, and every cell in which softkern is slower than torch. A short block has
-    one pass of two ops and the whole jobs, but no edges."""
+    """Caption, main cells, edges, what F lacks, and every cell in which softkern is slower than torch. A
+    short block has one pass of two ops, the whole jobs and what F lacks, but no edges."""
     lines = [_caption(results, source), ""]
     cells = grouped(headline(results), "cell").values()
     cells = sorted(cells, key=lambda rows: in_order(rows[0]["op"]))
     main = [line for rows in cells if _shown(rows[0], short) for line in _line(rows)]
     edges = [line for rows in cells if rows[0].get("edge") and not short for line in _edge(rows)]
-    if main or not edges:
+    lacking = own.table(cells)
+    if main or not (edges or lacking):
         lines += [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---:|---:|---:|---|", *main, ""]
     if edges:
         lines += [EDGES, "", f"| {' | '.join(EDGE_COLUMNS)} |"]
         lines += ["|---|---:|---:|---:|---:|---:|---:|---:|", *edges, ""]
+    lines += lacking
     return "\n".join([*lines, *_slower(results), *_slowed(results), *_without_times(results), ""])
 
 
@@ -103,13 +107,13 @@ def _line(rows: list[Row]) -> list[str]:
     percent = ours.get("copy_percent")
     best = best_peer(by_provider.values())
     values = (
-        _name(ours),
-        _time(torch),
-        _time(ours),
+        described(ours),
+        time_text(torch),
+        time_text(ours),
         f"**{ours['ratio']:.2f}**" if has_ratio(ours) else "",
         "" if percent is None else f"{percent:.0f}",
-        _memory(torch),
-        _memory(ours),
+        memory_text(torch),
+        memory_text(ours),
         "" if best is None else _best(best),
     )
     return [f"| {' | '.join(values)} |"]
@@ -122,14 +126,14 @@ def _edge(rows: list[Row]) -> list[str]:
     if ours is None or not is_ok(ours):
         return []
     values = (
-        _name(ours),
-        _time(torch),
-        _time(ours),
+        described(ours),
+        time_text(torch),
+        time_text(ours),
         f"**{ours['ratio']:.2f}**" if has_ratio(ours) else "",
         _times_plain(torch),
         _times_plain(ours),
-        _memory(torch),
-        _memory(ours),
+        memory_text(torch),
+        memory_text(ours),
     )
     return [f"| {' | '.join(values)} |"]
 
@@ -148,21 +152,6 @@ def _threads(count: int) -> str:
     return f"{count} thread{'' if count == 1 else 's'}"
 
 
-def _name(row: Row) -> str:
-    cell = cell_of(row)
-    parts = (f"`{cell.op}`", cell.pass_name, cell.dtype, shape_label(cell), cell.option, cell.inputs)
-    return " ".join(part for part in parts if part)
-
-
-def _time(row: Row | None) -> str:
-    return "" if row is None else duration(row["median"]) if is_ok(row) else row["status"]
-
-
-def _memory(row: Row | None) -> str:
-    multiple = None if row is None else multiple_of_input(row)
-    return "" if multiple is None else f"{multiple:.2f}"
-
-
 def _slower(results: Results) -> list[str]:
     """One line per op and shape: the passes in which softkern is slower, and the ratios, in all regimes and
     numbers of threads."""
@@ -176,7 +165,8 @@ def _slower(results: Results) -> list[str]:
 
 def _slowed(results: Results) -> list[str]:
     """The same for cells in which softkern takes longer than with plain logits."""
-    ours = [row for row in results["rows"] if row["provider"] == "softkern" and row.get("times_plain")]
+    masked = [row for row in results["rows"] if row.get("inputs") and row.get("times_plain")]
+    ours = [row for row in masked if row["provider"] == "softkern"]
     slowed = [row for row in ours if row["times_plain"] > MOST_TIMES_PLAIN]
     what = f"Cells where softkern takes more than {MOST_TIMES_PLAIN} times as long as with plain logits"
     if not slowed:
@@ -206,7 +196,9 @@ def _range(ratios: list[float]) -> str:
 
 def _without_times(results: Results) -> list[str]:
     rows = [row for row in results["rows"] if row["provider"] == "softkern" and not is_ok(row)]
-    lines = [f"- {_name(row)} ({row['regime']}, {_threads(row['threads'])}): {row['reason']}" for row in rows]
+    lines = [
+        f"- {described(row)} ({row['regime']}, {_threads(row['threads'])}): {row['reason']}" for row in rows
+    ]
     return ["", "Cells where softkern has no time:", "", *lines] if lines else []
 
 

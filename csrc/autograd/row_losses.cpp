@@ -33,14 +33,13 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
       return (options.outputs & output) != 0 ? grads[i] : Tensor();
     };
     const RowUpstream upstream{given(0, kLoss), given(1, kLogProb), given(2, kLse), given(3, kEntropy)};
-    const bool of_rows =
-        upstream.log_prob.defined() || upstream.lse.defined() || upstream.entropy.defined();
+    const bool of_rows = upstream.log_prob.defined() || upstream.lse.defined() || upstream.entropy.defined();
     if (!task_should_compute_output(0) || (!upstream.loss.defined() && !of_rows)) return {Tensor()};
     if (at::GradMode::is_enabled()) {
       return {row_losses_gradient_in_aten(upstream, tensors(), symbolic(options))};
     }
-    const at::AutoDispatchBelowADInplaceOrView guard;
     if (has_grad && !of_rows) return {scaled(upstream.loss)};
+    if (!keeps_graph()) grad.reset_data();  // its memory, before the result's
     return {recomputed(upstream)};
   }
   void compiled_args(CompiledNodeArgs& args) const override {
@@ -51,16 +50,19 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
   }
 
   static constexpr SavedVariable RowLossesNode::* kSaved[] = {
-      &RowLossesNode::grad,       &RowLossesNode::logits,    &RowLossesNode::target,
-      &RowLossesNode::weight,     &RowLossesNode::row_weight, &RowLossesNode::num_items,
+      &RowLossesNode::grad,        &RowLossesNode::target,     &RowLossesNode::logits,
+      &RowLossesNode::weight,      &RowLossesNode::row_weight, &RowLossesNode::num_items,
       &RowLossesNode::target_probs};
-  static size_t used() { return std::size(kSaved); }
+  /// The gradient of the loss alone is stored. Nothing else is read then but the target, for the ignored
+  /// rows: logits and weights may have been modified.
+  size_t used() const { return has_grad && !has_statistics() ? 2 : std::size(kSaved); }
 
  private:
   RowTensors tensors() {
-    return {logits.unpack(),    target.unpack(),    weight.unpack(),
+    return {logits.unpack(),     target.unpack(),    weight.unpack(),
             row_weight.unpack(), num_items.unpack(), target_probs.unpack()};
   }
+  bool has_statistics() const { return (options.outputs & (kLogProb | kLse | kEntropy)) != 0; }
   static bool keeps_graph() { return torch::autograd::get_current_graph_task_keep_graph(); }
 
   Tensor scaled(const Tensor& g) {
@@ -68,21 +70,24 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
     const Tensor one = at::ones({}, buffer.options().dtype(compute_type_of(buffer)));
     // Only one class index a row can be ignored. A target of the gradient's shape says that no row is.
     const Tensor y = target.unpack();
-    const Tensor rows = y.defined() && y.dim() == buffer.dim() - 1 ? y : buffer;
+    const bool ignores = y.defined() && y.dim() == buffer.dim() - 1;
+    // Not before the tensors are unpacked: activation checkpointing computes them again, with autograd.
+    const at::AutoDispatchBelowADInplaceOrView guard;
     if (is_plain(g) && is_plain(buffer) && !keeps_graph()) {
       grad.reset_data();
       // As in cross_entropy: overwrites only memory that nothing else can see, or that the user allowed to
       // overwrite.
       if (in_place ||
           (buffer.use_count() == 1 && buffer.storage().use_count() == 1 && buffer.is_contiguous())) {
-        cross_entropy_backward_(g, buffer, one, rows, options.ignore_index);
+        cross_entropy_backward_(g, buffer, one, ignores ? y : buffer, options.ignore_index);
         return buffer;
       }
     }
-    return cross_entropy_backward(g, buffer, one, rows, options.ignore_index);
+    return cross_entropy_backward(g, buffer, one, ignores ? y : buffer, options.ignore_index);
   }
   Tensor recomputed(const RowUpstream& upstream) {
     const RowTensors of = tensors();
+    const at::AutoDispatchBelowADInplaceOrView guard;
     const SymRowOptions all = symbolic(options);
     const auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
     const OptionalTensor y = optional(of.target), w = optional(of.weight), r = optional(of.row_weight),
@@ -191,8 +196,8 @@ RowResults row_losses_functional_(Tensor self, SOFTKERN_ROW_TENSORS, const SymRo
 
 /// For vmap over upstream gradients.
 Tensor row_losses_backward_batched(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
-                        const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
-                        const Tensor& self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
+                                   const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
+                                   const Tensor& self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
   const auto tensor = [](const OptionalTensor& g) { return g.value_or(Tensor()); };
   const RowUpstream upstream{tensor(grad_loss), tensor(grad_log_prob), tensor(grad_lse),
                              tensor(grad_entropy)};
@@ -217,7 +222,8 @@ RowResults row_losses_autocast(const Tensor& self, SOFTKERN_ROW_TENSORS, const S
 template <c10::DeviceType kDevice, c10::DispatchKey kKey>
 RowResults row_losses_autocast_(Tensor self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
   if (self.scalar_type() != at::kFloat) {
-    return row_losses_autocast<kDevice, kKey>(self, target, weight, row_weight, num_items, target_probs, options);
+    return row_losses_autocast<kDevice, kKey>(self, target, weight, row_weight, num_items, target_probs,
+                                              options);
   }
   const c10::impl::ExcludeDispatchKeyGuard guard(kKey);
   return row_losses_(self, target, weight, row_weight, num_items, target_probs, options);
@@ -246,7 +252,9 @@ TORCH_LIBRARY_IMPL(softkern, FuncTorchBatched, m) {
   m.impl("row_losses_backward", unpacked<&row_losses_backward_batched>);
 }
 
-TORCH_LIBRARY_IMPL(softkern, Batched, m) { m.impl("row_losses_backward", unpacked<&row_losses_backward_batched>); }
+TORCH_LIBRARY_IMPL(softkern, Batched, m) {
+  m.impl("row_losses_backward", unpacked<&row_losses_backward_batched>);
+}
 
 TORCH_LIBRARY_IMPL(softkern, Functionalize, m) { m.impl("row_losses_", unpacked<&row_losses_functional_>); }
 

@@ -7,8 +7,8 @@
 //   log_prob  = -((m - z_y) + log d)
 //   entropy   = log d + E / total                      all of its terms are >= 0: nothing cancels
 //   loss      = r (sum_c a_c ((m - z_c) + log d) + zeta w lse^2)
-// For the upstream gradients g of the loss, g_k of the log-probability of class y_k, g_l of lse and g_h of the
-// entropy, with p_c = e_c / total:
+// For the upstream gradients g of the loss, g_k of the log-probability of class y_k, g_l of lse and g_h of
+// the entropy, with p_c = e_c / total:
 //   dz_c = p_c (alpha + g_h ((m - z_c) - E / total)) - g r a_c + sum_k g_k [c = y_k]
 //   alpha = g r (A + 2 zeta w lse) + g_l - sum_k g_k
 // The hot part of a class is  h = g r hot_mass - g_k,  and dz of this class is computed from p - 1:

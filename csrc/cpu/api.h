@@ -61,6 +61,29 @@ struct CrossEntropyArgs {
   bool stream;         // write the gradient past the caches; it must not overlap the logits
 };
 
+/// Losses and statistics of rows with softkern's own options, and their gradient (common/row_losses.h).
+/// Results and upstream gradients have one number of the compute type a row, those of log_prob `per_row`;
+/// null: not wanted, or 0.
+struct RowLossArgs {
+  Shape shape;    // of the logits, with all classes
+  int64_t valid;  // classes that are read; the gradient of the others is 0
+  Rows logits;
+  const int64_t* target;     // `per_row` class indices a row, in range or ignored; null without indices
+  int64_t per_row;           // 1: target may be ignored; otherwise none is
+  const void* target_probs;  // compute type, one per index; null: indices have no mass if there are several
+  Rows probabilities;        // data null without class probabilities
+  const void* weight;        // one per class, in the element type of the logits; or null
+  const void* row_weight;    // compute type; or null
+  RowOptions options;
+  void *loss, *log_prob, *lse, *entropy;
+  int64_t* argmax;  // the first maximum, or the first NaN
+  bool* correct;
+  Rows grad;           // data null: no gradient is wanted
+  double grad_factor;  // times of_loss: the upstream gradient of a row's loss
+  const void *of_loss, *of_log_prob, *of_lse, *of_entropy;  // upstream gradients; of_loss null: 1
+  bool stream;  // write the gradient past the caches; it must not overlap the logits
+};
+
 /// output row r = input row r * factor[r * factor_step]. `output` may be the same memory as `input`.
 struct ScaleArgs {
   Shape shape;
@@ -101,6 +124,7 @@ struct Kernels {
   Kernel<BackwardArgs> softmax_backward;
   Kernel<BackwardArgs> log_softmax_backward;
   Kernel<CrossEntropyArgs> cross_entropy;
+  Kernel<RowLossArgs> row_losses;
   Kernel<ScaleArgs> scale;
   Kernel<MassArgs> mass;  // for float16 alone, whose gradients are stored scaled
   double (*sum_losses)(const void* losses, int64_t n);  // losses of the compute type

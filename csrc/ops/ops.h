@@ -67,13 +67,13 @@ SOFTKERN_OP(
 
 using RowResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-#define SOFTKERN_ROW_TENSORS                                                                               \
-  const ::softkern::OptionalTensor &target, const ::softkern::OptionalTensor &weight,                      \
-      const ::softkern::OptionalTensor &row_weight, const ::softkern::OptionalTensor &num_items,           \
+#define SOFTKERN_ROW_TENSORS                                                                     \
+  const ::softkern::OptionalTensor &target, const ::softkern::OptionalTensor &weight,            \
+      const ::softkern::OptionalTensor &row_weight, const ::softkern::OptionalTensor &num_items, \
       const ::softkern::OptionalTensor &target_probs
 #define SOFTKERN_ROW_TENSORS_SCHEMA \
   ", Tensor? target, Tensor? weight, Tensor? row_weight, Tensor? num_items, Tensor? target_probs"
-#define SOFTKERN_ROW_TENSORS_SCHEMA_WITH_DEFAULTS                                        \
+#define SOFTKERN_ROW_TENSORS_SCHEMA_WITH_DEFAULTS                                               \
   ", Tensor? target=None, Tensor? weight=None, Tensor? row_weight=None, Tensor? num_items=None" \
   ", Tensor? target_probs=None"
 #define SOFTKERN_ROW_RESULTS_SCHEMA \
@@ -85,10 +85,11 @@ SOFTKERN_OP(softkern, row_losses, 0,
             RowResults(const Tensor& self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
 
 /// As row_losses, but if the logits need a gradient, it may be written over them.
-SOFTKERN_OP(softkern, row_losses_, 0,
-            "(Tensor(a!) self" SOFTKERN_ROW_TENSORS_SCHEMA_WITH_DEFAULTS
-                SOFTKERN_ROW_OPTIONS_SCHEMA_WITH_DEFAULTS ") -> (" SOFTKERN_ROW_RESULTS_SCHEMA ")",
-            RowResults(Tensor self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
+SOFTKERN_OP(
+    softkern, row_losses_, 0,
+    "(Tensor(a!) self" SOFTKERN_ROW_TENSORS_SCHEMA_WITH_DEFAULTS SOFTKERN_ROW_OPTIONS_SCHEMA_WITH_DEFAULTS
+    ") -> (" SOFTKERN_ROW_RESULTS_SCHEMA ")",
+    RowResults(Tensor self, SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
 
 /// With need_grad, `grad` is the gradient of the logits for an upstream gradient of 1 of the loss alone.
 SOFTKERN_OP(softkern, row_losses_forward, 0,
@@ -105,8 +106,8 @@ SOFTKERN_OP(softkern, row_losses_forward_, 0,
 
 /// The gradient of the logits for upstream gradients of the results, computed from the logits.
 SOFTKERN_OP(softkern, row_losses_backward, 4,
-            "(Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy, Tensor self"
-            SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA ") -> Tensor",
+            "(Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy, Tensor "
+            "self" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA ") -> Tensor",
             Tensor(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
                    const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, const Tensor& self,
                    SOFTKERN_ROW_TENSORS, const SymRowOptions& options));

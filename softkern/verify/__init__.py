@@ -6,7 +6,7 @@ kernels, and difficult values. They compare results with the float64 answer and 
 the bits of the backends with each other.
 """
 
-from softkern.verify.cases import Case, build
+from softkern.verify.case import Case, build
 from softkern.verify.report import Failure, Report, Row
 from softkern.verify.runner import run
 

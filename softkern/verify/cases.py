@@ -4,19 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from itertools import product
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from softkern.verify import inputs
-from softkern.verify.bounds import DTYPES
+from softkern.verify.case import NAMES, OPS, SOFTMAXES, Case, rows_of
+from softkern.verify.row_cases import row_matrix
 
-SOFTMAXES = ("softmax", "log_softmax")
-OPS = (*SOFTMAXES, "cross_entropy")
-NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 HALVES = ("bfloat16", "float16")
 
 FEW = (1, 2, 3, 10, 32)  # one row per lane
@@ -24,106 +18,9 @@ MANY = (33, 100, 1000, 32000, 70001)  # one row at a time, or one row per lane w
 QUICK_CLASSES = (1, 3, 32, 33, 1000)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One call and its backward pass; `str` gives the expression that makes the case.
-
-    Attributes:
-        group: the part of the matrix that it belongs to.
-        op: "softmax", "log_softmax" or "cross_entropy".
-        dtype: dtype of logits, weights and class probabilities, for example "float32".
-        shape: shape of the logits.
-        values: "normal", "special" (NaN and infinities) or one of `inputs.HURTING`.
-        layout: one of `inputs.LAYOUTS`, for the logits and the class probabilities.
-        dim: dim of the softmaxes; cross-entropy uses the dimension of its classes.
-        reduction: reduction of cross-entropy; the options below are cross-entropy's, too.
-        weight: whether classes are weighted.
-        ignore: `ignore_index`; a third of the rows have it as target.
-        smoothing: `label_smoothing`.
-        probs: class probabilities instead of class indices.
-        target: dtype of class indices.
-        inplace: `inplace_backward`.
-        upstream: one of `inputs.UPSTREAM`, the gradient that backward starts from.
-        seed: seed of the logits.
-    """
-
-    group: str
-    op: str
-    dtype: str
-    shape: tuple[int, ...]
-    values: str = "normal"
-    layout: str = "clone"
-    dim: int = 1
-    reduction: str = "none"
-    weight: bool = False
-    ignore: int | None = None
-    smoothing: float = 0.0
-    probs: bool = False
-    target: str = "int64"
-    inplace: bool = False
-    upstream: str = "ones"
-    seed: int = 0
-
-    def __str__(self) -> str:
-        given = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
-        return f"Case({', '.join(f'{name}={value!r}' for name, value in given)})"
-
-    @property
-    def plain(self) -> bool:
-        """Whether the documentation states its errors in ulp."""
-        if self.values == "special":
-            return False
-        optioned = self.weight or self.probs or self.smoothing or self.ignore is not None
-        return self.op in SOFTMAXES or not (optioned or self.reduction != "none" or self.upstream != "ones")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The arguments of a case's call."""
-
-    x: Tensor
-    dim: int
-    target: Tensor | None = None
-    kwargs: dict[str, Any] | None = None
-
-
-def build(case: Case, device: str = "cpu") -> Problem:
-    """The tensors of a case; the same on every call."""
-    dtype, place = NAMES[case.dtype], inputs.LAYOUTS[case.layout]
-    x = _logits(case, dtype)
-    shape = tuple(x.shape)
-    if case.op in SOFTMAXES:
-        return Problem(place(x.to(device)), case.dim)
-    _, target, kwargs = inputs.problem(
-        shape, dtype, weight=case.weight, ignore=case.ignore, smoothing=case.smoothing, probs=case.probs
-    )
-    kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-    dim = min(1, len(shape) - 1)
-    if case.probs:
-        return Problem(place(x.to(device)), dim, place(target.to(device)), kwargs)
-    if case.values != "normal":  # every other row is confident and right, as in a trained classifier
-        likely = (torch.arange(target.numel()).reshape(target.shape) % 2 == 0) & (target != case.ignore)
-        target = torch.where(likely, x.argmax(dim), target)
-    return Problem(place(x.to(device)), dim, target.to(device, getattr(torch, case.target)), kwargs)
-
-
-def _logits(case: Case, dtype: torch.dtype) -> Tensor:
-    if case.values == "normal":
-        return inputs.logits(*case.shape, dtype=dtype, seed=case.seed)
-    if case.values == "special":
-        return inputs.special_rows(case.shape[1], dtype)
-    rows, classes = case.shape
-    return next(f for f in inputs.HURTING if f.__name__ == case.values)(rows, classes, dtype)
-
-
-def rows_of(classes: int) -> int:
-    """A number of rows that no number of lanes divides; smaller for long rows."""
-    return 133 if classes <= 100 else 37 if classes <= 1000 else 3
-
-
 def matrix(quick: bool) -> Iterator[Case]:
     """All cases; quick: all groups, with fewer sizes and combinations."""
-    for part in (_classes, _values, _layouts, _options, _upstream, _inplace, _special, _sums):
+    for part in (_classes, _values, _layouts, _options, _upstream, _inplace, _special, _sums, row_matrix):
         yield from part(quick)
 
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +15,19 @@ from torch import Tensor
 
 import softkern
 from softkern.verify.bounds import as_words, same_bits
-from softkern.verify.cases import NAMES, OPS, SOFTMAXES, Case, Problem, build, rows_of
-from softkern.verify.inputs import OPTIONS, logits
+from softkern.verify.case import NAMES, OPS, SOFTMAXES, Case, Problem, build, rows_of
+from softkern.verify.inputs import OPTIONS
 from softkern.verify.judge import results, upstream_of
+from softkern.verify.refusals import Outcome, attempt, out_of_range, refused_options
+from softkern.verify.row_cases import MIXED, WITHOUT_TARGET
+from softkern.verify.rows import STATISTICS
 
-
-class Outcome(NamedTuple):
-    group: str
-    op: str
-    dtype: str
-    subject: str  # the call
-    why: str  # what is wrong; empty if the check holds
-
-
-def _try(group: str, op: str, dtype: str, subject: object, check: Callable[[], str]) -> Outcome:
-    try:
-        why = check()
-    except Exception as error:
-        why = f"raised {type(error).__name__}: {error}"
-    return Outcome(group, op, dtype, str(subject), why)
+# Calls with softkern's own options.
+OWN: tuple[dict[str, Any], ...] = (
+    {**MIXED, "stats": STATISTICS},
+    {"padding": 1, "indices": 2, "row_weight": "float32", "softcap": 4.0, "stats": WITHOUT_TARGET},
+)
+PER_ROW = ("row_weight", "target_probs")
 
 
 def edges(device: str, quick: bool, threads: int | None) -> Iterator[Outcome]:
@@ -42,77 +36,24 @@ def edges(device: str, quick: bool, threads: int | None) -> Iterator[Outcome]:
     `threads`: the number of CPU threads in use; None if the backend does not share its work among threads.
     """
     if device == "cpu":  # a wrong target stops a GPU, with torch and with softkern
-        yield from _out_of_range(device)
+        yield from out_of_range(device)
+    yield from refused_options(device)
     yield from _empty(device)
     yield from _rows(device, quick)
     if threads is not None:
         yield from _threads(quick, max(threads, 2))
 
 
-def _out_of_range(device: str) -> Iterator[Outcome]:
-    targets = (
-        (torch.int64, 10),
-        (torch.int64, -1),
-        (torch.int64, 2**40),
-        (torch.int32, -7),
-        (torch.uint8, 200),
-    )
-    shapes: tuple[tuple[int, ...], ...] = ((10,), (4, 10), (2, 10, 3, 4))
-    every_options: tuple[dict[str, Any], ...] = ({}, {"label_smoothing": 0.1, "ignore_index": 3})
-    for name, shape, (kind, wrong), inplace in product(NAMES, shapes, targets, (False, True)):
-        for options in every_options:
-            call = f"cross_entropy(logits{shape}, target with {wrong}, {kind}, {inplace=}, {options})"
-
-            def check(
-                name: str = name,
-                shape: tuple[int, ...] = shape,
-                kind: torch.dtype = kind,
-                wrong: int = wrong,
-                inplace: bool = inplace,
-                options: dict[str, Any] = options,
-            ) -> str:
-                leaf = logits(*shape, dtype=NAMES[name]).to(device).requires_grad_()
-                x = leaf.clone()
-                target = torch.zeros(shape[:1] + shape[2:] if len(shape) > 1 else (), dtype=kind)
-                target.view(-1)[-1] = wrong
-                return _raises_before_writing(x, target.to(device), {**options, "inplace_backward": inplace})
-
-            yield _try("targets out of range", "cross_entropy", name, call, check)
-
-
-def _raises_before_writing(x: Tensor, target: Tensor, kwargs: dict[str, Any]) -> str:
-    before, version = x.detach().clone(), x._version
-    their_kwargs = {k: v for k, v in kwargs.items() if k != "inplace_backward"}
-    try:
-        F.cross_entropy(before, target.long(), **their_kwargs)
-    except Exception as error:
-        theirs = error
-    else:
-        return "torch takes this target"
-    try:
-        softkern.cross_entropy(x, target, **kwargs)
-    except IndexError as error:
-        if str(error) != str(theirs):
-            return f"expected IndexError({str(theirs)!r}), got IndexError({str(error)!r})"
-    except Exception as error:
-        return f"expected {theirs!r}, got {error!r}"
-    else:
-        return f"expected {theirs!r}, got a loss"
-    if not bool(same_bits(x.cpu(), before.cpu()).all()) or x._version != version:
-        return "the logits were written to before the target was refused"
-    return ""
-
-
 def _empty(device: str) -> Iterator[Outcome]:
     """Values and gradients have to equal torch's exactly: almost nothing is computed."""
     for name, op, shape in product(NAMES, SOFTMAXES, ((), (0,), (0, 3), (3, 0), (2, 0, 4))):
         case = Case("empty and 0-d", op, name, shape, dim=-1)
-        yield _try(case.group, op, name, case, partial(_as_torch, case, device))
+        yield attempt(case.group, op, name, case, partial(_as_torch, case, device))
     kinds: tuple[dict[str, Any], ...] = ({}, {"smoothing": 0.1}, {"probs": True})
     for name, shape, kind in product(NAMES, ((0, 3), (2, 3, 0), (0, 40, 2)), kinds):
         for reduction in ("none", "mean", "sum"):
             case = Case("empty and 0-d", "cross_entropy", name, shape, reduction=reduction, **kind)
-            yield _try(case.group, case.op, name, case, partial(_as_torch, case, device))
+            yield attempt(case.group, case.op, name, case, partial(_as_torch, case, device))
 
 
 def _as_torch(case: Case, device: str) -> str:
@@ -145,7 +86,10 @@ def _rows(device: str, quick: bool) -> Iterator[Outcome]:
     for name, op, c in product(NAMES, OPS, (10, 33) if quick else (3, 10, 33, 1000)):
         for kind in kinds if op == "cross_entropy" else kinds[:1]:
             case = Case("a row alone", op, name, (rows_of(c), c), upstream="random", **kind)
-            yield _try(case.group, op, name, case, partial(_row_alone, case, device))
+            yield attempt(case.group, op, name, case, partial(_row_alone, case, device))
+        for kind in OWN if op == "cross_entropy" else ():
+            case = Case("a row alone", op, name, (rows_of(c), c), upstream="random", **kind)
+            yield attempt(case.group, op, name, case, partial(_row_alone, case, device))
 
 
 def _row_alone(case: Case, device: str) -> str:
@@ -157,8 +101,10 @@ def _row_alone(case: Case, device: str) -> str:
     for i in (0, 1, 17, n - 1):
         part = slice(i, i + 1)
         target = None if problem.target is None else problem.target[part]
-        row = Problem(problem.x[part], problem.dim, target, problem.kwargs)
-        alone = results(softkern, case, row, upstream_of(case, whole[case.op])[part])
+        kwargs = {k: v[part] if k in PER_ROW else v for k, v in (problem.kwargs or {}).items()}
+        row = Problem(problem.x[part], problem.dim, target, kwargs)
+        upstream = {name: g[part] for name, g in upstream_of(case, whole).items()}
+        alone = results(softkern, case, row, upstream)
         if why := difference(alone, {k: v[part] for k, v in whole.items()}, f"those of row {i} of the batch"):
             return why
     return ""
@@ -169,10 +115,12 @@ def _threads(quick: bool, threads: int) -> Iterator[Outcome]:
     shapes = ((4099, 40),) if quick else ((4099, 40), (1500, 10, 13), (7, 30011))
     for name, op, shape in product(NAMES, OPS, shapes):
         case = Case("threads", op, name, shape, upstream="random")
-        yield _try(case.group, op, name, case, partial(_one_and_more, case, threads))
+        yield attempt(case.group, op, name, case, partial(_one_and_more, case, threads))
         if op == "cross_entropy":
             mean = replace(case, reduction="mean", weight=True, smoothing=0.1)
-            yield _try(case.group, op, name, mean, partial(_one_and_more, mean, threads))
+            own = replace(mean, **OWN[0])
+            for reduced in (mean, own):
+                yield attempt(case.group, op, name, reduced, partial(_one_and_more, reduced, threads))
 
 
 def _one_and_more(case: Case, threads: int) -> str:

@@ -127,6 +127,12 @@ def special_rows(classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.stack([*rows, masked, nan_and_inf])
 
 
+def masked(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits of which two fifths are -inf, also of classes that are targets."""
+    x = logits(*shape, dtype=dtype, seed=9)
+    return torch.where(torch.arange(x.numel()).reshape(shape) * 7 % 5 < 2, -math.inf, x)
+
+
 def _noise(*shape: int, like: Tensor) -> Tensor:
     """The filling between the elements of a layout: reading it changes the result."""
     fill = math.nan if like.is_floating_point() else 99
@@ -224,6 +230,30 @@ def probabilities(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) ->
     """Rows that sum to 1 and contain an exact 0, because 0 * -inf is a special case."""
     p = logits(*shape, dtype=torch.float64, seed=11).softmax(min(1, len(shape) - 1))
     return torch.where(p < p.mean() / 50, 0, p).to(dtype)
+
+
+def row_weights(rows: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """From -0.5 to 2.5, exact in 16 bits; some are 0 and some negative."""
+    n = torch.Size(rows).numel()
+    return (((torch.arange(n) * 3 % 7).double() - 1) / 2).to(dtype).reshape(rows)
+
+
+def several(shape: tuple[int, ...], k: int) -> tuple[Tensor, Tensor]:
+    """k class indices a row in the class dimension, and their probabilities.
+
+    Some indices of a row are equal. The probabilities are exact in 16 bits and do not sum to 1.
+    """
+    dim = min(1, len(shape) - 1)
+    classes, rows = shape[dim], shape[:dim] + shape[dim + 1 :]
+    n = torch.Size(rows).numel()
+    number = torch.arange(n).unsqueeze(-1) * 5 + torch.arange(k) * torch.arange(k)
+    target, shares = number % classes, ((number * 3) % 8).double() / (4 * k)
+    return tuple(t.reshape(*rows, k).movedim(-1, dim) for t in (target, shares))  # type: ignore[return-value]
+
+
+def padded_with_nan(x: Tensor, classes: int, dim: int) -> Tensor:
+    shape = (*x.shape[:dim], classes, *x.shape[dim + 1 :])
+    return torch.cat([x, torch.full(shape, math.nan, dtype=x.dtype)], dim)
 
 
 def problem(

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from softkern import reference
 from softkern.verify import bounds, inputs, oracle
-from softkern.verify.cases import NAMES, SOFTMAXES, Case, Problem
+from softkern.verify import rows as row_calls
+from softkern.verify.case import NAMES, SOFTMAXES, Case, Problem
 
 GRADIENT_SCALES = {
     "softmax": oracle.softmax_gradient_scale,
@@ -28,8 +29,9 @@ class Measure:
     """A result against its bounds.
 
     Attributes:
-        quantity: the op's name, or the name with " gradient".
-        share: the largest error divided by its bound; infinite if NaN, infinities, dtype or shape are wrong.
+        quantity: the op's name, the name with " gradient", or the name of a statistic.
+        share: the largest error divided by its bound; infinite if NaN, infinities, dtype or shape are wrong,
+            None if no distance was measured.
         error: error in ulp of the answer, if the documentation states a bound in ulp.
         stated: that bound.
         torch_error: torch's error in the same unit, NaN if torch's result is not finite.
@@ -38,7 +40,7 @@ class Measure:
     """
 
     quantity: str
-    share: float = 0.0
+    share: float | None = 0.0
     error: float | None = None
     stated: float | None = None
     torch_error: float | None = None
@@ -47,12 +49,14 @@ class Measure:
 
 
 def results(
-    functions: ModuleType, case: Case, problem: Problem, upstream: Tensor | None = None
+    functions: ModuleType, case: Case, problem: Problem, upstream: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Value and gradient of the logits, from softkern or from torch.nn.functional; copied to the CPU.
+    """Values and gradient of the logits, from softkern or from torch.nn.functional; copied to the CPU.
 
-    Backward starts from `upstream`, by default from the case's upstream gradient.
+    Backward starts from `upstream`, gradients by output, by default from those of the case.
     """
+    if case.beyond_f:
+        return row_calls.results(functions, case, problem, upstream)
     f = getattr(functions, case.op)
     leaf = problem.x.detach().requires_grad_()
     if case.op in SOFTMAXES:
@@ -66,20 +70,24 @@ def results(
         elif case.inplace:
             x, kwargs = leaf.clone(), {**kwargs, "inplace_backward": True}
         y = f(x, target, reduction=case.reduction, **kwargs)
-    g = upstream_of(case, y) if upstream is None else upstream.to(y.device)
-    (dx,) = torch.autograd.grad(y, leaf, g)
+    given = upstream_of(case, {case.op: y}) if upstream is None else upstream
+    (dx,) = torch.autograd.grad(y, leaf, given[case.op].to(y.device))
     return {case.op: y.detach().cpu(), f"{case.op} gradient": dx.cpu()}
 
 
-def upstream_of(case: Case, y: Tensor) -> Tensor:
-    return inputs.upstream(y.detach().cpu(), case.upstream).to(y.device)
+def upstream_of(case: Case, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The upstream gradients by output, on the CPU."""
+    if case.beyond_f:
+        return row_calls.upstream_of(case, outputs)
+    return {case.op: inputs.upstream(outputs[case.op].detach().cpu(), case.upstream)}
 
 
 @dataclass(frozen=True)
 class Expected:
-    answer: Tensor  # float64
+    answer: Tensor  # float64, or integers and truth values
     scale: Tensor
     roundings: int | None = None
+    dtype: torch.dtype | None = None  # of the result, if it is not that of the logits
 
 
 def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[str, Expected]:
@@ -88,9 +96,14 @@ def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[
     A softmax's backward uses the rounded output of its forward instead of the logits, and with 16 bits this
     makes a large difference. So its answer starts from softkern's own output; the values are checked apart.
     """
+    if case.beyond_f:
+        return {
+            name: Expected(answer.value, answer.scale, _roundings(name), row_calls.dtype_of(case, name))
+            for name, answer in row_calls.expectations(case, problem, ours).items()
+        }
     x, dim = problem.x.detach().cpu().double(), problem.dim
     y = ours[case.op]
-    g = upstream_of(case, y).double()
+    g = upstream_of(case, ours)[case.op].double()
     if case.op in SOFTMAXES:
         answer = getattr(reference, case.op)(x, dim)
         scale = VALUE_SCALES[case.op](x, answer, dim)
@@ -114,21 +127,31 @@ def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[
         gradient = by_name["cross_entropy gradient"].reshape(rows.shape).movedim(-1, dim)
     return {
         case.op: Expected(loss, oracle.loss_scale(*args, kwargs, case.reduction)),
-        # 16 bits: the gradient of the forward is rounded, and so is its product with the upstream gradient.
         f"{case.op} gradient": Expected(
-            gradient, oracle.loss_gradient_scale(*args, kwargs, case.reduction, g), roundings=2
+            gradient,
+            oracle.loss_gradient_scale(*args, kwargs, case.reduction, g),
+            _roundings(f"{case.op} gradient"),
         ),
     }
+
+
+def _roundings(quantity: str) -> int | None:
+    """16 bits: the gradient of the forward is rounded, and so is its product with the upstream gradient."""
+    return 2 if quantity.endswith(" gradient") else None
 
 
 def measure(
     case: Case, quantity: str, got: object, expected: Expected, torch_result: Tensor | None
 ) -> Measure:
     """The error of one result, and whether it keeps its bounds."""
-    dtype, answer = NAMES[case.dtype], expected.answer
+    dtype, answer = expected.dtype or NAMES[case.dtype], expected.answer
     if not isinstance(got, Tensor) or got.dtype != dtype or got.shape != answer.shape:
         found = f"{got.dtype} {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
         return Measure(quantity, math.inf, why=f"expected {dtype} {tuple(answer.shape)}, got {found}")
+    if not dtype.is_floating_point:
+        wrong = got != answer
+        why = "other than the answer" if bool(wrong.any()) else ""
+        return Measure(quantity, None, why=why, detail=_detail(wrong.double(), got, answer) if why else "")
     wide = got.double()
     for why, bad in _wrong_in_kind(case, wide, answer, dtype, torch_result):
         if bool(bad.any()):
@@ -171,7 +194,7 @@ def _detail(badness: Tensor, got: Tensor, answer: Tensor) -> str:
     where = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), badness.shape))
     a, e = got.reshape(-1)[worst].item(), answer.reshape(-1)[worst].item()
     text = f"at {where}: expected {e!r}, got {a!r}"
-    if math.isfinite(a) and math.isfinite(e):
+    if got.is_floating_point() and math.isfinite(a) and math.isfinite(e):
         unit = float(bounds.ulp(torch.tensor(e, dtype=torch.float64), got.dtype))
         text += f", {abs(a - e) / unit:.4g} ulp apart"
     return text

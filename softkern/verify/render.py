@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from softkern.verify.cases import NAMES, OPS
+from softkern.verify.case import NAMES, OPS, ROW_OPS
 from softkern.verify.report import Report, Row
+from softkern.verify.rows import EXACT, STATISTICS
 
 SHOWN = 20  # most failures that are printed; --json has all
 LEGEND = (
@@ -48,7 +49,8 @@ def summary(report: Report) -> str:
 
 def errors(report: Report) -> Table:
     """Worst error by backend, quantity and dtype."""
-    quantities = [name for op in OPS for name in (op, f"{op} gradient")]
+    quantities = [name for op in (*OPS, *ROW_OPS) for name in (op, f"{op} gradient")]
+    quantities += [name for name in STATISTICS if name not in EXACT]
     table = []
     for backend in report.backends:
         for quantity in quantities:

@@ -15,7 +15,7 @@ class Row:
     Attributes:
         backend: the backend that computed.
         group: part of the matrix.
-        quantity: the op's name, or the name with " gradient".
+        quantity: the op's name, the name with " gradient", or the name of a statistic.
         dtype: dtype of the logits.
         checks: how many results were checked.
         failed: how many of them are wrong.

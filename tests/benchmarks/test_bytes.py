@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from counted_memory import Memory
 
 from benchmarks import problems
+from benchmarks.answers import answers
 from benchmarks.cells import CREATE_GRAPH, ITEM_SIZE, PASSES, Cell
 from benchmarks.inputs import KINDS
 from benchmarks.ops import bytes_moved, cross_entropy
@@ -19,23 +21,6 @@ from benchmarks.ops import softmax as softmax_op
 
 ROWS, CLASSES = 6, 5
 GRADIENT = ("backward", "forward+backward", CREATE_GRAPH)
-
-
-class Memory:
-    """An array whose rows are loaded and stored one by one; `moved` counts the bytes of both."""
-
-    moved = 0
-
-    def __init__(self, values: np.ndarray, item_size: int) -> None:
-        self.values, self.item_size = values, item_size
-
-    def load(self, i: int) -> np.ndarray:
-        Memory.moved += self.values[i].size * self.item_size
-        return self.values[i]
-
-    def store(self, i: int, row: np.ndarray) -> None:
-        Memory.moved += self.values[i].size * self.item_size
-        self.values[i] = row
 
 
 def softmax(x):
@@ -158,7 +143,7 @@ def test_declared_bytes_are_what_a_toy_kernel_moves(cell):
 def test_answers_are_those_of_torch_in_float64(cell):
     """The oracle of the benchmarks is written in NumPy; torch is the second opinion."""
     problem = problems.make(cell)
-    got, expected = problems.answers(cell, problem), by_torch(cell, problem)
+    got, expected = answers(cell, problem), by_torch(cell, problem)
     for name in ("output", "gradient"):
         wanted = expected[name].numpy()
         wanted = problems.by_row(wanted, cell.dim) if wanted.shape == cell.shape else wanted.reshape(-1)
@@ -170,11 +155,11 @@ def test_large_problems_are_checked_in_their_first_and_last_rows():
     rows = problems.sampled_rows(cell)
     assert rows[0] == 0 and rows[-1] == 4999 and len(rows) == problems.SAMPLED_ROWS
     problem = problems.make(cell)
-    answers = problems.answers(cell, problem)
+    expected = answers(cell, problem)
     y = torch.from_numpy(problem.x).softmax(1).numpy()
-    assert problems.verdict(cell, problems.errors(cell, {"output": y}, answers)) is None
+    assert problems.verdict(cell, problems.errors(cell, {"output": y}, expected)) is None
     y[-1] *= 1.001
-    assert "wrong output" in problems.verdict(cell, problems.errors(cell, {"output": y}, answers))
+    assert "wrong output" in problems.verdict(cell, problems.errors(cell, {"output": y}, expected))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -61,7 +61,7 @@ def test_figures_follow_from_the_samples(path):
     found = results.read(path)
     assert found["environment"]["dirty"] == "no" and len(found["environment"]["commit"]) == 40
     assert not found["interrupted"] and found["rows"]
-    measured = {}
+    measured, plain = {}, {}
     for row in found["rows"]:
         if row["status"] != "ok":
             assert row["reason"]
@@ -74,8 +74,16 @@ def test_figures_follow_from_the_samples(path):
         assert rounds <= len(baseline["samples"])
         ratio = results.paired_ratio(baseline["samples"][:rounds], row["samples"])
         assert row["ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-4)
+        if row["provider"] == results.PLAIN:
+            plain[group] = row
         if row["bytes"]:
             assert row["gbps"] == pytest.approx(row["bytes"] / row["median"] / 1e9, rel=1e-2)
+
+    for row in found["rows"]:
+        group = (row["cell"], row["regime"], row["threads"])
+        if row["provider"] == "softkern" and group in plain:
+            times = results.common_ratio(row["samples"], plain[group]["samples"])
+            assert row["times_plain"] == pytest.approx(times, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import cli, inputs, ops, problems, providers, results
+from benchmarks import cli, inputs, ops, options, problems, providers, results
+from benchmarks.answers import answers
 from benchmarks.cells import CREATE_GRAPH, Cell
 from benchmarks.engine.plan import groups_of
 from benchmarks.ops import quick
@@ -116,10 +117,10 @@ def test_wrong_results_of_masked_rows_are_refused(kind):
     """However large the masked logits are."""
     cell = Cell("log_softmax", "no-grad", "float32", (30, 40), inputs=kind)
     problem = problems.make(cell)
-    answers = problems.answers(cell, problem)
+    expected = answers(cell, problem)
 
     def verdict(output: np.ndarray) -> str | None:
-        return problems.verdict(cell, problems.errors(cell, {"output": output}, answers))
+        return problems.verdict(cell, problems.errors(cell, {"output": output}, expected))
 
     output = F.log_softmax(torch.from_numpy(problem.x), -1).numpy()
     assert verdict(output) is None
@@ -131,17 +132,17 @@ def test_wrong_results_of_masked_rows_are_refused(kind):
 def test_probability_of_what_is_masked_is_refused(kind):
     cell = Cell("softmax", "no-grad", "float32", (3, 40, 40), inputs=kind)
     problem = problems.make(cell)
-    answers = problems.answers(cell, problem)
+    expected = answers(cell, problem)
     output = F.softmax(torch.from_numpy(problem.x), -1).numpy()
-    assert problems.verdict(cell, problems.errors(cell, {"output": output}, answers)) is None
+    assert problems.verdict(cell, problems.errors(cell, {"output": output}, expected)) is None
     wrong = np.where(problem.x < -1e3, np.float32(1e-3), output)
-    assert "wrong output" in problems.verdict(cell, problems.errors(cell, {"output": wrong}, answers))
+    assert "wrong output" in problems.verdict(cell, problems.errors(cell, {"output": wrong}, expected))
 
 
 def test_plain_rows_are_checked_by_the_row_as_before():
     cell = Cell("log_softmax", "no-grad", "float32", (30, 40))
-    answers = problems.answers(cell, problems.make(cell))
-    np.testing.assert_array_equal(answers["output scale"], np.abs(answers["output"]).max(-1))
+    expected = answers(cell, problems.make(cell))
+    np.testing.assert_array_equal(expected["output scale"], np.abs(expected["output"]).max(-1))
 
 
 EDGES = [cell for cell in quick.cells("cpu") if cell.edge]
@@ -158,7 +159,7 @@ def test_torch_and_softkern_are_right_in_the_edges(name, cell):
         got = prepared.results(prepared.step(i))
         expected = ["output"] if cell.pass_name == "no-grad" else ["output", "gradient"]
         assert list(got) == (["gradient"] if cell.pass_name == "backward" else expected)
-        found = problems.errors(cell, got, problems.answers(cell, problem))
+        found = problems.errors(cell, got, answers(cell, problem))
         assert problems.verdict(cell, found) is None
 
 
@@ -277,7 +278,7 @@ def test_the_full_run_has_few_edges_and_their_plain_cells():
     edges = {cell.name for cell in cells_of("--group", "edges")}
     few = [cell.name for cell in full if cell.edge]
     assert 0 < len(few) < len(edges) / 8 and edges.issuperset(few)
-    assert {cell.op for cell in full if cell.edge} == set(ops.OPS)
+    assert {cell.op for cell in full if cell.edge} == set(ops.OPS) - set(options.OWN_OPS)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--group", "edges"), ("--group", "full,edges"), ("--quick",)])

@@ -19,6 +19,7 @@ from benchmark_peers import LAYOUTS, PROVIDERS, cells, complaints
 from isas import ISAS
 
 from benchmarks import problems, providers
+from benchmarks.answers import answers
 from benchmarks.cells import Cell
 from benchmarks.ops import all_cells
 from benchmarks.providers.base import PEER_PASSES
@@ -117,7 +118,7 @@ def test_cuda_plumbing(overwrites_logits):
     for cell in cells("cpu"):
         if peer.left_out(cell, None) is None:
             problem = problems.make(cell)
-            expected = problems.answers(cell, problem)
+            expected = answers(cell, problem)
             prepared = peer.prepare(cell, problem, 1)
             prepared.step(0)
             assert complaints(cell, prepared.results(prepared.step(0)), expected) == []

@@ -9,14 +9,20 @@ import re
 from places import ROOT
 
 from softkern import _C
-from softkern.options import CrossEntropyOptions
+from softkern.options import CrossEntropyOptions, RowOptions
 
 STUB = ROOT / "softkern" / "_C.pyi"
 
 
 # What `*options` stands for in the stub.
-OPTIONS = len(CrossEntropyOptions._fields)
-EXPANDED = {"cross_entropy": OPTIONS + 1, "takes_cross_entropy": OPTIONS}
+OPTIONS, ROW_OPTIONS = len(CrossEntropyOptions._fields), len(RowOptions._fields)
+EXPANDED = {
+    "cross_entropy": OPTIONS + 1,
+    "takes_cross_entropy": OPTIONS,
+    "row_losses": ROW_OPTIONS + 1,
+    "takes_row_losses": ROW_OPTIONS,
+    "row_losses_in_aten": ROW_OPTIONS,
+}
 
 
 def stated() -> dict[str, int]:

@@ -16,6 +16,7 @@ from places import ROOT
 sys.path.append(str(ROOT))  # benchmarks is not installed
 
 from benchmarks import problems
+from benchmarks.answers import answers
 from benchmarks.cells import PASSES, Cell
 from benchmarks.ops.cross_entropy import OPTIONS
 from benchmarks.providers.base import Absent, Provider
@@ -82,7 +83,7 @@ def check(provider: Provider) -> dict:
         if provider.left_out(cell, None) is not None:
             continue
         problem = problems.make(cell)
-        expected = problems.answers(cell, problem)
+        expected = answers(cell, problem)
         prepared = provider.prepare(cell, problem, 2)
         for i in range(2):
             report["wrong"] += complaints(cell, prepared.results(prepared.step(i)), expected)

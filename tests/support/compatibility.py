@@ -10,6 +10,8 @@ from __future__ import annotations
 from places import DOCS
 
 OPS = ("softmax", "log_softmax", "cross_entropy")
+# The columns of the page: op and heading. row_losses is cross_entropy with softkern's own options.
+COLUMNS = {**{op: op for op in OPS}, "row_losses": "cross_entropy with options"}
 PAGE = DOCS / "compatibility.md"
 NONE = "-"  # no test: the feature is not one of this op
 
@@ -118,9 +120,10 @@ them.
 - **fused + torch**: kernels compute the results, torch's formulas the derivatives of higher order.
 - **shapes**: there are no values to compute.
 - **not supported**: raises an error where torch's function does not.
-- **-**: the op does not have this feature.
+- **-**: the op does not have this feature, or no test of its own for it.
 
-The cells are those of tensors on the CPU.
+The cells are those of tensors on the CPU. The last column is `softkern.cross_entropy` with softkern's own
+options and row statistics, compared with the same formulas in torch.
 """
 
 NOTES = """
@@ -157,9 +160,10 @@ def render(cells: dict[tuple[str, str], str]) -> str:
     """The page for {(feature, op): cell}."""
     parts = [HEAD]
     for heading, rows in FEATURES.items():
-        parts.append(f"\n## {heading}\n\n| feature | {' | '.join(OPS)} | notes |\n|{'---|' * 5}\n")
+        parts.append(f"\n## {heading}\n\n| feature | {' | '.join(COLUMNS.values())} | notes |\n")
+        parts.append(f"|{'---|' * (len(COLUMNS) + 2)}\n")
         for feature, note in rows.items():
-            line = " | ".join(cells.get((feature, op), NONE) for op in OPS)
+            line = " | ".join(cells.get((feature, op), NONE) for op in COLUMNS)
             parts.append(f"| {feature} | {line} | {note} |".replace("|  |", "| |") + "\n")
     return "".join((*parts, NOTES))
 
@@ -171,7 +175,8 @@ def parse(text: str) -> dict[tuple[str, str], str]:
         if not line.startswith("| ") or line.startswith("| feature |"):
             continue
         feature, *row = (cell.strip() for cell in line.strip("|").split("|"))
-        cells |= {(feature, op): cell for op, cell in zip(OPS, row[: len(OPS)], strict=True) if cell != NONE}
+        pairs = zip(COLUMNS, row[: len(COLUMNS)], strict=True)
+        cells |= {(feature, op): cell for op, cell in pairs if cell != NONE}
     return cells
 
 

@@ -14,7 +14,7 @@ without `watch` adds proof to a row and no cell.
 from __future__ import annotations
 
 import pytest
-from compatibility import OPS, PAGE, committed, features, render
+from compatibility import COLUMNS, PAGE, committed, features, render
 from watch import Watch
 
 _KEY = "compatibility"
@@ -37,8 +37,10 @@ def marked(item) -> list[tuple[str, str]]:
             ops = [item.callspec.params["op"]]
         if feature not in features():
             raise pytest.UsageError(f"{item.nodeid}: tests/support/compatibility.py has no {feature!r}")
-        if not ops or not set(ops) <= set(OPS):
-            raise pytest.UsageError(f"{item.nodeid}: name the ops, feature({feature!r}, ...), of {OPS}")
+        if not ops or not set(ops) <= set(COLUMNS):
+            raise pytest.UsageError(
+                f"{item.nodeid}: name the ops, feature({feature!r}, ...), of {list(COLUMNS)}"
+            )
         pairs += [(feature, op) for op in ops]
     return pairs
 

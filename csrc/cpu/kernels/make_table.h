@@ -5,6 +5,7 @@
 #include "cross_entropy_ways.h"
 #include "log_softmax.h"
 #include "mass.h"
+#include "row_losses_ways.h"
 #include "scale.h"
 #include "softmax.h"
 #include "targets.h"
@@ -19,6 +20,7 @@ constexpr Kernels make_kernels() {
           softmax_backward_kernel<T>(),
           log_softmax_backward_kernel<T>(),
           cross_entropy_kernel<T>(),
+          row_losses_kernel<T>(),
           scale_kernel<T>(),
           mass_kernel<T>(),
           &sum_losses<Compute<T>>,

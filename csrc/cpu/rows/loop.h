@@ -33,6 +33,7 @@ struct Whole {
     S::store(p, v);
   }
   SK_INLINE const typename S::Reg& keep(const typename S::Reg& v) const { return v; }
+  SK_INLINE int size() const { return S::kLanes; }
 };
 template <class A>
 struct Tail {
@@ -47,6 +48,7 @@ struct Tail {
   SK_INLINE void store(T* p, const typename S::Reg& v) const {
     S::store(p, v, n);
   }
+  SK_INLINE int size() const { return n; }
   /// v with zeros in the lanes past the end.
   SK_INLINE typename S::Reg keep(const typename S::Reg& v) const {
     A lanes[S::kLanes];

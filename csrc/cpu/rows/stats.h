@@ -203,8 +203,10 @@ SK_CALL RowRange<A> row_range(const T* x, int64_t n) {
 
 /// Step 2 (sum-exp) of a row or of whole blocks of it, given the maximum m of the row. Returns the ties, and
 /// passes the sums of the rest to `take`. If e is not null, it receives the terms; it may be the row itself.
-template <class Terms, class A, class T, class Take>
-SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most, Take take) {
+/// `following` does its work (Following) beside. kBelow: `take` gets two sums, the second of e (m - x), where
+/// terms that are 0 count as 0.
+template <class Terms, bool kBelow, class A, class T, class Next, class Take>
+SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Next& following, A most, Take take) {
   using S = Simd<A>;
   const A lowest = -__builtin_inf();
   const auto m = S::broadcast(most);
@@ -214,10 +216,17 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most
   // Counts are exact in any order: a single accumulator leaves registers for the others.
   auto ties = S::broadcast(0);
   for_each_block<A>(n, [&](int64_t start, int64_t size) __attribute__((always_inline)) {
-    Accumulators<A> part;
+    Accumulators<A> part[kBelow ? 2 : 1];
+    const auto add_below = [&](auto slot, const auto& v, const auto& t) __attribute__((always_inline)) {
+      if constexpr (kBelow) {
+        const auto zero = S::broadcast(0);
+        part[1].add(slot, S::if_equal(t, zero, zero, S::mul(t, S::sub(m, v))));
+      }
+    };
     const auto add = [&](auto slot, const auto& v, const auto& t) __attribute__((always_inline)) {
       ties = S::add_if_equal(ties, one, v, m);
-      part.add_unless_equal(slot, t, v, m);
+      part[0].add_unless_equal(slot, t, v, m);
+      add_below(slot, v, t);
     };
     const auto four = [&](int64_t at) __attribute__((always_inline)) {
       constexpr int64_t L = S::kLanes;
@@ -241,7 +250,11 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most
         add(Slot<2>{}, v[2], t[2]);
         add(Slot<3>{}, v[3], t[3]);
       } else {
-        part.add(t);
+        part[0].add(t);
+        add_below(Slot<0>{}, v[0], t[0]);
+        add_below(Slot<1>{}, v[1], t[1]);
+        add_below(Slot<2>{}, v[2], t[2]);
+        add_below(Slot<3>{}, v[3], t[3]);
       }
       if (e != nullptr) {
         for (int k = 0; k < 4; ++k) S::store(e + i + k * L, t[k]);
@@ -261,22 +274,22 @@ SK_INLINE A sum_exp(const T* x, A* e, int64_t n, Following<T>& following, A most
       if (e != nullptr) at.store(e + i, t);
       following.one(at, i);
     });
-    take(&part);
+    take(part);
   });
   return S::reduce_add(ties);
 }
 
 /// The same, with the shortest exp that the range of the row allows.
-template <class A, class T, class Take>
-SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, Following<T>& following,
+template <class A, bool kBelow = false, class T, class Next, class Take>
+SK_INLINE A sum_exp_within(const RowRange<A>& range, const T* x, A* e, int64_t n, Next& following,
                            Take take) {
   using S = Simd<A>;
   const auto m = S::broadcast(range.most);
   if (NormalTerms<A>::fit(m, S::broadcast(range.least))) {
-    return sum_exp<NormalTerms<A>>(x, e, n, following, range.most, take);
+    return sum_exp<NormalTerms<A>, kBelow>(x, e, n, following, range.most, take);
   }
-  if (are_direct<A>(m)) return sum_exp<DirectTerms<A>>(x, e, n, following, range.most, take);
-  return sum_exp<WideTerms<A>>(x, e, n, following, range.most, take);
+  if (are_direct<A>(m)) return sum_exp<DirectTerms<A>, kBelow>(x, e, n, following, range.most, take);
+  return sum_exp<WideTerms<A>, kBelow>(x, e, n, following, range.most, take);
 }
 
 template <class A>

@@ -2,6 +2,8 @@
 // cross_entropy of CPU tensors.
 #include "../cross_entropy/call.h"
 
+#include "row_losses.h"
+
 #include <ATen/ops/eq.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
@@ -199,6 +201,11 @@ class CpuKernels final : public CrossEntropyKernels {
     run(kernels_of(call.logits).cross_entropy, args, call.layout);
   }
   bool stores_narrow() const override { return false; }
+
+  void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
+                  const Tensor& grad) const override {
+    cpu::row_losses(call, outputs, upstream, grad);
+  }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
               const Tensor& grad_scale) const override {

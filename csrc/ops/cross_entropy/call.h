@@ -95,7 +95,7 @@ bool set_cross_entropy_kernels(Backend backend, const CrossEntropyKernels& kerne
 /// The kernels of the backend that computes a device's tensors. Raises if there is none.
 const CrossEntropyKernels& cross_entropy_kernels(c10::Device device);
 
-/// Calls ATen, which finds the same target and raises its own exception.
+/// Raises torch's exception for the first target that is out of range.
 [[noreturn]] void raise_out_of_bounds(const CrossEntropyCall& call);
 
 /// Shape of class-index targets, and of the loss without a reduction.

@@ -14,7 +14,8 @@
 #include <ATen/ops/where.h>
 #include <torch/library.h>
 
-#include "../fallback.h"
+#include <algorithm>
+
 #include "../ops.h"
 #include "call.h"
 
@@ -42,8 +43,13 @@ void CrossEntropyKernels::set(const Tensor& scalar, double value) const { scalar
 Tensor CrossEntropyKernels::new_output(const Tensor& like) const { return softkern::new_output(like); }
 
 void raise_out_of_bounds(const CrossEntropyCall& call) {
-  aten_cross_entropy(call.logits, call.target, call.weight, symbolic(call.options));
-  TORCH_CHECK_INDEX(false, "softkern::cross_entropy: a target is out of bounds [0, ", call.classes(), ")");
+  const Tensor targets = call.target.to(at::kCPU, at::kLong).contiguous();
+  const int64_t* const y = targets.const_data_ptr<int64_t>();
+  const int64_t* const wrong = std::find_if(y, y + targets.numel(), [&](int64_t target) {
+    return target != call.options.ignore_index && (target < 0 || target >= call.classes());
+  });
+  TORCH_INTERNAL_ASSERT(wrong != y + targets.numel());
+  TORCH_CHECK_INDEX(false, "Target ", *wrong, " is out of bounds.");
 }
 
 namespace {

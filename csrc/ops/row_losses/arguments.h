@@ -70,8 +70,8 @@ inline bool takes_row_losses(const RowTensors& of, const SymRowOptions& options)
   const int64_t c = class_dim(x);
   if (TORCH_GUARD_OR_FALSE(x.sym_size(c).sym_eq(0))) return false;
   const TargetKind kind = of.kind();
-  if (of.target.defined() && (of.target.layout() != at::kStrided || of.target.device() != x.device() ||
-                              of.target.is_nested())) {
+  if (of.target.defined() &&
+      (of.target.layout() != at::kStrided || of.target.device() != x.device() || of.target.is_nested())) {
     return false;
   }
   if (kind == TargetKind::kNone && (options.outputs & (kLoss | kLogProb | kCorrect)) != 0) return false;

@@ -21,8 +21,8 @@
 namespace softkern {
 namespace {
 
-/// The quantities of a call. Tensors of classes have the logits' dims, those of rows have a class dimension of
-/// size 1.
+/// The quantities of a call. Tensors of classes have the logits' dims, those of rows have a class dimension
+/// of size 1.
 class AtenRows {
  public:
   AtenRows(const RowTensors& of, const SymRowOptions& options)
@@ -32,8 +32,11 @@ class AtenRows {
         dim_(class_dim(of.self)),
         compute_(compute_type(of.self)),
         valid_(valid_classes(of.self, options)),
-        x_(narrowed(of.self).to(compute_)),
-        masked_(x_.eq(-std::numeric_limits<double>::infinity())) {
+        x_(narrowed(of.self).to(compute_)) {
+    set_indices();
+    // Zeros, because the gradient of where() does not reach what it has not selected: 0 * NaN must not arise.
+    x_ = kept(x_);
+    masked_ = x_.eq(-std::numeric_limits<double>::infinity());
     if (options.softcap != 0) {
       tanh_ = (x_ * (options.logit_scale / options.softcap)).tanh();
       z_ = tanh_ * (options.softcap / options.temperature);
@@ -61,10 +64,7 @@ class AtenRows {
   Tensor losses() const {
     Tensor loss = zero();
     if (hot_.defined()) loss = loss - (hot_ * log_p_.gather(dim_, index_)).sum(dim_, true);
-    // A class of mass 0 must not become 0 * inf.
-    if (spread_.defined()) {
-      loss = loss - (spread_ * log_p_.masked_fill(spread_.eq(0), 0)).sum(dim_, true);
-    }
+    if (spread_.defined()) loss = loss - (spread_ * log_p_).sum(dim_, true);
     if (options_.z_loss != 0) loss = loss + own_ * lse_.square() * options_.z_loss;
     return kept(weighted(loss));
   }
@@ -107,7 +107,8 @@ class AtenRows {
     if (upstream.lse.defined()) alpha = alpha + by_row(upstream.lse);
     Tensor of_log_prob;
     if (upstream.log_prob.defined()) {
-      of_log_prob = kind_ == TargetKind::kIndices ? upstream.log_prob.to(compute_) : by_row(upstream.log_prob);
+      of_log_prob =
+          kind_ == TargetKind::kIndices ? upstream.log_prob.to(compute_) : by_row(upstream.log_prob);
       alpha = alpha - of_log_prob.sum(dim_, true);
     }
     dz = p * alpha;
@@ -149,6 +150,14 @@ class AtenRows {
   }
   bool ignores() const { return kind_ == TargetKind::kIndex; }
 
+  void set_indices() {
+    if (kind_ == TargetKind::kNone || kind_ == TargetKind::kProbabilities) return;
+    index_ = of_.target.to(at::kLong);
+    if (kind_ != TargetKind::kIndex) return;
+    index_ = index_.unsqueeze(dim_);
+    kept_ = index_.ne(options_.ignore_index);
+    index_ = index_.masked_fill(kept_.logical_not(), 0);
+  }
   void set_masses() {
     own_ = number(1);
     if (kind_ == TargetKind::kNone) return;
@@ -164,12 +173,6 @@ class AtenRows {
       spread_ = narrowed(of_.target).to(compute_) * keep + share;
       if (weight.defined()) spread_ = spread_ * weight;
       return;
-    }
-    index_ = of_.target.to(at::kLong);
-    if (kind_ == TargetKind::kIndex) {
-      index_ = index_.unsqueeze(dim_);
-      kept_ = index_.ne(options_.ignore_index);
-      index_ = index_.masked_fill(kept_.logical_not(), 0);
     }
     const bool massive = kind_ == TargetKind::kIndex || of_.target_probs.defined();
     if (!massive) return;
@@ -200,7 +203,9 @@ class AtenRows {
   Tensor own_;           // the weight of the target class, else 1
 };
 
-Tensor not_wanted(const Tensor& like, at::ScalarType type) { return at::empty({0}, like.options().dtype(type)); }
+Tensor not_wanted(const Tensor& like, at::ScalarType type) {
+  return at::empty({0}, like.options().dtype(type));
+}
 
 }  // namespace
 
@@ -208,9 +213,12 @@ RowResults row_losses_in_aten(const RowTensors& of, const SymRowOptions& options
   const AtenRows rows(of, options);
   const at::ScalarType compute = compute_type(of.self);
   const auto wanted = [&](int64_t output) { return (options.outputs & output) != 0; };
-  RowResults results{not_wanted(of.self, of.self.scalar_type()), not_wanted(of.self, compute),
-                     not_wanted(of.self, compute), not_wanted(of.self, compute),
-                     not_wanted(of.self, at::kLong), not_wanted(of.self, at::kBool)};
+  RowResults results{not_wanted(of.self, of.self.scalar_type()),
+                     not_wanted(of.self, compute),
+                     not_wanted(of.self, compute),
+                     not_wanted(of.self, compute),
+                     not_wanted(of.self, at::kLong),
+                     not_wanted(of.self, at::kBool)};
   auto& [loss, log_prob, lse, entropy, argmax, correct] = results;
   if (wanted(kLoss)) {
     loss = rows.without_classes(rows.losses());

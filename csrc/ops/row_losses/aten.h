@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// row_losses in ATen's ops: for transforms, tracers, forward-mode derivatives, gradients of other arguments than
-// the logits, and devices without kernels. Also its gradient as a function that can be differentiated. The
-// formulas are those of common/row_losses.h.
+// row_losses in ATen's ops: for transforms, tracers, forward-mode derivatives, gradients of other arguments
+// than the logits, and devices without kernels. Also its gradient as a function that can be differentiated.
+// The formulas are those of common/row_losses.h.
 #pragma once
 
 #include "../ops.h"

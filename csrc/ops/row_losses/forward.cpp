@@ -59,8 +59,8 @@ RowCall checked_rows(const CrossEntropyKernels& kernels, const RowTensors& of, c
 
 /// The same call without softkern's own options: for the checks and the divisor of cross_entropy.
 CrossEntropyCall as_cross_entropy(const RowCall& call) {
-  CrossEntropyCall result{call.logits, call.target, call.weight, call.options, true, call.dim, call.layout,
-                          call.compute};
+  CrossEntropyCall result{call.logits, call.target, call.weight, call.options,
+                          true,        call.dim,    call.layout, call.compute};
   result.layout.shape.classes = call.valid();
   if (call.kind == TargetKind::kIndices) {
     result.layout.rows *= call.per_row;
@@ -102,7 +102,8 @@ Divisor divisor_of(const CrossEntropyKernels& kernels, const RowCall& call, cons
     const Tensor target = call.target.flatten().to(at::kLong);
     const Tensor counts = target.ne(call.options.ignore_index);
     if (call.weight.defined()) {
-      weights = weights * call.weight.to(call.compute).index_select(0, target.masked_fill(counts.logical_not(), 0));
+      weights =
+          weights * call.weight.to(call.compute).index_select(0, target.masked_fill(counts.logical_not(), 0));
     }
     weights = at::where(counts, weights, at::zeros({}, weights.options()));
   }
@@ -138,8 +139,8 @@ Tensor as_result(const RowCall& call, const Tensor& numbers, bool log_prob) {
   return numbers.view(last).movedim(-1, call.dim).contiguous();
 }
 
-std::tuple<RowResults, Tensor> compute_rows(const RowTensors& of, const SymRowOptions& options, bool need_grad,
-                                       bool over_logits) {
+std::tuple<RowResults, Tensor> compute_rows(const RowTensors& of, const SymRowOptions& options,
+                                            bool need_grad, bool over_logits) {
   const CrossEntropyKernels& kernels = cross_entropy_kernels(of.self.device());
   const RowCall call = checked_rows(kernels, of, options);
   const Divisor divisor = divisor_of(kernels, call, of.num_items);
@@ -162,7 +163,7 @@ std::tuple<RowResults, Tensor> compute_rows(const RowTensors& of, const SymRowOp
     grad = kernels.new_output(of.self);
   }
   RowGradients upstream;
-  upstream.factor = grad.defined() ? divisor.reciprocal : Number{0};
+  upstream.factor = grad.defined() && wanted(kLoss) ? divisor.reciprocal : Number{0};
   kernels.row_losses(call, outputs, upstream, grad);
 
   const auto result = [&](const Tensor& x, at::ScalarType type, bool log_prob = false) {
@@ -182,9 +183,9 @@ std::tuple<RowResults, Tensor> compute_rows(const RowTensors& of, const SymRowOp
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rows_forward(const Tensor& self,
-                                                                           SOFTKERN_ROW_TENSORS,
-                                                                           const SymRowOptions& options,
-                                                                           bool need_grad) {
+                                                                                SOFTKERN_ROW_TENSORS,
+                                                                                const SymRowOptions& options,
+                                                                                bool need_grad) {
   const RowTensors of(self, target, weight, row_weight, num_items, target_probs);
   auto [results, grad] = compute_rows(of, options, need_grad, false);
   if (!need_grad) grad = at::empty({0}, self.options());
@@ -216,8 +217,9 @@ void differentiate(const OptionalTensor& grad_loss, const OptionalTensor& grad_l
     const at::DimVector sizes = result_sizes(call, log_prob);
     TORCH_CHECK(g->sizes() == at::IntArrayRef(sizes) && takes_dtype(g->scalar_type()) &&
                     g->device() == of.self.device(),
-                "softkern::row_losses_backward: expected ", name, " of shape ", at::IntArrayRef(sizes), " on ",
-                of.self.device(), ", got ", g->sizes(), " of ", g->scalar_type(), " on ", g->device());
+                "softkern::row_losses_backward: expected ", name, " of shape ", at::IntArrayRef(sizes),
+                " on ", of.self.device(), ", got ", g->sizes(), " of ", g->scalar_type(), " on ",
+                g->device());
     Tensor numbers = g->to(call.compute);
     if (log_prob && call.kind == TargetKind::kIndices) numbers = numbers.movedim(call.dim, -1);
     return numbers.contiguous();
@@ -233,10 +235,11 @@ void differentiate(const OptionalTensor& grad_loss, const OptionalTensor& grad_l
       upstream.factor = {1};
     } else {
       TORCH_CHECK(grad_loss->numel() == 1,
-                  "softkern::row_losses_backward: expected grad_loss of one element, got ", grad_loss->sizes());
+                  "softkern::row_losses_backward: expected grad_loss of one element, got ",
+                  grad_loss->sizes());
       const Tensor g = grad_loss->to(call.compute).reshape({});
-      upstream.factor = number_of(reciprocal.on_device.defined() ? g * reciprocal.on_device
-                                                                 : g * reciprocal.value);
+      upstream.factor =
+          number_of(reciprocal.on_device.defined() ? g * reciprocal.on_device : g * reciprocal.value);
     }
   } else if (call.target.defined()) {
     CrossEntropyCall plain = as_cross_entropy(call);
@@ -247,8 +250,8 @@ void differentiate(const OptionalTensor& grad_loss, const OptionalTensor& grad_l
 }
 
 Tensor rows_backward(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
-                const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, const Tensor& self,
-                SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
+                     const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, const Tensor& self,
+                     SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
   Tensor grad = cross_entropy_kernels(self.device()).new_output(self);
   differentiate(grad_loss, grad_log_prob, grad_lse, grad_entropy,
                 {self, target, weight, row_weight, num_items, target_probs}, options, grad);
@@ -256,8 +259,8 @@ Tensor rows_backward(const OptionalTensor& grad_loss, const OptionalTensor& grad
 }
 
 void rows_backward_(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
-               const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, Tensor self,
-               SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
+                    const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, Tensor self,
+                    SOFTKERN_ROW_TENSORS, const SymRowOptions& options) {
   check_overwritable(self, "row_losses_backward_");
   differentiate(grad_loss, grad_log_prob, grad_lse, grad_entropy,
                 {self, target, weight, row_weight, num_items, target_probs}, options, self);
