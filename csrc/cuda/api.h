@@ -89,7 +89,7 @@ struct RowLossArgs {
   double grad_factor;   // multiplies the upstream gradients of the losses
   const void* factor;   // a further factor, of the compute type; or null
   RowNumbers upstream;  // loss null: 1; others null: 0
-  void* hot_logits;     // scratch memory of the compute type with per_row numbers per row, or null
+  void* hot_z;  // scratch memory for the z of all class indices, of the compute type; null without per_row
 };
 
 /// out = in * (upstream * scale). out may be in.

@@ -2,6 +2,8 @@
 // row_losses of CUDA tensors.
 #include "row_losses.h"
 
+#include <limits>
+
 #include "launch.h"
 
 namespace softkern::cuda {
@@ -15,13 +17,22 @@ bool has_loss(const RowCall& call) {
   return call.kind != TargetKind::kNone && (call.kind != TargetKind::kIndices || call.target_probs.defined());
 }
 
+/// Raises the exception of an index that is out of range.
+[[noreturn]] void raise_index(const RowCall& call) {
+  CrossEntropyCall plain{call.logits, call.target, call.weight, call.options,
+                         true,        call.dim,    call.layout, call.compute};
+  plain.layout.shape.classes = call.valid();
+  if (call.kind == TargetKind::kIndices) plain.options.ignore_index = std::numeric_limits<int64_t>::min();
+  raise_out_of_bounds(plain);
+}
+
 }  // namespace
 
 void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
                 const Tensor& grad) {
   if (call.layout.rows == 0) return;
   const OnDevice device(call.logits);
-  Tensor keep_logits, keep_probabilities, hot_logits;
+  Tensor keep_logits, keep_probabilities, hot_z;
   RowLossArgs args{};
   args.shape = call.valid_shape();
   args.classes = call.classes();
@@ -51,15 +62,13 @@ void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradien
   args.upstream = {const_data_of(upstream.loss), const_data_of(upstream.log_prob),
                    const_data_of(upstream.lse), const_data_of(upstream.entropy)};
   if (args.per_row > 0) {
-    hot_logits = new_numbers(call.logits, {args.rows * args.per_row}, call.compute);
-    args.hot_logits = hot_logits.data_ptr();
+    hot_z = new_numbers(call.logits, {args.rows * args.per_row}, call.compute);
+    args.hot_z = hot_z.data_ptr();
   }
   const Outcome outcome = with_element(element_type(call.logits), [&](auto element) {
     return cuda::row_losses<decltype(element)>(args, device.target());
   });
-  if (!kStopsDevice && outcome.error != nullptr && args.target != nullptr) {
-    TORCH_CHECK_INDEX(false, outcome.error);
-  }
+  if (!kStopsDevice && outcome.error != nullptr && args.target != nullptr) raise_index(call);
   check_launch(outcome);
 }
 

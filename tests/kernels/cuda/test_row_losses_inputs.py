@@ -122,10 +122,10 @@ def test_an_index_out_of_range_stops_the_kernel(wrong):
     x = logits(3, 45)
     one, several = tensor([2, wrong, 5]), tensor([[2, 3], [3, wrong], [5, 5]])
     for kwargs in ({}, {"label_smoothing": 0.1}, {"softcap": 2.0}):
-        with pytest.raises(IndexError, match="out of bounds"):
+        with pytest.raises(IndexError, match=f"Target {wrong} is out of bounds"):
             forward(x, target=one, valid_classes=40, **kwargs)
         for given in (several, several.masked_fill(several == wrong, -100)):
-            with pytest.raises(IndexError, match="out of bounds"):
+            with pytest.raises(IndexError, match=f"Target {int(given[1, 1])} is out of bounds"):
                 forward(x, target=given, target_probs=tensor([[0.5, 0.5]] * 3), valid_classes=40, **kwargs)
 
 
