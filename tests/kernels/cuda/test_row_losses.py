@@ -20,7 +20,7 @@ from cuda_checks import (
     by_kernels,
     with_clusters,
 )
-from cuda_row_checks import check, forward, problem, upstream
+from cuda_row_checks import check, forward, problem
 from row_losses_cases import ALL, ALONE, over_targets
 from row_losses_checks import DIFFERENTIABLE, in_float64
 from row_losses_scales import scales
@@ -79,7 +79,6 @@ def test_every_way_without_options(expected, shape, padding, dtype):
 LONG = {  # classes: the ways with and without clusters
     4099: (BLOCK, BLOCK),
     40000: (CLUSTER, TWICE),
-    40001: (CLUSTER, TWICE),
 }
 
 
@@ -88,11 +87,22 @@ LONG = {  # classes: the ways with and without clusters
 @pytest.mark.parametrize("classes", LONG)
 def test_long_rows(monkeypatch, classes, there, target):
     with_clusters(monkeypatch, there)
+    x, options = problem((1, classes), target=target, softcap=8.0, z_loss=1e-4)
+    assert check(x, **options) == LONG[classes][not there]
+
+
+@pytest.mark.parametrize("there", (True, False), ids=("clusters", "no clusters"))
+@pytest.mark.parametrize("classes", LONG)
+@pytest.mark.parametrize("off", (0, 1), ids=("aligned", "unaligned"))
+def test_long_rows_of_other_forms_and_16_bits(monkeypatch, classes, there, off):
+    with_clusters(monkeypatch, there)
     for dtype in (torch.float32, torch.bfloat16):
-        x, options = problem((1, classes), dtype, target=target, softcap=8.0, z_loss=1e-4)
-        assert check(x, **options) == LONG[classes][not there]
-        x, options = problem((1, classes), dtype, target=target, row_weight=True)
-        check(x, (DIFFERENTIABLE[:3],), without=WITHOUT, **options)
+        x, options = problem((1, classes + off), dtype, row_weight=True)
+        options["row_weight"] += 1
+        ran = check(x, (DIFFERENTIABLE[:3],), without=WITHOUT, **options)
+        assert ran == LONG[classes][not there] or dtype == torch.bfloat16
+    x, options = problem((1, classes + off), torch.bfloat16, softcap=8.0)
+    check(x, **options)
 
 
 @over_targets

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from compare import assert_same_bits
-from cuda_checks import CLUSTER, EMULATED, by_kernels, emulated, full, logits, tensor, way, with_clusters
+from cuda_checks import CLUSTER, by_kernels, emulated, full, logits, tensor, way, with_clusters
 from cuda_row_checks import backward, check, check_gradient, forward, problem, upstream
 from row_losses_cases import ALL, over_targets
 from row_losses_checks import DIFFERENTIABLE
