@@ -134,7 +134,7 @@ def _names_the_option(
         value = value.to(device)
     before, version = x.detach().clone(), x._version
     try:
-        softkern.cross_entropy(x, target, **{option: value}, inplace_backward=True)  # type: ignore[arg-type]
+        softkern.cross_entropy(x, target, **{option: value}, inplace_backward=True)  # type: ignore[call-overload]
     except errors as error:
         words = "out of bounds" if errors == (IndexError,) else option
         if words not in str(error):

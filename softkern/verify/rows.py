@@ -132,6 +132,6 @@ def _total(case: Case, rows: Rows, kwargs: dict[str, object]) -> Tensor | None:
     if case.reduction == "sum":
         return one
     if case.num_items:
-        return one * float(kwargs["num_items"])  # type: ignore[arg-type]
+        return torch.as_tensor(kwargs["num_items"], dtype=torch.float64)
     r = rows.row_weight * rows.target_weight if rows.single else rows.row_weight
     return torch.where(rows.valid, r, 0).sum()
