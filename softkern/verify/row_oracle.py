@@ -128,16 +128,18 @@ def _kept(rows: Rows, y: Tensor) -> Tensor:
 def _scales(
     rows: Rows, values: dict[str, Tensor], upstream: dict[str, Tensor], compute: torch.dtype
 ) -> dict[str, Tensor]:
-    # float64's own error of a term near 1, after some roundings; in p it is multiplied by log p.
-    lost = 8 * torch.finfo(torch.float64).eps / torch.finfo(compute).eps
+    # float64's own errors: of p, which is magnified by log p, and of a term near 1 after some roundings.
+    own = torch.finfo(torch.float64).eps / torch.finfo(compute).eps
+    lost = 8 * own
     z = transformed(rows, rows.x)
     p, _, finite, log_d = _probs(z)
     m = z.amax(-1, keepdim=True)
     entropy = -(p * finite).sum(-1, keepdim=True)
     rounding = z.abs().where(z.isfinite(), 0).amax(-1, keepdim=True) if rows.transforms else 0 * log_d
-    of_log = finite.abs() + 2 * rounding
+    of_log = finite.abs() + 2 * rounding + own * entropy
     of_lse = m.abs() + log_d + rounding
-    of_entropy = entropy + rounding * (p * (finite + entropy).abs()).sum(-1, keepdim=True)
+    of_p = rounding + own * finite.abs()
+    of_entropy = entropy + (p * of_p * (finite + entropy).abs()).sum(-1, keepdim=True)
     hot, spread = (mass.abs() for mass in rows.masses)
     zeta = 2 * abs(rows.z_loss) * rows.target_weight.abs().unsqueeze(-1)
     r = rows.row_weight.abs().unsqueeze(-1)
