@@ -54,6 +54,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from benchmarks import options
 from benchmarks.cells import Cell
 
 SCHEMA = 1
@@ -81,11 +82,12 @@ def key(row: Row) -> tuple[Any, ...]:
 def beside_plain(rows: list[Row], cell: Cell, measured: list[Row]) -> list[Row]:
     """The cell's rows, with `times_plain` where there is one. The cell with plain logits has been measured
     before, because its inputs sort first; the plain call for an option takes turns with the others."""
+    if options.is_own(cell):
+        timed = {row["provider"]: row for row in rows if row["status"] == "ok"}
+        if {"softkern", PLAIN} <= set(timed):
+            times = common_ratio(timed["softkern"]["samples"], timed[PLAIN]["samples"])
+            timed["softkern"]["times_plain"] = round(times, 4)
     if not cell.inputs:
-        timed = {row["provider"]: row["samples"] for row in rows if row["status"] == "ok"}
-        for row in rows:
-            if row["provider"] == "softkern" and {"softkern", PLAIN} <= set(timed):
-                row["times_plain"] = round(common_ratio(timed["softkern"], timed[PLAIN]), 4)
         return rows
     where = ("provider", "regime", "threads")
     plain = {

@@ -33,12 +33,15 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from softkern.options import CrossEntropyOptions
+from softkern.options import CrossEntropyOptions, RowOptions
 from softkern.triton import (
     cross_entropy,
     cross_entropy_kernels,
     launch,
     log_softmax,
+    row_losses,
+    row_losses_hot_kernels,
+    row_losses_kernels,
     softmax,
     softmax_kernels,
 )
@@ -51,6 +54,9 @@ KERNELS = (
     softmax_kernels.backward_kernel,
     cross_entropy_kernels.cross_entropy_kernel,
     cross_entropy_kernels.scale_kernel,
+    row_losses_kernels.row_losses_kernel,
+    row_losses_hot_kernels.gather_kernel,
+    row_losses_hot_kernels.scatter_kernel,
 )
 TYPES = {
     torch.float32: "fp32",
@@ -74,6 +80,11 @@ class Launch:
     @property
     def warps(self) -> int:
         return int(self.options.get("num_warps", 4))
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the blocks are of classes, not of a row's class indices."""
+        return "BLOCK_C" in self.arguments
 
 
 @dataclass(frozen=True)
@@ -109,12 +120,11 @@ def recorded() -> Iterator[list[Launch]]:
             return self.run
 
     with ExitStack() as stack:
-        for module in (launch, cross_entropy):
+        for module in (launch, cross_entropy, row_losses):
             for name, value in list(vars(module).items()):
                 if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
                     stack.enter_context(mock.patch.object(module, name, Stand(value)))
-        stack.enter_context(mock.patch.object(launch, "ran", lambda *_: None))
-        stack.enter_context(mock.patch.object(cross_entropy, "ran", lambda *_: None))
+            stack.enter_context(mock.patch.object(module, "ran", lambda *_: None))
         yield launches
 
 
@@ -192,6 +202,8 @@ def launches_of(case: Case) -> list[Launch]:
             softmax.softmax_backward(x, x, 1)
         elif case.op == "log_softmax_backward":
             log_softmax.log_softmax_backward(x, x, 1)
+        elif case.op == "row_losses":
+            _row_losses(case, x)
         else:
             _cross_entropy(case, x)
     return [made for made in launches if made.kernel in KERNELS]
@@ -225,12 +237,54 @@ def _cross_entropy(case: Case, x: Tensor) -> None:
     cross_entropy.reduce_losses(losses, 1.0, sum_of_weights, 1.0, storage, x.new_empty(()), scale)
 
 
+def _row_losses(case: Case, x: Tensor) -> None:
+    """The step, with the arguments that csrc/ops/row_losses/forward.cpp gives it: with "statistics" all
+    results, with "upstream" a backward with the gradients of all of them, otherwise the loss."""
+    rows = math.prod(case.shape) // case.shape[1]
+    compute = compute_dtype(x.dtype)
+
+    def numbers(*sizes: int, dtype: torch.dtype = compute) -> Tensor:
+        return torch.empty(rows, *sizes, dtype=dtype, device="meta")
+
+    has = case.options.__contains__
+    several = (8,) if has("indices") else ()
+    probabilities = x if has("probabilities") else None
+    target = None if has("probabilities") else numbers(*several, dtype=torch.int64)
+    weights = (x.new_empty(case.shape[1]), numbers()) if has("weight") else (None, None)
+    options = RowOptions(
+        label_smoothing=0.1 if has("smoothing") else 0.0,
+        valid_classes=case.shape[1],
+        softcap=30.0 if has("softcap") else 0.0,
+        z_loss=1e-4,
+    )
+    log_prob = None if target is None else numbers(*several)
+    upstream = (numbers(), log_prob, numbers(), numbers()) if has("upstream") else (None,) * 4
+    results: list[Tensor | None] = [None if has("upstream") else numbers(), *[None] * 5]
+    if has("statistics"):
+        results[1:] = [log_prob, numbers(), numbers(), numbers(dtype=torch.int64), None]
+        if target is not None and not several:
+            results[5] = numbers(dtype=torch.bool)
+    grad = torch.empty_like(x) if has("gradient") else None
+    factor = torch.empty((), dtype=compute, device="meta") if has("gradient") else None
+    probs = numbers(*several) if several else None
+    row_losses.row_losses(
+        x, target, probs, probabilities, *weights, *options, float(factor is not None), factor, *upstream,
+        *results, grad,
+    )  # fmt: skip
+
+
 OPTIONS: tuple[tuple[str, ...], ...] = (
     (),
     ("gradient",),
     ("gradient", "smoothing"),
     ("gradient", "smoothing", "weight"),
     ("gradient", "smoothing", "weight", "probabilities"),
+)
+ROW_OPTIONS: tuple[tuple[str, ...], ...] = (
+    ("statistics",),
+    ("gradient", "statistics", "softcap", "indices"),
+    ("gradient", "upstream", "softcap", "smoothing", "weight"),
+    ("gradient", "upstream", "softcap", "smoothing", "weight", "probabilities"),
 )
 SOFTMAXES = ("softmax", "log_softmax", "softmax_backward", "log_softmax_backward")
 
@@ -241,6 +295,7 @@ def cases(dtypes: tuple[torch.dtype, ...], shapes: tuple[tuple[int, ...], ...]) 
         for shape in shapes:
             found += [Case("cross_entropy", dtype, shape, options) for options in OPTIONS]
             found.append(Case("cross_entropy_backward", dtype, shape))
+            found += [Case("row_losses", dtype, shape, options) for options in ROW_OPTIONS]
     return found
 
 
@@ -265,7 +320,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def report_of(case: Case) -> list[dict[str, Any]]:
     rows = []
-    for made in launches_of(case):
+    for made in (made for made in launches_of(case) if made.of_classes):
         stage = ("", "parts", "merged")[made.arguments.get("STAGE", 0)]
         for architecture in ARCHITECTURES:
             what = {

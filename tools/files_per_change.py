@@ -62,9 +62,9 @@ KINDS = (
         "A new formula",
         "the shares of label smoothing",
         r"\b1 ?- ?(s\b|e\b|(\w+\.)?label_smoothing)|\bs ?/ ?(C|classes)\b|\be / classes\b|label_smoothing ?/",
-        6,
+        8,
     ),
-    Kind("A new option", "label_smoothing", r"\blabel_smoothing\b", 10),
+    Kind("A new option", "z_loss", r"\bz_loss\b", 11),
     Kind(
         "A new op",
         "log_softmax and its backward",

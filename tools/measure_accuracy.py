@@ -4,6 +4,7 @@
     python tools/measure_accuracy.py            # measure, print
     python tools/measure_accuracy.py --write    # measure, write docs/accuracy.json, render docs/accuracy.md
     python tools/measure_accuracy.py --render   # render docs/accuracy.md from docs/accuracy.json
+    python tools/measure_accuracy.py --write --table options  # one of the two tables; the other stays
 
 Errors are in ulp: distances between neighbouring numbers of the result's dtype at the float64 answer.
 Answers below the smallest normal number count as that number. The second table, of softkern's own options and
@@ -222,14 +223,12 @@ def measured_with(where: dict[str, str]) -> str:
 
 def render(measured: dict[str, object], page: str) -> str:
     """The page with everything between the markers made again."""
-    where = measured["environment"]
-    assert isinstance(where, dict)
-    tables = ((BEGIN, END, table, "rows"), (OPTIONS_BEGIN, OPTIONS_END, table_of_options, "options"))
-    for begin, end, drawn, name in tables:
-        found = measured[name]
-        assert isinstance(found, list)
+    options = measured["options"]
+    assert isinstance(options, dict)
+    parts = ((BEGIN, END, table, measured), (OPTIONS_BEGIN, OPTIONS_END, table_of_options, options))
+    for begin, end, drawn, part in parts:
         head, tail = page.split(begin)[0], page.split(end)[1]
-        page = f"{head}{begin}\n{measured_with(where)}\n\n{drawn(found)}\n{end}{tail}"
+        page = f"{head}{begin}\n{measured_with(part['environment'])}\n\n{drawn(part['rows'])}\n{end}{tail}"
     return page
 
 
@@ -237,14 +236,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write docs/accuracy.json and docs/accuracy.md")
     parser.add_argument("--render", action="store_true", help="only render the page from the JSON")
+    parser.add_argument(
+        "--table", choices=("rows", "options"), help="only F's functions, or only the options"
+    )
     args = parser.parse_args()
     json_file, page = DOCS / "accuracy.json", DOCS / "accuracy.md"
-    if args.render:
-        measured = json.loads(json_file.read_text())
-    else:
-        environment = info.environment()
-        measured = {"schema": 2, "environment": environment, "rows": measure(), "options": measure_options()}
-        print(table(measured["rows"]), table_of_options(measured["options"]), sep="\n\n")
+    measured = json.loads(json_file.read_text())
+    if not args.render and args.table != "options":
+        measured |= {"environment": info.environment(), "rows": measure()}
+        print(table(measured["rows"]))
+    if not args.render and args.table != "rows":
+        measured["options"] = {"environment": info.environment(), "rows": measure_options()}
+        print(table_of_options(measured["options"]["rows"]))
     if args.write:
         json_file.write_text(json.dumps(measured, indent=1) + "\n")
     if args.write or args.render:

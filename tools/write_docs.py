@@ -18,19 +18,24 @@ import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure_accuracy import measured_with
 from torch import Tensor
 
 import softkern
+from softkern import row_losses
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-OPS: dict[str, Callable[..., Tensor]] = {
+OPS: dict[str, Callable[..., Any]] = {
     "softmax": softkern.softmax,
     "log_softmax": softkern.log_softmax,
     "cross_entropy": softkern.cross_entropy,
+    "selective_log_softmax": softkern.selective_log_softmax,
+    "entropy_from_logits": softkern.entropy_from_logits,
 }
+OF_F = ("softmax", "log_softmax", "cross_entropy")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
 
 _OF_SOFTMAX = (
@@ -38,6 +43,12 @@ _OF_SOFTMAX = (
     "softkern.{op}(torch.zeros(2, 3), dim='batch')",
     "softkern.{op}(torch.zeros(2, 3, dtype=torch.int64), dim=1)",
     "softkern.{op}([0.0, 1.0], dim=0)",
+)
+_OF_LOGITS = (
+    "softkern.{op}(logits{index}, softcap=0.0)",
+    "softkern.{op}(logits{index}, temperature=-1.0)",
+    "softkern.{op}(logits{index}, logit_scale=float('inf'))",
+    "softkern.{op}(logits.long(){index})",
 )
 # Calls that raise; `logits` is (2, 3), as a page says.
 GUARDS = {
@@ -54,6 +65,29 @@ GUARDS = {
         "softkern.cross_entropy(logits, torch.tensor([0, 1]), label_smoothing=1.5)",
         "softkern.cross_entropy(logits, logits.softmax(1), ignore_index=0)",
         "softkern.cross_entropy(logits.requires_grad_(), torch.tensor([0, 1]), inplace_backward=True)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), row_weight=torch.ones(3))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), row_weight=torch.ones(2, dtype=torch.float64))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), num_items=torch.ones(2))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), valid_classes=4)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 2]), valid_classes=2)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), target_probs=torch.ones(2))",
+        "softkern.cross_entropy(logits, torch.eye(2).long(), target_probs=torch.eye(2), ignore_index=0)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), softcap=0.0)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), temperature=-1.0)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), logit_scale=float('inf'))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), stats=('probability',))",
+        "softkern.cross_entropy(logits, logits.softmax(1), stats=('log_prob',))",
+    ),
+    "selective_log_softmax": (
+        "softkern.selective_log_softmax(logits, torch.tensor([0, 3]))",
+        "softkern.selective_log_softmax(logits, torch.tensor([0, 1, 2]))",
+        "softkern.selective_log_softmax(logits, torch.tensor([0.0, 1.0]))",
+        *(call.format(op="selective_log_softmax", index=", torch.tensor([0, 1])") for call in _OF_LOGITS),
+    ),
+    "entropy_from_logits": (
+        "softkern.entropy_from_logits(logits, dim=2)",
+        "softkern.entropy_from_logits(logits, dim='classes')",
+        *(call.format(op="entropy_from_logits", index="") for call in _OF_LOGITS),
     ),
 }
 
@@ -91,19 +125,26 @@ def section(paragraph: str) -> str:
         return "\n".join(["| raises | when |", "|---|---|", *rows])
     if head == "Returns:":
         return f"**Returns:** {markdown(one_line(body))}"
-    if label := re.match(r"(Error|Memory|Differs from torch|Source): ", head):
+    if label := re.match(r"(Gradients|Error|Memory|Differs from torch|Source): ", head):
         return f"**{label[1]}:** {markdown(one_line(paragraph[label.end() :]))}"
     return markdown(one_line(paragraph))
 
 
-def signature(function: Callable[..., Tensor]) -> str:
-    """The signature as the source has it."""
+def signature(function: Callable[..., Any]) -> str:
+    """The signature as the source has it, with the keywords of the function that gets `**options`."""
+    head = _head(function)
+    if "**options" in head:
+        own = _head(row_losses.cross_entropy).partition("    *,\n")[2].rpartition(")")[0]
+        head = re.sub(r"^    \*\*options.*\n", own, head, flags=re.MULTILINE)
+    return head.rstrip().removesuffix(":")
+
+
+def _head(function: Callable[..., Any]) -> str:
+    """The lines of a source above the docstring."""
     source = inspect.getsource(function)
-    definition = ast.parse(source).body[0]
+    definition = ast.parse(source).body[-1]
     assert isinstance(definition, ast.FunctionDef)
-    return (
-        "".join(source.splitlines(keepends=True)[: definition.body[0].lineno - 1]).rstrip().removesuffix(":")
-    )
+    return "".join(source.splitlines(keepends=True)[definition.lineno - 1 : definition.body[0].lineno - 1])
 
 
 def docstring_block(op: str) -> str:
@@ -116,9 +157,12 @@ def docstring_block(op: str) -> str:
 def error_block(op: str) -> str:
     measured = json.loads((DOCS / "accuracy.json").read_text())
     lines = ["| result | dtype | softkern, ulp | torch, ulp |", "|---|---|---:|---:|"]
-    of_op = [row for row in measured["rows"] if row["op"] in (op, f"{op} gradient")]
-    for name, dtype in dict.fromkeys((row["op"], row["dtype"]) for row in of_op):
-        rows = [row for row in of_op if (row["op"], row["dtype"]) == (name, dtype)]
+    of_op = [{**row, "result": row["op"]} for row in measured["rows"] if row["op"] in (op, f"{op} gradient")]
+    if op not in OF_F:
+        measured = measured["options"]
+        of_op = [row for row in measured["rows"] if row["op"] == op]
+    for name, dtype in dict.fromkeys((row["result"], row["dtype"]) for row in of_op):
+        rows = [row for row in of_op if (row["result"], row["dtype"]) == (name, dtype)]
         worst = (max(row[of] for row in rows) for of in ("softkern", "torch"))
         lines.append(f"| {name} | {dtype} | {' | '.join(f'{value:,.2f}' for value in worst)} |")
     return f"{measured_with(measured['environment'])}\n\n" + "\n".join(lines)
@@ -126,7 +170,9 @@ def error_block(op: str) -> str:
 
 def call(op: str, dtype: torch.dtype) -> Tensor:
     x = torch.ones(2, 3).to(dtype)
-    return OPS[op](x, torch.tensor([0, 1])) if op == "cross_entropy" else OPS[op](x, dim=1)
+    of_targets = op in ("cross_entropy", "selective_log_softmax")
+    result: Tensor = OPS[op](x, torch.tensor([0, 1])) if of_targets else OPS[op](x, dim=1)
+    return result
 
 
 def dtype_block(op: str) -> str:
@@ -135,7 +181,8 @@ def dtype_block(op: str) -> str:
         try:
             result = call(op, dtype)
         except Exception as error:
-            lines.append(f"| {_short(dtype)} | none: raises {type(error).__name__}, as F does | | |")
+            as_f = ", as F does" if op in OF_F else ""
+            lines.append(f"| {_short(dtype)} | none: raises {type(error).__name__}{as_f} | | |")
             continue
         within = dtype if dtype == torch.float64 else torch.float32
         by = f"softkern | {_short(within)}" if has_kernel(op, dtype) else f"torch | {_short(dtype)}"

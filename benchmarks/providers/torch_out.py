@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import options
 from benchmarks.cells import CREATE_GRAPH, Cell
 from benchmarks.problems import Problem
 from benchmarks.providers.base import Prepared
@@ -23,6 +24,8 @@ class TorchOut(Torch):
     peer = True
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
+        if options.is_own(cell):
+            return "what F lacks has no out variant"
         if cell.op not in CALLS:
             return "training goes through autograd, which refuses out="
         if cell.pass_name in ("forward", CREATE_GRAPH):

@@ -58,6 +58,40 @@ struct CrossEntropyArgs {
   const void* factor;  // a further factor, of the compute type; or null
 };
 
+/// Numbers of the compute type, one per row; `log_prob` has one for each class index of a row. Null: not
+/// wanted, or not given.
+struct RowNumbers {
+  void* loss;
+  void* log_prob;
+  void* lse;
+  void* entropy;
+};
+
+/// The losses and statistics of rows, and the gradient of the logits for their upstream gradients
+/// (common/row_losses.h). Numbers of rows and indices are contiguous.
+struct RowLossArgs {
+  Shape shape;      // of the classes that are read
+  int64_t classes;  // all classes: the gradient of those after the shape's is 0
+  int64_t rows;
+  Rows logits;
+  const void* target;  // class indices, or null
+  IndexType target_type;
+  int64_t per_row;           // indices per row, none of which is ignored; 0: one, which may be ignored
+  const void* target_probs;  // of the compute type, one per index; or null: the indices have no mass
+  Rows probabilities;        // data null with class indices
+  const void* weight;        // element type of the logits, one per class; or null
+  const void* row_weight;    // of the compute type, one per row; or null
+  RowOptions options;
+  RowNumbers results;
+  int64_t* argmax;
+  bool* correct;
+  Rows grad;            // data null: no gradient wanted; may be the logits
+  double grad_factor;   // multiplies the upstream gradients of the losses
+  const void* factor;   // a further factor, of the compute type; or null
+  RowNumbers upstream;  // loss null: 1; others null: 0
+  void* hot_z;  // scratch memory for the z of all class indices, of the compute type; null without per_row
+};
+
 /// out = in * (upstream * scale). out may be in.
 struct ScaleArgs {
   Shape shape;
@@ -110,6 +144,8 @@ Outcome compute(const Args& args, const DeviceStream& stream);
 
 template <class T>
 Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream);
+template <class T>
+Outcome row_losses(const RowLossArgs& args, const DeviceStream& stream);
 template <class T>
 Outcome scale(const ScaleArgs& args, const DeviceStream& stream);
 

@@ -71,12 +71,20 @@ struct Lane {
   using Number = A;
   using Reg = A;
   using Bits = typename Format<A>::Bits;
+  static constexpr int kBias = Format<A>::kBias;
   static SK_INLINE A broadcast(A a) { return a; }
   static SK_INLINE A add(A a, A b) { return a + b; }
   static SK_INLINE A sub(A a, A b) { return a - b; }
   static SK_INLINE A mul(A a, A b) { return a * b; }
   static SK_INLINE A div(A a, A b) { return divide(a, b); }
   static SK_INLINE A fma(A a, A b, A c) { return fused(a, b, c); }
+  /// The second argument if one of the two is NaN.
+  static SK_INLINE A min(A a, A b) { return a < b ? a : b; }
+  static SK_INLINE A max(A a, A b) { return a > b ? a : b; }
+  /// v 2^(t - s - kBias), as in cpu/simd/contract.h.
+  static SK_INLINE A scale(A v, A t, A s) {
+    return v * bits_as<A>((bits_as<Bits>(t) - bits_as<Bits>(s)) << Format<A>::kMantissa);
+  }
   /// u = 2^k f, sqrt(1/2) <= f < sqrt(2), for a positive normal u.
   static SK_INLINE A split(A u, A& k) {
     using F = Format<A>;

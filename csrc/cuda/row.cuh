@@ -133,9 +133,11 @@ class KeptRow {
       });
     }
   }
+  /// Whether the thread has class c.
+  SK_INLINE bool has(int c) const { return c / V % size_ == rank_; }
   /// After write(): the thread that has class c stores v there.
   SK_INLINE void put(const Span<T>& out, int c, A v) const {
-    if (c / V % size_ == rank_) out.store(c, {v});
+    if (has(c)) out.store(c, {v});
   }
   /// each() and write() with another row of the same chunks: they call f(v, w).
   template <class F>
@@ -217,8 +219,9 @@ class StreamedRow {
       }
     });
   }
+  SK_INLINE bool has(int64_t c) const { return c / V % (step_ / V) == first_ / V; }
   SK_INLINE void put(const Span<T>& out, int64_t c, A v) const {
-    if (c / V % (step_ / V) == first_ / V) out.store(c, {v});
+    if (has(c)) out.store(c, {v});
   }
   template <class F>
   SK_INLINE void each_with(const StreamedRow& other, F f) const {

@@ -24,7 +24,7 @@ struct TeamShape {
 };
 
 // The most numbers that a row's threads add up at once.
-constexpr int kMostSums = 4;
+constexpr int kMostSums = 7;
 
 /// The bytes of shared memory that a block of so many threads needs, for a maximum and one round of `sums`
 /// sums.
@@ -51,6 +51,8 @@ struct Plus {
 /// A thread that computes a row alone.
 template <class A>
 struct Alone {
+  SK_INLINE int rank() const { return 0; }
+  SK_INLINE int size() const { return 1; }
   SK_INLINE A max_of(A v) const { return v; }
   template <int K>
   SK_INLINE void sum(A (&)[K]) const {}

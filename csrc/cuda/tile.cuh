@@ -120,6 +120,7 @@ class TileRow {
   SK_INLINE void write(const Span<T>&, F f) {
     go(classes_, f);
   }
+  SK_INLINE bool has(int) const { return true; }
   SK_INLINE void put(const Span<T>&, int c, A v) { at_[c] = v; }
   template <class F>
   SK_INLINE void each_with(TileRow& other, F f) {

@@ -2,14 +2,14 @@
 """The GPU kernels in Triton. Triton compiles them at run time, so no compiler is needed to install softkern.
 
 The package is imported when a tensor on a GPU needs it, not by ``import softkern``. ``plan`` chooses the
-shape of a program. The mathematics is in ``elementary``, ``formulas``, ``rows`` and the ``*_kernels``
-modules. Each op on tensors is in the module of its name."""
+shape of a program. The mathematics is in ``elementary``, ``formulas``, ``rows``, ``row_losses_blocks`` and
+the ``*_kernels`` modules. Each op on tensors is in the module of its name."""
 
 from __future__ import annotations
 
 import torch
 
-from softkern.triton import cross_entropy, log_softmax, softmax
+from softkern.triton import cross_entropy, log_softmax, row_losses, softmax
 from softkern.triton.settings import INTERPRETED
 
 OPS = (
@@ -21,6 +21,7 @@ OPS = (
     cross_entropy.cross_entropy_rows,
     cross_entropy.reduce_losses,
     cross_entropy.scale_gradient,
+    row_losses.row_losses,
 )
 # GPUs for which Triton has a compiler. They include AMD's, which torch calls CUDA. Triton's interpreter takes
 # CPU tensors.

@@ -35,7 +35,7 @@ def class_dim(logits: Tensor) -> int:
     return min(1, logits.dim() - 1)
 
 
-def _own_walk(x: Tensor, dim: int) -> Walk:
+def own_walk(x: Tensor, dim: int) -> Walk:
     """The walk of a tensor that is written to. The callers have made it, or have refused tensors that can't
     be walked."""
     walk = walk_of(x, dim)
@@ -128,7 +128,7 @@ def cross_entropy_rows(self: Tensor, target: Tensor, weight: Tensor | None, *giv
         target, t_walk = walkable(target, dim)
         walks.append(t_walk)
     if grad is not None:
-        grad_walk = _own_walk(grad, dim)
+        grad_walk = own_walk(grad, dim)
         walks.append(grad_walk)
     plan = make_plan(
         layout, walks, self.element_size(), others=spread and (weight is not None or not indices)
@@ -169,7 +169,7 @@ def scale_gradient(
     in_place = out.untyped_storage()._cdata == grad.untyped_storage()._cdata
     upstream = grad_output if single else grad_output.contiguous()
     index = None if target is None else target.contiguous()
-    walks = [_own_walk(grad, dim), _own_walk(out, dim)]
+    walks = [own_walk(grad, dim), own_walk(out, dim)]
     plan = make_plan(layout, walks, grad.element_size())
     sizes, strides = units(layout, plan, walks)
     with on_device_of(grad):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas of csrc/common/{stats,mass,loss}.h, which documents them, under the same names. A change must
-be made in both places: a test compares names and values.
+"""The formulas of csrc/common/{stats,mass,loss,tanh,row_losses}.h, which documents them, under the same
+names. A change must be made in both places: a test compares names and values.
 
 Numbers are row vectors (R, 1), or blocks (R, C) of classes. As in CUDA, a product and a sum are one fused
 operation, and a division by d is a multiplication by its inverse. These functions return the values that C++
@@ -11,12 +11,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from softkern.options import CrossEntropyOptions
+from softkern.options import CrossEntropyOptions, RowOptions
 from softkern.triton import constants
 from softkern.triton.elementary import divide, exp_times_power, log_one_plus, number, power_of_e
 
 _DIRECT: tl.constexpr = tl.constexpr(constants.DIRECT)
 _MOST_APART: tl.constexpr = tl.constexpr(constants.MOST_APART)
+_TANH_32: tl.constexpr = tl.constexpr(constants.TANH_32)
+_TANH_64: tl.constexpr = tl.constexpr(constants.TANH_64)
+_TANH_SMALL: tl.constexpr = tl.constexpr(constants.TANH_SMALL)
+_TANH_MOST_32: tl.constexpr = tl.constexpr(constants.TANH_MOST_32)
+_TANH_MOST_64: tl.constexpr = tl.constexpr(constants.TANH_MOST_64)
 
 
 @triton.jit
@@ -83,12 +88,12 @@ def move_to(m_to, m, ties, rest):
 # mass.h; the numbers are `keep` and `share`.
 
 
-def mass_numbers(options: CrossEntropyOptions, classes: int) -> tuple[float, float]:
+def mass_numbers(options: CrossEntropyOptions | RowOptions, classes: int) -> tuple[float, float]:
     s = options.label_smoothing
     return 1 - s, s / classes
 
 
-def has_spread_mass(options: CrossEntropyOptions, probabilities: bool) -> bool:
+def has_spread_mass(options: CrossEntropyOptions | RowOptions, probabilities: bool) -> bool:
     return probabilities or options.label_smoothing != 0
 
 
@@ -146,3 +151,104 @@ def hot_gradient(factor, mass, masses, x, e, m, ties, rest, inverse):
 @triton.jit
 def less_mass(dx, mass, minus_factor):
     return tl.fma(mass, minus_factor, dx)
+
+
+# tanh.h
+
+
+@triton.jit
+def tanh_small(u):
+    square = u * u
+    if u.dtype == tl.float64:
+        p = number(_TANH_64[10], tl.float64)
+        for k in tl.static_range(10):
+            p = tl.fma(p, square, number(_TANH_64[9 - k], tl.float64))
+    else:
+        p = number(_TANH_32[4], tl.float32)
+        for k in tl.static_range(4):
+            p = tl.fma(p, square, number(_TANH_32[3 - k], tl.float32))
+    return tl.fma(u * square, p, u)
+
+
+@triton.jit
+def tanh(u):
+    size = tl.abs(u)
+    most = number(_TANH_MOST_64 if u.dtype == tl.float64 else _TANH_MOST_32, u.dtype)
+    held = tl.where(size > most, most, size)
+    two = number(2.0, u.dtype)
+    large = 1 - divide(two, exp_times_power(held + held, number(0.0, u.dtype)) + 1)
+    return tl.where(size < number(_TANH_SMALL, u.dtype), tanh_small(u), tl.where(u < 0, -large, large))
+
+
+# row_losses.h; the numbers are `inner`, `outer`, CAPPED, `inverse` and `slope`.
+
+
+def logit_numbers(options: RowOptions) -> tuple[float, float, bool, float, float]:
+    slope = options.logit_scale / options.temperature
+    if options.softcap == 0:
+        return 1.0, slope, False, 1.0, slope
+    inner = options.logit_scale / options.softcap
+    return inner, options.softcap / options.temperature, True, options.temperature / options.softcap, slope
+
+
+def transforms_logits(options: RowOptions) -> bool:
+    return options.softcap != 0 or options.logit_scale != options.temperature
+
+
+@triton.jit
+def transformed(inner, outer, x, CAPPED: tl.constexpr):
+    if CAPPED:
+        z = outer * tanh(inner * x)
+    else:
+        z = outer * x
+    return tl.where(x == float("-inf"), x, z)
+
+
+@triton.jit
+def logit_slope(inverse, slope, z, CAPPED: tl.constexpr):
+    result = tl.zeros_like(z) + slope
+    if CAPPED:
+        t = z * inverse
+        result = tl.where(z == float("-inf"), 0.0, slope * ((1 - t) * (1 + t)))
+    return result
+
+
+@triton.jit
+def term_below(e, below):
+    return tl.where(e == 0, 0.0, e * below)
+
+
+@triton.jit
+def terms_below_moved(m_to, m, all, ratio, below):
+    return ratio * tl.fma(all, finite(m_to) - finite(m), below)
+
+
+@triton.jit
+def lse_of(m, log_of_d):
+    return m + log_of_d
+
+
+@triton.jit
+def log_prob_of(below_z, log_of_d):
+    return -(below_z + log_of_d)
+
+
+@triton.jit
+def entropy_of(log_of_d, mean_below):
+    return log_of_d + mean_below
+
+
+@triton.jit
+def squared_lse(zeta, weight, lse):
+    return zeta * weight * lse * lse
+
+
+@triton.jit
+def common_pull(g, masses, zeta, weight, lse, g_lse):
+    of_lse = 2 * (zeta * weight) * lse
+    return g * (masses + of_lse) + g_lse
+
+
+@triton.jit
+def term_pull(scale, slope, e, below):
+    return tl.fma(e, scale, slope * term_below(e, below))

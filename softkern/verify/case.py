@@ -28,7 +28,7 @@ class Case:
         op: one of `OPS` or `ROW_OPS`.
         dtype: dtype of logits, weights and class probabilities, for example "float32".
         shape: shape of the logits.
-        values: "normal", "special" (NaN and infinities) or one of `inputs.HURTING`.
+        values: "normal", "special" (NaN and infinities), "masked" (-inf) or one of `inputs.HURTING`.
         layout: one of `inputs.LAYOUTS`, for the logits and the class probabilities.
         dim: dim of the softmaxes and of entropy_from_logits; the others use the dimension of their classes.
         reduction: reduction of cross-entropy; the options below are cross-entropy's, too.
@@ -183,6 +183,8 @@ def _logits(case: Case, dtype: torch.dtype) -> Tensor:
         return inputs.logits(*case.shape, dtype=dtype, seed=case.seed)
     if case.values == "special":
         return inputs.special_rows(case.shape[1], dtype)
+    if case.values == "masked":
+        return inputs.masked(*case.shape, dtype=dtype)
     rows, classes = case.shape
     return next(f for f in inputs.HURTING if f.__name__ == case.values)(rows, classes, dtype)
 

@@ -127,6 +127,12 @@ def special_rows(classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.stack([*rows, masked, nan_and_inf])
 
 
+def masked(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits of which two fifths are -inf, also of classes that are targets."""
+    x = logits(*shape, dtype=dtype, seed=9)
+    return torch.where(torch.arange(x.numel()).reshape(shape) * 7 % 5 < 2, -math.inf, x)
+
+
 def _noise(*shape: int, like: Tensor) -> Tensor:
     """The filling between the elements of a layout: reading it changes the result."""
     fill = math.nan if like.is_floating_point() else 99

@@ -136,7 +136,7 @@ def _names_the_option(
     try:
         softkern.cross_entropy(x, target, **{option: value}, inplace_backward=True)  # type: ignore[arg-type]
     except errors as error:
-        words = "Target 9 is out of bounds" if errors == (IndexError,) else option
+        words = "out of bounds" if errors == (IndexError,) else option
         if words not in str(error):
             return f"expected an error about {words!r}, got {error!r}"
     except Exception as error:

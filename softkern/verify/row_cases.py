@@ -111,6 +111,9 @@ def _values(quick: bool) -> Iterator[Case]:
             names = STATISTICS[:3] if "softcap" in kind else STATISTICS  # a cap makes maxima equal
             fields = {"values": values.__name__, "stats": names, **kind}
             yield _case("statistics of hard values", "cross_entropy", dtype, (rows_of(c), c), **fields)
+    for dtype, kind in product(NAMES, (*kinds, {"temperature": 0.5}, {"smoothing": 0.1}, {"ignore": 1})):
+        fields = {"values": "masked", "stats": STATISTICS, "upstream": "random", **kind}
+        yield _case("statistics of hard values", "cross_entropy", dtype, (37, 33), **fields)
 
 
 def _layouts(quick: bool) -> Iterator[Case]:

@@ -80,14 +80,14 @@ def transformed(rows: Rows, x: Tensor) -> Tensor:
     x = torch.where(rows.valid.unsqueeze(-1), x, 0)
     z = x * rows.logit_scale
     if rows.softcap is not None:
-        z = rows.softcap * torch.tanh(z / rows.softcap)
-    return torch.where(x == -torch.inf, -torch.inf, z / rows.temperature)
+        z = torch.where(x == -torch.inf, -torch.inf, rows.softcap * torch.tanh(z / rows.softcap))
+    return z / rows.temperature
 
 
 def _probs(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """p, log p, log p with 0 in place of -inf (0 log 0 is 0, and so is its gradient), log d as (..., 1).
 
-    torch's own log_softmax and logsumexp round |z| + log d, and a sum with the 1 of the maximum loses the rest.
+    torch's own log_softmax and logsumexp round |z| + log d; a sum with the 1 of the maximum loses the rest.
     """
     m, top = z.detach().max(-1, keepdim=True)
     below = z - m
@@ -128,7 +128,8 @@ def _kept(rows: Rows, y: Tensor) -> Tensor:
 def _scales(
     rows: Rows, values: dict[str, Tensor], upstream: dict[str, Tensor], compute: torch.dtype
 ) -> dict[str, Tensor]:
-    lost = torch.finfo(torch.float64).eps / torch.finfo(compute).eps  # float64's own error of a term near 1
+    # float64's own error of a term near 1; and of log p, to be multiplied by its size in p.
+    lost = torch.finfo(torch.float64).eps / torch.finfo(compute).eps
     z = transformed(rows, rows.x)
     p, _, finite, log_d = _probs(z)
     m = z.amax(-1, keepdim=True)
@@ -154,7 +155,7 @@ def _scales(
     rest = spread if rows.single else spread + hot
     pull = pull_loss * (rest.sum(-1, keepdim=True) + zeta * of_lse) + of_rows["lse"]
     pull = pull + of_rows["entropy"] * (finite.abs() + entropy + of_entropy + lost)
-    near_one = 1 + 2 * rounding
+    near_one = 1 + 2 * rounding + lost * finite.abs()
     if rows.single:
         h = chosen.sum(-1, keepdim=True)
         dz = near_one * (p * pull + h * torch.where(rows.shares > 0, 1 - p + lost, p)) + pull_loss * spread

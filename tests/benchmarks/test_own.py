@@ -224,7 +224,7 @@ def test_who_takes_part():
         there = {
             n for n, p in providers.PROVIDERS.items() if "cpu" in p.devices and not p.left_out(cell, None)
         }
-        assert there - {"torch-out"} == everywhere | others[cell.op], cell.name
+        assert there == everywhere | others[cell.op], cell.name
     for group in (ops.FULL, ops.EDGES):
         assert not any(options.is_own(cell) for cell in ops.all_cells("cpu", group))
 

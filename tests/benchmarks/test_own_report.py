@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from benchmark_rows import MS, results_of, row, torch_row
 
 from benchmarks import results as results_file
 from benchmarks.cells import Cell
-from benchmarks.report import own, readme
+from benchmarks.report import own, plots, readme
 
 LOSS = {"op": "cross_entropy", "pass_name": "forward+backward", "dim": 1, "main": False}
 SELECTED = {"op": "selective_log_softmax", "option": "entropy", "shape": [8, 256, 32000], "main": False}
@@ -79,6 +80,12 @@ def test_the_other_tables_have_none_of_these_cells() -> None:
     assert own.TITLE not in without and text.count("\n|---|") == 2
     assert text.split(own.TITLE)[0] == without.split("Cells where")[0]
     assert "plain logits" not in text
+
+
+def test_the_plain_call_is_no_speed_of_the_option(tmp_path: Path) -> None:
+    speedup, *_ = plots.write(results_of(*option_rows("softcap")), tmp_path)
+    text = speedup.read_text()
+    assert "4096x1000 softcap" in text and ">torch-compile<" in text and "softkern:plain" not in text
 
 
 def test_times_plain_is_of_the_rounds_that_both_had() -> None:

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The formulas of csrc/common/{stats,mass,loss}.h as the CUDA kernels compute them, by the emulator's
-// arithmetic: for each line of numbers on the input (in the order of read()), a line with what each formula
-// makes of them, in the order of tests/kernels/test_formulas.py. `formulas float` or `formulas double`.
+// The formulas of csrc/common/{stats,mass,loss,tanh,row_losses}.h as the CUDA kernels compute them, by the
+// emulator's arithmetic: for each line of numbers on the input (in the order of read()), a line with what
+// each formula makes of them, in the order of tests/kernels/test_formulas.py. `formulas float` or `formulas
+// double`.
 #include <cstdio>
 #include <cstring>
 
 #include "../../csrc/common/loss.h"
 #include "../../csrc/common/mass.h"
+#include "../../csrc/common/row_losses.h"
 #include "../../csrc/cuda/stats.cuh"
 
 using namespace softkern;
@@ -59,6 +61,41 @@ int evaluate() {
     print(gradient_scale<L>(factor, mass, masses, divisor));
     print(hot_gradient<L>(factor, mass, masses, x, e, from, ties, rest, divisor));
     print(less_mass<L>(e, mass, -factor));
+    const A u = below - 4, all = L::if_finite(from, total<L>(ties, top, rest), rest);
+    RowOptions row_options;
+    row_options.logit_scale = static_cast<double>(weight);
+    row_options.temperature = static_cast<double>(e) + 0.5;
+    const LogitNumbers<A> scaled = logit_numbers<A>(row_options);
+    row_options.softcap = 5 * static_cast<double>(t) + 0.5;
+    const LogitNumbers<A> capped = logit_numbers<A>(row_options);
+    RowOptions by_ties;
+    by_ties.temperature = static_cast<double>(ties);
+    RowOptions capped_by_ties;
+    capped_by_ties.softcap = static_cast<double>(ties) - 1;
+    print(tanh<L>(u));
+    print(tanh<L>(from));
+    print(scaled.outer);
+    print(scaled.slope);
+    print(capped.inner);
+    print(capped.outer);
+    print(capped.inverse);
+    print(capped.slope);
+    print(static_cast<A>(logit_numbers<A>(capped_by_ties).capped));
+    print(static_cast<A>(transforms_logits(by_ties)));
+    print(transformed<L>(scaled, from));
+    print(transformed<L>(capped, from));
+    print(transformed<L>(capped, u));
+    print(logit_slope<L>(scaled, from));
+    print(logit_slope<L>(capped, transformed<L>(capped, from)));
+    print(logit_slope<L>(capped, transformed<L>(capped, u)));
+    print(term_below<L>(smoothing, from));
+    print(terms_below_moved<L>(to, from, all, unit_ratio<L>(from, to), below));
+    print(lse_of<L>(from, log));
+    print(log_prob_of<L>(from - x, log));
+    print(entropy_of<L>(log, below));
+    print(squared_lse<L>(smoothing, weight, x));
+    print(common_pull<L>(factor, masses, smoothing, weight, x, t));
+    print(term_pull<L>(factor, t, e, below));
     printf("\n");
   }
   return 0;

@@ -17,7 +17,8 @@ from places import ROOT
 import softkern
 
 DOCS = ROOT / "docs"
-OPS = ("softmax", "log_softmax", "cross_entropy")
+OPS = ("softmax", "log_softmax", "cross_entropy", "selective_log_softmax", "entropy_from_logits")
+MODULES = ("softkern.functional", "softkern.row_losses")
 BLOCKS = ("docstring", "dtypes", "guards", "errors")
 FOLDERS = ("docs", "csrc", "examples", "benchmarks")
 PAGES = [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
@@ -37,7 +38,7 @@ def page(op: str) -> str:
 
 def test_every_function_has_a_page(tool: ModuleType) -> None:
     public = [getattr(softkern, name) for name in softkern.__all__]
-    ops = [f.__name__ for f in public if inspect.isfunction(f) and f.__module__ == "softkern.functional"]
+    ops = [f.__name__ for f in public if inspect.isfunction(f) and f.__module__ in MODULES]
     assert set(ops) == set(OPS) == set(tool.OPS)
     assert tuple(tool.BLOCKS) == BLOCKS
 
@@ -56,18 +57,25 @@ def test_page_is_current(tool: ModuleType, op: str, block: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_a_changed_docstring_is_noticed(tool: ModuleType, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function = tool.OPS[op]
-    monkeypatch.setattr(function, "__doc__", function.__doc__.replace("at most 6 ulp", "at most 5 ulp"))
+    monkeypatch.setattr(function, "__doc__", function.__doc__.replace("Error: ", "Error: less than before, "))
     assert tool.written(page(op), op, ["docstring"]) != page(op)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_new_measurement_is_noticed(tool: ModuleType, op: str, monkeypatch, tmp_path: Path) -> None:
     measured = json.loads((DOCS / "accuracy.json").read_text(encoding="utf-8"))
-    for row in measured["rows"]:
+    for row in (*measured["rows"], *measured["options"]["rows"]):
         row["softkern"] += row["op"] == op
     (tmp_path / "accuracy.json").write_text(json.dumps(measured))
     monkeypatch.setattr(tool, "DOCS", tmp_path)
     assert tool.written(page(op), op, ["errors"]) != page(op)
+
+
+def test_the_signature_of_cross_entropy_names_all_options(tool: ModuleType) -> None:
+    shown = tool.signature(softkern.cross_entropy)
+    for name in inspect.signature(softkern.cross_entropy).parameters:
+        assert f"\n    {name}: " in shown
+    assert "options" not in shown
 
 
 def test_markup_of_docstrings(tool: ModuleType) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ import softkern
 from softkern import verify
 from softkern.verify import __main__ as cli
 from softkern.verify import edges as edges_module
-from softkern.verify import runner
+from softkern.verify import row_cases, runner
 
 SOFTMAX, CROSS_ENTROPY = softkern.softmax, softkern.cross_entropy
-EDGES = {"targets out of range": "_out_of_range", "empty and 0-d": "_empty", "a row alone": "_rows"}
-EDGES["threads"] = "_threads"
+EDGES = {"targets out of range": "out_of_range", "own options refused": "refused_options"}
+EDGES |= {"empty and 0-d": "_empty", "a row alone": "_rows", "threads": "_threads"}
+SELECTIVE = softkern.selective_log_softmax
 ISAS = [name for name, _, reason in softkern._C.isas() if not reason]
 
 
@@ -146,6 +148,55 @@ def nothing_empty(x: Tensor, dim: int) -> Tensor:
     return SOFTMAX(x, dim)
 
 
+def changed(**replaced) -> Callable[..., Any]:
+    """cross_entropy that takes other values for some options."""
+
+    def loss(*args, **kwargs) -> Any:
+        given = {name: value for name, value in replaced.items() if name in kwargs}
+        return CROSS_ENTROPY(*args, **{**kwargs, **given})
+
+    return loss
+
+
+def with_statistic(name: str, of: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """cross_entropy with one statistic changed."""
+
+    def loss(*args, **kwargs) -> Any:
+        result = CROSS_ENTROPY(*args, **kwargs)
+        if name not in kwargs.get("stats", ()):
+            return result
+        return result[0], result[1]._replace(**{name: of(getattr(result[1], name))})
+
+    return loss
+
+
+def z_loss_without_weight(x: Tensor, target: Tensor, **kwargs) -> Any:
+    """Liger's: z_loss is not multiplied by the weights of classes."""
+    if not kwargs.get("z_loss") or "weight" not in kwargs or kwargs.get("stats"):
+        return CROSS_ENTROPY(x, target, **kwargs)
+    one = torch.ones_like(kwargs["weight"])
+    of_z = CROSS_ENTROPY(x, target, **{**kwargs, "weight": one})
+    of_z = of_z - CROSS_ENTROPY(x, target, **{**kwargs, "weight": one, "z_loss": 0.0})
+    return CROSS_ENTROPY(x, target, **{**kwargs, "z_loss": 0.0}) + of_z
+
+
+def padding_behind_a_cap(x: Tensor, target: Tensor, **kwargs) -> Any:
+    """unsloth's: a logit of -inf becomes -softcap."""
+    if kwargs.get("softcap"):
+        x = x.clamp_min(torch.finfo(x.dtype).min)
+    return CROSS_ENTROPY(x, target, **kwargs)
+
+
+def cap_not_checked(*args, softcap: float | None = None, **kwargs) -> Any:
+    return CROSS_ENTROPY(*args, softcap=softcap if softcap and softcap > 0 else None, **kwargs)
+
+
+def behind_a_sum(*args, **kwargs) -> Any:
+    """log p loses the digits that lse - z loses."""
+    result = SELECTIVE(*args, **kwargs)
+    return (result[0] + 8 - 8, result[1]) if kwargs.get("entropy") else result
+
+
 # fault: (function, by what it is replaced, group that sees it, quantity, words of the line that says why)
 FAULTS = {
     "16 ulp off": (
@@ -217,6 +268,69 @@ FAULTS = {
         "softmax",
         "bits other than those of one thread",
     ),
+    "a weight of z_loss": (
+        "cross_entropy",
+        z_loss_without_weight,
+        "own options",
+        "cross_entropy",
+        "z_loss=0.25",
+    ),
+    "num_items forgotten": (
+        "cross_entropy",
+        changed(num_items=None),
+        "own options",
+        "cross_entropy",
+        "num_items=",
+    ),
+    "padding read": (
+        "cross_entropy",
+        changed(valid_classes=None),
+        "own options",
+        "cross_entropy",
+        "padding=",
+    ),
+    "masks behind a cap": (
+        "cross_entropy",
+        padding_behind_a_cap,
+        "statistics of hard values",
+        "cross_entropy",
+        "masked",
+    ),
+    "an entropy without its gradient": (
+        "cross_entropy",
+        with_statistic("entropy", lambda h: h.detach().requires_grad_()),
+        "statistics",
+        "cross_entropy gradient",
+        "ulp apart",
+    ),
+    "an argmax": (
+        "cross_entropy",
+        with_statistic("argmax", lambda top: top.clamp_min(1)),
+        "statistics",
+        "argmax",
+        "other than the answer",
+    ),
+    "a statistic of 16 bits": (
+        "cross_entropy",
+        with_statistic("lse", lambda lse: lse.bfloat16().float()),
+        "statistics",
+        "lse",
+        "ulp apart",
+    ),
+    "digits of log p": (
+        "selective_log_softmax",
+        behind_a_sum,
+        "log-probabilities, entropies",
+        "selective_log_softmax",
+        "ulp apart",
+    ),
+    "a wrong cap taken": (
+        "cross_entropy",
+        cap_not_checked,
+        "own options refused",
+        "cross_entropy",
+        "got a loss",
+    ),
     "place in the batch": ("softmax", other_bits_in_a_batch, "a row alone", "softmax", "of row"),
 }
 
@@ -269,6 +383,24 @@ def test_a_failure_names_a_case_that_can_be_made_again(only, monkeypatch):
     where = eval(failure.why.split("at ")[1].split(": expected")[0])
     got = float(failure.why.split("got ")[1].split(",")[0])
     assert F.log_softmax(problem.x, case.dim)[where].item() == got
+
+
+def test_each_option_and_statistic_has_cases():
+    fields = {
+        "row_weight",
+        "num_items",
+        "padding",
+        "indices",
+        "logit_scale",
+        "softcap",
+        "temperature",
+        "z_loss",
+    }
+    cases = list(row_cases.row_matrix(quick=True))
+    for name in fields:
+        assert [c for c in cases if getattr(c, name) != getattr(verify.Case("", "", "", ()), name)], name
+    assert {name for c in cases for name in c.stats} == set(softkern.RowStats._fields)
+    assert {c.op for c in cases} == {"cross_entropy", "selective_log_softmax", "entropy_from_logits"}
 
 
 def test_another_backend_than_the_named_one_is_found(only, monkeypatch):

@@ -5,7 +5,7 @@
 #include "cross_entropy_ways.h"
 #include "log_softmax.h"
 #include "mass.h"
-#include "row_losses.h"
+#include "row_losses_ways.h"
 #include "scale.h"
 #include "softmax.h"
 #include "targets.h"

@@ -64,7 +64,7 @@ class CrossEntropyKernels {
   /// defined, the gradient of the logits for the upstream gradients. `grad` may be the logits. Ignored rows
   /// have log_prob, lse, entropy and gradient 0, argmax -1, correct false.
   virtual void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
-                          const Tensor& grad) const;
+                          const Tensor& grad) const = 0;
 
   /// loss = (sum of losses) / divisor. If grad_scale is defined, it becomes 1 / (divisor * storage), or 1 if
   /// the storage is 0.

@@ -2,26 +2,10 @@
 // cross_entropy of CUDA tensors.
 #include "../cross_entropy/call.h"
 #include "launch.h"
+#include "row_losses.h"
 
 namespace softkern::cuda {
 namespace {
-
-IndexType index_type_of(const Tensor& target) {
-  switch (target.scalar_type()) {
-    case at::kInt:
-      return kInt32;
-    case at::kByte:
-      return kUInt8;
-    default:
-      return kInt64;
-  }
-}
-
-#if defined(SOFTKERN_EMULATED)
-constexpr bool kStopsDevice = false;  // emulated kernels have no device to stop
-#else
-constexpr bool kStopsDevice = true;
-#endif
 
 class CudaKernels final : public CrossEntropyKernels {
  public:
@@ -75,6 +59,11 @@ class CudaKernels final : public CrossEntropyKernels {
     });
     if (!kStopsDevice && outcome.error != nullptr && call.indices) raise_out_of_bounds(call);
     check_launch(outcome);
+  }
+
+  void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
+                  const Tensor& grad) const override {
+    cuda::row_losses(call, outputs, upstream, grad);
   }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,

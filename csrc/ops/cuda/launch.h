@@ -29,6 +29,23 @@ auto with_element(ElementType type, F f) {
   }
 }
 
+inline IndexType index_type_of(const Tensor& target) {
+  switch (target.scalar_type()) {
+    case at::kInt:
+      return kInt32;
+    case at::kByte:
+      return kUInt8;
+    default:
+      return kInt64;
+  }
+}
+
+#if defined(SOFTKERN_EMULATED)
+constexpr bool kStopsDevice = false;  // emulated kernels have no device to stop
+#else
+constexpr bool kStopsDevice = true;
+#endif
+
 /// Makes a tensor's device the current one for the lifetime of this object.
 class OnDevice {
  public:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cross_entropy with Triton's kernels.
-#include "../cross_entropy/call.h"
+// cross_entropy and row_losses with Triton's kernels.
+#include "../row_losses/call.h"
 
 #include "triton.h"
 
@@ -36,6 +36,22 @@ class TritonKernels final : public CrossEntropyKernels {
                                   if_defined(call.weight), call.options,
                                   factor.on_device.defined() ? 1 : factor.value, if_defined(factor.on_device),
                                   losses, grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
+  }
+
+  void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
+                  const Tensor& grad) const override {
+    const Number& factor = upstream.factor;
+    Tensor indices = call.target;
+    if (call.kind == TargetKind::kIndex) indices = indices.view(call.layout.rows);
+    if (call.kind == TargetKind::kIndices) indices = indices.view({call.layout.rows, call.per_row});
+    triton::row_losses.redispatch(
+        kernels_of(call.logits.device()), call.logits, if_defined(indices), if_defined(call.target_probs),
+        if_defined(call.probabilities), if_defined(call.weight), if_defined(call.row_weight), call.options,
+        factor.on_device.defined() ? 1 : factor.value, if_defined(factor.on_device),
+        if_defined(upstream.loss), if_defined(upstream.log_prob), if_defined(upstream.lse),
+        if_defined(upstream.entropy), if_defined(outputs.loss), if_defined(outputs.log_prob),
+        if_defined(outputs.lse), if_defined(outputs.entropy), if_defined(outputs.argmax),
+        if_defined(outputs.correct), grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
   }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The ops of the library `softkern_triton`, whose kernels Python registers (softkern.triton): the softmaxes,
-// with the schemas of the same ops in `softkern`, and the steps of cross_entropy.
+// with the schemas of the same ops in `softkern`, and the steps of cross_entropy and row_losses.
 #pragma once
 
 #include "../ops.h"
@@ -22,6 +22,24 @@ SOFTKERN_OP(softkern_triton, cross_entropy_rows, 0,
             void(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                  const CrossEntropyOptions& options, double factor, const OptionalTensor& factor_on_device,
                  Tensor losses, OptionalTensor grad));
+
+/// Writes the results that are given and, if `grad` is given, the gradient for the upstream gradients
+/// (RowGradients in ops/row_losses/call.h). `indices`: one class index a row, or (rows, K) of them.
+SOFTKERN_OP(softkern_triton, row_losses, 0,
+            "(Tensor self, Tensor? indices, Tensor? target_probs, Tensor? probabilities, Tensor? weight, "
+            "Tensor? row_weight" SOFTKERN_ROW_OPTIONS_SCHEMA
+            ", float factor, Tensor? factor_on_device, Tensor? grad_loss, Tensor? grad_log_prob, "
+            "Tensor? grad_lse, Tensor? grad_entropy, Tensor(a!)? loss, Tensor(b!)? log_prob, "
+            "Tensor(c!)? lse, Tensor(d!)? entropy, Tensor(e!)? argmax, Tensor(f!)? correct, "
+            "Tensor(g!)? grad) -> ()",
+            void(const Tensor& self, const OptionalTensor& indices, const OptionalTensor& target_probs,
+                 const OptionalTensor& probabilities, const OptionalTensor& weight,
+                 const OptionalTensor& row_weight, const RowOptions& options, double factor,
+                 const OptionalTensor& factor_on_device, const OptionalTensor& grad_loss,
+                 const OptionalTensor& grad_log_prob, const OptionalTensor& grad_lse,
+                 const OptionalTensor& grad_entropy, OptionalTensor loss, OptionalTensor log_prob,
+                 OptionalTensor lse, OptionalTensor entropy, OptionalTensor argmax, OptionalTensor correct,
+                 OptionalTensor grad));
 
 SOFTKERN_OP(softkern_triton, reduce_losses, 0,
             "(Tensor losses, float divisor, Tensor? divisor_on_device, float storage, "

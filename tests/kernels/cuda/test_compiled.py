@@ -33,11 +33,13 @@ pytestmark = [
     pytest.mark.skipif(not OBJECTS, reason="installed from elsewhere: no objects in build/cuda"),
 ]
 
-# softmax's and log_softmax's, of one row kept in registers or read again; and cross_entropy's, whose first
-# parameter is whether several classes have target mass. Then how they access it, and what a thread keeps.
+# softmax's and log_softmax's, of one row kept in registers or read again; cross_entropy's, whose first
+# parameter is whether several classes have target mass; and row_losses', whose first is the form of the
+# kernel. Then how they access it, and what a thread keeps.
 KERNEL = re.compile(
-    r"(?:(forward|backward)_kernelINS1_\w+?OpE|(cross_entropy)_kernelI)"
-    r"(f|d|NS_8BFloat16E|NS_4HalfE)(?:Lb([01])E)?LNS\w*?_6AccessE([012])ELi(\d+)E"
+    r"(?:(?P<softmax>forward|backward)_kernelINS1_\w+?OpE|(?P<loss>cross_entropy|row_losses)_kernelI)"
+    r"(?P<element>f|d|NS_8BFloat16E|NS_4HalfE)(?:Lb(?P<spread>[01])E|LNS\w*?_4FormE[012]E)?"
+    r"LNS\w*?_6AccessE(?P<access>[012])ELi(?P<kept>\d+)E"
 )
 BY_ELEMENTS, BY_VECTORS, SPANS = "012"
 IN_16_BYTES = {"f": 4, "d": 2, "NS_8BFloat16E": 8, "NS_4HalfE": 8}
@@ -81,14 +83,14 @@ def ceiling(name: str) -> int:
         return 40
     if match is None:  # sums, and tiles, of 128 threads (float64: 64) and a block's share of shared memory
         return 100 if "tile_kernelIdLb1" in name else 80
-    element, spread, access, kept = match.groups()[2:]
-    double, spread = element == "d", spread == "1"
-    few = access == BY_ELEMENTS and int(kept) in (4, 8) and not (double and int(kept) == 8)
+    element, access, kept = match["element"], match["access"], int(match["kept"])
+    double, spread = element == "d", match["spread"] == "1" or match["loss"] == "row_losses"
+    few = access == BY_ELEMENTS and kept in (4, 8) and not (double and kept == 8)
     if few:
         return 128 if double else 96 if spread else 64
     if double or spread:
         return 255 if double and spread else 168 if access == BY_ELEMENTS else 128
-    many = element not in "fd" and access == SPANS and match[2] and int(kept) == 64
+    many = element not in "fd" and access == SPANS and match["loss"] and kept == 64
     return 72 if many else 128 if access == BY_ELEMENTS else 64
 
 
@@ -122,14 +124,14 @@ def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name
     for text in done.stdout.split("Function : ")[1:]:
         kernel = text.split("\n", 1)[0].strip()
         match = KERNEL.search(kernel)
-        if match is None or match[5] == BY_ELEMENTS:
+        if match is None or match["access"] == BY_ELEMENTS:
             continue
-        in_16_bytes, spans = IN_16_BYTES[match[3]], match[5] == SPANS
-        bits = 128 if not spans else 64 if match[3] == "d" else 32
+        in_16_bytes, spans = IN_16_BYTES[match["element"]], match["access"] == SPANS
+        bits = 128 if not spans else 64 if match["element"] == "d" else 32
         loads, stores = accesses(text, "LDG", bits), accesses(text, "STG", bits)
-        chunks = max(1, int(match[6]) // max(1, in_16_bytes * bits // 128))
+        chunks = max(1, int(match["kept"]) // max(1, in_16_bytes * bits // 128))
         # A row that is kept is read once: as many loads as it has chunks, and one more tensor in a backward.
-        tensors = 2 if match[1] == "backward" else 1
+        tensors = 2 if match["softmax"] == "backward" else 1
         assert len(loads) >= tensors * chunks, kernel
         assert len(stores) >= chunks, kernel
         if spans:  # each 32 such accesses behind the one before

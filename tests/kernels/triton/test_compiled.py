@@ -64,13 +64,13 @@ def test_nothing_is_spilled_and_aligned_rows_are_read_16_bytes_at_once(case, sm)
     for launch in launches:
         made = tool.compile_for(launch, sm)
         assert (made.stack, made.local) == (0, 0)
-        positions = launch.arguments["BLOCK_R"] == 64
+        positions = launch.of_classes and launch.arguments["BLOCK_R"] == 64
         assert made.registers <= (CEILING_OF_POSITIONS if positions else CEILING)
         assert made.registers * 32 * launch.warps <= 65536
         together = 16 if len(case.shape) == 2 else min(16, 4 * case.dtype.itemsize)  # bytes; of 4 positions
         aligned = case.shape[-1] * case.dtype.itemsize % together == 0
         assert (launch.arguments["ALIGN_C"] * launch.arguments["ALIGN_R"] > 1) == aligned
-        if aligned:
+        if aligned and launch.of_classes:
             # Four numbers of 16 bits: positions of a thread, or what a thread has of short rows.
             short = launch.arguments["ALIGN_R"] > 1 or launch.arguments["BLOCK_C"] <= 64
             wide = {"v2.b32", "b64"} if short and case.dtype.itemsize == 2 else WIDE

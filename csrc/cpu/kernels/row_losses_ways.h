@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// Losses and statistics of whole rows with softkern's own options, and their gradient: one kernel for the
+// forward and the backward. The logits of a row are transformed into memory of the thread, unless the kernel
+// can read them as they are.
+#pragma once
+
+#include "drive.h"
+#include "row_losses.h"
+
+namespace softkern::cpu {
+namespace {
+
+/// Computes the numbers of a row's gradient, of which all but the last are computed once a row. A division
+/// for each of several hot classes would take longer than the rest.
+struct OfRow : OneLane<double> {
+  static SK_INLINE double divisor(double b) { return 1 / b; }
+  static SK_INLINE double over(double a, double divisor) { return a * divisor; }
+};
+
+/// The memory of a range of rows.
+template <class T>
+struct RowLossRows {
+  using A = Compute<T>;
+  const bool differentiates, transforms, sums_below, reads_z;
+  const bool lag;  // a row is finished after the next one has begun
+  Operand<T> logits, probabilities, grad;
+  A* hot_grad = nullptr;  // and their gradients
+  double* hot = nullptr;  // for several indices a row: the hot part of each class, 0 between two rows
+
+  RowLossRows(const RowLossArgs& a, const Range& range, Arena& arena)
+      : differentiates(a.grad.data != nullptr),
+        transforms(transforms_logits(a.options) || kIsNarrow<T>),
+        sums_below(a.entropy != nullptr || a.of_entropy != nullptr),
+        reads_z(a.of_entropy != nullptr || a.options.softcap != 0 || a.argmax != nullptr ||
+                a.correct != nullptr),
+        lag(differentiates && lags(a.valid, sizeof(T))),
+        logits(a.logits, a.shape, range, arena),
+        probabilities(a.probabilities, a.shape, range, arena),
+        grad(a.grad, a.shape, range, arena, &logits, a.stream),
+        pitch_(row_pitch(a.valid)),
+        per_row_(a.per_row) {
+    const int64_t slots = lag ? 2 : 1;
+    hot_z_ = arena.take<A>(slots * per_row_);
+    if (transforms) z_ = arena.take<A>(slots * pitch_);
+    // Terms replace z, or wait in the row of the gradient, unless z is read after them, or that row is
+    // written only once.
+    const bool keeps = differentiates && (reads_z || (!transforms && grad.streamed()));
+    if (keeps) e_ = arena.take<A>(slots * pitch_);
+    if (differentiates) hot_grad = arena.take<A>(a.per_row);
+    if (differentiates && a.per_row > 1) hot = arena.take<double>(a.valid);
+  }
+  /// Memory for the transformed logits of row r.
+  A* z(int64_t r) const { return z_ + slot(r) * pitch_; }
+  /// The logits of the row's indices.
+  A* hot_z(int64_t r) const { return hot_z_ + slot(r) * per_row_; }
+  /// Memory for the terms; null if nothing depends on them.
+  A* terms(int64_t r, T* dx) const {
+    if (e_ != nullptr) return e_ + slot(r) * pitch_;
+    if (!differentiates) return nullptr;
+    return transforms ? z(r) : compute_row(dx, z_);
+  }
+
+ private:
+  int64_t slot(int64_t r) const { return lag ? r & 1 : 0; }
+  A *z_ = nullptr, *e_ = nullptr, *hot_z_ = nullptr;
+  int64_t pitch_, per_row_;
+};
+
+template <class T, bool kSpread>
+class RowLosses {
+  using A = Compute<T>;
+  using S = Simd<A>;
+  using L = OneLane<A>;
+  using D = OfRow;
+
+ public:
+  RowLosses(const RowLossArgs& a, const Range& range)
+      : a_(a),
+        arena_(range.scratch),
+        rows_(a, range, arena_),
+        logits_(logit_numbers<A>(a.options)),
+        mass_{static_cast<const T*>(a.weight), nullptr, nullptr, mass_numbers<A>(a.options, a.valid)} {
+    if (rows_.hot != nullptr) {
+      __builtin_memset(rows_.hot, 0, static_cast<size_t>(a.valid) * sizeof(double));
+    }
+  }
+
+  void run(const Range& range) {
+    for_each_tile<T>(a_.shape, range, [&](int64_t first, int64_t count) {
+      rows_.logits.stage(first, count);
+      rows_.probabilities.stage(first, count);
+      const auto gradient_row = [&](int64_t r) {
+        return rows_.differentiates ? rows_.grad.row(r, first) : nullptr;
+      };
+      const auto begin = [&](int64_t r) __attribute__((always_inline)) {
+        Begun row{};
+        row.ignored = has_one_index() && a_.target[r] == a_.options.ignore_index;
+        if (row.ignored) return row;
+        row.mass = mass_;
+        if (a_.probabilities.data != nullptr) {
+          row.mass.probability = rows_.probabilities.row(r, first);
+          row.mass.next = rows_.probabilities.next(r, range.end);
+        }
+        begin_row(r, rows_.logits.row(r, first), rows_.logits.next(r, range.end), gradient_row(r), row);
+        return row;
+      };
+      const auto finish = [&](int64_t r, const Begun& row) __attribute__((always_inline)) {
+        T* const dx = gradient_row(r);
+        if (row.ignored) {
+          put_nothing(r, dx);
+          return;
+        }
+        RowNumbers<A> of = row.of;
+        of.log_d = of.stats.log_d();
+        of.lse = lse_of<L>(of.stats.m, of.log_d);
+        put_results(r, of, row.z);
+        if (dx != nullptr) write(r, row.mass, of, rows_.terms(r, dx), row.z, dx);
+      };
+      for_each_row(first, count, rows_.lag, begin, finish);
+      rows_.grad.flush(first, count);
+    });
+  }
+
+ private:
+  struct Begun {
+    RowNumbers<A> of;
+    AnyMass<T> mass;
+    const A* z;
+    bool ignored;
+  };
+
+  static const A* numbers(const void* x) { return static_cast<const A*>(x); }
+  /// An optional number of row r.
+  static double number(const void* x, int64_t r, double otherwise) {
+    return x == nullptr ? otherwise : static_cast<double>(numbers(x)[r]);
+  }
+  static void put(void* to, int64_t i, A v) {
+    if (to != nullptr) static_cast<A*>(to)[i] = v;
+  }
+  const int64_t* indices(int64_t r) const { return a_.target + r * a_.per_row; }
+  A weight_of(int64_t c) const { return mass_.weight == nullptr ? A(1) : widen(mass_.weight[c]); }
+  bool has_one_index() const { return a_.per_row == 1 && a_.target_probs == nullptr; }
+  /// The hot mass of index k of row r.
+  A mass_of(int64_t r, int64_t k) const {
+    A mass = hot_mass<L>(mass_.numbers);
+    if (a_.target_probs != nullptr) {
+      mass *= numbers(a_.target_probs)[r * a_.per_row + k];
+    } else if (a_.per_row > 1) {
+      return 0;
+    }
+    return mass_.weight == nullptr ? mass : weighted<L>(mass, weight_of(indices(r)[k]));
+  }
+  /// w of z-loss.
+  A own_weight(int64_t r) const { return has_one_index() ? weight_of(*indices(r)) : A(1); }
+
+  /// Ignored rows get exact zeros, whatever their logits.
+  void put_nothing(int64_t r, T* dx) const {
+    put(a_.loss, r, 0);
+    put(a_.log_prob, r, 0);
+    put(a_.lse, r, 0);
+    put(a_.entropy, r, 0);
+    if (a_.argmax != nullptr) a_.argmax[r] = -1;
+    if (a_.correct != nullptr) a_.correct[r] = false;
+    if (dx != nullptr) zero_row(dx, a_.shape.classes);
+  }
+
+  SK_INLINE void begin_row(int64_t r, const T* x, const T* next, T* dx, Begun& row) {
+    const int64_t n = a_.valid;
+    RowRange<A> range;
+    if (rows_.transforms) {
+      row.z = rows_.z(r);
+      range = transform_row(logits_, x, rows_.z(r), n);  // 1 max
+    } else {
+      row.z = compute_row(const_cast<T*>(x), static_cast<A*>(nullptr));
+      range = x == known_ ? range_ : row_range<A>(x, n);
+    }
+    for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot_z(r)[k] = row.z[indices(r)[k]];
+    if constexpr (kSpread) {
+      BlockSums<A, 2> sums;
+      sum_mass<A>(row.z, range.most, row.mass, 0, n,
+                  [&](const Accumulators<A>* part) __attribute__((always_inline)) { sums.add(part); });
+      row.of.mass = sums.sums();
+    }
+    A* const e = rows_.terms(r, dx);
+    const RowSums sums =
+        rows_.sums_below ? sum_terms<true>(range, row.z, e, next) : sum_terms<false>(range, row.z, e, next);
+    row.of.stats = make_stats<A>(range.most, sums.ties, sums.rest);
+    row.of.below = sums.below;
+  }
+
+  struct RowSums {
+    A ties, rest, below;
+  };
+  /// 2 sum-exp; kBelow: also E.
+  template <bool kBelow>
+  SK_CALL RowSums sum_terms(const RowRange<A>& range, const A* z, A* e, const T* next) {
+    BlockSums<A, kBelow ? 2 : 1> sums;
+    const auto take = [&](const Accumulators<A>* part) __attribute__((always_inline)) { sums.add(part); };
+    A ties;
+    known_ = rows_.lag && !rows_.transforms ? next : nullptr;
+    if (known_ != nullptr) {
+      Following<T> following(next + kAhead, next);
+      ties = sum_exp_within<A, kBelow>(range, z, e, a_.valid, following, take);
+      range_ = following.range();
+    } else {
+      Prefetching<T> following(next);
+      ties = sum_exp_within<A, kBelow>(range, z, e, a_.valid, following, take);
+    }
+    const auto all = sums.sums();
+    return {ties, all.of[0], kBelow ? all.of[kBelow ? 1 : 0] : A(0)};
+  }
+
+  SK_INLINE void put_results(int64_t r, const RowNumbers<A>& of, const A* z) const {
+    const A m = of.stats.m;
+    if (a_.loss != nullptr) {
+      A loss = 0;
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        loss += hot_loss<L>(mass_of(r, k), m - rows_.hot_z(r)[k], of.log_d);
+      }
+      if constexpr (kSpread) loss += spread_loss<L>(of.mass.of[0], of.mass.of[1], of.log_d);
+      const A zeta = static_cast<A>(a_.options.z_loss);
+      if (zeta != 0) loss += squared_lse<L>(zeta, own_weight(r), of.lse);
+      put(a_.loss, r, a_.row_weight == nullptr ? loss : loss * numbers(a_.row_weight)[r]);
+    }
+    if (a_.log_prob != nullptr) {
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        put(a_.log_prob, r * a_.per_row + k, log_prob_of<L>(m - rows_.hot_z(r)[k], of.log_d));
+      }
+    }
+    put(a_.lse, r, of.lse);
+    if (a_.entropy != nullptr) put(a_.entropy, r, entropy_of<L>(of.log_d, of.below / of.stats.sum()));
+    if (a_.argmax != nullptr || a_.correct != nullptr) {
+      const bool is_number = of.stats.sum() == of.stats.sum();
+      int64_t found = is_number ? -1 : first_nan(z, a_.valid);
+      if (found < 0) found = first_equal(z, a_.valid, m);
+      if (a_.argmax != nullptr) a_.argmax[r] = found;
+      if (a_.correct != nullptr) a_.correct[r] = found == *indices(r);
+    }
+  }
+
+  /// The numbers of a row's gradient, in double: they are computed once a row.
+  struct Pull {
+    double g, of_entropy, rest, hot, divisor;
+  };
+
+  SK_INLINE void write(int64_t r, const AnyMass<T>& mass, const RowNumbers<A>& of, A* e, const A* z, T* dx) {
+    const int64_t n = a_.valid;
+    Pull p;
+    p.g = a_.grad_factor * number(a_.of_loss, r, 1) * number(a_.row_weight, r, 1);
+    p.of_entropy = number(a_.of_entropy, r, 0);
+    p.divisor = D::divisor(softkern::total<D>(of.stats.ties, of.stats.top, of.stats.rest));
+    const double mean_below = D::over(of.below, p.divisor);
+    p.rest = common_pull<D>(p.g, of.mass.of[0], a_.options.z_loss, own_weight(r), of.lse,
+                            number(a_.of_lse, r, 0)) -
+             p.of_entropy * mean_below;
+    p.hot = 0;
+    const int64_t* at = indices(r);
+    for (int64_t k = 0; k < a_.per_row; ++k) {
+      const double part = hot_part(r, k, p);
+      p.hot += part;
+      if (rows_.hot != nullptr) rows_.hot[at[k]] += part;
+    }
+    const double slope = logits_.capped ? 1 : static_cast<double>(logits_.slope);
+    const RowPull<A> pull{static_cast<A>(D::over(slope * (p.hot + p.rest), p.divisor)),
+                          static_cast<A>(D::over(slope * p.of_entropy, p.divisor)),
+                          static_cast<A>(-slope * p.g)};
+    const bool stream = rows_.grad.streamed();
+    if (a_.per_row <= 1) {
+      const int64_t hot = a_.per_row == 1 ? *at : -1;
+      const A hot_grad = hot < 0 ? A(0) : hot_gradient_of(mass, of, p, p.hot, hot, e[hot], *rows_.hot_z(r));
+      write_to(dx, pull, mass, of, e, z, hot, hot_grad, stream);
+    } else {
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        rows_.hot_grad[k] =
+            hot_gradient_of(mass, of, p, rows_.hot[at[k]], at[k], e[at[k]], rows_.hot_z(r)[k]);
+      }
+      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[at[k]] = 0;
+      if (stream) {
+        // Classes that are stored after their vectors have been written past the caches would wait until
+        // their cache lines are loaded again. So the row is completed in memory of the thread.
+        write_to(e, pull, mass, of, e, z, -1, A(0), false);
+        put_hot(e, at);
+        stream_vectors<A>(dx, n, [&](auto to, int64_t i) { return to.load(e + i, 0); });
+      } else {
+        write_to(dx, pull, mass, of, e, z, -1, A(0), false);
+        put_hot(dx, at);
+      }
+    }
+    zero_row(dx + n, a_.shape.classes - n);
+  }
+
+  template <class Out>
+  SK_INLINE void write_to(Out* grad, const RowPull<A>& pull, const AnyMass<T>& mass, const RowNumbers<A>& of,
+                          const A* e, const A* z, int64_t hot, A hot_grad, bool stream) const {
+    if (logits_.capped || a_.of_entropy != nullptr) {
+      row_losses_write<kSpread, true>(pull, logits_, mass, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
+                                      stream);  // 3 write
+    } else {
+      row_losses_write<kSpread, false>(pull, logits_, mass, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
+                                       stream);
+    }
+  }
+  template <class Out>
+  void put_hot(Out* grad, const int64_t* at) const {
+    for (int64_t k = 0; k < a_.per_row; ++k) grad[at[k]] = Narrow<Out>::from(rows_.hot_grad[k]);
+  }
+
+  /// h of index k.
+  double hot_part(int64_t r, int64_t k, const Pull& p) const {
+    return p.g * static_cast<double>(mass_of(r, k)) - number(a_.of_log_prob, r * a_.per_row + k, 0);
+  }
+  /// The gradient of a class y with the hot part h.
+  A hot_gradient_of(const AnyMass<T>& mass, const RowNumbers<A>& of, const Pull& p, double h, int64_t y, A e,
+                    A z) const {
+    const double below = static_cast<double>(of.stats.m) - static_cast<double>(z);
+    // A logit of -inf has no term, and 0 * inf would be NaN.
+    const double others = p.rest + (p.hot - h) + (e == 0 ? 0 : p.of_entropy * below);
+    double dz = hot_gradient<D>(1, h, others, z, e, of.stats.m, of.stats.ties, of.stats.rest, p.divisor);
+    if constexpr (kSpread) {
+      A lanes[S::kLanes];
+      S::store(lanes, mass.load(Tail<A>{1}, y));
+      dz -= p.g * static_cast<double>(lanes[0]);
+    }
+    return static_cast<A>(dz * static_cast<double>(logit_slope<L>(logits_, z)));
+  }
+
+  const RowLossArgs& a_;
+  Arena arena_;
+  RowLossRows<T> rows_;
+  const LogitNumbers<A> logits_;
+  const AnyMass<T> mass_;
+  // As in RowWalk: the range of the next row, if rows lag and it is read as it is.
+  static constexpr int64_t kAhead = 4096 / sizeof(T);
+  const T* known_ = nullptr;
+  RowRange<A> range_ = {0, 0};
+};
+
+template <class T>
+Ran row_losses(const RowLossArgs& a, Range range) {
+  const bool massive = a.target_probs != nullptr || a.per_row == 1;
+  if (a.probabilities.data != nullptr || (massive && a.options.label_smoothing != 0)) {
+    RowLosses<T, true>(a, range).run(range);
+  } else {
+    RowLosses<T, false>(a, range).run(range);
+  }
+  return {SOFTKERN_ISA, is_strided(a.logits) || is_strided(a.grad) ? "tiles" : "rows"};
+}
+
+template <class T>
+size_t row_losses_scratch(const RowLossArgs& a, int64_t rows) {
+  Arena arena;
+  RowLossRows<T>(a, Range{0, rows, nullptr}, arena);
+  return arena.bytes();
+}
+
+template <class T>
+constexpr Kernel<RowLossArgs> row_losses_kernel() {
+  return {&fenced<RowLossArgs, &row_losses<T>>, &row_losses_scratch<T>};
+}
+
+}  // namespace
+}  // namespace softkern::cpu

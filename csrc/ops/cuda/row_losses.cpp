@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// row_losses of CUDA tensors.
+#include "row_losses.h"
+
+#include <limits>
+
+#include "launch.h"
+
+namespace softkern::cuda {
+namespace {
+
+void* data_of(const Tensor& x) { return x.defined() ? x.data_ptr() : nullptr; }
+void* const_data_of(const Tensor& x) { return x.defined() ? const_cast<void*>(x.const_data_ptr()) : nullptr; }
+
+/// Whether the call has a loss, which its upstream gradients may be of.
+bool has_loss(const RowCall& call) {
+  return call.kind != TargetKind::kNone && (call.kind != TargetKind::kIndices || call.target_probs.defined());
+}
+
+/// Raises the exception of an index that is out of range.
+[[noreturn]] void raise_index(const RowCall& call) {
+  CrossEntropyCall plain{call.logits, call.target, call.weight, call.options,
+                         true,        call.dim,    call.layout, call.compute};
+  plain.layout.shape.classes = call.valid();
+  if (call.kind == TargetKind::kIndices) plain.options.ignore_index = std::numeric_limits<int64_t>::min();
+  raise_out_of_bounds(plain);
+}
+
+}  // namespace
+
+void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
+                const Tensor& grad) {
+  if (call.layout.rows == 0) return;
+  const OnDevice device(call.logits);
+  Tensor keep_logits, keep_probabilities, hot_z;
+  RowLossArgs args{};
+  args.shape = call.valid_shape();
+  args.classes = call.classes();
+  args.rows = call.layout.rows;
+  args.logits = readable_rows(call.logits, call.dim, keep_logits);
+  if (call.target.defined() && call.per_row > 0) {
+    args.target = call.target.const_data_ptr();
+    args.target_type = index_type_of(call.target);
+    args.per_row = call.kind == TargetKind::kIndices ? call.per_row : 0;
+  }
+  args.target_probs = const_data_of(call.target_probs);
+  if (call.probabilities.defined()) {
+    args.probabilities = readable_rows(call.probabilities, call.dim, keep_probabilities);
+  }
+  args.weight = const_data_of(call.weight);
+  args.row_weight = const_data_of(call.row_weight);
+  args.options = call.options;
+  args.results = {data_of(outputs.loss), data_of(outputs.log_prob), data_of(outputs.lse),
+                  data_of(outputs.entropy)};
+  args.argmax = static_cast<int64_t*>(data_of(outputs.argmax));
+  args.correct = static_cast<bool*>(data_of(outputs.correct));
+  if (grad.defined()) args.grad = *as_rows(grad, call.dim, grad.data_ptr());
+  if (has_loss(call)) {
+    args.grad_factor = upstream.factor.on_device.defined() ? 1 : upstream.factor.value;
+    args.factor = upstream.factor.data<void>();
+  }
+  args.upstream = {const_data_of(upstream.loss), const_data_of(upstream.log_prob),
+                   const_data_of(upstream.lse), const_data_of(upstream.entropy)};
+  if (args.per_row > 0) {
+    hot_z = new_numbers(call.logits, {args.rows * args.per_row}, call.compute);
+    args.hot_z = hot_z.data_ptr();
+  }
+  const Outcome outcome = with_element(element_type(call.logits), [&](auto element) {
+    return cuda::row_losses<decltype(element)>(args, device.target());
+  });
+  if (!kStopsDevice && outcome.error != nullptr && args.target != nullptr) raise_index(call);
+  check_launch(outcome);
+}
+
+}  // namespace softkern::cuda
