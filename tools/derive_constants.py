@@ -178,7 +178,8 @@ def chosen_numbers_hold() -> bool:
     # twice the digits of a number counts.
     round_to_0, counts = (mpf(2) ** -150, mpf(2) ** -1075), mpf(2) ** -107
     spans = all(mp.exp(-span) < least for span, least in zip(SPANS, round_to_0, strict=True))
-    ones = all(mp.tanh(most) > 1 - mpf(2) ** -(bits + 1) for most, bits in zip(TANH_MOST, (24, 53), strict=True))
+    digits = zip(TANH_MOST, (24, 53), strict=True)
+    ones = all(mp.tanh(most) > 1 - mpf(2) ** -(bits + 1) for most, bits in digits)
     return spans and ones and mp.exp(-mpf(DIRECT) / 2) < counts and mp.exp(DIRECT - MOST_APART) < counts
 
 
@@ -203,7 +204,8 @@ def section(dtype: str, degree: int, function: str = "exp") -> list[str]:
     ]
     if tanh:
         suffix, most = "f" if dtype == "float" else "", TANH_MOST[("float", "double").index(dtype)]
-        lines.append(f"  static constexpr {dtype} kSmall = {float(TANH_SMALL)}{suffix}, kMost = {most}.0{suffix};")
+        limits = f"kSmall = {float(TANH_SMALL)}{suffix}, kMost = {most}.0{suffix}"
+        lines.append(f"  static constexpr {dtype} {limits};")
     elif not exp:
         unsigned, root = {"float": "uint32_t", "double": "uint64_t"}[dtype], half_root(dtype)
         lines.append(f"  static constexpr {unsigned} kHalfRoot = {root:#x};  // the bits of sqrt(1/2)")

@@ -180,8 +180,9 @@ def _loss_of_torch(case: Case, z: Tensor, target: Tensor | None, given: dict[str
         probabilities = torch.zeros_like(z).scatter_add(1, target, given["target_probs"].float())
         return F.cross_entropy(z, probabilities, reduction="none")
     loss = F.cross_entropy(z, target, reduction="none") + case.z_loss * z.logsumexp(1) ** 2
-    loss = loss * given.get("row_weight", 1)
-    return loss.sum() / given["num_items"] if case.num_items else loss
+    if case.num_items:
+        return loss.sum() / float(given["num_items"])
+    return loss * given["row_weight"] if case.row_weight else loss
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -221,11 +222,12 @@ def measured_with(where: dict[str, str]) -> str:
     )
 
 
-def render(measured: dict[str, object], page: str) -> str:
+def render(measured: dict[str, Any], page: str) -> str:
     """The page with everything between the markers made again."""
-    options = measured["options"]
-    assert isinstance(options, dict)
-    parts = ((BEGIN, END, table, measured), (OPTIONS_BEGIN, OPTIONS_END, table_of_options, options))
+    parts = (
+        (BEGIN, END, table, measured),
+        (OPTIONS_BEGIN, OPTIONS_END, table_of_options, measured["options"]),
+    )
     for begin, end, drawn, part in parts:
         head, tail = page.split(begin)[0], page.split(end)[1]
         page = f"{head}{begin}\n{measured_with(part['environment'])}\n\n{drawn(part['rows'])}\n{end}{tail}"

@@ -19,9 +19,9 @@ from torch import Tensor
 # among positions.
 #
 # The largest row that a program holds in registers: with one tensor of this size, with more (class
-# probabilities, the two factors of the gradient), and for float64. In larger rows the compiler spills
-# registers to memory (docs/triton.md).
-HELD, HELD_WITH_OTHERS, HELD_DOUBLE = 16384, 8192, 4096
+# probabilities, the two factors of the gradient), for float64, and for float64 in row_losses. In larger rows
+# the compiler spills registers to memory (docs/triton.md).
+HELD, HELD_WITH_OTHERS, HELD_DOUBLE, HELD_DOUBLE_IN_ROW_LOSSES = 16384, 8192, 4096, 2048
 # The block of a longer row: 8 elements for each of 512 threads, so that most kernels leave registers for two
 # programs on a multiprocessor.
 LONG_BLOCK, LONG_WARPS = 4096, 16
@@ -152,7 +152,9 @@ def _aligned(numbers: list[int], unit: int) -> int:
     return unit if all(n % unit == 0 for n in numbers) else 1
 
 
-def make_plan(layout: Layout, walks: list[Walk], itemsize: int, others: bool = False) -> Plan:
+def make_plan(
+    layout: Layout, walks: list[Walk], itemsize: int, others: bool = False, row_losses: bool = False
+) -> Plan:
     """The plan for tensors of one layout.
 
     Args:
@@ -160,6 +162,7 @@ def make_plan(layout: Layout, walks: list[Walk], itemsize: int, others: bool = F
         walks: of each tensor.
         itemsize: bytes of an element.
         others: whether a program holds more than one tensor of its block's size.
+        row_losses: whether the plan is for row_losses, which always holds more than one.
     """
     unit = 16 // itemsize
     strided = any(w.cls != 1 and w.row == 1 for w in walks)
@@ -178,8 +181,10 @@ def make_plan(layout: Layout, walks: list[Walk], itemsize: int, others: bool = F
         block_c = min(whole_row, POSITIONS_BLOCK // weight // block_r)
         warps = POSITIONS_WARPS
     else:
-        held = HELD_DOUBLE if itemsize == 8 else HELD_WITH_OTHERS if others else HELD
-        block_c = whole_row if whole_row <= held else LONG_BLOCK
+        held = HELD_WITH_OTHERS if others or row_losses else HELD
+        if itemsize == 8:
+            held = HELD_DOUBLE_IN_ROW_LOSSES if row_losses else HELD_DOUBLE
+        block_c = whole_row if whole_row <= held else min(LONG_BLOCK, held)
         block_r = max(1, (SHORT_PROGRAM if block_c <= SHORT else SHARED_PROGRAM // weight) // block_c)
         warps = max(LEAST_WARPS, min(MOST_WARPS, weight * block_r * block_c // (32 * PER_THREAD)))
         warps = warps if whole_row <= held else LONG_WARPS

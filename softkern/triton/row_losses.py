@@ -127,7 +127,7 @@ def _launch(
     if grad is not None:
         grad_walk = own_walk(grad, dim)
         walks.append(grad_walk)
-    plan = make_plan(layout, walks, self.element_size(), others=True)
+    plan = make_plan(layout, walks, self.element_size(), row_losses=True)
     sizes, strides = units(layout, plan, [x_walk, t_walk, grad_walk])
     inner, outer, capped, uncap, slope = logit_numbers(options)
     z = (CAPPED if capped else SCALED) if transforms_logits(options) else SAME

@@ -21,6 +21,7 @@ from softkern.triton.formulas import (
     common_pull,
     entropy_of,
     hot_loss,
+    hot_mass,
     log_d,
     log_prob_of,
     lse_of,
@@ -28,6 +29,7 @@ from softkern.triton.formulas import (
     squared_lse,
     top_term,
     total,
+    weighted,
 )
 from softkern.triton.row_losses_blocks import (
     INDEX,
@@ -85,12 +87,10 @@ def row_losses_kernel(x_ptr, target_ptr, weight_ptr, row_weight_ptr, hot_z_ptr, 
     if PROBABLE:
         t_rows = row_pointers(target_ptr, plane, position, t_plane, t_row, ALIGN_C, ALIGN_R)
     if KIND == INDEX:
-        hot, mass_of_hot, hot_x, state = hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists,
-                                                   classes, ignore_index, keep, share, like, ALIGN_R,
-                                                   WIDE)  # fmt: skip
+        hot, _, hot_x, state = hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists,
+                                         classes, ignore_index, keep, share, like, ALIGN_R,
+                                         WIDE)  # fmt: skip
         hot_z = logit(inner, outer, hot_x, Z)
-        if WEIGHTED:
-            weight = widen(tl.load(weight_ptr + hot, mask=state == 1, other=0))
 
     if SINGLE:
         z = load_logits(x_rows, 0, classes, x_class, exists, inner, outer, Z, ALIGN_R, WIDE, BLOCK_C)
@@ -122,6 +122,11 @@ def row_losses_kernel(x_ptr, target_ptr, weight_ptr, row_weight_ptr, hot_z_ptr, 
                 nan = tl.minimum(nan, nan_b)
             m, ties, rest = merge(m, ties, rest, m_b, ties_b, rest_b)
 
+    if KIND == INDEX:
+        # Not kept from hot_class, for want of registers.
+        if WEIGHTED:
+            weight = widen(tl.load(weight_ptr + hot, mask=state == 1, other=0))
+        mass_of_hot = weighted(hot_mass(keep, share), weight)
     log_of_d = log_d(ties, top_term(m), rest)
     inverse = inverse_of(total(ties, top_term(m), rest))
     lse = lse_of(m, log_of_d)

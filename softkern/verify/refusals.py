@@ -134,9 +134,10 @@ def _names_the_option(
         value = value.to(device)
     before, version = x.detach().clone(), x._version
     try:
-        softkern.cross_entropy(x, target, **{option: value}, inplace_backward=True)  # type: ignore[arg-type]
+        call: Callable[..., object] = softkern.cross_entropy
+        call(x, target, **{option: value}, inplace_backward=True)
     except errors as error:
-        words = "out of bounds" if errors == (IndexError,) else option
+        words = "Target 9 is out of bounds" if errors == (IndexError,) else option
         if words not in str(error):
             return f"expected an error about {words!r}, got {error!r}"
     except Exception as error:

@@ -8,7 +8,7 @@ the magnitude of that error; otherwise R = 0. The scales:
     log p_c   |log p_c| + 2R
     lse       |m| + log d + R
     entropy   H + R sum_c p_c |log p_c + H|
-    p_c       p_c (1 + 2R)
+    p_c       p_c (1 + 2R)                   p_c below the smallest normal number counts as that number
     1 - p_c   (1 - p_c) (1 + 2R)     of a single class index: it is not the difference of terms near 1
 """
 
@@ -128,8 +128,8 @@ def _kept(rows: Rows, y: Tensor) -> Tensor:
 def _scales(
     rows: Rows, values: dict[str, Tensor], upstream: dict[str, Tensor], compute: torch.dtype
 ) -> dict[str, Tensor]:
-    # float64's own error of a term near 1; and of log p, to be multiplied by its size in p.
-    lost = torch.finfo(torch.float64).eps / torch.finfo(compute).eps
+    # float64's own error of a term near 1, after some roundings; in p it is multiplied by log p.
+    lost = 8 * torch.finfo(torch.float64).eps / torch.finfo(compute).eps
     z = transformed(rows, rows.x)
     p, _, finite, log_d = _probs(z)
     m = z.amax(-1, keepdim=True)
@@ -156,6 +156,7 @@ def _scales(
     pull = pull_loss * (rest.sum(-1, keepdim=True) + zeta * of_lse) + of_rows["lse"]
     pull = pull + of_rows["entropy"] * (finite.abs() + entropy + of_entropy + lost)
     near_one = 1 + 2 * rounding + lost * finite.abs()
+    p = p.clamp_min(torch.finfo(compute).tiny)  # below the smallest normal number an ulp is constant
     if rows.single:
         h = chosen.sum(-1, keepdim=True)
         dz = near_one * (p * pull + h * torch.where(rows.shares > 0, 1 - p + lost, p)) + pull_loss * spread

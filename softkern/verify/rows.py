@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,14 +125,13 @@ def rows_of_problem(case: Case, problem: Problem) -> Rows:
     return replace(call, total=_total(case, call, kwargs))
 
 
-def _total(case: Case, rows: Rows, kwargs: dict[str, object]) -> Tensor | None:
+def _total(case: Case, rows: Rows, kwargs: dict[str, Any]) -> Tensor | None:
     """What the sum of the rows' losses is divided by."""
     if case.reduction == "none":
         return None
-    one = torch.ones((), dtype=torch.float64)
     if case.reduction == "sum":
-        return one
+        return torch.ones((), dtype=torch.float64)
     if case.num_items:
-        return one * float(kwargs["num_items"])  # type: ignore[arg-type]
+        return torch.full((), float(kwargs["num_items"]), dtype=torch.float64)
     r = rows.row_weight * rows.target_weight if rows.single else rows.row_weight
     return torch.where(rows.valid, r, 0).sum()

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import re
+from itertools import product
 from types import ModuleType
 
 import pytest
@@ -64,6 +66,59 @@ def test_float32_errors_are_within_the_stated_bounds(tool: ModuleType) -> None:
 def test_16_bit_results_are_below_one_ulp(tool: ModuleType, dtype: torch.dtype) -> None:
     for row in tool.measure(0.02, {str(dtype): dtype}):
         assert row["softkern"] < 1, row
+
+
+OF_OPTIONS = {"loss, log-probability, lse, entropy": "value", "gradient": "gradient"}
+
+
+def bound_of_option(result: object) -> float:
+    return bounds.STATED_OPTIONS["gradient" if str(result).endswith(" gradient") else "value"]
+
+
+def test_the_page_states_the_bounds_of_options() -> None:
+    text = (DOCS / "accuracy.md").read_text(encoding="utf-8").split("## Options and statistics")[1]
+    rows = re.findall(r"^\| (.+?) \| (\d+) \|$", text, re.MULTILINE)
+    assert {OF_OPTIONS[name]: float(bound) for name, bound in rows} == bounds.STATED_OPTIONS
+
+
+def test_every_option_is_measured(tool: ModuleType) -> None:
+    options = {
+        p.name
+        for p in inspect.signature(softkern.cross_entropy).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name != "inplace_backward"
+    }
+    measured = {re.split(r"\W", call)[0] for call in tool.CALLS}
+    assert measured == options | {"selective_log_softmax", "entropy_from_logits"}
+    rows = json.loads((DOCS / "accuracy.json").read_text(encoding="utf-8"))["options"]["rows"]
+    assert {(r["call"], r["dtype"]) for r in rows} == set(product(tool.CALLS, ("float32", "bfloat16")))
+    for row in rows:
+        statistic = row["result"] in (
+            "log_prob",
+            "lse",
+            "entropy",
+            "selective_log_softmax",
+            "entropy_from_logits",
+        )
+        in_float32 = row["dtype"] == "float32" or statistic
+        assert row["softkern"] <= (bound_of_option(row["result"]) if in_float32 else 1), row
+
+
+def test_errors_of_options_are_within_the_stated_bounds(tool: ModuleType) -> None:
+    for row in tool.measure_options(0.03, {"float32": torch.float32}):
+        assert row["softkern"] <= bound_of_option(row["result"]), row
+
+
+def test_the_measurement_of_options_sees_lost_digits(tool: ModuleType, monkeypatch) -> None:
+    """torch's formula has errors of thousands of ulp."""
+
+    def entropy(logits: torch.Tensor, dim: int) -> torch.Tensor:
+        log_p = logits.log_softmax(dim)
+        return -(log_p.exp() * log_p).sum(dim)
+
+    monkeypatch.setattr(softkern, "entropy_from_logits", entropy)
+    rows = tool.measure_options(0.03, {"float32": torch.float32})
+    (row,) = (r for r in rows if r["result"] == "entropy_from_logits")
+    assert row["softkern"] == row["torch"] > 1000
 
 
 def test_the_measurement_sees_a_wrong_digit(tool: ModuleType) -> None:

@@ -56,6 +56,14 @@ def test_blocks_are_what_triton_takes(classes, dtype):
             assert plan.single == (plan.block_c >= classes)
 
 
+def test_row_losses_holds_shorter_rows():
+    for dtype, held, block in ((torch.float32, 8192, 4096), (torch.float64, 2048, 2048)):
+        for classes in (held, held + 1, 50257):
+            x = meta(9, classes, dtype=dtype)
+            plan = make_plan(layout_of(x, 1), [walk_of(x, 1)], x.element_size(), row_losses=True)
+            assert (plan.single, plan.block_c) == ((True, held) if classes == held else (False, block))
+
+
 def test_alignment_is_what_16_bytes_are():
     for dtype, unit in ((torch.float32, 4), (torch.bfloat16, 8), (torch.float64, 2)):
         for classes in range(60, 78):

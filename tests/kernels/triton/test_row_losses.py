@@ -52,7 +52,7 @@ def small_blocks(monkeypatch):
     a row, a block has 2."""
     for name, value in (
         ("HELD_WITH_OTHERS", 16),
-        ("HELD_DOUBLE", 16),
+        ("HELD_DOUBLE_IN_ROW_LOSSES", 16),
         ("LONG_BLOCK", 8),
         ("SHORT_PROGRAM", 32),
     ):
