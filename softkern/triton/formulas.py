@@ -157,24 +157,31 @@ def less_mass(dx, mass, minus_factor):
 
 
 @triton.jit
-def tanh(u):
-    size = tl.abs(u)
+def tanh_small(u):
     square = u * u
     if u.dtype == tl.float64:
         p = number(_TANH_64[10], tl.float64)
         for k in tl.static_range(10):
             p = tl.fma(p, square, number(_TANH_64[9 - k], tl.float64))
-        most = number(_TANH_MOST_64, tl.float64)
     else:
         p = number(_TANH_32[4], tl.float32)
         for k in tl.static_range(4):
             p = tl.fma(p, square, number(_TANH_32[3 - k], tl.float32))
+    return tl.fma(u * square, p, u)
+
+
+@triton.jit
+def tanh(u):
+    if u.dtype == tl.float64:
+        most = number(_TANH_MOST_64, tl.float64)
+    else:
         most = number(_TANH_MOST_32, tl.float32)
-    small = tl.fma(u * square, p, u)
+    size = tl.abs(u)
     held = tl.where(size > most, most, size)
     two = number(2.0, u.dtype)
     large = 1 - divide(two, exp_times_power(held + held, number(0.0, u.dtype)) + 1)
-    return tl.where(size < number(_TANH_SMALL, u.dtype), small, tl.where(u < 0, -large, large))
+    signed_large = tl.where(u < 0, -large, large)
+    return tl.where(size < number(_TANH_SMALL, u.dtype), tanh_small(u), signed_large)
 
 
 # row_losses.h; the numbers are `inner`, `outer`, CAPPED, `inverse` and `slope`.
