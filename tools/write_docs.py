@@ -54,6 +54,15 @@ GUARDS = {
         "softkern.cross_entropy(logits, torch.tensor([0, 1]), label_smoothing=1.5)",
         "softkern.cross_entropy(logits, logits.softmax(1), ignore_index=0)",
         "softkern.cross_entropy(logits.requires_grad_(), torch.tensor([0, 1]), inplace_backward=True)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), softcap=0)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), temperature=float('nan'))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), valid_classes=4)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 2]), valid_classes=2)",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), row_weight=torch.ones(3))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), num_items=torch.ones(2))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), target_probs=torch.ones(2, 2))",
+        "softkern.cross_entropy(logits, torch.tensor([0, 1]), stats=('lse', 'accuracy'))",
+        "softkern.cross_entropy(logits, logits.softmax(1), stats=('log_prob',))",
     ),
 }
 
@@ -91,13 +100,24 @@ def section(paragraph: str) -> str:
         return "\n".join(["| raises | when |", "|---|---|", *rows])
     if head == "Returns:":
         return f"**Returns:** {markdown(one_line(body))}"
-    if label := re.match(r"(Error|Memory|Differs from torch|Source): ", head):
+    if label := re.match(r"(Gradients|Error|Memory|Differs from torch|Source): ", head):
         return f"**{label[1]}:** {markdown(one_line(paragraph[label.end() :]))}"
     return markdown(one_line(paragraph))
 
 
 def signature(function: Callable[..., Tensor]) -> str:
-    """The signature as the source has it."""
+    """As the source has it, or with the keywords that a function names elsewhere."""
+    if hasattr(function, "__signature__"):
+        stated = inspect.signature(function)
+        lines = [f"def {function.__name__}("]
+        named = False
+        for p in stated.parameters.values():
+            if p.kind is p.KEYWORD_ONLY and not named:
+                lines.append("    *,")
+                named = True
+            default = json.dumps(p.default) if isinstance(p.default, str) else repr(p.default)
+            lines.append(f"    {p.name}: {p.annotation}{'' if p.default is p.empty else f' = {default}'},")
+        return "\n".join([*lines, f") -> {stated.return_annotation}"])
     source = inspect.getsource(function)
     definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef)
