@@ -58,10 +58,7 @@ def class_count(value: object, input: Tensor) -> int:
     number: int | None = _index(value)
     if number is None:
         raise TypeError(f"valid_classes must be an int or None, got {described(value)}")
-    # torch.jit.trace makes a tensor of the size and warns about a look at it. The op looks again.
-    if not torch.compiler.is_dynamo_compiling() and torch._C._is_tracing():
-        return number
-    if not 1 <= number <= classes:
+    if not (_is_jit_tracing() or 1 <= number <= classes):
         raise ValueError(
             f"valid_classes must be between 1 and the number of classes, {classes}; got {number}"
         )
@@ -263,7 +260,12 @@ def same_sizes(a: Sequence[int], b: Sequence[int]) -> bool:
         from torch.fx.experimental.symbolic_shapes import guard_or_true
 
         return all(guard_or_true(m == n) for m, n in zip(a, b, strict=True))
-    return torch._C._is_tracing() or tuple(a) == tuple(b)
+    return _is_jit_tracing() or tuple(a) == tuple(b)
+
+
+def _is_jit_tracing() -> bool:
+    """torch.jit.trace warns of every size that is compared. The op compares them."""
+    return not torch.compiler.is_dynamo_compiling() and torch._C._is_tracing()
 
 
 def described(value: object) -> str:

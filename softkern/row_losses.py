@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import torch
@@ -106,7 +106,7 @@ def cross_entropy(
             z_loss=z_loss,
             stats=stats,
         )
-        return result
+        return _repaired(result)
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
@@ -156,6 +156,16 @@ def cross_entropy(
     return loss, RowStats(
         *(x if wanted & OUTPUTS[name] else None for name, x in zip(RowStats._fields, statistics, strict=True))
     )
+
+
+def _repaired(result: Tensor | tuple[Tensor, RowStats]) -> Tensor | tuple[Tensor, RowStats]:
+    """The result of `__torch_function__`. torch's own gives a named tuple one iterator for all its fields."""
+    if isinstance(result, tuple):
+        loss, stats = result
+        fields: Any = stats.log_prob
+        if isinstance(fields, Iterator):
+            return loss, RowStats(*fields)
+    return result
 
 
 def with_keywords(function: Callable[..., Any]) -> inspect.Signature:

@@ -172,12 +172,16 @@ def tanh_small(u):
 
 @triton.jit
 def tanh(u):
+    if u.dtype == tl.float64:
+        most = number(_TANH_MOST_64, tl.float64)
+    else:
+        most = number(_TANH_MOST_32, tl.float32)
     size = tl.abs(u)
-    most = number(_TANH_MOST_64 if u.dtype == tl.float64 else _TANH_MOST_32, u.dtype)
     held = tl.where(size > most, most, size)
     two = number(2.0, u.dtype)
     large = 1 - divide(two, exp_times_power(held + held, number(0.0, u.dtype)) + 1)
-    return tl.where(size < number(_TANH_SMALL, u.dtype), tanh_small(u), tl.where(u < 0, -large, large))
+    signed_large = tl.where(u < 0, -large, large)
+    return tl.where(size < number(_TANH_SMALL, u.dtype), tanh_small(u), signed_large)
 
 
 # row_losses.h; the numbers are `inner`, `outer`, CAPPED, `inverse` and `slope`.

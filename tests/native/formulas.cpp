@@ -72,6 +72,7 @@ int evaluate() {
     by_ties.temperature = static_cast<double>(ties);
     RowOptions capped_by_ties;
     capped_by_ties.softcap = static_cast<double>(ties) - 1;
+    print(tanh_small<L>(t - A(0.5)));
     print(tanh<L>(u));
     print(tanh<L>(from));
     print(scaled.outer);

@@ -37,6 +37,7 @@ from softkern.triton.formulas import (
     spread_loss,
     squared_lse,
     tanh,
+    tanh_small,
     term_below,
     term_pull,
     terms_below_moved,
@@ -70,6 +71,7 @@ RESULTS = (
     "gradient_scale",
     "hot_gradient",
     "less_mass",
+    "tanh_small",
     "tanh",
     "tanh of a maximum",
     "logit_numbers, scaled: outer",
@@ -158,26 +160,27 @@ def evaluate(numbers, results, cases, CASES: tl.constexpr, DTYPE: tl.constexpr):
     slope = number_at(numbers, 17, cases, case)
     capped = transformed(inner, outer, u, True)
     capped_maximum = transformed(inner, outer, m_from, True)
-    tl.store(results + 20 * cases + case, tanh(u))
-    tl.store(results + 21 * cases + case, tanh(m_from))
+    tl.store(results + 20 * cases + case, tanh_small(t - 0.5))
+    tl.store(results + 21 * cases + case, tanh(u))
+    tl.store(results + 22 * cases + case, tanh(m_from))
     for k in tl.static_range(8):
-        tl.store(results + (22 + k) * cases + case, number_at(numbers, 12 + k, cases, case))
-    tl.store(results + 30 * cases + case, transformed(scaled_outer, scaled_outer, m_from, False))
-    tl.store(results + 31 * cases + case, capped_maximum)
-    tl.store(results + 32 * cases + case, capped)
-    tl.store(results + 33 * cases + case, logit_slope(scaled_outer, scaled_slope, m_from, False))
-    tl.store(results + 34 * cases + case, logit_slope(inverse_outer, slope, capped_maximum, True))
-    tl.store(results + 35 * cases + case, logit_slope(inverse_outer, slope, capped, True))
-    tl.store(results + 36 * cases + case, term_below(smoothing, m_from))
+        tl.store(results + (23 + k) * cases + case, number_at(numbers, 12 + k, cases, case))
+    tl.store(results + 31 * cases + case, transformed(scaled_outer, scaled_outer, m_from, False))
+    tl.store(results + 32 * cases + case, capped_maximum)
+    tl.store(results + 33 * cases + case, capped)
+    tl.store(results + 34 * cases + case, logit_slope(scaled_outer, scaled_slope, m_from, False))
+    tl.store(results + 35 * cases + case, logit_slope(inverse_outer, slope, capped_maximum, True))
+    tl.store(results + 36 * cases + case, logit_slope(inverse_outer, slope, capped, True))
+    tl.store(results + 37 * cases + case, term_below(smoothing, m_from))
     tl.store(
-        results + 37 * cases + case, terms_below_moved(m_to, m_from, all, unit_ratio(m_from, m_to), below)
+        results + 38 * cases + case, terms_below_moved(m_to, m_from, all, unit_ratio(m_from, m_to), below)
     )
-    tl.store(results + 38 * cases + case, lse_of(m_from, log_of_d))
-    tl.store(results + 39 * cases + case, log_prob_of(m_from - x, log_of_d))
-    tl.store(results + 40 * cases + case, entropy_of(log_of_d, below))
-    tl.store(results + 41 * cases + case, squared_lse(smoothing, weight, x))
-    tl.store(results + 42 * cases + case, common_pull(factor, masses, smoothing, weight, x, t))
-    tl.store(results + 43 * cases + case, term_pull(factor, t, e, below))
+    tl.store(results + 39 * cases + case, lse_of(m_from, log_of_d))
+    tl.store(results + 40 * cases + case, log_prob_of(m_from - x, log_of_d))
+    tl.store(results + 41 * cases + case, entropy_of(log_of_d, below))
+    tl.store(results + 42 * cases + case, squared_lse(smoothing, weight, x))
+    tl.store(results + 43 * cases + case, common_pull(factor, masses, smoothing, weight, x, t))
+    tl.store(results + 44 * cases + case, term_pull(factor, t, e, below))
 
 
 def host_numbers(line: list[float]) -> list[float]:

@@ -19,6 +19,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
     pytest.skip("this torch was built without torch.distributed's gloo", allow_module_level=True)
 
 import distributed_processes
+import distributed_rows_checks  # noqa: F401
 import distributed_tensor_checks  # noqa: F401
 import distributed_training_checks  # noqa: F401
 from compatibility import OPS

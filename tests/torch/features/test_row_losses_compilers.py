@@ -60,19 +60,20 @@ def of_any_size(x, y, rows, f=ours):
 
 
 @feature("torch.compile(fullgraph), dynamic shapes")
-@pytest.mark.parametrize("backend", ("aot_eager",))
-def test_compile_with_dynamic_shapes(backend, watch):
-    """One graph for all sizes."""
-    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+def test_compile_with_dynamic_shapes(watch):
+    """One graph for all sizes. dynamo hands it over twice at first, because the options are floats."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     f = compiled(of_any_size, backend=counter, dynamic=True)
+    compilations = set()
     for n, c in ((6, 10), (7, 12), (12, 6)):
         x, y, rows = torch.randn(n, c, dtype=f64), torch.arange(n) % 5, torch.rand(n, dtype=f64)
         got = warm(lambda x, y=y, rows=rows: f(x, y, rows), x, watch)
+        compilations.add(counter.frame_count)
         exact = value_and_gradient(
             lambda x, y=y, rows=rows: of_any_size(x, y, rows, theirs), x=x.requires_grad_()
         )
         close(got, exact)
-    assert counter.frame_count == 1, "recompiled for another size"
+    assert len(compilations) == 1, "recompiled for another size"
 
 
 @feature("softkern's ops in compiled graphs, forward and backward")
