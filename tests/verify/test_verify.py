@@ -111,8 +111,9 @@ def test_each_option_and_statistic_has_cases():
         "z_loss",
     }
     cases = list(row_cases.row_matrix(quick=True))
+    losses = [c for c in cases if c.op == "cross_entropy"]
     for name in fields:
-        assert [c for c in cases if getattr(c, name) != getattr(verify.Case("", "", "", ()), name)], name
+        assert [c for c in losses if getattr(c, name) != getattr(verify.Case("", "", "", ()), name)], name
     assert {name for c in cases for name in c.stats} == set(softkern.RowStats._fields)
     assert {c.op for c in cases} == {"cross_entropy", "selective_log_softmax", "entropy_from_logits"}
 
