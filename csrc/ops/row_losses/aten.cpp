@@ -113,7 +113,7 @@ class AtenRows {
     }
     dz = p * alpha;
     if (upstream.entropy.defined()) {
-      const Tensor below = (lse_ - z_).masked_fill(masked_, 0);
+      const Tensor below = -log_p_.masked_fill(masked_, 0);  // lse - z would lose the digits of an offset
       dz = dz + p * by_row(upstream.entropy) * (below - entropy());
     }
     if (g.defined() && spread_.defined()) dz = dz - g * spread_;
