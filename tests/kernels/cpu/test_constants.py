@@ -31,8 +31,8 @@ def test_float_constants_are_derived(tool: ModuleType, function: str) -> None:
 def test_the_triton_kernels_have_the_same_coefficients(tool: ModuleType, function: str) -> None:
     text = (ROOT / "softkern/triton/constants.py").read_text()
     assert "\n".join(tool.triton_numbers(function, "float")) in text
-    bits = {"float": 24, "double": 53}
-    for dtype, spare in zip(bits, tool.TRITON_SPARE[function], strict=True):
+    # tanh has no ln 2.
+    for dtype, spare in zip(("float", "double"), tool.TRITON_SPARE.get(function, ()), strict=False):
         high, low = tool.split_ln2(dtype, spare)
         assert f"({float(high)!r}, {float(low)!r})" in text
         for k in (1, 2**spare - 1):  # exact products, without a fused multiply-add too
