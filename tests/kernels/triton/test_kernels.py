@@ -104,6 +104,10 @@ def smoke():
     torch.testing.assert_close(loss, reference.cross_entropy(x, target, reduction="none"))
     torch.testing.assert_close(dx, torch.softmax(x, 1) - torch.nn.functional.one_hot(target, 10))
     assert dy.shape == dz.shape == x.shape
+    stats = softkern.cross_entropy(x, target, stats=("log_prob", "argmax"))[1]
+    assert ran() == "rows, held"
+    torch.testing.assert_close(stats.log_prob, -loss)
+    assert torch.equal(stats.argmax, x.argmax(1))
 
 
 KINDS = (
