@@ -52,8 +52,9 @@ else:
     CASES = []
 
 
-# Of a thread. A tile of positions keeps numbers of several rows in each.
-CEILING, CEILING_OF_POSITIONS = 128, 255
+# Of a thread. A tile of positions keeps numbers of several rows in each. The gradient of several indices beside
+# all statistics has more numbers of a row than any other kernel; at 168, three programs share a multiprocessor.
+CEILING, CEILING_OF_POSITIONS, CEILING_OF_ROW_LOSSES = 128, 255, 168
 WIDE = {"v4.b32", "v2.b64"}  # 16 bytes
 
 
@@ -65,7 +66,8 @@ def test_nothing_is_spilled_and_aligned_rows_are_read_16_bytes_at_once(case, sm)
         made = tool.compile_for(launch, sm)
         assert (made.stack, made.local) == (0, 0)
         positions = launch.of_classes and launch.arguments["BLOCK_R"] == 64
-        assert made.registers <= (CEILING_OF_POSITIONS if positions else CEILING)
+        of_rows = CEILING_OF_ROW_LOSSES if case.op == "row_losses" else CEILING
+        assert made.registers <= (CEILING_OF_POSITIONS if positions else of_rows)
         assert made.registers * 32 * launch.warps <= 65536
         together = 16 if len(case.shape) == 2 else min(16, 4 * case.dtype.itemsize)  # bytes; of 4 positions
         aligned = case.shape[-1] * case.dtype.itemsize % together == 0
