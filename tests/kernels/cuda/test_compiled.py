@@ -82,9 +82,7 @@ def ceiling(name: str) -> int:
     if "scale_kernel" in name:
         return 40
     if match is None:  # sums, and tiles, of 128 threads (float64: 64) and a block's share of shared memory
-        if re.search(
-            r"row_losses_tile_kernel\w*FormE2", name
-        ):  # one more tensor, and sums of several indices
+        if re.search(r"row_losses_tile_kernel\w*FormE2", name):  # one more tensor, sums of several indices
             return 112 if "tile_kernelId" in name else 88
         return 100 if "tile_kernelIdLb1" in name else 80
     element, access, kept = match["element"], match["access"], int(match["kept"])

@@ -52,8 +52,9 @@ else:
     CASES = []
 
 
-# Of a thread. A tile of positions keeps numbers of several rows in each. The gradient of several indices beside
-# all statistics has more numbers of a row than any other kernel; at 168, three programs share a multiprocessor.
+# Of a thread. A tile of positions keeps numbers of several rows in each. The gradient of several indices
+# beside all statistics has more numbers of a row than any other kernel; at 168, three programs share a
+# multiprocessor.
 CEILING, CEILING_OF_POSITIONS, CEILING_OF_ROW_LOSSES = 128, 255, 168
 WIDE = {"v4.b32", "v2.b64"}  # 16 bytes
 
