@@ -144,11 +144,11 @@ def _results(
         if num_items is not None:
             loss = loss / num_items
         elif is_dtensor(target) and target.dim() < input.dim():
-            mass = _mass(target, local[1], row_weight, options.ignore_index, compute)
+            mass = _mass(target, local[1], row_weight, options.ignore_index, compute, pending)
             loss = loss * mass.reciprocal()
         elif is_dtensor(row_weight):
             total: Any = row_weight.sum(dtype=compute)  # a DTensor
-            loss = loss / total.full_tensor()
+            loss = loss / total.full_tensor(grad_placements=pending)
         else:
             loss = loss / (input.numel() // input.shape[dim])
     return _placed(loss.to(input.dtype), input, pending, ()), *statistics
@@ -211,11 +211,17 @@ def _whole_along(x: DTensor, dim: int) -> bool:
 
 
 def _mass(
-    target: DTensor, weight: Tensor | None, row_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+    target: DTensor,
+    weight: Tensor | None,
+    row_weight: Tensor | None,
+    ignore_index: int,
+    dtype: torch.dtype,
+    losses: Sequence[Placement],
 ) -> Tensor:
     """The weight of all targets, of all ranks, that are not ignored.
 
-    Each rank counts its own targets. If a rank has all of them, nothing is sent.
+    Each rank counts its own targets. If a rank has all of them, nothing is sent. The gradient of the mass is
+    placed like the losses that it divides: pending a sum where each rank has its own.
     """
     from torch.distributed.tensor import Partial, Replicate
 
@@ -230,7 +236,7 @@ def _mass(
         of_rows = row_weight.redistribute(placements=target.placements).to_local().to(dtype)
         masses = masses * torch.where(kept, of_rows, 0)
     pending = [Partial() if p.is_shard() else p for p in target.placements]
-    return _placed(masses.sum(), target, pending, ()).full_tensor()
+    return _placed(masses.sum(), target, pending, ()).full_tensor(grad_placements=losses)
 
 
 def _placed(local: Tensor, like: DTensor, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:

@@ -132,11 +132,12 @@ at::DimVector result_sizes(const RowCall& call, bool log_prob) {
 /// Numbers (rows, K) of a kernel in the shape of the result.
 Tensor as_result(const RowCall& call, const Tensor& numbers, bool log_prob) {
   const at::DimVector sizes = result_sizes(call, log_prob);
-  if (!log_prob || call.kind != TargetKind::kIndices) return numbers.view(sizes);
+  const bool is_last = call.dim == call.logits.dim() - 1;
+  if (!log_prob || call.kind != TargetKind::kIndices || is_last) return numbers.view(sizes);
   at::DimVector last(sizes);
   last.erase(last.begin() + call.dim);
   last.push_back(call.per_row);
-  return numbers.view(last).movedim(-1, call.dim).contiguous();
+  return numbers.view(last).movedim(-1, call.dim).clone(at::MemoryFormat::Contiguous);
 }
 
 std::tuple<RowResults, Tensor> compute_rows(const RowTensors& of, const SymRowOptions& options,
