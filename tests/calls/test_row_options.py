@@ -178,6 +178,20 @@ def test_defaults_run_the_op_of_torchs_options(options):
         close(loss, F.cross_entropy(X, Y))
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+@pytest.mark.parametrize(
+    "reduction",
+    ({"reduction": "none"}, {"reduction": "sum"}, {"size_average": False}, {"reduce": False}),
+    ids=name,
+)
+def test_defaults_keep_torchs_options(reduction):
+    options = {**reduction, "weight": W, "ignore_index": 2, "label_smoothing": 0.1}
+    target = Y.clamp(min=0)
+    want = F.cross_entropy(X, target, **options)
+    close(softkern.cross_entropy(X, target, z_loss=0.0, **options), want)
+    close(softkern.cross_entropy(X, target, valid_classes=C, **options), want)
+
+
 def test_the_signature_names_all_keywords():
     parameters = inspect.signature(softkern.cross_entropy).parameters
     assert list(parameters)[:9] == [*inspect.signature(F.cross_entropy).parameters, "inplace_backward"]
