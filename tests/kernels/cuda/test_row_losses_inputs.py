@@ -101,7 +101,7 @@ def test_padding_stays_padding(classes, options):
 
 
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
-@pytest.mark.parametrize("classes", TEAMS)
+@pytest.mark.parametrize("classes", TEAMS[:4])
 def test_ignored_rows_are_zeros_without_a_sign(classes, smoothing):
     x, target = logits(3, classes), tensor([1, -100, 2])
     x[1] = nan
@@ -134,9 +134,10 @@ ORDERS = ("forward", "reverse", "warps", "warps-reverse")
 
 @emulated
 @over_targets
-@pytest.mark.parametrize("there", (True, False), ids=("clusters", "no clusters"))
-@pytest.mark.parametrize("classes", (10, 45, 1000, 17000))
-def test_every_order_of_threads_gives_the_same_bits(monkeypatch, there, classes, target):
+@pytest.mark.parametrize(
+    ("classes", "there"), ((10, True), (45, True), (1000, True), (17000, True), (17000, False)), ids=str
+)
+def test_every_order_of_threads_gives_the_same_bits(monkeypatch, classes, there, target):
     """A barrier that is missing leaves one order with numbers that are not there yet."""
     with_clusters(monkeypatch, there)
     x, options = problem((2, classes), target=target, k=5, **EVERY)
