@@ -57,4 +57,19 @@ using RowOptions = RowOptionsOf<int64_t>;
 /// The results of row_losses, as bits of its option `outputs`.
 enum Output : int64_t { kLoss = 1, kLogProb = 2, kLse = 4, kEntropy = 8, kArgmax = 16, kCorrect = 32 };
 
+/// The numbers of a row, or of some of its classes, that are merged with those of its other classes, and from
+/// which the gradient of some classes is computed. Names are those of common/stats.h and row_losses.h: m,
+/// ties and rest; E, 0 unless `outputs` has kEntropy; the sums of the spread mass and of the spread mass
+/// times (m - z); the z of the only class index, 0 if it is not among the classes.
+enum PartNumber : int64_t {
+  kPartMax,
+  kPartTies,
+  kPartRest,
+  kPartTermsBelow,
+  kPartMass,
+  kPartMassBelow,
+  kPartHotZ,
+  kPartNumbers
+};
+
 }  // namespace softkern

@@ -67,6 +67,12 @@ struct CrossEntropyArgs {
 struct RowLossArgs {
   Shape shape;    // of the logits, with all classes
   int64_t valid;  // classes that are read; the gradient of the others is 0
+  // The logits may be those of some classes of the rows, from the class `first` on. Class indices and weights
+  // are of whole rows, which have row_valid valid classes.
+  int64_t first, row_valid;
+  const void* whole;               // PartNumbers of whole rows: only the gradient is computed; or null
+  void* parts;                     // PartNumbers of these logits; or null
+  int64_t whole_step, parts_step;  // between two numbers of a row; those of the next row come next
   Rows logits;
   const int64_t* target;     // `per_row` class indices a row, in range or ignored; null without indices
   int64_t per_row;           // 1: target may be ignored; otherwise none is

@@ -190,7 +190,7 @@ class RowLossCases {
     RowLossArgs a{};
     const int kind = number % 4, variant = number / 4;
     a.shape = shape;
-    a.valid = kind == 0 ? case_.classes : valid();
+    a.valid = a.row_valid = kind == 0 ? case_.classes : valid();
     a.logits = logits;
     if (kind == 0) a.target = reinterpret_cast<const int64_t*>(target), a.per_row = 1;
     if (kind == 1) a.target = reinterpret_cast<const int64_t*>(several_.data), a.per_row = kIndices;

@@ -30,7 +30,8 @@ struct RowLossRows {
   RowLossRows(const RowLossArgs& a, const Range& range, Arena& arena)
       : differentiates(a.grad.data != nullptr),
         transforms(transforms_logits(a.options) || kIsNarrow<T>),
-        sums_below(a.entropy != nullptr || a.of_entropy != nullptr),
+        sums_below(a.whole == nullptr && (a.entropy != nullptr || a.of_entropy != nullptr ||
+                                          (a.parts != nullptr && (a.options.outputs & kEntropy) != 0))),
         reads_z(a.of_entropy != nullptr || a.options.softcap != 0 || a.argmax != nullptr ||
                 a.correct != nullptr),
         lag(differentiates && lags(a.valid, sizeof(T))),
@@ -79,7 +80,9 @@ class RowLosses {
         arena_(range.scratch),
         rows_(a, range, arena_),
         logits_(logit_numbers<A>(a.options)),
-        mass_{static_cast<const T*>(a.weight), nullptr, nullptr, mass_numbers<A>(a.options, a.valid)} {
+        weight_(static_cast<const T*>(a.weight)),
+        mass_{weight_ == nullptr ? nullptr : weight_ + a.first, nullptr, nullptr,
+              mass_numbers<A>(a.options, a.row_valid)} {
     if (rows_.hot != nullptr) {
       __builtin_memset(rows_.hot, 0, static_cast<size_t>(a.valid) * sizeof(double));
     }
@@ -113,7 +116,7 @@ class RowLosses {
         RowNumbers<A> of = row.of;
         of.log_d = of.stats.log_d();
         of.lse = lse_of<L>(of.stats.m, of.log_d);
-        put_results(r, of, row.z);
+        if (a_.whole == nullptr) put_results(r, of, row.z);
         if (dx != nullptr) write(r, row.mass, of, rows_.terms(r, dx), row.z, dx);
       };
       for_each_row(first, count, rows_.lag, begin, finish);
@@ -138,7 +141,13 @@ class RowLosses {
     if (to != nullptr) static_cast<A*>(to)[i] = v;
   }
   const int64_t* indices(int64_t r) const { return a_.target + r * a_.per_row; }
-  A weight_of(int64_t c) const { return mass_.weight == nullptr ? A(1) : widen(mass_.weight[c]); }
+  /// The class of index k among the logits; -1 if it is not among them.
+  int64_t own_class(int64_t r, int64_t k) const {
+    const int64_t c = indices(r)[k] - a_.first;
+    return c >= 0 && c < a_.valid ? c : -1;
+  }
+  A weight_of(int64_t c) const { return weight_ == nullptr ? A(1) : widen(weight_[c]); }
+  A whole(int64_t number, int64_t r) const { return numbers(a_.whole)[number * a_.whole_step + r]; }
   bool has_one_index() const { return a_.per_row == 1 && a_.target_probs == nullptr; }
   /// The hot mass of index k of row r.
   A mass_of(int64_t r, int64_t k) const {
@@ -148,7 +157,7 @@ class RowLosses {
     } else if (a_.per_row > 1) {
       return 0;
     }
-    return mass_.weight == nullptr ? mass : weighted<L>(mass, weight_of(indices(r)[k]));
+    return weight_ == nullptr ? mass : weighted<L>(mass, weight_of(indices(r)[k]));
   }
   /// w of z-loss.
   A own_weight(int64_t r) const { return has_one_index() ? weight_of(*indices(r)) : A(1); }
@@ -161,6 +170,7 @@ class RowLosses {
     put(a_.entropy, r, 0);
     if (a_.argmax != nullptr) a_.argmax[r] = -1;
     if (a_.correct != nullptr) a_.correct[r] = false;
+    for (int64_t i = 0; i < kPartNumbers; ++i) put_part(r, i, 0);
     if (dx != nullptr) zero_row(dx, a_.shape.classes);
   }
 
@@ -174,7 +184,14 @@ class RowLosses {
       row.z = compute_row(const_cast<T*>(x), static_cast<A*>(nullptr));
       range = x == known_ ? range_ : row_range<A>(x, n);
     }
-    for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot_z(r)[k] = row.z[indices(r)[k]];
+    for (int64_t k = 0; k < a_.per_row; ++k) {
+      const int64_t c = own_class(r, k);
+      rows_.hot_z(r)[k] = c < 0 ? A(0) : row.z[c];
+    }
+    if (a_.whole != nullptr) {
+      begin_part(r, range, next, dx, row);
+      return;
+    }
     if constexpr (kSpread) {
       BlockSums<A, 2> sums;
       sum_mass<A>(row.z, range.most, row.mass, 0, n,
@@ -186,6 +203,18 @@ class RowLosses {
         rows_.sums_below ? sum_terms<true>(range, row.z, e, next) : sum_terms<false>(range, row.z, e, next);
     row.of.stats = make_stats<A>(range.most, sums.ties, sums.rest);
     row.of.below = sums.below;
+  }
+
+  /// As begin_row, for the gradient of some classes of a row whose numbers are known.
+  SK_INLINE void begin_part(int64_t r, RowRange<A> range, const T* next, T* dx, Begun& row) {
+    // The z of the class index is the one that the numbers were computed with: another product of matrices
+    // may have rounded it differently, and p - 1 would lose its digits.
+    if (has_one_index()) *rows_.hot_z(r) = whole(kPartHotZ, r);
+    range.most = whole(kPartMax, r);
+    sum_terms<false>(range, row.z, rows_.terms(r, dx), next);
+    row.of.stats = make_stats<A>(range.most, whole(kPartTies, r), whole(kPartRest, r));
+    row.of.below = whole(kPartTermsBelow, r);
+    row.of.mass.of[0] = whole(kPartMass, r);
   }
 
   struct RowSums {
@@ -210,8 +239,19 @@ class RowLosses {
     return {ties, all.of[0], kBelow ? all.of[kBelow ? 1 : 0] : A(0)};
   }
 
+  void put_part(int64_t r, int64_t number, A v) const { put(a_.parts, number * a_.parts_step + r, v); }
+
   SK_INLINE void put_results(int64_t r, const RowNumbers<A>& of, const A* z) const {
     const A m = of.stats.m;
+    if (a_.parts != nullptr) {
+      put_part(r, kPartMax, m);
+      put_part(r, kPartTies, of.stats.ties);
+      put_part(r, kPartRest, of.stats.rest);
+      put_part(r, kPartTermsBelow, of.below);
+      put_part(r, kPartMass, kSpread ? of.mass.of[0] : A(0));
+      put_part(r, kPartMassBelow, kSpread ? of.mass.of[1] : A(0));
+      put_part(r, kPartHotZ, has_one_index() ? *rows_.hot_z(r) : A(0));
+    }
     if (a_.loss != nullptr) {
       A loss = 0;
       for (int64_t k = 0; k < a_.per_row; ++k) {
@@ -254,11 +294,10 @@ class RowLosses {
                             number(a_.of_lse, r, 0)) -
              p.of_entropy * mean_below;
     p.hot = 0;
-    const int64_t* at = indices(r);
     for (int64_t k = 0; k < a_.per_row; ++k) {
       const double part = hot_part(r, k, p);
       p.hot += part;
-      if (rows_.hot != nullptr) rows_.hot[at[k]] += part;
+      if (rows_.hot != nullptr && own_class(r, k) >= 0) rows_.hot[own_class(r, k)] += part;
     }
     const double slope = logits_.capped ? 1 : static_cast<double>(logits_.slope);
     const RowPull<A> pull{static_cast<A>(D::over(slope * (p.hot + p.rest), p.divisor)),
@@ -266,24 +305,27 @@ class RowLosses {
                           static_cast<A>(-slope * p.g)};
     const bool stream = rows_.grad.streamed();
     if (a_.per_row <= 1) {
-      const int64_t hot = a_.per_row == 1 ? *at : -1;
+      const int64_t hot = a_.per_row == 1 ? own_class(r, 0) : -1;
       const A hot_grad = hot < 0 ? A(0) : hot_gradient_of(mass, of, p, p.hot, hot, e[hot], *rows_.hot_z(r));
       write_to(dx, pull, mass, of, e, z, hot, hot_grad, stream);
     } else {
       for (int64_t k = 0; k < a_.per_row; ++k) {
-        rows_.hot_grad[k] =
-            hot_gradient_of(mass, of, p, rows_.hot[at[k]], at[k], e[at[k]], rows_.hot_z(r)[k]);
+        const int64_t c = own_class(r, k);
+        if (c >= 0)
+          rows_.hot_grad[k] = hot_gradient_of(mass, of, p, rows_.hot[c], c, e[c], rows_.hot_z(r)[k]);
       }
-      for (int64_t k = 0; k < a_.per_row; ++k) rows_.hot[at[k]] = 0;
+      for (int64_t k = 0; k < a_.per_row; ++k) {
+        if (own_class(r, k) >= 0) rows_.hot[own_class(r, k)] = 0;
+      }
       if (stream) {
         // Classes that are stored after their vectors have been written past the caches would wait until
         // their cache lines are loaded again. So the row is completed in memory of the thread.
         write_to(e, pull, mass, of, e, z, -1, A(0), false);
-        put_hot(e, at);
+        put_hot(e, r);
         stream_vectors<A>(dx, n, [&](auto to, int64_t i) { return to.load(e + i, 0); });
       } else {
         write_to(dx, pull, mass, of, e, z, -1, A(0), false);
-        put_hot(dx, at);
+        put_hot(dx, r);
       }
     }
     zero_row(dx + n, a_.shape.classes - n);
@@ -301,8 +343,10 @@ class RowLosses {
     }
   }
   template <class Out>
-  void put_hot(Out* grad, const int64_t* at) const {
-    for (int64_t k = 0; k < a_.per_row; ++k) grad[at[k]] = Narrow<Out>::from(rows_.hot_grad[k]);
+  void put_hot(Out* grad, int64_t r) const {
+    for (int64_t k = 0; k < a_.per_row; ++k) {
+      if (own_class(r, k) >= 0) grad[own_class(r, k)] = Narrow<Out>::from(rows_.hot_grad[k]);
+    }
   }
 
   /// h of index k.
@@ -328,6 +372,7 @@ class RowLosses {
   Arena arena_;
   RowLossRows<T> rows_;
   const LogitNumbers<A> logits_;
+  const T* const weight_;
   const AnyMass<T> mass_;
   // As in RowWalk: the range of the next row, if rows lag and it is read as it is.
   static constexpr int64_t kAhead = 4096 / sizeof(T);

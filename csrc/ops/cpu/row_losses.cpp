@@ -13,7 +13,13 @@ void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradien
   Tensor keep_logits, keep_probabilities;
   RowLossArgs args{};
   args.shape = call.layout.shape;
-  args.valid = call.valid();
+  args.valid = call.valid_shape().classes;
+  args.first = call.first;
+  args.row_valid = call.valid();
+  args.whole = data(call.whole);
+  args.parts = memory(outputs.parts);
+  if (call.whole.defined()) args.whole_step = call.whole.stride(0);
+  if (outputs.parts.defined()) args.parts_step = outputs.parts.stride(0);
   args.logits = readable_rows(call.logits, call.dim, keep_logits);
   args.target = static_cast<const int64_t*>(data(call.target));
   args.per_row = call.per_row;

@@ -2,6 +2,8 @@
 // A call of row_losses: losses and statistics of rows, with softkern's own options (common/row_losses.h).
 #pragma once
 
+#include <algorithm>
+
 #include "../cross_entropy/call.h"
 #include "arguments.h"
 
@@ -23,11 +25,20 @@ struct RowCall {
   int64_t dim;           // class dimension
   Layout layout;         // of the logits, with all classes
   at::ScalarType compute;
+  // The logits may be those of some classes of the rows: of `first` and those after it. Class indices,
+  // weights and valid_classes are of whole rows, probabilities of the same classes as the logits.
+  int64_t first = 0;
+  /// The numbers of whole rows, (kPartNumbers, rows) in the compute type, with contiguous rows. If defined,
+  /// the statistics of the logits are not computed: only their gradient.
+  Tensor whole = {};
 
   int64_t classes() const { return layout.shape.classes; }
+  /// Of whole rows.
   int64_t valid() const { return options.valid_classes; }
   /// The classes that are read, as the kernels of cross_entropy take them.
-  Shape valid_shape() const { return {valid(), layout.shape.inner}; }
+  Shape valid_shape() const {
+    return {std::clamp<int64_t>(valid() - first, 0, classes()), layout.shape.inner};
+  }
 };
 
 /// One number a row in the compute type, log_prob K of them; undefined if not wanted.
@@ -35,6 +46,7 @@ struct RowOutputs {
   Tensor loss, log_prob, lse, entropy;
   Tensor argmax;   // int64
   Tensor correct;  // bool
+  Tensor parts;    // the numbers of the rows of these logits, in the form of RowCall::whole
 };
 
 /// The upstream gradients, in the shapes of the outputs; undefined: 0. That of a row's loss is
