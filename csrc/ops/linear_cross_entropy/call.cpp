@@ -157,6 +157,10 @@ RowCall LinearCall::classes_of(const Tensor& logits, int64_t first, const Tensor
   return part;
 }
 
+Tensor LinearCall::fresh(at::IntArrayRef sizes, at::ScalarType type) const {
+  return kernels.new_output(at::empty({}, input.options().dtype(type)).expand(sizes));
+}
+
 Tensor LinearCall::spread(const Tensor& numbers, double otherwise, int64_t dim) const {
   if (!kept_.defined() || !numbers.defined()) return numbers;
   at::DimVector sizes(numbers.sizes());

@@ -51,6 +51,9 @@ class LinearCall {
     return of_.bias.defined() ? of_.bias.narrow(0, first, count) : Tensor();
   }
 
+  /// Fresh memory, which the backend may prepare for its first use.
+  Tensor fresh(at::IntArrayRef sizes, at::ScalarType type) const;
+
   const CrossEntropyKernels& kernels;
   const LinearOptions options;
   const at::ScalarType compute;

@@ -56,11 +56,10 @@ class WeightGradient {
  public:
   WeightGradient(const LinearCall& call, bool adds_up)
       : call_(call),
-        result_(new_numbers(call.input, {call.all_classes(), call.features()}, call.input.scalar_type())),
+        result_(call.fresh({call.all_classes(), call.features()}, call.input.scalar_type())),
         valid_(result_.narrow(0, 0, call.classes)),
-        sum_(adds_up && call.compute != call.input.scalar_type()
-                 ? new_numbers(call.input, valid_.sizes(), call.compute)
-                 : valid_) {}
+        sum_(adds_up && call.compute != call.input.scalar_type() ? call.fresh(valid_.sizes(), call.compute)
+                                                                 : valid_) {}
   /// Adds the products of some rows.
   void add(const Tensor& dz, const Tensor& x) {
     call_.products.weight_gradient(dz, x, sum_, begun_);
@@ -107,14 +106,14 @@ Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t
   const auto needed = [&](int64_t need) { return (needs & need) != 0; };
   const int64_t rows = call.rows, classes = call.classes, chunk = std::min(plan.chunk_rows, rows);
   const Tensor matrix = call.matrix(0, classes), bias = call.bias(0, classes);
-  const Tensor buffer = new_numbers(call.input, {chunk * classes}, call.compute);
+  const Tensor buffer = call.fresh({chunk * classes}, call.compute);
   // Gradients of the logits in the dtype of the operands. Several chunks of them wait for one product.
   const bool narrows = needs != 0 && call.products.narrows();
   const int64_t waiting = narrows ? std::min(rows, std::max(plan.kept_rows, chunk)) : 0;
-  const Tensor narrow = narrows ? at::empty({waiting, classes}, call.input.options()) : Tensor();
+  const Tensor narrow = narrows ? call.fresh({waiting, classes}, call.input.scalar_type()) : Tensor();
   std::optional<WeightGradient> of_weight;
   std::optional<BiasGradient> of_bias;
-  if (needed(kNeedsInput)) result.grad_input = at::empty({rows, call.features()}, call.input.options());
+  if (needed(kNeedsInput)) result.grad_input = call.fresh({rows, call.features()}, call.input.scalar_type());
   if (needed(kNeedsWeight)) of_weight.emplace(call, !narrows || waiting < rows);
   if (needed(kNeedsBias)) of_bias.emplace(call);
 
@@ -159,7 +158,7 @@ Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t
 class NarrowGradient {
  public:
   NarrowGradient(const LinearCall& call, int64_t numbers)
-      : buffer_(call.products.narrows() ? at::empty({numbers}, call.input.options()) : Tensor()),
+      : buffer_(call.products.narrows() ? call.fresh({numbers}, call.input.scalar_type()) : Tensor()),
         scales_(call.products.narrows() && call.input.scalar_type() == at::kHalf) {}
   bool scales() const { return scales_; }
   Tensor of(const Tensor& dz) {
@@ -184,7 +183,7 @@ Computed compute_backward(const LinearCall& call, const LinearPlan& plan, const 
   Computed result;
   const auto needed = [&](int64_t need) { return (needs & need) != 0; };
   const int64_t rows = call.rows, tile = std::min(plan.tile_classes, call.classes);
-  const Tensor buffer = new_numbers(call.input, {rows * tile}, call.compute);
+  const Tensor buffer = call.fresh({rows * tile}, call.compute);
   NarrowGradient narrow(call, rows * tile);
   std::optional<WeightGradient> of_weight;
   std::optional<BiasGradient> of_bias;
