@@ -25,9 +25,10 @@ int64_t even_chunks(int64_t rows, int64_t most) {
 }
 
 int64_t default_rows(const LinearShape& s, int64_t bytes) {
-  // A quarter of the rows, so that a chunk is a small part of what all logits would take.
-  const int64_t most =
-      s.on_cpu ? std::min(kMostRowsOnCpu, rounded_up(s.rows / 4, kLeastRows)) : kMostRowsOnGpu;
+  // A part of the rows, so that a chunk is a small part of what all logits would take. bfloat16 matrices are
+  // packed for each chunk anew.
+  const int64_t part = rounded_up(s.rows / (s.narrows ? 2 : 4), kLeastRows);
+  const int64_t most = s.on_cpu ? std::min(kMostRowsOnCpu, part) : kMostRowsOnGpu;
   const int64_t fit = bytes / std::max<int64_t>(1, s.classes * s.compute_bytes) / kLeastRows * kLeastRows;
   return std::max(kLeastRows, std::min(most, fit));
 }
