@@ -40,6 +40,44 @@ def row_losses_in_aten(
     /,
     *options: float,
 ) -> tuple[Tensor, ...]: ...
+
+# The same for linear_cross_entropy.
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor | None,
+    weight: Tensor | None,
+    row_weight: Tensor | None,
+    num_items: Tensor | None,
+    target_probs: Tensor | None,
+    /,
+    *options: float,
+) -> tuple[Tensor, ...]: ...
+def takes_linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor | None,
+    weight: Tensor | None,
+    row_weight: Tensor | None,
+    num_items: Tensor | None,
+    target_probs: Tensor | None,
+    /,
+    *options: float,
+) -> bool: ...
+def linear_cross_entropy_in_aten(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor | None,
+    weight: Tensor | None,
+    row_weight: Tensor | None,
+    num_items: Tensor | None,
+    target_probs: Tensor | None,
+    /,
+    *options: float,
+) -> tuple[Tensor, ...]: ...
 def op_names() -> list[str]: ...
 def isas() -> list[tuple[str, bool, str]]: ...
 def active_isa() -> str: ...

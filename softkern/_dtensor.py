@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
-from softkern.options import OUTPUTS, CrossEntropyOptions, RowOptions
+from softkern.options import OUTPUTS, CrossEntropyOptions, LinearOptions, RowOptions
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
@@ -85,6 +85,62 @@ def row_losses(
     )
 
 
+def linear_cross_entropy(
+    compute: Callable[..., tuple[Tensor, ...]],
+    layer: tuple[Tensor, Tensor, Tensor | None],
+    given: Sequence[Tensor | None],
+    options: LinearOptions,
+) -> tuple[Tensor, ...] | None:
+    """`compute`'s results of this rank's rows, with a layer that every rank has as a whole; or None.
+
+    They are placed as those of `row_losses`. The gradients of the layer are pending a sum over the ranks that
+    have different rows. The rows' targets and numbers have the classes, if any, in the last dimension.
+    """
+    from torch.distributed.tensor import Partial
+
+    input, *whole = (t for t in layer if t is not None)
+    target, weight, row_weight, num_items, target_probs = given
+    if not is_dtensor(input) or not all(
+        t is None or (is_dtensor(t) and t.device_mesh == input.device_mesh)
+        for t in (*whole, target, weight, row_weight, target_probs)
+    ):
+        return None
+    dim = input.dim() - 1
+    if not _whole_along(input, dim) or not all(
+        is_dtensor(t) and all(p.is_replicate() for p in t.placements) for t in whole
+    ):
+        return None
+    if (weight is not None and weight.requires_grad) or (num_items is not None and num_items.requires_grad):
+        return None
+    placements = _row_placements(input, dim)
+    replicated = all(p.is_replicate() for p in placements)
+    pending = [Partial() if p.is_shard() else p for p in placements]
+    of_classes, items = _whole(weight), _whole(num_items)
+    if options.reduction == _MEAN and items is None and not replicated:
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        mass = _all_mass(input, dim, target, of_classes, row_weight, options.ignore_index, dtype, pending)
+        items = mass if isinstance(mass, Tensor) else torch.full((), mass, dtype=dtype, device=input.device)
+    y, of_rows, probs = (_share(t, input, dim) for t in (target, row_weight, target_probs))
+    loss, *statistics = compute(
+        (
+            input.to_local(),
+            *(t.to_local(grad_placements=pending) if is_dtensor(t) else None for t in layer[1:]),
+        ),
+        (y, of_classes, of_rows, items, probs),
+        options,
+    )
+    sizes = input.shape[:-1]
+    if options.reduction == _NONE:
+        loss = _placed(loss, input, placements, sizes)
+    else:
+        loss = _placed(loss, input, placements if replicated else pending, ())
+    bits = tuple(OUTPUTS.values())[1:]
+    return loss, *(
+        _like_rows(x, input, dim, sizes) if options.outputs & bit else x
+        for bit, x in zip(bits, statistics, strict=True)
+    )
+
+
 def of_rows(
     compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]],
     input: DTensor,
@@ -141,16 +197,10 @@ def _results(
         local = [t.to(compute) if t is not None and t.is_floating_point() else t for t in local]
     loss, *statistics = rows(x, local, _SUM)
     if options.reduction == _MEAN:
-        if num_items is not None:
-            loss = loss / num_items
-        elif is_dtensor(target) and target.dim() < input.dim():
-            mass = _mass(target, local[1], row_weight, options.ignore_index, compute, pending)
-            loss = loss * mass.reciprocal()
-        elif is_dtensor(row_weight):
-            total: Any = row_weight.sum(dtype=compute)  # a DTensor
-            loss = loss / total.full_tensor(grad_placements=pending)
-        else:
-            loss = loss / (input.numel() // input.shape[dim])
+        mass: Tensor | int | None = num_items
+        if mass is None:
+            mass = _all_mass(input, dim, target, local[1], row_weight, options.ignore_index, compute, pending)
+        loss = loss / mass
     return _placed(loss.to(input.dtype), input, pending, ()), *statistics
 
 
@@ -208,6 +258,26 @@ def _whole_along(x: DTensor, dim: int) -> bool:
     return x.device_mesh.get_coordinate() is not None and all(
         type(p) is Replicate or (type(p) is Shard and p.dim != dim) for p in x.placements
     )
+
+
+def _all_mass(
+    input: DTensor,
+    dim: int,
+    target: Tensor | None,
+    weight: Tensor | None,
+    row_weight: Tensor | None,
+    ignore_index: int,
+    dtype: torch.dtype,
+    losses: Sequence[Placement],
+) -> Tensor | int:
+    """What a mean over the rows of all ranks divides by. `dim`: that of `input` which rows do not have."""
+    if is_dtensor(target) and target.dim() < input.dim():
+        return _mass(target, weight, row_weight, ignore_index, dtype, losses)
+    if is_dtensor(row_weight):
+        total: Any = row_weight.sum(dtype=dtype)  # a DTensor
+        whole: Tensor = total.full_tensor(grad_placements=losses)
+        return whole
+    return input.numel() // input.shape[dim]
 
 
 def _mass(

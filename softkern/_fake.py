@@ -15,7 +15,7 @@ from torch.nn import _reduction as _Reduction
 
 from softkern import _C, _inductor
 from softkern.exporting import aten_cross_entropy
-from softkern.options import OUTPUTS, CrossEntropyOptions, RowOptions
+from softkern.options import OUTPUTS, PLANS, CrossEntropyOptions, LinearOptions, RowOptions
 
 
 def _like(x: Tensor) -> Tensor:
@@ -155,3 +155,77 @@ def _row_losses_backward(
 @torch.library.register_fake("softkern::row_losses_backward_")
 def _row_losses_backward_(*given: Any) -> None:
     return None
+
+
+# linear_cross_entropy: `given` are the bias and the tensors of row_losses, then options.
+_LINEAR_TENSORS = 1 + _ROW_TENSORS
+_NEEDS = (1, 2, 4)  # bits: input, linear_weight, linear_bias
+_FAST = (PLANS.index("auto"), PLANS.index("fast"))
+_NUMBERS = 7  # of a row, from which backward computes
+
+
+def _linear_results(input: Tensor, target: Tensor | None, options: LinearOptions) -> tuple[Tensor, ...]:
+    number = input.new_empty([]).expand(input.shape[0], 1)  # in place of the logits
+    loss, *statistics = _row_results(number, target, options.of_rows)
+    return loss.to(_compute_dtype(input)) if options.wide_loss else loss, *statistics
+
+
+def _linear_gradients(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, needs: int
+) -> tuple[Tensor, ...]:
+    """Those that are not needed are empty."""
+    return tuple(
+        _like(x) if x is not None and needs & bit else input.new_empty([0])
+        for x, bit in zip((input, linear_weight, linear_bias), _NEEDS, strict=True)
+    )
+
+
+@torch.library.register_fake("softkern::linear_cross_entropy")
+def _linear_cross_entropy(input: Tensor, linear_weight: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    tensors = (*given[:_LINEAR_TENSORS], *[None] * (_LINEAR_TENSORS - len(given)))
+    options = LinearOptions(*given[_LINEAR_TENSORS:])
+    if not _C.takes_linear_cross_entropy(input, linear_weight, *tensors, *options):
+        return _C.linear_cross_entropy_in_aten(input, linear_weight, *tensors, *options)
+    return _linear_results(input, tensors[1], options)
+
+
+@torch.library.register_fake("softkern::linear_cross_entropy_forward")
+def _linear_cross_entropy_forward(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor | None, *given: Any
+) -> tuple[Tensor, ...]:
+    *fields, needs = given[_ROW_TENSORS - 1 :]
+    options = LinearOptions(*fields)
+    numbers = [_NUMBERS, input.shape[0]] if needs else [0]
+    return (
+        *_linear_results(input, target, options),
+        *_linear_gradients(input, linear_weight, linear_bias, needs if _is_fast(input, options) else 0),
+        input.new_empty(numbers, dtype=_compute_dtype(input)),
+    )
+
+
+def _is_fast(input: Tensor, options: LinearOptions) -> bool:
+    """Whether the forward computes gradients: the rule of csrc/ops/linear_cross_entropy/plan.cpp."""
+    statistics = options.outputs & (OUTPUTS["log_prob"] | OUTPUTS["lse"] | OUTPUTS["entropy"])
+    return (
+        options.plan in _FAST
+        and bool(options.outputs & OUTPUTS["loss"])
+        and options.reduction != _NONE
+        and input.dtype != torch.float16
+        and not (statistics and options.plan != PLANS.index("fast"))
+    )
+
+
+@torch.library.register_fake("softkern::linear_cross_entropy_backward")
+def _linear_cross_entropy_backward(
+    grad_loss: Tensor | None,
+    grad_log_prob: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_entropy: Tensor | None,
+    numbers: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    *given: Any,
+) -> tuple[Tensor, ...]:
+    *_, needs = given
+    return _linear_gradients(input, linear_weight, linear_bias, needs)

@@ -7,7 +7,7 @@ Each error names the argument, what came and what is accepted. What F refuses ra
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -186,29 +186,21 @@ def check_as_torch(
     mode: int,
     ignore_index: object,
     label_smoothing: object,
+    ask_torch: Callable[..., object] = torch_loss,
 ) -> tuple[Kind, Tensor, int, float]:
     """The kind of the targets, then target, ignore_index and label_smoothing as the op takes them.
 
-    What F refuses raises F's error.
+    What F refuses raises F's error, which `ask_torch` finds out.
     """
-    index = _index(ignore_index)
-    smoothing = as_double(label_smoothing)
-    of_f, kind = target, _kind(input, target, target_probs)
-    if kind == "indices":
-        check_target_probs(target_probs, input, target)
-        if index is not None and index >= 0:
-            raise RuntimeError("ignore_index is not supported for target_probs")
-        of_f = torch.zeros(row_sizes(input), dtype=torch.int64, device=input.device)
-    if (
-        index is None
-        or smoothing is None
-        or kind is None
-        or not 0 <= smoothing <= 1
-        or (kind == "probabilities" and index >= 0)
-        or not _fit(input, of_f, weight, kind)
-    ):
+    kind, index, smoothing, fits = fit_as_torch(
+        input, target, weight, target_probs, ignore_index, label_smoothing
+    )
+    if kind == "indices" and index is not None and index >= 0:
+        raise RuntimeError("ignore_index is not supported for target_probs")
+    if not fits:
+        of_f = target if kind != "indices" else _any_index(input)
         with torch.no_grad():
-            torch_loss(input, as_long(of_f, input), weight, mode, ignore_index, label_smoothing)  # type: ignore[arg-type]
+            ask_torch(input, as_long(of_f, input), weight, mode, ignore_index, label_smoothing)
         if kind == "index" and input.dim() == 1 and target.dim() == 1:  # F takes an index of shape (1)
             target = target.reshape(())
         if index is None or smoothing is None or kind is None:
@@ -218,6 +210,40 @@ def check_as_torch(
                 f"as label_smoothing; got {came}"
             )
     return kind, target, index, smoothing
+
+
+def fit_as_torch(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    target_probs: Tensor | None,
+    ignore_index: object,
+    label_smoothing: object,
+) -> tuple[Any, Any, Any, bool]:
+    """The kind of the targets, ignore_index and label_smoothing as the op takes them; None: F refuses it.
+
+    Last, whether F takes the call, as far as can be seen without the tensors' values.
+    """
+    index = _index(ignore_index)
+    smoothing = as_double(label_smoothing)
+    of_f, kind = target, _kind(input, target, target_probs)
+    if kind == "indices":
+        check_target_probs(target_probs, input, target)
+        of_f = _any_index(input)
+    fits = (
+        index is not None
+        and smoothing is not None
+        and kind is not None
+        and 0 <= smoothing <= 1
+        and not (kind == "probabilities" and index >= 0)
+        and _fit(input, of_f, weight, kind)
+    )
+    return kind, index, smoothing, fits
+
+
+def _any_index(input: Tensor) -> Tensor:
+    """One class index a row, in place of K."""
+    return torch.zeros((), dtype=torch.int64, device=input.device).expand(row_sizes(input))
 
 
 def _index(value: object) -> Any:

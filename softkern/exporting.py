@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softkern import _C
 from softkern._arguments import as_long
-from softkern.options import CrossEntropyOptions, RowOptions
+from softkern.options import CrossEntropyOptions, LinearOptions, RowOptions
 
 _ops = torch.ops.softkern
 
@@ -38,6 +38,7 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
         _ops.cross_entropy_.default: _cross_entropy,
         _ops.row_losses.default: _row_losses,
         _ops.row_losses_.default: _row_losses,
+        _ops.linear_cross_entropy.default: _linear_cross_entropy,
     }
 
 
@@ -59,6 +60,22 @@ def _row_losses(
 ) -> tuple[Tensor, ...]:
     given = target, weight, row_weight, num_items, target_probs
     return _C.row_losses_in_aten(self, *given, *RowOptions(*options, **named))
+
+
+def _linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None = None,
+    target: Tensor | None = None,
+    weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    num_items: Tensor | None = None,
+    target_probs: Tensor | None = None,
+    *options: Any,
+    **named: Any,
+) -> tuple[Tensor, ...]:
+    given = linear_bias, target, weight, row_weight, num_items, target_probs
+    return _C.linear_cross_entropy_in_aten(input, linear_weight, *given, *LinearOptions(*options, **named))
 
 
 def aten_cross_entropy(

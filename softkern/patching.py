@@ -4,8 +4,8 @@
 torch's functions stay the same objects; only the code that they run changes. So they can be pickled, and
 code that holds one or compares its identity (`__torch_function__`, torch.compile, torch.fx) still works. All
 softmaxes call one of six functions written in C, whose code ``csrc/behind.cpp`` replaces. The Python code of
-`F.cross_entropy` is exchanged. A name that holds another library's function gets a stand-in instead.
-``docs/install.md`` lists the names.
+`F.cross_entropy` is exchanged, and where torch has it, that of `F.linear_cross_entropy`. A name that holds
+another library's function gets a stand-in instead. ``docs/install.md`` lists the names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from softkern import _C, _dtensor, _tracing, functional
+from softkern import _C, _dtensor, _tracing, functional, linear_losses
 from softkern._arguments import by_torch, torch_loss
 
 Function = Callable[..., Tensor]
@@ -142,20 +142,20 @@ def _put_behind() -> None:
     except ValueError:  # this torch is built in another way
         _take_away_from_c()
         raise
-    if _CROSS_ENTROPY is not None:
-        function, copy = _CROSS_ENTROPY
+    for name, (function, copy) in _IN_PYTHON.items():
         # torch.jit.script reads the source of the code that a function runs.
-        function.__prepare_scriptable__ = lambda: copy  # type: ignore[attr-defined]
-        _tracing.look_into(function)
-        function.__code__ = cross_entropy.__code__
+        function.__prepare_scriptable__ = lambda copy=copy: copy  # type: ignore[attr-defined]
+        if name == "cross_entropy":
+            _tracing.look_into(function)
+        function.__code__ = _CODE[name].__code__
 
 
 def _take_away() -> None:
     _take_away_from_c()
-    if _CROSS_ENTROPY is not None:
-        function, copy = _CROSS_ENTROPY
+    for name, (function, copy) in _IN_PYTHON.items():
         function.__code__ = copy.__code__
-        _tracing.take_as_it_is(function)
+        if name == "cross_entropy":
+            _tracing.take_as_it_is(function)
         del function.__prepare_scriptable__  # type: ignore[attr-defined]
 
 
@@ -236,11 +236,7 @@ def _loss(
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
-    if torch.compiler.is_dynamo_compiling():
-        torchs = torch.compiler.is_exporting()
-    else:
-        torchs = _has_no_values(input) or _C.makes_a_graph()
-    if not torchs:
+    if not _is_torchs(input):
         return functional._cross_entropy(
             input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
         )
@@ -248,6 +244,77 @@ def _loss(
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
     return torch_loss(input, target, weight, mode, ignore_index, label_smoothing)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+) -> Tensor:
+    """The code of `F.linear_cross_entropy` while softkern is installed, with the globals of
+    torch.nn.functional."""
+    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight) and (
+        torch._C._is_torch_function_enabled() or not torch.compiler.is_dynamo_compiling()
+    ):
+        return handle_torch_function(
+            linear_cross_entropy,
+            (input, linear_weight, target, linear_bias, weight),
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            options=options,
+        )
+    import softkern
+
+    return softkern.patching._linear_loss(
+        input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, options
+    )
+
+
+def _linear_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int | None,
+    label_smoothing: float,
+    options: Any,
+) -> Tensor:
+    torchs = input.dim() > 2 or _is_torchs(input)  # torch refuses more dims
+    compute = _IN_PYTHON["linear_cross_entropy"][1] if torchs else linear_losses.linear_cross_entropy
+    loss: Tensor = compute(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        options=options,
+    )
+    return loss
+
+
+def _is_torchs(input: object) -> bool:
+    """Whether torch's own code has to run, so that a saved graph has torch's ops."""
+    if torch.compiler.is_dynamo_compiling():
+        return torch.compiler.is_exporting()
+    return _has_no_values(input) or _C.makes_a_graph()
 
 
 def _has_no_values(input: object) -> bool:
@@ -287,6 +354,11 @@ _PLACES = (
     _Place(F, "torch.nn.functional", "softmax", None, functional.softmax),
     _Place(F, "torch.nn.functional", "log_softmax", None, functional.log_softmax),
     _Place(F, "torch.nn.functional", "cross_entropy", None, functional.cross_entropy),
+    *(
+        _Place(F, "torch.nn.functional", name, None, linear_losses.linear_cross_entropy)
+        for name in ("linear_cross_entropy",)
+        if hasattr(F, name)
+    ),
     *_in_c(torch, "torch", "", torch._C._VariableFunctions),
     *_in_c(Tensor, "torch", "Tensor.", torch._C.TensorBase),
     *_in_c(torch.special, "torch.special", "", torch._C._special, "special_"),  # type: ignore[attr-defined]
@@ -298,12 +370,17 @@ _OTHERS = {op: _others(op) for op in ("softmax", "log_softmax")}
 def _copy(function: FunctionType) -> FunctionType:
     """A function that runs the present code of `function`."""
     copy = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
     copy.__annotations__, copy.__doc__ = function.__annotations__, function.__doc__
     return copy
 
 
-# torch's function, and a copy of it. None: other code had replaced it before softkern was imported.
-_CROSS_ENTROPY = (F.cross_entropy, _copy(F.cross_entropy)) if _is_of_f(F.cross_entropy) else None
+_CODE: dict[str, Any] = {"cross_entropy": cross_entropy, "linear_cross_entropy": linear_cross_entropy}
+# torch's functions, each with a copy. Those that other code had replaced before softkern was imported, and
+# those that this torch does not have, are not here.
+_IN_PYTHON = {
+    name: (function, _copy(function)) for name in _CODE if _is_of_f(function := getattr(F, name, None))
+}
 
 _INHERITED = object()  # the class inherits this attribute from its base
 _lock = threading.Lock()

@@ -12,11 +12,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softkern.reference_rows import classes_last, row_losses, row_losses_backward
+from softkern.reference_rows import (
+    classes_last,
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    row_losses,
+    row_losses_backward,
+)
 
 __all__ = [
     "cross_entropy",
     "cross_entropy_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
     "log_softmax",
     "log_softmax_backward",
     "row_losses",

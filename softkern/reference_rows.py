@@ -10,7 +10,7 @@ classes, and K the number of class indices of a row: 1, K or, for class probabil
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -229,3 +229,42 @@ def row_losses_backward(
     dx = torch.where(a.valid.unsqueeze(-1), dx, 0)  #   (..., V)
     padding = torch.zeros_like(classes[..., dx.shape[-1] :])  # (..., C - V)
     return torch.cat([dx, padding], -1).movedim(-1, min(1, classes.dim() - 1))  # as the logits
+
+
+def linear_cross_entropy(
+    x: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None, **options: Any
+) -> RowLosses:
+    """`row_losses` of the logits x W^T + b of N rows with H features; `options` are its other arguments."""
+    x = _counted(x, target, **options)  #               (N, H)
+    return row_losses(_layer(x, linear_weight, linear_bias), target, **options)
+
+
+def _counted(x: Tensor, target: Tensor, *, ignore_index: int = -100, **_: Any) -> Tensor:
+    """Ignored rows as zeros: inf or NaN there must not become 0 * inf in the gradient of W."""
+    if not has_one_index(target, x[:, 0]):
+        return x  #                                     (N, H)
+    return torch.where((target != ignore_index).unsqueeze(-1), x, 0)  # (N, H)
+
+
+def _layer(x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    z = x @ linear_weight.T  #                          (N, C)
+    return z if linear_bias is None else z + linear_bias  # (N, C)
+
+
+def linear_cross_entropy_backward(
+    grad_loss: Tensor | None,
+    grad_log_prob: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_entropy: Tensor | None,
+    x: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `linear_cross_entropy` in x, W and b: dz W, dz^T x and the sum of dz over the rows."""
+    upstream = (grad_loss, grad_log_prob, grad_lse, grad_entropy)
+    x = _counted(x, target, **options)  #               (N, H)
+    z = _layer(x, linear_weight, linear_bias)  #        (N, C)
+    dz = row_losses_backward(*upstream, z, target, **options)  # (N, C)
+    return dz @ linear_weight, dz.T @ x, dz.sum(0)  #   (N, H), (C, H), (C)

@@ -26,7 +26,7 @@ _NO_INDEX = -(2**63)
 
 
 # The tensors of the op behind the logits: target, weight, row_weight, num_items, target_probs.
-_Given: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]"
+Given: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]"
 
 
 class RowStats(NamedTuple):
@@ -106,7 +106,7 @@ def cross_entropy(
             z_loss=z_loss,
             stats=stats,
         )
-        return _repaired(result)
+        return repaired(result)
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     mode = _Reduction.get_enum(reduction)
@@ -158,7 +158,7 @@ def cross_entropy(
     )
 
 
-def _repaired(result: Tensor | tuple[Tensor, RowStats]) -> Tensor | tuple[Tensor, RowStats]:
+def repaired(result: Tensor | tuple[Tensor, RowStats]) -> Tensor | tuple[Tensor, RowStats]:
     """The result of `__torch_function__`. torch's own gives a named tuple one iterator for all its fields."""
     if isinstance(result, tuple):
         loss, stats = result
@@ -356,7 +356,7 @@ def _is_one_dim(x: Tensor, begin: int, end: int) -> bool:
 
 
 def _row_losses(
-    input: Tensor, given: _Given, options: RowOptions, inplace_backward: bool = False
+    input: Tensor, given: Given, options: RowOptions, inplace_backward: bool = False
 ) -> tuple[Tensor, ...]:
     """The six results of the op. `given`: its tensors behind the logits."""
     if _dtensor.is_dtensor(input):
