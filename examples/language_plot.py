@@ -26,5 +26,6 @@ def losses(path, runs, guessing):
         axes[0, 1].set_ylim(bottom=0)
     for axis in axes[0]:
         axis.set_xlabel("step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     save(figure, path, "A small GPT on the novel Persuasion")
