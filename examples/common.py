@@ -22,7 +22,7 @@ class Run:
 
     name: str  # column title
     ops: Any  # the module whose loss it used
-    losses: dict[int, float]  # epoch -> loss
+    losses: dict[int, float]  # epoch or step -> loss
     result: Any  # the other result of train()
     seconds: float
 
@@ -72,16 +72,16 @@ def warm_up():
 
 
 def largest_difference(runs):
-    """Largest difference between the runs' losses at the same epoch."""
+    """Largest difference between the runs' losses at the same epoch or step."""
     columns = zip(*(run.losses.values() for run in runs), strict=True)
     return max(max(losses) - min(losses) for losses in columns)
 
 
-def print_losses(runs):
-    """Print one row per epoch and one column per run; below them the difference and the times."""
-    print("epoch " + " ".join(f"{run.name:>10}" for run in runs))
-    for epoch in runs[0].losses:
-        print(f"{epoch:5d} " + " ".join(f"{run.losses[epoch]:10.6f}" for run in runs))
+def print_losses(runs, unit="epoch", every=1):
+    """Print a row for each (or every n-th) loss, a column per run; below, the difference and the times."""
+    print(f"{unit:>5} " + " ".join(f"{run.name:>10}" for run in runs))
+    for index in list(runs[0].losses)[::every]:
+        print(f"{index:5d} " + " ".join(f"{run.losses[index]:10.6f}" for run in runs))
     if len(runs) > 1:
         print(f"largest difference: {largest_difference(runs):.1e}")
     print("time: " + ", ".join(f"{run.name} {run.seconds:.2f} s" for run in runs))
