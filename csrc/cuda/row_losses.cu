@@ -77,7 +77,7 @@ SK_INLINE void write_results(const Team& team, const RowLossCall<T>& call, const
       if (call.parts.at != nullptr) below_m = with_indices(call, row, w.s.m, below_m);
       loss += spread_loss<L>(w.s.mass + w.hot.mass, below_m, w.log_d);
     }
-    if (call.z_loss != 0) loss += squared_lse<L>(call.z_loss, target.weight, lse);
+    call.add_squared_lse(loss, target.weight, lse);
     loss *= number_at<A>(call.row_weight, row, 1);
     results.loss[row] = counts ? loss : A(0);
   }

@@ -19,6 +19,12 @@ int64_t warps_of(int64_t classes) {
   return warps < 1 ? 1 : warps;
 }
 
+/// As many registers as two of these blocks leave each other.
+template <class T>
+struct PartLimits : OneTensor<T> {
+  static constexpr int kMostThreads = 2 * kThreads, kMostWithElements = 2 * kThreads;
+};
+
 /// The threads that share a row: some neighbouring warps of the grid.
 struct WarpsOfRow {
   int64_t row;
@@ -59,7 +65,7 @@ SK_INLINE HotSums<Compute<T>> sum_all_indices(const Row& row, const Grid& grid, 
 }
 
 template <class T, Form kForm, Access kAccess>
-__global__ void __launch_bounds__(kThreads)
+__global__ void SK_BOUNDS(PartLimits<T>, kAccess, 0)
     row_parts_kernel(Grid grid, RowLossCall<T> call, const Compute<T>* whole, int64_t step, int64_t warps) {
   using A = Compute<T>;
   const WarpsOfRow team(warps);

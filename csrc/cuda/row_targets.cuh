@@ -69,6 +69,9 @@ struct RowLossCall {
     const int64_t own = y - first;
     return own >= 0 && own < classes ? own : -1;
   }
+  SK_INLINE void add_squared_lse(A& loss, A weight_of_target, A lse) const {
+    if (z_loss != 0) loss += squared_lse<L>(z_loss, weight_of_target, lse);
+  }
   /// The hot mass of class index number i of all indices.
   SK_INLINE A hot_mass_at(int64_t i) const {
     if (target_probs == nullptr) return 0;
