@@ -67,11 +67,21 @@ struct RowNumbers {
   void* entropy;
 };
 
+/// The PartNumbers of rows, in the compute type: number i of row r is at[i * step + r]. Null: not wanted, or
+/// not given.
+struct PartNumbers {
+  void* at;
+  int64_t step;
+};
+
 /// The losses and statistics of rows, and the gradient of the logits for their upstream gradients
 /// (common/row_losses.h). Numbers of rows and indices are contiguous.
 struct RowLossArgs {
   Shape shape;      // of the classes that are read
   int64_t classes;  // all classes: the gradient of those after the shape's is 0
+  // The logits may be those of some classes of the rows, from the class `first` on. Class indices, weights
+  // and the options are of whole rows.
+  int64_t first;
   int64_t rows;
   Rows logits;
   const void* target;  // class indices, or null
@@ -81,7 +91,9 @@ struct RowLossArgs {
   Rows probabilities;        // data null with class indices
   const void* weight;        // element type of the logits, one per class; or null
   const void* row_weight;    // of the compute type, one per row; or null
-  RowOptions options;
+  RowOptions options;        // valid_classes is the number of them
+  PartNumbers whole;         // of whole rows: row_parts computes the gradient from them
+  PartNumbers parts;         // of these logits
   RowNumbers results;
   int64_t* argmax;
   bool* correct;
@@ -146,6 +158,9 @@ template <class T>
 Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream);
 template <class T>
 Outcome row_losses(const RowLossArgs& args, const DeviceStream& stream);
+/// The gradient alone, for rows whose numbers are known.
+template <class T>
+Outcome row_parts(const RowLossArgs& args, const DeviceStream& stream);
 template <class T>
 Outcome scale(const ScaleArgs& args, const DeviceStream& stream);
 

@@ -55,6 +55,17 @@ inline bool takes_vectors(const Rows& rows, int vector, int64_t inner) {
          rows.outer_stride % vector == 0 && (inner == 1 || rows.inner_stride % vector == 0);
 }
 
+/// Whether threads can access the rows of all tensors, and one number per class, by 16 bytes. Tensors without
+/// data are skipped; `weights` may be null.
+inline bool all_take_vectors(const Shape& shape, int vector, std::initializer_list<const Rows*> operands,
+                             const void* weights) {
+  bool vectors = shape.classes % vector == 0 && reinterpret_cast<uintptr_t>(weights) % kVectorBytes == 0;
+  for (const Rows* rows : operands) {
+    vectors = vectors && (rows->data == nullptr || takes_vectors(*rows, vector, shape.inner));
+  }
+  return vectors;
+}
+
 /// Whether neighbouring rows are contiguous and the classes are strided.
 inline bool is_columns(const Rows& rows, int64_t inner) {
   return rows.class_stride != 1 && (inner == 1 ? rows.outer_stride : rows.inner_stride) == 1;
@@ -78,12 +89,11 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
 
   const int vector = kVectorBytes / traits.element_size;
   bool columns = false, side_by_side = traits.spans;
-  bool vectors = classes % vector == 0 && reinterpret_cast<uintptr_t>(weights) % kVectorBytes == 0;
+  const bool vectors = all_take_vectors(shape, vector, operands, weights);
   for (const Rows* rows : operands) {
     if (rows->data == nullptr) continue;
     columns = columns || is_columns(*rows, shape.inner);
     side_by_side = side_by_side && rows->class_stride == 1;
-    vectors = vectors && takes_vectors(*rows, vector, shape.inner);
   }
   constexpr Access kElements = Access::kElements;
   const Access access = vectors ? Access::kVectors : side_by_side ? Access::kSpans : kElements;

@@ -2,9 +2,8 @@
 // The losses and statistics of rows with softkern's own options, and the gradient of the logits
 // (common/row_losses.h). One kernel serves forward and backward: it writes the results that are wanted, and
 // the gradient for the upstream gradients that are given.
-#include "../common/loss.h"
 #include "launch.cuh"
-#include "row_targets.cuh"
+#include "row_gradient.cuh"
 
 namespace softkern::cuda {
 namespace {
@@ -43,13 +42,16 @@ SK_INLINE void add_up(Team& team, RowStats<A>& s, HotSums<A>& hot) {
   }
 }
 
-/// The statistics of a whole row, and what its results and its gradient are made of.
-template <class A>
-struct Whole {
-  RowStats<A> s;
-  HotSums<A> hot;
-  A log_d, divisor, mean_below;
-};
+template <class T, class Target, class A>
+SK_INLINE void write_parts(const RowLossCall<T>& call, const Target& target, const RowStats<A>& s,
+                           int64_t row) {
+  if (call.parts.at == nullptr) return;
+  const A terms_below = call.parts.entropy ? s.terms_below : A(0);
+  const A numbers[kPartNumbers] = {s.m, s.ties, s.rest, terms_below, s.mass, s.below, target.hot_z};
+  SK_UNROLL
+  for (int i = 0; i < kPartNumbers; ++i)
+    call.parts.at[i * call.parts.step + row] = target.counts ? numbers[i] : A(0);
+}
 
 template <class T, Form kForm, class Target, class Team>
 SK_INLINE void write_results(const Team& team, const RowLossCall<T>& call, const Target& target,
@@ -70,8 +72,12 @@ SK_INLINE void write_results(const Team& team, const RowLossCall<T>& call, const
   const A below = w.s.m - target.hot_z, lse = lse_of<L>(w.s.m, w.log_d);
   if (results.loss != nullptr) {
     A loss = target.hot >= 0 ? hot_loss<L>(target.hot_mass, below, w.log_d) : A(0);
-    if (kForm == Form::kSpread) loss += spread_loss<L>(w.s.mass + w.hot.mass, w.s.below, w.log_d);
-    if (call.z_loss != 0) loss += squared_lse<L>(call.z_loss, target.weight, lse);
+    if constexpr (kForm == Form::kSpread) {
+      A below_m = w.s.below;
+      if (call.parts.at != nullptr) below_m = with_indices(call, row, w.s.m, below_m);
+      loss += spread_loss<L>(w.s.mass + w.hot.mass, below_m, w.log_d);
+    }
+    call.add_squared_lse(loss, target.weight, lse);
     loss *= number_at<A>(call.row_weight, row, 1);
     results.loss[row] = counts ? loss : A(0);
   }
@@ -84,133 +90,23 @@ SK_INLINE void write_results(const Team& team, const RowLossCall<T>& call, const
   }
   if (call.argmax != nullptr) call.argmax[row] = counts ? first : -1;
   if (call.correct != nullptr) call.correct[row] = counts && first == target.hot;
-}
-
-/// What the gradient of every class of a row depends on.
-template <class A>
-struct Pull {
-  A loss;     // g r
-  A common;   // alpha without the hot parts
-  A entropy;  // g_h
-};
-
-/// dz of a hot class. h: its hot part; others: that of all other classes.
-template <class A>
-SK_INLINE A hot_dz(const Whole<A>& w, const Pull<A>& pull, A z, A h, A others) {
-  const RowStats<A>& s = w.s;
-  const A e = Terms<A>(finite(s.m)).of(z);
-  // Where e is 0, m - z may be infinite.
-  const A of_entropy = e == 0 ? A(0) : pull.entropy * (s.m - z - w.mean_below);
-  return hot_gradient<Lane<A>>(A(1), h, pull.common + others + of_entropy, z, e, s.m, s.ties, s.rest,
-                               w.divisor);
-}
-
-template <class T, Form kForm, class Index, class Row>
-SK_INLINE void write_gradient(Row& row, const RowLossCall<T>& call, const RowTarget<T, kForm, Index>& target,
-                              const Span<T>& out, const Whole<Compute<T>>& w, int64_t number) {
-  using A = Compute<T>;
-  using L = Lane<A>;
-  constexpr bool kPlain = kForm == Form::kPlain, kSpread = kForm == Form::kSpread;
-  constexpr bool kHasTerms = kPlain && Row::kHoldsTerms;
-  const Numbers<A>& upstream = call.upstream;
-  Pull<A> pull{0, 0, 0};
-  A hot = 0;
-  if (target.counts) {
-    pull.loss = call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
-    pull.loss *= number_at<A>(upstream.loss, number, 1);
-    pull.loss *= number_at<A>(call.row_weight, number, 1);
-    const A lse = lse_of<L>(w.s.m, w.log_d);
-    pull.common = common_pull<L>(pull.loss, w.s.mass, call.z_loss, target.weight, lse,
-                                 number_at<A>(upstream.lse, number, 0));
-    if (!kPlain) pull.entropy = number_at<A>(upstream.entropy, number, 0);
-    hot = pull.loss * (target.hot_mass + w.hot.mass) - w.hot.log_prob;
-    if (target.hot >= 0) hot -= number_at<A>(upstream.log_prob, number, 0);
-  }
-  const A unit = kHasTerms ? A(1) : TermsOf<T>::kUnit;
-  const A alpha = pull.common + hot;
-  const A scale = L::over(alpha - pull.entropy * w.mean_below, w.divisor) * unit;
-  const A slope = L::over(pull.entropy, w.divisor) * unit;
-  const TermsOf<T> terms(finite(w.s.m));
-  row.write(out, [&](auto& v, Index c) {  // 3 write
-    constexpr int V = sizeof(v) / sizeof(A);
-    to_z<kForm, Row>(call.logit, v);
-    A dz[V];
-    SK_UNROLL
-    for (int i = 0; i < V; ++i) {
-      const A e = kHasTerms ? v[i] : terms.of(v[i]);
-      dz[i] = kPlain ? e * scale : term_pull<L>(scale, slope, e, w.s.m - v[i]);
-    }
-    if constexpr (kSpread) {
-      A a[V];
-      if (target.mass.load(c, a)) {
-        SK_UNROLL
-        for (int i = 0; i < V; ++i) dz[i] = less_mass<L>(dz[i], a[i], -pull.loss);
-      }
-    }
-    SK_UNROLL
-    for (int i = 0; i < V; ++i) {
-      if (!kPlain) dz[i] *= logit_slope<L>(call.logit, v[i]);
-      v[i] = target.counts ? dz[i] : A(0);
-    }
-  });
-  // As in cross_entropy.cu, hot classes are written after the loop.
-  const auto put = [&](Index y, A z, A dz) {
-    if constexpr (kSpread) {
-      A a[1];
-      if (target.mass.load(y, a)) dz = less_mass<L>(dz, a[0], -pull.loss);
-    }
-    row.put(out, y, kPlain ? dz : dz * logit_slope<L>(call.logit, z));
-  };
-  Index y = target.hot;
-  forget(y);
-  if (y >= 0) put(y, target.hot_z, hot_dz(w, pull, target.hot_z, hot, A(0)));
-  if constexpr (kSpread) {
-    const int64_t begin = number * call.per_row, end = target.counts ? begin + call.per_row : begin;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t index = call.target.of(i);
-      if (!row.has(static_cast<Index>(index))) continue;
-      // Repeated indices add up; each of them writes the same.
-      A own = 0, others = 0;
-      for (int64_t j = begin; j < end; ++j) {
-        const A h = pull.loss * call.hot_mass_at(j) - number_at<A>(upstream.log_prob, j, 0);
-        const bool same = call.target.of(j) == index;
-        own += same ? h : A(0);
-        others += same ? A(0) : h;
-      }
-      const A z = call.hot_z[i];
-      put(static_cast<Index>(index), z, hot_dz(w, pull, z, own, others));
-    }
-  }
+  write_parts(call, target, w.s, row);
 }
 
 /// number() returns the team's row. `out` has no memory if no gradient is wanted.
 template <class T, Form kForm, class Index, class Team, class Row, class Number>
 SK_INLINE void row_losses_row(Team& team, Row& row, const Grid& grid, const RowLossCall<T>& call,
                               const RowTarget<T, kForm, Index>& target, const Span<T>& out, Number number) {
-  using A = Compute<T>;
-  using L = Lane<A>;
   First<Index> first;
-  Whole<A> w;
+  Whole<Compute<T>> w;
   w.s = thread_statistics<kForm, T>(team, row, target.mass, call.logit, call.wants_first(), first);
   if constexpr (kForm == Form::kSpread) w.hot = sum_indices(team, grid, call, number(), w.s.m);
   add_up<kForm>(team, w.s, w.hot);
-  w.log_d = w.s.log_d();
-  w.divisor = L::divisor(w.s.total());
-  w.mean_below = L::over(w.s.terms_below, w.divisor);
-  const int64_t argmax = call.wants_first() ? first.template of_row<A>(team) : Index(0);
+  w.find();
+  const int64_t argmax = call.wants_first() ? first.template of_row<Compute<T>>(team) : Index(0);
   const int64_t own = number();
   if (own < grid.rows) write_results<T, kForm>(team, call, target, w, own, argmax);
   if (call.grad.data != nullptr) write_gradient<T, kForm, Index>(row, call, target, out, w, own);
-}
-
-/// Writes zeros to the gradient's classes that are not read.
-template <class T>
-SK_INLINE void clear_others(const Grid& grid, const RowLossCall<T>& call, int64_t row, int rank, int size) {
-  if (row >= grid.rows || call.grad.data == nullptr) return;
-  T* dx = row_of<T>(call.grad, row, grid.shape.inner);
-  for (int64_t c = grid.shape.classes + rank; c < call.classes; c += size) {
-    dx[c * call.grad.class_stride] = narrow<T>(0);
-  }
 }
 
 template <class T, Form kForm, Access kAccess, int E>
@@ -258,31 +154,13 @@ template <class T, Form kForm>
 Outcome launch(const RowLossArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
   using Limits = RowLimits<T, kForm>;
+  const RowLossCall<T> call = call_of<T>(args);
   const Plan plan =
       make_plan(args.shape, traits_of<T, Limits>(stream), {&args.logits, &args.probabilities, &args.grad},
-                kForm == Form::kSpread ? args.weight : nullptr);
+                kForm == Form::kSpread ? call.own_weights() : nullptr);
   // The class of argmax takes two more rounds of one number.
   const Dims dims = dims_of<A>(plan, args.shape, args.rows, (kForm == Form::kSpread ? 7 : 3) + 2, 1);
   const Grid grid{args.rows, args.shape, team_shape_of(plan)};
-  const RowLossCall<T> call{args.logits,
-                            args.classes,
-                            {args.target, args.target_type, args.options.ignore_index},
-                            args.per_row,
-                            static_cast<const A*>(args.target_probs),
-                            args.probabilities,
-                            static_cast<const T*>(args.weight),
-                            static_cast<const A*>(args.row_weight),
-                            mass_numbers<A>(args.options, args.shape.classes),
-                            logit_numbers<A>(args.options),
-                            static_cast<A>(args.options.z_loss),
-                            numbers_of<A>(args.results),
-                            args.argmax,
-                            args.correct,
-                            args.grad,
-                            static_cast<A>(args.grad_factor),
-                            static_cast<const A*>(args.factor),
-                            numbers_of<A>(args.upstream),
-                            static_cast<A*>(args.hot_z)};
   if (plan.way == Way::kTile) {
     return {start(row_losses_tile_kernel<T, kForm>, dims, stream, grid, call), plan.path};
   }
@@ -291,13 +169,6 @@ Outcome launch(const RowLossArgs& args, const DeviceStream& stream) {
     return start(row_losses_kernel<T, kForm, K::kAccess, K::E>, dims, stream, grid, call);
   });
   return {error, plan.path};
-}
-
-Form form_of(const RowLossArgs& args) {
-  const bool entropy = args.results.entropy != nullptr || args.upstream.entropy != nullptr;
-  if (args.per_row > 0 || has_spread_mass(args.options, args.probabilities.data != nullptr))
-    return Form::kSpread;
-  return entropy || transforms_logits(args.options) ? Form::kGeneral : Form::kPlain;
 }
 
 }  // namespace

@@ -17,12 +17,18 @@ bool has_loss(const RowCall& call) {
   return call.kind != TargetKind::kNone && (call.kind != TargetKind::kIndices || call.target_probs.defined());
 }
 
+/// Of each row. With several, none is ignored.
+bool has_one_index(const RowCall& call) { return call.per_row == 1 && !call.target_probs.defined(); }
+constexpr int64_t kNoIndex = std::numeric_limits<int64_t>::min();
+
+PartNumbers part_numbers(void* at, const Tensor& x) { return {at, x.defined() ? x.stride(0) : 0}; }
+
 /// Raises the exception of an index that is out of range.
 [[noreturn]] void raise_index(const RowCall& call) {
   CrossEntropyCall plain{call.logits, call.target, call.weight, call.options,
                          true,        call.dim,    call.layout, call.compute};
   plain.layout.shape.classes = call.valid();
-  if (call.kind == TargetKind::kIndices) plain.options.ignore_index = std::numeric_limits<int64_t>::min();
+  if (call.kind == TargetKind::kIndices) plain.options.ignore_index = kNoIndex;
   raise_out_of_bounds(plain);
 }
 
@@ -36,12 +42,13 @@ void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradien
   RowLossArgs args{};
   args.shape = call.valid_shape();
   args.classes = call.classes();
+  args.first = call.first;
   args.rows = call.layout.rows;
   args.logits = readable_rows(call.logits, call.dim, keep_logits);
   if (call.target.defined() && call.per_row > 0) {
     args.target = call.target.const_data_ptr();
     args.target_type = index_type_of(call.target);
-    args.per_row = call.kind == TargetKind::kIndices ? call.per_row : 0;
+    args.per_row = has_one_index(call) ? 0 : call.per_row;
   }
   args.target_probs = const_data_of(call.target_probs);
   if (call.probabilities.defined()) {
@@ -50,6 +57,9 @@ void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradien
   args.weight = const_data_of(call.weight);
   args.row_weight = const_data_of(call.row_weight);
   args.options = call.options;
+  if (call.kind == TargetKind::kIndices) args.options.ignore_index = kNoIndex;
+  args.whole = part_numbers(const_data_of(call.whole), call.whole);
+  args.parts = part_numbers(data_of(outputs.parts), outputs.parts);
   args.results = {data_of(outputs.loss), data_of(outputs.log_prob), data_of(outputs.lse),
                   data_of(outputs.entropy)};
   args.argmax = static_cast<int64_t*>(data_of(outputs.argmax));
@@ -66,7 +76,9 @@ void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradien
     args.hot_z = hot_z.data_ptr();
   }
   const Outcome outcome = with_element(element_type(call.logits), [&](auto element) {
-    return cuda::row_losses<decltype(element)>(args, device.target());
+    using T = decltype(element);
+    return call.whole.defined() ? cuda::row_parts<T>(args, device.target())
+                                : cuda::row_losses<T>(args, device.target());
   });
   if (!kStopsDevice && outcome.error != nullptr && args.target != nullptr) raise_index(call);
   check_launch(outcome);
