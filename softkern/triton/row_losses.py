@@ -9,10 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from softkern.options import RowOptions
+from softkern.options import OUTPUTS, RowOptions
 from softkern.triton.cross_entropy import class_dim, own_walk
 from softkern.triton.formulas import has_spread_mass, logit_numbers, mass_numbers, transforms_logits
-from softkern.triton.launch import launch_options, on_device_of, programs, ran, triton_dtype, units
+from softkern.triton.launch import (
+    MOST_PARTS,
+    launch_options,
+    on_device_of,
+    programs,
+    ran,
+    triton_dtype,
+    units,
+)
 from softkern.triton.plan import (
     Layout,
     Plan,
@@ -26,6 +34,7 @@ from softkern.triton.plan import (
 from softkern.triton.row_losses_blocks import CAPPED, INDEX, INDICES, NONE, PROBABILITIES, SAME, SCALED
 from softkern.triton.row_losses_hot_kernels import FIELDS, gather_kernel, scatter_kernel
 from softkern.triton.row_losses_kernels import row_losses_kernel
+from softkern.triton.row_parts_kernels import PART_MAX, part_gradient_kernel
 
 # The class indices that a program has at once, in one row or in several.
 HOT_BLOCK = 512
@@ -50,6 +59,7 @@ class Results(NamedTuple):
     entropy: Tensor | None
     argmax: Tensor | None
     correct: Tensor | None
+    parts: Tensor | None  # PartNumbers (csrc/common/options.h) of the rows: (7, rows)
 
 
 class Upstream(NamedTuple):
@@ -66,18 +76,18 @@ class Upstream(NamedTuple):
 
 def row_losses(self: Tensor, *given: Any) -> None:
     """Writes the results that are given and, if `grad` is given, the gradient of the logits for the upstream
-    gradients. `grad` may be the logits. `given`: the targets, the options, the upstream gradients, the
-    results, grad."""
+    gradients. `grad` may be the logits. `given`: the targets, the options, `first` and `whole` (RowCall in
+    csrc/ops/row_losses/call.h), the upstream gradients, the results, grad."""
     rest = iter(given)
     targets = Targets(*islice(rest, len(Targets._fields)))
     options = RowOptions(*islice(rest, len(RowOptions._fields)))
+    first: int = next(rest)
+    whole: Tensor | None = next(rest)
     upstream = Upstream(*islice(rest, len(Upstream._fields)))
     results = Results(*islice(rest, len(Results._fields)))
     grad: Tensor | None = next(rest)
-    if self.numel() == 0:
-        return
     dim = class_dim(self)
-    valid = options.valid_classes
+    valid = min(max(options.valid_classes - first, 0), self.shape[dim])
     padding = self.shape[dim] - valid
     if padding:
         self = self.narrow(dim, 0, valid)
@@ -86,8 +96,22 @@ def row_losses(self: Tensor, *given: Any) -> None:
             grad = grad.narrow(dim, 0, valid)
         if targets.probabilities is not None:
             targets = targets._replace(probabilities=targets.probabilities.narrow(dim, 0, valid))
+    if first and targets.weight is not None:
+        targets = targets._replace(weight=targets.weight[first:])
+    if self.numel() == 0:
+        if results.parts is not None:
+            _no_classes(results.parts, targets.indices, options.ignore_index)
+        return
     with on_device_of(self):
-        _launch(self, dim, targets, options, upstream, results, grad)
+        _launch(self, dim, targets, options, first, whole, upstream, results, grad)
+
+
+def _no_classes(parts: Tensor, indices: Tensor | None, ignore_index: int) -> None:
+    """The numbers of rows without classes."""
+    parts.zero_()
+    parts[PART_MAX.value].fill_(-torch.inf)
+    if indices is not None and indices.dim() == 1:
+        parts[PART_MAX.value].masked_fill_(indices == ignore_index, 0)
 
 
 def _launch(
@@ -95,26 +119,33 @@ def _launch(
     dim: int,
     targets: Targets,
     options: RowOptions,
+    first: int,
+    whole: Tensor | None,
     upstream: Upstream,
     results: Results,
     grad: Tensor | None,
 ) -> None:
     indices, target_probs, probabilities, weight, row_weight = targets
+    of_part = whole is not None or results.parts is not None
     pulled = grad is not None and not (upstream.factor == 0 and upstream.factor_on_device is None)
-    if results.loss is None and not pulled:
+    weighs = results.loss is not None or pulled
+    if not weighs and results.parts is None:
         # No mass counts, and a factor of 0 would make infinite weights NaN.
         target_probs = probabilities = weight = row_weight = None
         options = options._replace(label_smoothing=0.0, z_loss=0.0)
+    if of_part and indices is not None and indices.shape[1:] == (1,) and target_probs is None:
+        indices = indices.view(-1)  # the z of the only index is a number of the row
     many = indices is not None and indices.dim() == 2
-    if many and target_probs is None and results.log_prob is None and upstream.log_prob is None:
-        indices, many = None, False
+    massive = target_probs is not None or probabilities is not None or not (indices is None or many)
+    spread = massive and has_spread_mass(options, probabilities is not None)
+    if many and not (weighs and target_probs is not None):
+        if results.log_prob is None and upstream.log_prob is None:
+            indices, many = None, False
     kind = NONE
     if probabilities is not None:
         kind = PROBABILITIES
     elif indices is not None:
         kind = INDICES if many else INDEX
-    massive = target_probs is not None or kind is INDEX or kind is PROBABILITIES
-    spread = massive and has_spread_mass(options, kind is PROBABILITIES)
 
     layout = layout_of(self, dim)
     logits, x_walk = walkable(self, dim)
@@ -131,9 +162,10 @@ def _launch(
     sizes, strides = units(layout, plan, [x_walk, t_walk, grad_walk])
     inner, outer, capped, uncap, slope = logit_numbers(options)
     z = (CAPPED if capped else SCALED) if transforms_logits(options) else SAME
-    keep, share = mass_numbers(options, layout.classes)
+    keep, share = mass_numbers(options, options.valid_classes)
     constants = {"DTYPE": triton_dtype(self.dtype), "Z": z.value}
 
+    part = (first, options.valid_classes)
     hot_z = hot_mass = kept = None
     per_row, block_k = 0, 1
     if many:
@@ -146,20 +178,35 @@ def _launch(
         grid, hot_constants = _hot_launch(layout, plan, per_row)
         gather_kernel[grid](
             logits, indices, target_probs, weight, hot_z, hot_mass, *sizes, layout.rows, per_row,
-            *strides[:3], keep, inner, outer, **constants, **hot_constants, **launch_options(self.device),
+            *part, *strides[:3], keep, inner, outer, **constants, **hot_constants, **launch_options(self.device),
         )  # fmt: skip
-    correct = None if results.correct is None else results.correct.view(torch.uint8)
-    row_losses_kernel[(programs(layout, plan),)](
-        logits, target, weight, row_weight, hot_z, hot_mass, upstream.factor_on_device, *upstream[2:],
-        *results[:-1], correct, grad, kept, *sizes, layout.rows, per_row, *strides, options.ignore_index,
-        keep, share, inner, outer, uncap, slope, options.z_loss, upstream.factor, KIND=kind.value,
-        SPREAD=spread, BLOCK_K=block_k, **constants, **plan.constants(),
-        **launch_options(self.device, plan.warps, plan.registers),
+    given = (upstream.factor_on_device, *upstream[2:])
+    numbers = (
+        *strides, options.ignore_index, keep, share, inner, outer, uncap, slope, options.z_loss,
+        upstream.factor,
     )  # fmt: skip
+    row_constants = {"KIND": kind.value, "SPREAD": spread, "BLOCK_K": block_k, **plan.constants()}
+    if whole is None:
+        correct = None if results.correct is None else results.correct.view(torch.uint8)
+        parts = results.parts
+        row_losses_kernel[(programs(layout, plan),)](
+            logits, target, weight, row_weight, hot_z, hot_mass, *given, *results[:5], correct, parts, grad,
+            kept, *sizes, layout.rows, per_row, *((None,) * 3 if parts is None else (*part, parts.stride(0))),
+            *numbers, TERMS_BELOW=parts is not None and bool(options.outputs & OUTPUTS["entropy"]),
+            **constants, **row_constants, **launch_options(self.device, plan.warps, plan.registers),
+        )  # fmt: skip
+    else:
+        del row_constants["SINGLE"]
+        width = min(-(-layout.classes // plan.block_c), MOST_PARTS)
+        part_gradient_kernel[(programs(layout, plan), width)](
+            logits, target, weight, row_weight, hot_mass, *given, whole, grad, kept, *sizes, layout.rows,
+            per_row, *part, whole.stride(0), *numbers, **constants, **row_constants,
+            **launch_options(self.device, plan.warps, plan.registers),
+        )  # fmt: skip
     if many and grad is not None:
         scatter_kernel[grid](
             indices, weight, hot_z, hot_mass, upstream.log_prob, kept, grad, *sizes, layout.rows, per_row,
-            *strides[6:], share, uncap, slope, SPREAD=spread, ENTROPY=upstream.entropy is not None,
+            *part, *strides[6:], share, uncap, slope, SPREAD=spread, ENTROPY=upstream.entropy is not None,
             **constants, **hot_constants, **launch_options(self.device),
         )  # fmt: skip
     ran(plan, [(0, 1)])

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from softkern.triton.cross_entropy_kernels import spread_sums
-from softkern.triton.elementary import narrow
+from softkern.triton.elementary import argument, narrow
 from softkern.triton.formulas import (
     finite,
     hot_gradient,
@@ -99,6 +99,18 @@ def block_sums(z, mass, first, end, SPREAD: tl.constexpr, ENTROPY: tl.constexpr,
 def held(state, value):
     """0 in an ignored row, NaN in a row whose target is out of range (see hot_class)."""
     return tl.where(state == 0, 0.0, tl.where(state == state, value, state))
+
+
+@triton.jit
+def loss_pull(constant_factor, factor_ptr, g_loss_ptr, r, row, exists, DTYPE: tl.constexpr):
+    """The upstream gradient of the row's loss without its weight r."""
+    factor = argument(constant_factor, DTYPE)
+    if factor_ptr is not None:
+        factor *= tl.load(factor_ptr)
+    g = factor * r
+    if g_loss_ptr is not None:
+        g *= tl.load(g_loss_ptr + row, mask=exists, other=0)
+    return g
 
 
 @triton.jit

@@ -42,30 +42,41 @@ from softkern.triton.row_losses_blocks import (
     load_logits,
     load_number,
     logit,
+    loss_pull,
     merge_terms_below,
     merge_top,
     store_gradient,
     store_number,
 )
 from softkern.triton.row_losses_hot_kernels import store_kept
-from softkern.triton.rows import merge, no_statistics, place, row_pointers
+from softkern.triton.row_parts_kernels import part_class, store_parts
+from softkern.triton.rows import class_offsets, merge, no_statistics, place, row_pointers
 
 
-@triton.jit(do_not_specialize=("inner_units", "rows", "per_row", "ignore_index"), debug=True)
+@triton.jit(
+    do_not_specialize=(
+        "inner_units", "rows", "per_row", "begin", "whole_classes", "parts_step", "ignore_index"
+    ),
+    debug=True,
+)  # fmt: skip
 def row_losses_kernel(x_ptr, target_ptr, weight_ptr, row_weight_ptr, hot_z_ptr, hot_mass_ptr, factor_ptr,
                       g_loss_ptr, g_log_prob_ptr, g_lse_ptr, g_entropy_ptr, loss_ptr, log_prob_ptr, lse_ptr,
-                      entropy_ptr, argmax_ptr, correct_ptr, grad_ptr, kept_ptr, class_count_units,
-                      inner_units, rows, per_row, x_plane, x_row, x_class, t_plane, t_row, t_class,
-                      grad_plane, grad_row, grad_class, ignore_index, keep: "fp64", share: "fp64",
-                      inner: "fp64", outer: "fp64", uncap: "fp64", slope_at_0: "fp64", zeta: "fp64",
-                      constant_factor: "fp64", DTYPE: tl.constexpr, KIND: tl.constexpr, SPREAD: tl.constexpr,
-                      Z: tl.constexpr, BEHIND: tl.constexpr, FLAT: tl.constexpr, ALIGN_C: tl.constexpr,
-                      ALIGN_R: tl.constexpr, WIDE: tl.constexpr, SINGLE: tl.constexpr, BLOCK_R: tl.constexpr,
-                      BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+                      entropy_ptr, argmax_ptr, correct_ptr, parts_ptr, grad_ptr, kept_ptr, class_count_units,
+                      inner_units, rows, per_row, begin, whole_classes, parts_step, x_plane, x_row, x_class,
+                      t_plane, t_row, t_class, grad_plane, grad_row, grad_class, ignore_index, keep: "fp64",
+                      share: "fp64", inner: "fp64", outer: "fp64", uncap: "fp64", slope_at_0: "fp64",
+                      zeta: "fp64", constant_factor: "fp64", DTYPE: tl.constexpr, KIND: tl.constexpr,
+                      SPREAD: tl.constexpr, TERMS_BELOW: tl.constexpr, Z: tl.constexpr, BEHIND: tl.constexpr,
+                      FLAT: tl.constexpr, ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr,
+                      SINGLE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+                      BLOCK_K: tl.constexpr):  # fmt: skip
     """Writes the outputs whose pointers are given and, with grad_ptr, the gradient of x for the upstream
     gradients: that of a row's loss is constant_factor, times the number at factor_ptr and that of the row at
     g_loss_ptr, if given. grad may be x. With INDICES, hot_z and hot_mass are those of gather_kernel, and kept
-    gets the numbers of rows that scatter_kernel needs."""
+    gets the numbers of rows that scatter_kernel needs.
+
+    With parts_ptr, x may have some classes of longer rows (row_parts_kernels.py). Without it, begin,
+    whole_classes and parts_step are None. TERMS_BELOW: whether parts get E."""
     classes = class_count_units * ALIGN_C
     keep = argument(keep, DTYPE)
     share = argument(share, DTYPE)
@@ -78,7 +89,7 @@ def row_losses_kernel(x_ptr, target_ptr, weight_ptr, row_weight_ptr, hot_z_ptr, 
     x_rows = row_pointers(x_ptr, plane, position, x_plane, x_row, ALIGN_C, ALIGN_R)
     like = tl.zeros([BLOCK_R, 1], DTYPE)
     WEIGHTED: tl.constexpr = weight_ptr is not None
-    ENTROPY: tl.constexpr = entropy_ptr is not None or g_entropy_ptr is not None
+    ENTROPY: tl.constexpr = entropy_ptr is not None or g_entropy_ptr is not None or TERMS_BELOW
     TOP: tl.constexpr = argmax_ptr is not None or correct_ptr is not None
     PROBABLE: tl.constexpr = KIND == PROBABILITIES
 
@@ -87,9 +98,15 @@ def row_losses_kernel(x_ptr, target_ptr, weight_ptr, row_weight_ptr, hot_z_ptr, 
     if PROBABLE:
         t_rows = row_pointers(target_ptr, plane, position, t_plane, t_row, ALIGN_C, ALIGN_R)
     if KIND == INDEX:
-        hot, _, hot_x, state = hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists,
-                                         classes, ignore_index, keep, share, like, ALIGN_R,
-                                         WIDE)  # fmt: skip
+        if parts_ptr is not None:
+            hot, state = part_class(target_ptr, row, exists, begin, whole_classes, ignore_index, like)
+            at = x_rows + class_offsets(hot, x_class, ALIGN_R, WIDE)
+            # The z of a class that is not read is 0, as is that of a logit 0.
+            hot_x = widen(tl.load(at, mask=(hot >= 0) & (hot < classes), other=0))
+        else:
+            hot, _, hot_x, state = hot_class(target_ptr, weight_ptr, x_rows, x_class, row, exists,
+                                             classes, ignore_index, keep, share, like, ALIGN_R,
+                                             WIDE)  # fmt: skip
         hot_z = logit(inner, outer, hot_x, Z)
 
     if SINGLE:
@@ -137,12 +154,7 @@ def row_losses_kernel(x_ptr, target_ptr, weight_ptr, row_weight_ptr, hot_z_ptr, 
 
     g, g_entropy, pull, hot_pulls = like, like, like, like
     if grad_ptr is not None:
-        factor = argument(constant_factor, DTYPE)
-        if factor_ptr is not None:
-            factor *= tl.load(factor_ptr)
-        g = factor * r
-        if g_loss_ptr is not None:
-            g *= tl.load(g_loss_ptr + row, mask=exists, other=0)
+        g = loss_pull(constant_factor, factor_ptr, g_loss_ptr, r, row, exists, DTYPE)
         g_entropy = load_number(g_entropy_ptr, row, exists, like)
         g_lse = load_number(g_lse_ptr, row, exists, like)
         pull = common_pull(g, masses, zeta, weight, lse, g_lse) - g_entropy * mean_below
@@ -167,6 +179,9 @@ def row_losses_kernel(x_ptr, target_ptr, weight_ptr, row_weight_ptr, hot_z_ptr, 
             if grad_ptr is not None:
                 h = g * mass_of_k - load_number(g_log_prob_ptr, at, there, tl.zeros_like(below_z))
                 hot_pulls += tl.sum(tl.where(there, h, 0.0), 1, keep_dims=True)
+    if parts_ptr is not None:
+        store_parts(parts_ptr, parts_step, row, exists, state, m, ties, rest, terms_below, masses, below,
+                    hot_z)  # fmt: skip
     store_number(loss_ptr, row, exists, held(state, r * loss))
     store_number(lse_ptr, row, exists, held(state, lse))
     store_number(entropy_ptr, row, exists, held(state, entropy_of(log_of_d, mean_below)))

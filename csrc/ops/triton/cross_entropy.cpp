@@ -47,11 +47,12 @@ class TritonKernels final : public CrossEntropyKernels {
     triton::row_losses.redispatch(
         kernels_of(call.logits.device()), call.logits, if_defined(indices), if_defined(call.target_probs),
         if_defined(call.probabilities), if_defined(call.weight), if_defined(call.row_weight), call.options,
-        factor.on_device.defined() ? 1 : factor.value, if_defined(factor.on_device),
-        if_defined(upstream.loss), if_defined(upstream.log_prob), if_defined(upstream.lse),
-        if_defined(upstream.entropy), if_defined(outputs.loss), if_defined(outputs.log_prob),
-        if_defined(outputs.lse), if_defined(outputs.entropy), if_defined(outputs.argmax),
-        if_defined(outputs.correct), grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
+        call.first, if_defined(call.whole), factor.on_device.defined() ? 1 : factor.value,
+        if_defined(factor.on_device), if_defined(upstream.loss), if_defined(upstream.log_prob),
+        if_defined(upstream.lse), if_defined(upstream.entropy), if_defined(outputs.loss),
+        if_defined(outputs.log_prob), if_defined(outputs.lse), if_defined(outputs.entropy),
+        if_defined(outputs.argmax), if_defined(outputs.correct), if_defined(outputs.parts),
+        grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
   }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,

@@ -24,22 +24,23 @@ SOFTKERN_OP(softkern_triton, cross_entropy_rows, 0,
                  Tensor losses, OptionalTensor grad));
 
 /// Writes the results that are given and, if `grad` is given, the gradient for the upstream gradients
-/// (RowGradients in ops/row_losses/call.h). `indices`: one class index a row, or (rows, K) of them.
+/// (RowGradients in ops/row_losses/call.h). `indices`: one class index a row, or (rows, K) of them; `first`,
+/// `whole`: RowCall's.
 SOFTKERN_OP(softkern_triton, row_losses, 0,
             "(Tensor self, Tensor? indices, Tensor? target_probs, Tensor? probabilities, Tensor? weight, "
             "Tensor? row_weight" SOFTKERN_ROW_OPTIONS_SCHEMA
-            ", float factor, Tensor? factor_on_device, Tensor? grad_loss, Tensor? grad_log_prob, "
-            "Tensor? grad_lse, Tensor? grad_entropy, Tensor(a!)? loss, Tensor(b!)? log_prob, "
-            "Tensor(c!)? lse, Tensor(d!)? entropy, Tensor(e!)? argmax, Tensor(f!)? correct, "
-            "Tensor(g!)? grad) -> ()",
+            ", int first, Tensor? whole, float factor, Tensor? factor_on_device, Tensor? grad_loss, "
+            "Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy, Tensor(a!)? loss, "
+            "Tensor(b!)? log_prob, Tensor(c!)? lse, Tensor(d!)? entropy, Tensor(e!)? argmax, "
+            "Tensor(f!)? correct, Tensor(g!)? parts, Tensor(h!)? grad) -> ()",
             void(const Tensor& self, const OptionalTensor& indices, const OptionalTensor& target_probs,
                  const OptionalTensor& probabilities, const OptionalTensor& weight,
-                 const OptionalTensor& row_weight, const RowOptions& options, double factor,
-                 const OptionalTensor& factor_on_device, const OptionalTensor& grad_loss,
-                 const OptionalTensor& grad_log_prob, const OptionalTensor& grad_lse,
-                 const OptionalTensor& grad_entropy, OptionalTensor loss, OptionalTensor log_prob,
-                 OptionalTensor lse, OptionalTensor entropy, OptionalTensor argmax, OptionalTensor correct,
-                 OptionalTensor grad));
+                 const OptionalTensor& row_weight, const RowOptions& options, int64_t first,
+                 const OptionalTensor& whole, double factor, const OptionalTensor& factor_on_device,
+                 const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                 const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, OptionalTensor loss,
+                 OptionalTensor log_prob, OptionalTensor lse, OptionalTensor entropy, OptionalTensor argmax,
+                 OptionalTensor correct, OptionalTensor parts, OptionalTensor grad));
 
 SOFTKERN_OP(softkern_triton, reduce_losses, 0,
             "(Tensor losses, float divisor, Tensor? divisor_on_device, float storage, "
