@@ -6,7 +6,7 @@ For each token of the text it predicts the next one, out of all the different to
 classes, and takes the cross-entropy of these logits:
 
 torch      F.linear, then F.cross_entropy: the logits and their gradient are tensors of tokens x classes
-softkern   softkern.linear_cross_entropy: the same loss and gradients, without these tensors
+softkern   softkern.linear_cross_entropy: the same loss and gradients, from a part of the logits at a time
 
 The head is tied: the vectors of the classes are also the embedding of the input tokens, so their
 gradient comes from both ends of the network.
