@@ -132,9 +132,10 @@ RowResults linear_with_history(const LinearTensors& of, const SymLinearOptions& 
   if (torch::autograd::compute_requires_grad(of.input)) needs |= kNeedsInput;
   if (torch::autograd::compute_requires_grad(of.matrix)) needs |= kNeedsWeight;
   if (torch::autograd::compute_requires_grad(of.bias)) needs |= kNeedsBias;
+  const SymLinearOptions with_plan = with_chosen_plan(of, options, needs);
   auto node = make_node<LinearCrossEntropyNode>();
   node->set_next_edges(torch::autograd::collect_next_edges(of.input, of.matrix, of.bias));
-  node->options = known(options);
+  node->options = known(with_plan);
   node->input = SavedVariable(of.input, false);
   node->matrix = SavedVariable(of.matrix, false);
   node->bias = SavedVariable(of.bias, false);
@@ -149,7 +150,7 @@ RowResults linear_with_history(const LinearTensors& of, const SymLinearOptions& 
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [loss, log_prob, lse, entropy, argmax, correct, grad_input, grad_weight, grad_bias, all] =
-        linear_cross_entropy_forward(of.input, of.matrix, b, y, w, rw, n, t, options, needs);
+        linear_cross_entropy_forward(of.input, of.matrix, b, y, w, rw, n, t, with_plan, needs);
     results = {loss, log_prob, lse, entropy, argmax, correct};
     grads = {grad_input, grad_weight, grad_bias};
     numbers = all;

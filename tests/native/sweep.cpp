@@ -119,6 +119,14 @@ struct Result {
 };
 using Results = std::vector<Result>;
 
+bool same(const Result& a, const Result& b) {
+  const size_t size = kSize[a.type];
+  for (size_t i = 0; i < a.bytes.size(); i += size) {
+    if (bits_of(&a.bytes[i], a.type) != bits_of(&b.bytes[i], a.type)) return false;
+  }
+  return true;
+}
+
 /// Rows by rows, or each row in chunks if the kernel shares rows of such a call: with the memory that it asks
 /// for and no byte more.
 class Caller {
@@ -175,7 +183,8 @@ class RowLossCases {
         by_index_(c.rows * kIndices * size_, c.at_end),
         by_row_(c.rows * size_, c.at_end),
         argmax_(c.rows * sizeof(int64_t), c.at_end),
-        correct_(c.rows, c.at_end) {
+        correct_(c.rows, c.at_end),
+        numbers_(kPartNumbers * c.rows * size_, c.at_end) {
     for (int64_t i = 0; i < c.rows * kIndices; ++i) {
       const int64_t target = (targets[i % c.rows] + i) % valid();
       const int64_t y = target < 0 ? 0 : target;
@@ -216,6 +225,33 @@ class RowLossCases {
     a.of_entropy = variant > 1 ? by_row_.data : nullptr;
     return a;
   }
+  /// The arguments for the numbers of the rows, and for the gradient of some classes from these numbers.
+  RowLossArgs numbers(const RowLossArgs& of) const {
+    RowLossArgs a = of;
+    a.grad = {};
+    a.parts = numbers_.data;
+    a.parts_step = case_.rows;
+    a.options.outputs = kEntropy;
+    return a;
+  }
+  RowLossArgs some_classes(const RowLossArgs& of, int64_t begin, int64_t end, size_t size) const {
+    RowLossArgs a = of;
+    a.shape.classes = end - begin;
+    a.valid = std::clamp<int64_t>(of.valid - begin, 0, end - begin);
+    a.first = begin;
+    a.whole = numbers_.data;
+    a.whole_step = case_.rows;
+    for (Rows* rows : {&a.logits, &a.probabilities, &a.grad}) {
+      if (rows->data != nullptr) {
+        rows->data = static_cast<char*>(rows->data) + static_cast<size_t>(begin * rows->class_stride) * size;
+      }
+    }
+    a.loss = a.log_prob = a.lse = a.entropy = nullptr;
+    a.argmax = nullptr;
+    a.correct = nullptr;
+    return a;
+  }
+  std::string numbers_bytes() const { return numbers_.bytes(); }
   /// The bytes of the results.
   std::string bytes() const {
     std::string all;
@@ -238,7 +274,7 @@ class RowLossCases {
   Case case_;
   int computed_;
   size_t size_;
-  Guarded several_, by_index_, by_row_, argmax_, correct_;
+  Guarded several_, by_index_, by_row_, argmax_, correct_, numbers_;
   const Guarded by_result_[4] = {{case_.rows * size_, case_.at_end},
                                  {case_.rows * kIndices * size_, case_.at_end},
                                  {case_.rows * size_, case_.at_end},
@@ -324,6 +360,23 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
     const char* const way = call(kernels.row_losses, a);
     out.push_back({"row_losses", way, computed, cases.bytes()});
     keep("row_losses", way, over_logits ? x : d);
+    if (over_logits) continue;
+    // The same gradient, of some classes after the other, from the numbers of the whole rows.
+    const std::string whole = out.back().bytes;
+    RowLossArgs part = cases.numbers(a);
+    out.push_back({"row_losses_parts", call(kernels.row_losses, part), computed, cases.numbers_bytes()});
+    memset(d.data, 0x5a, bytes);
+    const int64_t first = c.classes * 2 / 5;
+    for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{first, c.classes}, {0, first}}) {
+      if (begin == end) continue;
+      part = cases.some_classes(a, begin, end, size);
+      call(kernels.row_losses, part);
+    }
+    if (!same({"", "", c.type, whole}, {"", "", c.type, d.bytes()})) {
+      printf("row_losses: the gradient of some classes differs, %s, case %d, %lld x %lld classes\n",
+             table.isa, number, static_cast<long long>(c.rows), static_cast<long long>(c.classes));
+      abort();
+    }
   }
   const double total = kernels.sum_losses(loss.data, c.rows);
   const TargetCounts counts = kernels.count_targets(targets.data(), c.rows, c.classes - 1, -100);
@@ -331,14 +384,6 @@ Results run(const KernelTable& table, const Case& c, How how, const std::string&
   // Two counts below 2^31: as floats they are no NaNs.
   out.push_back({"count_targets", "all", kFloat, {reinterpret_cast<const char*>(&counts), sizeof(counts)}});
   return out;
-}
-
-bool same(const Result& a, const Result& b) {
-  const size_t size = kSize[a.type];
-  for (size_t i = 0; i < a.bytes.size(); i += size) {
-    if (bits_of(&a.bytes[i], a.type) != bits_of(&b.bytes[i], a.type)) return false;
-  }
-  return true;
 }
 
 /// All results of an op that went one way, of rows of up to `classes` classes and of more than the next lower

@@ -30,6 +30,16 @@ OptionalTensor converted(const OptionalTensor& x, const Tensor& input, at::Scala
   return takes ? OptionalTensor(x->to(type)) : x;
 }
 
+LinearShape shape_of(const LinearTensors& of, int64_t rows, int64_t classes) {
+  return {rows,
+          classes,
+          as_int(of.input.sym_size(1)),
+          static_cast<int64_t>(at::elementSize(compute_type(of.input))),
+          static_cast<int64_t>(of.input.element_size()),
+          Products(of.input).narrows(),
+          of.input.is_cpu()};
+}
+
 bool is_capturing(const Tensor& x) {
   if (x.is_cpu()) return false;
   const c10::impl::VirtualGuardImpl device(x.device().type());
@@ -73,6 +83,18 @@ bool takes_linear_cross_entropy(const LinearTensors& of, const SymLinearOptions&
   return options.plan >= kAutoPlan && options.plan < kReferencePlan && takes_row_losses(of.rows, options);
 }
 
+SymLinearOptions with_chosen_plan(const LinearTensors& of, const SymLinearOptions& options, int64_t needs) {
+  const bool is_half = of.input.scalar_type() == at::kHalf;
+  SymLinearOptions result = options;
+  result.plan = prefers_fast(known(options), needs, is_half) ? kFastPlan : kLeanPlan;
+  if (options.max_bytes < 0) return result;
+  // Sizes decide: symbolic ones are specialized.
+  const int64_t classes = as_int(valid_classes(of.rows.self, options));
+  const LinearShape shape = shape_of(of, as_int(of.input.sym_size(0)), classes);
+  result.plan = chosen_plan(shape, known(options), needs, is_half);
+  return result;
+}
+
 LinearCall::LinearCall(const LinearTensors& of, const SymLinearOptions& given)
     : kernels(cross_entropy_kernels(of.input.device())),
       options(known(given)),
@@ -104,21 +126,13 @@ LinearCall::LinearCall(const LinearTensors& of, const SymLinearOptions& given)
   all_.layout.rows = rows;
 }
 
-LinearShape LinearCall::shape() const {
-  return {rows,
-          classes,
-          features(),
-          static_cast<int64_t>(at::elementSize(compute)),
-          static_cast<int64_t>(input.element_size()),
-          products.narrows(),
-          input.is_cpu()};
+LinearPlan LinearCall::pieces_of(Plan plan, int64_t needs) const {
+  return softkern::pieces_of(plan, shape_of(of_, rows, classes), options, needs);
 }
 
-LinearPlan LinearCall::plan(int64_t needs) const {
-  return make_linear_plan(shape(), options, needs, input.scalar_type() == at::kHalf);
+bool LinearCall::prefers_fast(int64_t needs) const {
+  return softkern::prefers_fast(options, needs, input.scalar_type() == at::kHalf);
 }
-
-LinearPlan LinearCall::backward_plan(int64_t needs) const { return lean_plan(shape(), options, needs); }
 
 RowCall LinearCall::rows_of(const Tensor& logits, int64_t first, int64_t count) const {
   RowCall part{logits, all_.kind};

@@ -27,6 +27,9 @@ struct LinearTensors {
 /// Whether the kernels take these arguments: as in checks.h, for fake tensors and symbolic sizes, too.
 bool takes_linear_cross_entropy(const LinearTensors& of, const SymLinearOptions& options);
 
+/// The options with the plan that is chosen for all rows of the call.
+SymLinearOptions with_chosen_plan(const LinearTensors& of, const SymLinearOptions& options, int64_t needs);
+
 /// The rows that are not ignored, and everything that is computed of them.
 class LinearCall {
  public:
@@ -34,9 +37,8 @@ class LinearCall {
   LinearCall(const LinearTensors& of, const SymLinearOptions& options);
   LinearCall(const LinearCall&) = delete;
 
-  LinearPlan plan(int64_t needs) const;
-  /// Of a backward: lean, whatever fits.
-  LinearPlan backward_plan(int64_t needs) const;
+  LinearPlan pieces_of(Plan plan, int64_t needs) const;
+  bool prefers_fast(int64_t needs) const;
   /// The call of row_losses for rows [first, first + count) of those that are kept, whose logits are given.
   RowCall rows_of(const Tensor& logits, int64_t first, int64_t count) const;
   /// The same for the classes [first, first + logits.size(1)) of all rows that are kept.
@@ -69,8 +71,6 @@ class LinearCall {
   int64_t features() const { return of_.input.size(1); }
 
  private:
-  LinearShape shape() const;
-
   const LinearTensors& of_;
   RowCall all_;  // of all rows, then of those that are kept
   Tensor kept_;  // their indices; undefined: all

@@ -232,9 +232,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
               "softkern::linear_cross_entropy_forward: arguments that the kernels don't take; call "
               "softkern.linear_cross_entropy, which checks them");
   const LinearCall call(of, options);
-  const LinearPlan plan = call.plan(needs);
-  const bool differentiates = plan.plan == kFastPlan;
-  const Computed computed = compute_forward(call, plan, differentiates ? needs : 0, needs != 0);
+  const bool fast = call.prefers_fast(needs);
+  const LinearPlan pieces = call.pieces_of(fast ? kFastPlan : kLeanPlan, needs);
+  const Computed computed = compute_forward(call, pieces, fast ? needs : 0, needs != 0);
 
   const RowOutputs& rows = computed.outputs;
   const at::ScalarType type = input.scalar_type(), of_loss = options.wide_loss != 0 ? call.compute : type;
@@ -266,7 +266,7 @@ LinearGradients linear_backward(const OptionalTensor& grad_loss, const OptionalT
   TORCH_CHECK(takes_linear_cross_entropy(of, options),
               "softkern::linear_cross_entropy_backward: arguments that the kernels don't take");
   const LinearCall call(of, options);
-  const LinearPlan plan = call.backward_plan(needs);
+  const LinearPlan plan = call.pieces_of(kLeanPlan, needs);
   const auto by_row = [&](const OptionalTensor& g) {
     return g.has_value() && g->defined() ? call.kept(g->to(call.compute)).contiguous() : Tensor();
   };
@@ -294,7 +294,7 @@ RowResults linear_below_autograd(SOFTKERN_LINEAR_TENSORS, const SymLinearOptions
                          target_probs);
   if (!takes_linear_cross_entropy(of, options)) return linear_cross_entropy_of_logits(of, options);
   const auto all = linear_cross_entropy_forward(input, linear_weight, linear_bias, target, weight, row_weight,
-                                                num_items, target_probs, options, 0);
+                                                num_items, target_probs, with_chosen_plan(of, options, 0), 0);
   return {std::get<0>(all), std::get<1>(all), std::get<2>(all),
           std::get<3>(all), std::get<4>(all), std::get<5>(all)};
 }

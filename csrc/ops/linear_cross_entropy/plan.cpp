@@ -52,10 +52,6 @@ LinearPlan fast_plan(const LinearShape& s, int64_t rows, int64_t needs) {
 
 }  // namespace
 
-bool can_be_fast(const LinearOptions& options, bool is_half) {
-  return (options.outputs & kLoss) != 0 && options.reduction != kNone && !is_half;
-}
-
 int64_t temporary_bytes(const LinearShape& s, const LinearPlan& plan, int64_t needs) {
   const int64_t chunk = std::min(plan.chunk_rows, s.rows) * s.classes;
   // Operands in the compute type, where products need them so.
@@ -80,51 +76,42 @@ int64_t temporary_bytes(const LinearShape& s, const LinearPlan& plan, int64_t ne
   return std::max(forward, backward);
 }
 
-namespace {
-
-bool fits(const LinearShape& s, const LinearPlan& plan, const LinearOptions& options, int64_t needs) {
-  return options.max_bytes < 0 || temporary_bytes(s, plan, needs) <= options.max_bytes;
-}
-
-int64_t chunk_rows(const LinearShape& s, const LinearOptions& options, int64_t bytes) {
-  return options.chunk_rows > 0 ? rounded_up(options.chunk_rows, kLeastRows) : default_rows(s, bytes);
-}
-
-/// Half of n, a multiple of `least`.
-int64_t smaller(int64_t n, int64_t least) { return std::max(least, rounded_up(n / 2, least)); }
-
-}  // namespace
-
-LinearPlan lean_plan(const LinearShape& s, const LinearOptions& options, int64_t needs) {
-  LinearPlan plan{kLeanPlan, chunk_rows(s, options, kLeanBytes), default_classes(s), 0};
-  while (!fits(s, plan, options, needs) &&
-         (plan.chunk_rows > kLeastRows || plan.tile_classes > kLeastClasses)) {
-    plan.chunk_rows = smaller(plan.chunk_rows, kLeastRows);
-    plan.tile_classes = smaller(plan.tile_classes, kLeastClasses);
-  }
-  plan.chunk_rows = even_chunks(s.rows, plan.chunk_rows);
-  return plan;
-}
-
-LinearPlan make_linear_plan(const LinearShape& s, const LinearOptions& options, int64_t needs, bool is_half) {
+bool prefers_fast(const LinearOptions& options, int64_t needs, bool is_half) {
   // The gradients of statistics need the logits again, after fast has computed gradients of the loss in vain.
   const bool statistics = (options.outputs & (kLogProb | kLse | kEntropy)) != 0;
-  const bool may_be_fast = needs != 0 && can_be_fast(options, is_half);
-  if (may_be_fast && (options.plan == kFastPlan || (options.plan == kAutoPlan && !statistics))) {
-    LinearPlan plan = fast_plan(s, chunk_rows(s, options, kFastBytes), needs);
-    while (!fits(s, plan, options, needs) && plan.chunk_rows > kLeastRows) {
-      plan = fast_plan(s, smaller(plan.chunk_rows, kLeastRows), needs);
-    }
-    if (fits(s, plan, options, needs)) {
-      plan.chunk_rows = even_chunks(s.rows, plan.chunk_rows);
-      return plan;
-    }
+  const bool wanted = options.plan == kFastPlan || (options.plan == kAutoPlan && !statistics);
+  return wanted && needs != 0 && (options.outputs & kLoss) != 0 && options.reduction != kNone && !is_half;
+}
+
+Plan chosen_plan(const LinearShape& s, const LinearOptions& options, int64_t needs, bool is_half) {
+  const bool fast = prefers_fast(options, needs, is_half);
+  if (options.max_bytes < 0) return fast ? kFastPlan : kLeanPlan;
+  const auto bytes = [&](Plan plan) { return temporary_bytes(s, pieces_of(plan, s, options, needs), needs); };
+  if (fast && bytes(kFastPlan) <= options.max_bytes) return kFastPlan;
+  const int64_t least = bytes(kLeanPlan);
+  TORCH_CHECK_VALUE(least <= options.max_bytes, "linear_cross_entropy: max_bytes = ", options.max_bytes,
+                    " is too small: ", s.rows, " rows of ", s.features, " features and ", s.classes,
+                    " classes need ", least, " bytes");
+  return kLeanPlan;
+}
+
+LinearPlan pieces_of(Plan plan, const LinearShape& s, const LinearOptions& options, int64_t needs) {
+  const auto half = [](int64_t n, int64_t least) { return std::max(least, rounded_up(n / 2, least)); };
+  const auto with = [&](int64_t rows, int64_t tile_classes) {
+    return plan == kFastPlan ? fast_plan(s, rows, needs) : LinearPlan{kLeanPlan, rows, tile_classes, 0};
+  };
+  int64_t rows = options.chunk_rows > 0 ? rounded_up(options.chunk_rows, kLeastRows)
+                                        : default_rows(s, plan == kFastPlan ? kFastBytes : kLeanBytes);
+  int64_t tile_classes = default_classes(s);
+  LinearPlan pieces = with(rows, tile_classes);
+  while (options.max_bytes >= 0 && temporary_bytes(s, pieces, needs) > options.max_bytes &&
+         (rows > kLeastRows || tile_classes > kLeastClasses)) {
+    rows = half(rows, kLeastRows);
+    tile_classes = half(tile_classes, kLeastClasses);
+    pieces = with(rows, tile_classes);
   }
-  const LinearPlan plan = lean_plan(s, options, needs);
-  TORCH_CHECK_VALUE(fits(s, plan, options, needs), "linear_cross_entropy: max_bytes = ", options.max_bytes,
-                    " is too small: these ", s.rows, " rows, ", s.classes, " classes and ", s.features,
-                    " features need ", temporary_bytes(s, plan, needs), " bytes");
-  return plan;
+  pieces.chunk_rows = even_chunks(s.rows, pieces.chunk_rows);
+  return pieces;
 }
 
 }  // namespace softkern

@@ -33,16 +33,17 @@ struct LinearPlan {
                       // 0: each chunk's are multiplied at once
 };
 
-/// Whether fast can serve the call's gradients: of a loss that is reduced, and not of float16 inputs, whose
-/// gradients get their scale in backward.
-bool can_be_fast(const LinearOptions& options, bool is_half);
+/// Whether fast serves the call: it is wanted, and can serve upstream gradients of a loss that is reduced,
+/// but not of float16 inputs, whose gradients get their scale in backward. Sizes do not matter: which results
+/// linear_cross_entropy_forward has must be known without them.
+bool prefers_fast(const LinearOptions& options, int64_t needs, bool is_half);
 
-/// lean with the largest pieces that fit into max_bytes, or else the smallest.
-LinearPlan lean_plan(const LinearShape& shape, const LinearOptions& options, int64_t needs);
+/// The plan of a call with these gradients: options.plan, or what takes its place. Raises ValueError if
+/// max_bytes is too small for every plan.
+Plan chosen_plan(const LinearShape& shape, const LinearOptions& options, int64_t needs, bool is_half);
 
-/// Raises ValueError if no plan fits into max_bytes. needs: `Needs` of the call.
-LinearPlan make_linear_plan(const LinearShape& shape, const LinearOptions& options, int64_t needs,
-                            bool is_half);
+/// A plan's pieces: the largest ones that fit into max_bytes, or else the smallest.
+LinearPlan pieces_of(Plan plan, const LinearShape& shape, const LinearOptions& options, int64_t needs);
 
 /// Bytes of temporaries of a plan, beside inputs and results: at most so many are there at a time.
 int64_t temporary_bytes(const LinearShape& shape, const LinearPlan& plan, int64_t needs);
