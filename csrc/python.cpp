@@ -16,6 +16,7 @@
 #include "ops/cpu/patience.h"
 #include "ops/onnx.h"
 #include "ops/fallback.h"
+#include "ops/linear_cross_entropy/aten.h"
 #include "ops/ops.h"
 #include "ops/ran.h"
 #include "ops/row_losses/aten.h"
@@ -64,6 +65,27 @@ softkern::RowResults row_losses_in_aten(const at::Tensor& input, SOFTKERN_ROW_TE
 
 bool takes_row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS, const softkern::SymRowOptions& options) {
   return softkern::takes_row_losses({input, target, weight, row_weight, num_items, target_probs}, options);
+}
+
+softkern::RowResults linear_cross_entropy(SOFTKERN_LINEAR_TENSORS, const softkern::LinearOptions& given) {
+  const softkern::SymLinearOptions options = softkern::symbolic(given);
+  if (softkern::is_traced_for_onnx(input)) {
+    return softkern::linear_cross_entropy_in_aten(
+        {input, linear_weight, linear_bias, target, weight, row_weight, num_items, target_probs}, options);
+  }
+  return softkern::linear_cross_entropy(input, linear_weight, linear_bias, target, weight, row_weight,
+                                        num_items, target_probs, options);
+}
+
+softkern::RowResults linear_cross_entropy_in_aten(SOFTKERN_LINEAR_TENSORS,
+                                                  const softkern::SymLinearOptions& options) {
+  return softkern::linear_cross_entropy_in_aten(
+      {input, linear_weight, linear_bias, target, weight, row_weight, num_items, target_probs}, options);
+}
+
+bool takes_linear_cross_entropy(SOFTKERN_LINEAR_TENSORS, const softkern::SymLinearOptions& options) {
+  return softkern::takes_linear_cross_entropy(
+      {input, linear_weight, linear_bias, target, weight, row_weight, num_items, target_probs}, options);
 }
 
 py::list op_names() {
@@ -139,6 +161,12 @@ PYBIND11_MODULE(_C, m) {
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&softkern::takes_cross_entropy>));
   m.def("row_losses_in_aten", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&row_losses_in_aten>));
   m.def("takes_row_losses", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&takes_row_losses>));
+  m.def("linear_cross_entropy",
+        torch::wrap_pybind_function_no_gil(*softkern::unpacked<&linear_cross_entropy>));
+  m.def("linear_cross_entropy_in_aten",
+        torch::wrap_pybind_function_no_gil(*softkern::unpacked<&linear_cross_entropy_in_aten>));
+  m.def("takes_linear_cross_entropy",
+        torch::wrap_pybind_function_no_gil(*softkern::unpacked<&takes_linear_cross_entropy>));
   m.def("op_names", &op_names);
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });

@@ -35,5 +35,29 @@ class RowOptions(NamedTuple):
     outputs: int = 1  # a sum of OUTPUTS
 
 
+class LinearOptions(NamedTuple):
+    """The options of linear_cross_entropy: those of row_losses, then those of the plan."""
+
+    reduction: int = 1
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    valid_classes: int = -1
+    logit_scale: float = 1.0
+    softcap: float = 0.0
+    temperature: float = 1.0
+    z_loss: float = 0.0
+    outputs: int = 1
+    plan: int = 0  # an index of PLANS
+    max_bytes: int = -1  # no limit
+    chunk_rows: int = 0  # the plan chooses
+    wide_loss: int = 0  # 1: the loss has the compute dtype
+
+    @property
+    def of_rows(self) -> RowOptions:
+        return RowOptions(*self[: len(RowOptions._fields)])
+
+
+PLANS = ("auto", "fast", "lean", "reference")
+
 # The results of row_losses in their order, as bits of its option `outputs`.
 OUTPUTS = {"loss": 1, "log_prob": 2, "lse": 4, "entropy": 8, "argmax": 16, "correct": 32}

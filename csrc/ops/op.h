@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ops as C++ objects. One line declares an op: its name, its schema and its C++ signature. The calls through
 // the dispatcher and to the backend's function are deduced from the signature. In it, `const
-// SymCrossEntropyOptions&` (or CrossEntropyOptions, SymRowOptions, RowOptions) stands for one argument per
-// option.
+// SymCrossEntropyOptions&` (or CrossEntropyOptions, SymRowOptions, RowOptions, SymLinearOptions) stands for
+// one argument per option.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -38,6 +38,8 @@ template <class Index>
 struct Unpacked<const CrossEntropyOptionsOf<Index>&> : UnpackedOptions<CrossEntropyOptionsOf<Index>> {};
 template <class Index>
 struct Unpacked<const RowOptionsOf<Index>&> : UnpackedOptions<RowOptionsOf<Index>> {};
+template <class Index>
+struct Unpacked<const LinearOptionsOf<Index>&> : UnpackedOptions<LinearOptionsOf<Index>> {};
 
 template <class R, class... A>
 struct Joined;

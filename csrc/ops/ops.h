@@ -120,6 +120,49 @@ SOFTKERN_OP(softkern, row_losses_backward_, 4,
                  const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, Tensor self,
                  SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
 
+// A linear layer and row_losses of its outputs, whose logits are never there as a whole
+// (ops/linear_cross_entropy/).
+
+/// What to compute gradients of, as bits.
+enum Needs : int64_t { kNeedsInput = 1, kNeedsWeight = 2, kNeedsBias = 4 };
+
+#define SOFTKERN_LINEAR_TENSORS                                 \
+  const ::at::Tensor &input, const ::at::Tensor &linear_weight, \
+      const ::softkern::OptionalTensor &linear_bias, SOFTKERN_ROW_TENSORS
+#define SOFTKERN_LINEAR_TENSORS_SCHEMA \
+  "Tensor input, Tensor linear_weight, Tensor? linear_bias" SOFTKERN_ROW_TENSORS_SCHEMA
+#define SOFTKERN_LINEAR_GRADIENTS_SCHEMA "Tensor grad_input, Tensor grad_weight, Tensor grad_bias"
+
+SOFTKERN_OP(
+    softkern, linear_cross_entropy, 0,
+    "(Tensor input, Tensor linear_weight, Tensor? "
+    "linear_bias=None" SOFTKERN_ROW_TENSORS_SCHEMA_WITH_DEFAULTS SOFTKERN_LINEAR_OPTIONS_SCHEMA_WITH_DEFAULTS
+    ") -> (" SOFTKERN_ROW_RESULTS_SCHEMA ")",
+    RowResults(SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options));
+
+/// With a plan that computes gradients in the forward, they are those for an upstream gradient of 1 of the
+/// loss alone; gradients that `needs` lacks, and those of other plans, are empty. `numbers` are the
+/// PartNumbers of the rows, (kPartNumbers, N), from which linear_cross_entropy_backward computes; empty
+/// without needs.
+SOFTKERN_OP(softkern, linear_cross_entropy_forward, 0,
+            "(" SOFTKERN_LINEAR_TENSORS_SCHEMA SOFTKERN_LINEAR_OPTIONS_SCHEMA
+            ", int needs) -> (" SOFTKERN_ROW_RESULTS_SCHEMA ", " SOFTKERN_LINEAR_GRADIENTS_SCHEMA
+            ", Tensor numbers)",
+            std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
+                SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options, int64_t needs));
+
+using LinearGradients = std::tuple<Tensor, Tensor, Tensor>;
+
+/// The gradients for upstream gradients of the results.
+SOFTKERN_OP(softkern, linear_cross_entropy_backward, 5,
+            "(Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy, Tensor "
+            "numbers, " SOFTKERN_LINEAR_TENSORS_SCHEMA SOFTKERN_LINEAR_OPTIONS_SCHEMA
+            ", int needs) -> (" SOFTKERN_LINEAR_GRADIENTS_SCHEMA ")",
+            LinearGradients(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                            const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
+                            const Tensor& numbers, SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options,
+                            int64_t needs));
+
 /// Calls f(op) for the ops that a backend implements as one function each (Op::computed_by).
 template <class F>
 void for_each_softmax_op(F f) {
@@ -133,6 +176,7 @@ void for_each_op(F f) {
   f(cross_entropy_backward), f(cross_entropy_backward_);
   f(row_losses), f(row_losses_), f(row_losses_forward), f(row_losses_forward_);
   f(row_losses_backward), f(row_losses_backward_);
+  f(linear_cross_entropy), f(linear_cross_entropy_forward), f(linear_cross_entropy_backward);
 }
 
 }  // namespace softkern

@@ -12,9 +12,30 @@
 
 namespace softkern {
 
+/// The options of linear_cross_entropy alone, which no kernel needs. plan: a `Plan`; max_bytes: -1 for no
+/// limit; chunk_rows: 0 to let the plan choose; wide_loss: 1 for a loss in the compute type.
+#define SOFTKERN_LINEAR_OPTIONS(OPTION) \
+  OPTION(int, plan, 0)                  \
+  OPTION(int, max_bytes, -1)            \
+  OPTION(int, chunk_rows, 0)            \
+  OPTION(int, wide_loss, 0)
+
+/// The options of linear_cross_entropy: those of row_losses, then those of the plan.
+template <class Index>
+struct LinearOptionsOf : RowOptionsOf<Index> {
+#define SOFTKERN_FIELD(kind, name, initial) kind##_option<Index> name = initial;
+  SOFTKERN_LINEAR_OPTIONS(SOFTKERN_FIELD)
+#undef SOFTKERN_FIELD
+};
+using LinearOptions = LinearOptionsOf<int64_t>;
+
+/// How linear_cross_entropy computes (linear_cross_entropy/plan.h).
+enum Plan : int64_t { kAutoPlan = 0, kFastPlan = 1, kLeanPlan = 2, kReferencePlan = 3 };
+
 /// The options as the dispatcher passes them: integers may be symbolic.
 using SymCrossEntropyOptions = CrossEntropyOptionsOf<c10::SymInt>;
 using SymRowOptions = RowOptionsOf<c10::SymInt>;
+using SymLinearOptions = LinearOptionsOf<c10::SymInt>;
 
 // A list that the X-macro makes begins with a comma. A dummy element goes before it and is dropped.
 #define SOFTKERN_TYPE(kind, name, initial) , kind##_option<Index>
@@ -28,6 +49,9 @@ using SymRowOptions = RowOptionsOf<c10::SymInt>;
 #define SOFTKERN_ROW_OPTIONS_SCHEMA SOFTKERN_OPTIONS_SCHEMA SOFTKERN_OWN_OPTIONS(SOFTKERN_PARAMETER)
 #define SOFTKERN_ROW_OPTIONS_SCHEMA_WITH_DEFAULTS \
   SOFTKERN_OPTIONS_SCHEMA_WITH_DEFAULTS SOFTKERN_OWN_OPTIONS(SOFTKERN_PARAMETER_WITH_DEFAULT)
+#define SOFTKERN_LINEAR_OPTIONS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA SOFTKERN_LINEAR_OPTIONS(SOFTKERN_PARAMETER)
+#define SOFTKERN_LINEAR_OPTIONS_SCHEMA_WITH_DEFAULTS \
+  SOFTKERN_ROW_OPTIONS_SCHEMA_WITH_DEFAULTS SOFTKERN_LINEAR_OPTIONS(SOFTKERN_PARAMETER_WITH_DEFAULT)
 
 template <class... T>
 struct Types {};
@@ -46,6 +70,12 @@ struct OptionTypesOf<RowOptionsOf<Index>> {
   using Type = decltype(all_but_first(
       Types<void SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_TYPE) SOFTKERN_OWN_OPTIONS(SOFTKERN_TYPE)>()));
 };
+template <class Index>
+struct OptionTypesOf<LinearOptionsOf<Index>> {
+  using Type =
+      decltype(all_but_first(Types<void SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_TYPE) SOFTKERN_OWN_OPTIONS(
+                                 SOFTKERN_TYPE) SOFTKERN_LINEAR_OPTIONS(SOFTKERN_TYPE)>()));
+};
 
 /// The fields of `options`, in order, as a tuple of references.
 template <class Index>
@@ -59,6 +89,11 @@ auto fields(const RowOptionsOf<Index>& options) {
   return [](int, const auto&... field) {
     return std::tie(field...);
   }(0 SOFTKERN_CROSS_ENTROPY_OPTIONS(SOFTKERN_MEMBER) SOFTKERN_OWN_OPTIONS(SOFTKERN_MEMBER));
+}
+template <class Index>
+auto fields(const LinearOptionsOf<Index>& options) {
+  return [](int, const auto&... field) { return std::tie(field...); }(0 SOFTKERN_CROSS_ENTROPY_OPTIONS(
+             SOFTKERN_MEMBER) SOFTKERN_OWN_OPTIONS(SOFTKERN_MEMBER) SOFTKERN_LINEAR_OPTIONS(SOFTKERN_MEMBER));
 }
 
 #undef SOFTKERN_TYPE

@@ -15,10 +15,9 @@
 
 #include "../ops.h"
 #include "aten.h"
-#include "call.h"
+#include "driver.h"
 
 namespace softkern {
-namespace {
 
 RowCall checked_rows(const CrossEntropyKernels& kernels, const RowTensors& of, const SymRowOptions& options) {
   TORCH_CHECK(takes_row_losses(of, options),
@@ -57,6 +56,8 @@ RowCall checked_rows(const CrossEntropyKernels& kernels, const RowTensors& of, c
   return call;
 }
 
+namespace {
+
 /// The same call without softkern's own options: for the checks and the divisor of cross_entropy.
 CrossEntropyCall as_cross_entropy(const RowCall& call) {
   CrossEntropyCall result{call.logits, call.target, call.weight, call.options,
@@ -80,7 +81,8 @@ Divisor divisor_of_tensor(const Tensor& sum, at::ScalarType compute) {
   return {number_of(divisor), number_of(at::reciprocal(divisor).to(compute))};
 }
 
-/// Checks the targets, as far as the host can, and returns the divisor of a mean, else 1.
+}  // namespace
+
 Divisor divisor_of(const CrossEntropyKernels& kernels, const RowCall& call, const Tensor& num_items) {
   const bool mean = call.options.reduction == kMean && (call.options.outputs & kLoss) != 0;
   Divisor result{{1}, {1}};
@@ -117,6 +119,14 @@ Divisor divisor_of(const CrossEntropyKernels& kernels, const RowCall& call, cons
   }
   return divisor_of_tensor(sum, call.compute);
 }
+
+Number factor_of(const Tensor& grad_loss, const Divisor& divisor, at::ScalarType compute) {
+  const Number& reciprocal = divisor.reciprocal;
+  const Tensor g = grad_loss.to(compute).reshape({});
+  return number_of(reciprocal.on_device.defined() ? g * reciprocal.on_device : g * reciprocal.value);
+}
+
+namespace {
 
 /// The sizes of row numbers as results: without the class dimension, or with K classes.
 at::DimVector result_sizes(const RowCall& call, bool log_prob) {
@@ -230,7 +240,7 @@ void differentiate(const OptionalTensor& grad_loss, const OptionalTensor& grad_l
   upstream.lse = by_row(grad_lse, "grad_lse");
   upstream.entropy = by_row(grad_entropy, "grad_entropy");
   if (grad_loss.has_value() && grad_loss->defined()) {
-    const Number reciprocal = divisor_of(kernels, call, of.num_items).reciprocal;
+    const Divisor divisor = divisor_of(kernels, call, of.num_items);
     if (call.options.reduction == kNone) {
       upstream.loss = by_row(grad_loss, "grad_loss");
       upstream.factor = {1};
@@ -238,9 +248,7 @@ void differentiate(const OptionalTensor& grad_loss, const OptionalTensor& grad_l
       TORCH_CHECK(grad_loss->numel() == 1,
                   "softkern::row_losses_backward: expected grad_loss of one element, got ",
                   grad_loss->sizes());
-      const Tensor g = grad_loss->to(call.compute).reshape({});
-      upstream.factor =
-          number_of(reciprocal.on_device.defined() ? g * reciprocal.on_device : g * reciprocal.value);
+      upstream.factor = factor_of(*grad_loss, divisor, call.compute);
     }
   } else if (call.target.defined()) {
     CrossEntropyCall plain = as_cross_entropy(call);

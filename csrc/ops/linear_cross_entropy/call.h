@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// A call of linear_cross_entropy: its arguments, and its rows that are not ignored.
+#pragma once
+
+#include "../ops.h"
+#include "../row_losses/driver.h"
+#include "plan.h"
+#include "products.h"
+
+namespace softkern {
+
+/// Undefined: not given.
+struct LinearTensors {
+  Tensor input;   // (N, H)
+  Tensor matrix;  // (C, H)
+  Tensor bias;    // (C)
+  /// The arguments of row_losses. Its logits have the shape of those of this call and no memory.
+  RowTensors rows;
+
+  LinearTensors(SOFTKERN_LINEAR_TENSORS);
+  template <class F>
+  bool any(F f) const {
+    return f(input) || f(matrix) || (bias.defined() && f(bias));
+  }
+};
+
+/// Whether the kernels take these arguments: as in checks.h, for fake tensors and symbolic sizes, too.
+bool takes_linear_cross_entropy(const LinearTensors& of, const SymLinearOptions& options);
+
+/// The rows that are not ignored, and everything that is computed of them.
+class LinearCall {
+ public:
+  /// `of` must outlive the call. Raises for targets that are out of bounds, as far as the host can know.
+  LinearCall(const LinearTensors& of, const SymLinearOptions& options);
+  LinearCall(const LinearCall&) = delete;
+
+  LinearPlan plan(int64_t needs) const;
+  /// Of a backward: lean, whatever fits.
+  LinearPlan backward_plan(int64_t needs) const;
+  /// The call of row_losses for rows [first, first + count) of those that are kept, whose logits are given.
+  RowCall rows_of(const Tensor& logits, int64_t first, int64_t count) const;
+  /// The same for the classes [first, first + logits.size(1)) of all rows that are kept.
+  RowCall classes_of(const Tensor& logits, int64_t first, const Tensor& numbers) const;
+  /// Numbers of the kept rows as numbers of all rows; `otherwise` in ignored rows. dim: that of the rows.
+  Tensor spread(const Tensor& numbers, double otherwise, int64_t dim = 0) const;
+  /// The reverse.
+  Tensor kept(const Tensor& numbers, int64_t dim = 0) const;
+  /// The weight and the bias of classes [first, first + count).
+  Tensor matrix(int64_t first, int64_t count) const { return of_.matrix.narrow(0, first, count); }
+  Tensor bias(int64_t first, int64_t count) const {
+    return of_.bias.defined() ? of_.bias.narrow(0, first, count) : Tensor();
+  }
+
+  /// Fresh memory, which the backend may prepare for its first use.
+  Tensor fresh(at::IntArrayRef sizes, at::ScalarType type) const;
+
+  const CrossEntropyKernels& kernels;
+  const LinearOptions options;
+  const at::ScalarType compute;
+  const Products products;
+  Tensor input;     // of the kept rows
+  int64_t rows;     // kept
+  int64_t classes;  // without padding
+  Divisor divisor;
+  /// Class indices per row.
+  int64_t per_row() const { return all_.per_row; }
+  int64_t all_rows() const { return of_.input.size(0); }
+  int64_t all_classes() const { return of_.matrix.size(0); }
+  int64_t features() const { return of_.input.size(1); }
+
+ private:
+  LinearShape shape() const;
+
+  const LinearTensors& of_;
+  RowCall all_;  // of all rows, then of those that are kept
+  Tensor kept_;  // their indices; undefined: all
+};
+
+}  // namespace softkern

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// The driver of linear_cross_entropy, once for all backends: matrix products (products.h) and the backend's
+// step row_losses, which computes over the logits of some rows or classes.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "aten.h"
+#include "call.h"
+
+namespace softkern {
+namespace {
+
+/// Results of row_losses for all rows, and gradients; undefined: not computed.
+struct Computed {
+  RowOutputs outputs;
+  Tensor grad_input, grad_weight, grad_bias;
+};
+
+RowOutputs new_outputs(const LinearCall& call, bool wants_numbers) {
+  const auto numbers = [&](int64_t output, at::ScalarType type) {
+    return (call.options.outputs & output) != 0 ? new_numbers(call.input, {call.rows}, type) : Tensor();
+  };
+  RowOutputs outputs;
+  outputs.loss = numbers(kLoss, call.compute);
+  outputs.log_prob = numbers(kLogProb, call.compute);
+  if (outputs.log_prob.defined() && call.per_row() > 1) {
+    outputs.log_prob = new_numbers(call.input, {call.rows, call.per_row()}, call.compute);
+  }
+  outputs.lse = numbers(kLse, call.compute);
+  outputs.entropy = numbers(kEntropy, call.compute);
+  outputs.argmax = numbers(kArgmax, at::kLong);
+  outputs.correct = numbers(kCorrect, at::kBool);
+  if (wants_numbers) outputs.parts = new_numbers(call.input, {kPartNumbers, call.rows}, call.compute);
+  return outputs;
+}
+
+/// Rows [first, first + count) of the outputs.
+RowOutputs some(const RowOutputs& all, int64_t first, int64_t count) {
+  const auto part = [&](const Tensor& x) { return x.defined() ? x.narrow(0, first, count) : x; };
+  RowOutputs result{part(all.loss),    part(all.log_prob), part(all.lse),
+                    part(all.entropy), part(all.argmax),   part(all.correct)};
+  if (all.parts.defined()) result.parts = all.parts.narrow(1, first, count);
+  return result;
+}
+
+/// A matrix of that many rows in memory that is used again and again.
+Tensor in_buffer(const Tensor& buffer, int64_t rows, int64_t columns) {
+  return buffer.narrow(0, 0, rows * columns).view({rows, columns});
+}
+
+/// The gradient of the weight, of which each class is written once, or of which rows are added up.
+class WeightGradient {
+ public:
+  WeightGradient(const LinearCall& call, bool adds_up)
+      : call_(call),
+        result_(call.fresh({call.all_classes(), call.features()}, call.input.scalar_type())),
+        valid_(result_.narrow(0, 0, call.classes)),
+        sum_(adds_up && call.compute != call.input.scalar_type() ? call.fresh(valid_.sizes(), call.compute)
+                                                                 : valid_) {}
+  /// Adds the products of some rows.
+  void add(const Tensor& dz, const Tensor& x) {
+    call_.products.weight_gradient(dz, x, sum_, begun_);
+    begun_ = true;
+  }
+  /// Writes that of some classes.
+  void set(int64_t first, const Tensor& dz, const Tensor& x) const {
+    call_.products.weight_gradient(dz, x, valid_.narrow(0, first, dz.size(1)), false);
+  }
+  Tensor classes(int64_t first, int64_t count) const { return valid_.narrow(0, first, count); }
+  /// Classes that are padding get zeros.
+  Tensor finished() {
+    if (call_.rows == 0) return result_.zero_();
+    if (!sum_.is_same(valid_)) valid_.copy_(sum_);
+    if (call_.classes < call_.all_classes()) {
+      result_.narrow(0, call_.classes, call_.all_classes() - call_.classes).zero_();
+    }
+    return result_;
+  }
+
+ private:
+  const LinearCall& call_;
+  Tensor result_, valid_, sum_;
+  bool begun_ = false;
+};
+
+/// The gradient of the bias: sums in the compute type.
+class BiasGradient {
+ public:
+  explicit BiasGradient(const LinearCall& call)
+      : sum_(at::zeros({call.all_classes()}, call.input.options().dtype(call.compute))),
+        type_(call.input.scalar_type()) {}
+  void add(int64_t first, const Tensor& dz) { sum_.narrow(0, first, dz.size(1)).add_(dz.sum(0)); }
+  Tensor finished() const { return sum_.to(type_); }
+
+ private:
+  Tensor sum_;
+  at::ScalarType type_;
+};
+
+/// Plans fast (with needs), and the forward of all others.
+Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t needs, bool wants_numbers) {
+  Computed result{new_outputs(call, wants_numbers)};
+  const auto needed = [&](int64_t need) { return (needs & need) != 0; };
+  const int64_t rows = call.rows, classes = call.classes, chunk = std::min(plan.chunk_rows, rows);
+  const Tensor matrix = call.matrix(0, classes), bias = call.bias(0, classes);
+  const Tensor buffer = call.fresh({chunk * classes}, call.compute);
+  // Gradients of the logits in the dtype of the operands. Several chunks of them wait for one product.
+  const bool narrows = needs != 0 && call.products.narrows();
+  const int64_t waiting = narrows ? std::min(rows, std::max(plan.kept_rows, chunk)) : 0;
+  const Tensor narrow = narrows ? call.fresh({waiting, classes}, call.input.scalar_type()) : Tensor();
+  std::optional<WeightGradient> of_weight;
+  std::optional<BiasGradient> of_bias;
+  if (needed(kNeedsInput)) result.grad_input = call.fresh({rows, call.features()}, call.input.scalar_type());
+  if (needed(kNeedsWeight)) of_weight.emplace(call, !narrows || waiting < rows);
+  if (needed(kNeedsBias)) of_bias.emplace(call);
+
+  int64_t begun = 0;  // the first of the rows that wait
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t count = std::min(chunk, rows - first);
+    const Tensor x = call.input.narrow(0, first, count), logits = in_buffer(buffer, count, classes);
+    call.products.logits(x, matrix, bias, logits);
+    RowGradients upstream;
+    upstream.factor = needs != 0 ? call.divisor.reciprocal : Number{0};
+    call.kernels.row_losses(call.rows_of(logits, first, count), some(result.outputs, first, count), upstream,
+                            needs != 0 ? logits : Tensor());
+    if (needs == 0) continue;
+    if (of_bias.has_value()) of_bias->add(0, logits);
+    Tensor dz = logits;
+    if (narrows) dz = narrow.narrow(0, first - begun, count).copy_(logits);
+    if (needed(kNeedsInput)) {
+      call.products.input_gradient(dz, matrix, result.grad_input.narrow(0, first, count), false);
+    }
+    if (!of_weight.has_value()) {
+      begun = first + count;
+    } else if (!narrows) {
+      of_weight->add(dz, x);
+    } else if (const int64_t end = first + count;
+               end == rows || end - begun + std::min(chunk, rows - end) > waiting) {
+      const Tensor all = narrow.narrow(0, 0, end - begun), xs = call.input.narrow(0, begun, end - begun);
+      if (waiting == rows) {
+        of_weight->set(0, all, xs);
+      } else {
+        of_weight->add(all, xs);
+      }
+      begun = end;
+    }
+  }
+  if (of_weight.has_value()) result.grad_weight = of_weight->finished();
+  if (of_bias.has_value()) result.grad_bias = of_bias->finished();
+  return result;
+}
+
+/// Gradients of logits as the products take them: in the dtype of the operands, times a power of two for
+/// float16, whose range is short.
+class NarrowGradient {
+ public:
+  NarrowGradient(const LinearCall& call, int64_t numbers)
+      : buffer_(call.products.narrows() ? call.fresh({numbers}, call.input.scalar_type()) : Tensor()),
+        scales_(call.products.narrows() && call.input.scalar_type() == at::kHalf) {}
+  bool scales() const { return scales_; }
+  Tensor of(const Tensor& dz) {
+    if (!buffer_.defined()) return dz;
+    const Tensor to = in_buffer(buffer_, dz.size(0), dz.size(1));
+    if (!scales_) return to.copy_(dz);
+    // The largest number comes near 2^15. It never leaves the device.
+    const Tensor power = at::floor(-at::log2(dz.abs().amax())).clamp(-60, 60) + 14;
+    inverse_ = at::exp2(-power);
+    return to.copy_(dz.mul_(at::exp2(power)));
+  }
+  /// What products have to be multiplied by.
+  const Tensor& inverse() const { return inverse_; }
+
+ private:
+  Tensor buffer_, inverse_;
+  bool scales_;
+};
+
+Computed compute_backward(const LinearCall& call, const LinearPlan& plan, const RowGradients& upstream,
+                          const Tensor& numbers, int64_t needs) {
+  Computed result;
+  const auto needed = [&](int64_t need) { return (needs & need) != 0; };
+  const int64_t rows = call.rows, tile = std::min(plan.tile_classes, call.classes);
+  const Tensor buffer = call.fresh({rows * tile}, call.compute);
+  NarrowGradient narrow(call, rows * tile);
+  std::optional<WeightGradient> of_weight;
+  std::optional<BiasGradient> of_bias;
+  Tensor sum;  // of the input's gradient
+  if (needed(kNeedsInput)) sum = at::zeros({rows, call.features()}, call.input.options().dtype(call.compute));
+  if (needed(kNeedsWeight)) of_weight.emplace(call, false);
+  if (needed(kNeedsBias)) of_bias.emplace(call);
+  for (int64_t first = 0; rows > 0 && first < call.classes; first += tile) {
+    const int64_t count = std::min(tile, call.classes - first);
+    const Tensor logits = in_buffer(buffer, rows, count), matrix = call.matrix(first, count);
+    call.products.logits(call.input, matrix, call.bias(first, count), logits);
+    call.kernels.row_losses(call.classes_of(logits, first, numbers), {}, upstream, logits);
+    if (of_bias.has_value()) of_bias->add(first, logits);
+    const Tensor dz = narrow.of(logits);
+    if (narrow.scales()) {
+      if (of_weight.has_value()) {
+        const Tensor product = new_numbers(call.input, {count, call.features()}, call.compute);
+        call.products.weight_gradient(dz, call.input, product, false);
+        of_weight->classes(first, count).copy_(product.mul_(narrow.inverse()));
+      }
+      if (sum.defined()) {
+        const Tensor product = new_numbers(call.input, sum.sizes(), call.compute);
+        call.products.input_gradient(dz, matrix, product, false);
+        sum.add_(product.mul_(narrow.inverse()));
+      }
+      continue;
+    }
+    if (of_weight.has_value()) of_weight->set(first, dz, call.input);
+    if (sum.defined()) call.products.input_gradient(dz, matrix, sum, first > 0);
+  }
+  if (sum.defined()) result.grad_input = sum.to(call.input.scalar_type());
+  if (of_weight.has_value()) result.grad_weight = of_weight->finished();
+  if (of_bias.has_value()) result.grad_bias = of_bias->finished();
+  return result;
+}
+
+Tensor or_empty(const Tensor& x, const Tensor& like, at::ScalarType type) {
+  return x.defined() ? x : at::empty({0}, like.options().dtype(type));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_forward(
+    SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options, int64_t needs) {
+  const LinearTensors of(input, linear_weight, linear_bias, target, weight, row_weight, num_items,
+                         target_probs);
+  TORCH_CHECK(takes_linear_cross_entropy(of, options),
+              "softkern::linear_cross_entropy_forward: arguments that the kernels don't take; call "
+              "softkern.linear_cross_entropy, which checks them");
+  const LinearCall call(of, options);
+  const LinearPlan plan = call.plan(needs);
+  const bool differentiates = plan.plan == kFastPlan;
+  const Computed computed = compute_forward(call, plan, differentiates ? needs : 0, needs != 0);
+
+  const RowOutputs& rows = computed.outputs;
+  const at::ScalarType type = input.scalar_type(), of_loss = options.wide_loss != 0 ? call.compute : type;
+  Tensor loss;
+  if (rows.loss.defined() && options.reduction != kNone) {
+    loss = new_numbers(input, {}, of_loss);
+    call.kernels.reduce(rows.loss, call.divisor.divisor, {}, loss, Tensor());
+  } else {
+    loss = or_empty(call.spread(rows.loss, 0), input, of_loss).to(of_loss);
+  }
+  return {loss,
+          or_empty(call.spread(rows.log_prob, 0), input, call.compute),
+          or_empty(call.spread(rows.lse, 0), input, call.compute),
+          or_empty(call.spread(rows.entropy, 0), input, call.compute),
+          or_empty(call.spread(rows.argmax, -1), input, at::kLong),
+          or_empty(call.spread(rows.correct, 0), input, at::kBool),
+          or_empty(call.spread(computed.grad_input, 0), input, type),
+          or_empty(computed.grad_weight, input, type),
+          or_empty(computed.grad_bias, input, type),
+          or_empty(call.spread(rows.parts, 0, 1), input, call.compute)};
+}
+
+LinearGradients linear_backward(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                                const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
+                                const Tensor& numbers, SOFTKERN_LINEAR_TENSORS,
+                                const SymLinearOptions& options, int64_t needs) {
+  const LinearTensors of(input, linear_weight, linear_bias, target, weight, row_weight, num_items,
+                         target_probs);
+  TORCH_CHECK(takes_linear_cross_entropy(of, options),
+              "softkern::linear_cross_entropy_backward: arguments that the kernels don't take");
+  const LinearCall call(of, options);
+  const LinearPlan plan = call.backward_plan(needs);
+  const auto by_row = [&](const OptionalTensor& g) {
+    return g.has_value() && g->defined() ? call.kept(g->to(call.compute)).contiguous() : Tensor();
+  };
+  RowGradients upstream;
+  upstream.log_prob = by_row(grad_log_prob);
+  upstream.lse = by_row(grad_lse);
+  upstream.entropy = by_row(grad_entropy);
+  if (grad_loss.has_value() && grad_loss->defined()) {
+    if (options.reduction == kNone) {
+      upstream.loss = by_row(grad_loss);
+      upstream.factor = {1};
+    } else {
+      upstream.factor = factor_of(*grad_loss, call.divisor, call.compute);
+    }
+  }
+  const Computed computed = compute_backward(call, plan, upstream, call.kept(numbers, 1), needs);
+  const at::ScalarType type = input.scalar_type();
+  return {or_empty(call.spread(computed.grad_input, 0), input, type),
+          or_empty(computed.grad_weight, input, type), or_empty(computed.grad_bias, input, type)};
+}
+
+// Called in inference mode, under no_grad, and for devices without kernels.
+RowResults linear_below_autograd(SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options) {
+  const LinearTensors of(input, linear_weight, linear_bias, target, weight, row_weight, num_items,
+                         target_probs);
+  if (!takes_linear_cross_entropy(of, options)) return linear_cross_entropy_of_logits(of, options);
+  const auto all = linear_cross_entropy_forward(input, linear_weight, linear_bias, target, weight, row_weight,
+                                                num_items, target_probs, options, 0);
+  return {std::get<0>(all), std::get<1>(all), std::get<2>(all),
+          std::get<3>(all), std::get<4>(all), std::get<5>(all)};
+}
+
+void register_linear(torch::Library& m) {
+  m.impl(linear_cross_entropy_forward.kName, unpacked<&linear_forward>);
+  m.impl(linear_cross_entropy_backward.kName, unpacked<&linear_backward>);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
+  m.impl(linear_cross_entropy.kName, unpacked<&linear_below_autograd>);
+}
+
+TORCH_LIBRARY_IMPL(softkern, CPU, m) { register_linear(m); }
+TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_linear(m); }
+TORCH_LIBRARY_IMPL(softkern, XPU, m) { register_linear(m); }
+
+}  // namespace softkern
