@@ -26,7 +26,7 @@ Kind = Literal["index", "indices", "probabilities"]
 
 
 def finite(name: str, value: object) -> float:
-    number = as_double(value)
+    number = value if type(value) is float else as_double(value)
     if number is None:
         raise TypeError(f"{name} must be a number (of Python, without a gradient), got {described(value)}")
     if not -float("inf") < number < float("inf"):
@@ -67,6 +67,8 @@ def class_count(value: object, input: Tensor) -> int:
 
 def output_bits(stats: Iterable[str]) -> int:
     """The statistics as the option `outputs`, without the loss."""
+    if type(stats) is tuple and not stats:
+        return 0
     if isinstance(stats, str) or not isinstance(stats, Iterable):
         raise TypeError(f"stats must be a sequence of names, got {stats!r}")
     bits = 0
@@ -112,8 +114,10 @@ def divisor(value: object, input: Tensor) -> Tensor:
 
 
 def row_sizes(input: Tensor) -> list[int]:
-    class_dim = 0 if input.dim() == 1 else 1
-    return [size for i, size in enumerate(input.shape) if i != class_dim]
+    sizes = [*input.shape]
+    if sizes:
+        sizes.pop(0 if len(sizes) == 1 else 1)
+    return sizes
 
 
 def check_row_numbers(name: str, x: object, sizes: Sequence[int], input: Tensor) -> None:
@@ -282,7 +286,7 @@ def same_sizes(a: Sequence[int], b: Sequence[int]) -> bool:
     """Whether the sizes are equal. Those that only a run can tell, the op compares."""
     if len(a) != len(b):
         return False
-    if torch.compiler.is_dynamo_compiling() or any(isinstance(n, torch.SymInt) for n in (*a, *b)):
+    if torch.compiler.is_dynamo_compiling() or torch.SymInt in map(type, (*a, *b)):
         from torch.fx.experimental.symbolic_shapes import guard_or_true
 
         return all(guard_or_true(m == n) for m, n in zip(a, b, strict=True))

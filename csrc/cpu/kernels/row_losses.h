@@ -114,11 +114,32 @@ struct RowPull {
   A scale, slope, minus_g;
 };
 
-/// 3 write. kFull: the gradient depends on z. `grad` may be e.
+/// As stream_vectors, with zeros from element n on: written by themselves, they would wait until their cache
+/// lines are loaded again.
+template <class A, class T, class Body>
+SK_INLINE void stream_valid(T* y, int64_t n, int64_t all, Body body) {
+  using S = Simd<A>;
+  stream_vectors<A>(y, all, [&](auto at, int64_t i) __attribute__((always_inline)) {
+    typename S::Reg v;
+    if (__builtin_expect(i + at.size() <= n, 1)) {
+      v = body(at, i);
+    } else if (i < n) {
+      const Tail<A> part{static_cast<int>(n - i)};
+      v = part.keep(body(part, i));
+    } else {
+      v = S::broadcast(0);
+    }
+    return v;
+  });
+}
+
+/// 3 write. kFull: the gradient depends on z. `grad` may be e. With `stream`, zeros are written up to
+/// `classes`.
 template <bool kSpread, bool kFull, class Out, class T>
 SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumbers<Compute<T>>& numbers,
                               const AnyMass<T>& mass, const Compute<T>* e, const Compute<T>* z, Compute<T> m,
-                              Out* grad, int64_t n, int64_t hot, Compute<T> hot_grad, bool stream) {
+                              Out* grad, int64_t n, int64_t classes, int64_t hot, Compute<T> hot_grad,
+                              bool stream) {
   using A = Compute<T>;
   using S = Simd<A>;
   const auto scale = S::broadcast(pull.scale), slope = S::broadcast(pull.slope);
@@ -143,7 +164,7 @@ SK_CALL void row_losses_write(const RowPull<Compute<T>>& pull, const LogitNumber
     return;
   }
   // As in cross_entropy_write: the hot class is stored with its vector.
-  stream_vectors<A>(grad, n, [&](auto at, int64_t i) __attribute__((always_inline)) {
+  stream_valid<A>(grad, n, classes, [&](auto at, int64_t i) __attribute__((always_inline)) {
     const auto v = gradient(at, i);
     const int64_t lane = hot - i;
     if (lane < 0 || lane >= S::kLanes) return v;

@@ -17,6 +17,10 @@ struct OfRow : OneLane<double> {
   static SK_INLINE double over(double a, double divisor) { return a * divisor; }
 };
 
+/// The results of this many rows are computed together: a logarithm after each row would delay the next row.
+/// The logits of their indices are kept until then, and those of a row that has begun in addition.
+constexpr int kResultRows = 8, kResultSlots = 2 * kResultRows;
+
 /// The memory of a range of rows.
 template <class T>
 struct RowLossRows {
@@ -41,7 +45,7 @@ struct RowLossRows {
         pitch_(row_pitch(a.valid)),
         per_row_(a.per_row) {
     const int64_t slots = lag ? 2 : 1;
-    hot_z_ = arena.take<A>(slots * per_row_);
+    hot_z_ = arena.take<A>(kResultSlots * per_row_);
     if (transforms) z_ = arena.take<A>(slots * pitch_);
     // Terms replace z, or wait in the row of the gradient, unless z is read after them, or that row is
     // written only once.
@@ -53,7 +57,7 @@ struct RowLossRows {
   /// Memory for the transformed logits of row r.
   A* z(int64_t r) const { return z_ + slot(r) * pitch_; }
   /// The logits of the row's indices.
-  A* hot_z(int64_t r) const { return hot_z_ + slot(r) * per_row_; }
+  A* hot_z(int64_t r) const { return hot_z_ + r % kResultSlots * per_row_; }
   /// Memory for the terms; null if nothing depends on them.
   A* terms(int64_t r, T* dx) const {
     if (e_ != nullptr) return e_ + slot(r) * pitch_;
@@ -109,19 +113,25 @@ class RowLosses {
       };
       const auto finish = [&](int64_t r, const Begun& row) __attribute__((always_inline)) {
         T* const dx = gradient_row(r);
+        // Also before an ignored row: the slots of waiting rows must not be taken by rows that begin.
+        if (waiting_ > 0 && r - waiting_row_[0] >= kResultRows) put_all_results();
         if (row.ignored) {
           put_nothing(r, dx);
           return;
         }
         RowNumbers<A> of = row.of;
-        of.log_d = of.stats.log_d();
-        of.lse = lse_of<L>(of.stats.m, of.log_d);
-        if (a_.whole == nullptr) put_results(r, of, row.z);
+        if (pulls_lse()) set_log(of, of.stats.log_d());
+        if (a_.whole == nullptr) {
+          put_parts(r, of);
+          put_largest(r, of, row.z);
+          add_results(r, of);
+        }
         if (dx != nullptr) write(r, row.mass, of, rows_.terms(r, dx), row.z, dx);
       };
       for_each_row(first, count, rows_.lag, begin, finish);
       rows_.grad.flush(first, count);
     });
+    put_all_results();
   }
 
  private:
@@ -241,17 +251,54 @@ class RowLosses {
 
   void put_part(int64_t r, int64_t number, A v) const { put(a_.parts, number * a_.parts_step + r, v); }
 
-  SK_INLINE void put_results(int64_t r, const RowNumbers<A>& of, const A* z) const {
-    const A m = of.stats.m;
-    if (a_.parts != nullptr) {
-      put_part(r, kPartMax, m);
-      put_part(r, kPartTies, of.stats.ties);
-      put_part(r, kPartRest, of.stats.rest);
-      put_part(r, kPartTermsBelow, of.below);
-      put_part(r, kPartMass, kSpread ? of.mass.of[0] : A(0));
-      put_part(r, kPartMassBelow, kSpread ? of.mass.of[1] : A(0));
-      put_part(r, kPartHotZ, has_one_index() ? *rows_.hot_z(r) : A(0));
+  SK_INLINE void put_parts(int64_t r, const RowNumbers<A>& of) const {
+    if (a_.parts == nullptr) return;
+    put_part(r, kPartMax, of.stats.m);
+    put_part(r, kPartTies, of.stats.ties);
+    put_part(r, kPartRest, of.stats.rest);
+    put_part(r, kPartTermsBelow, of.below);
+    put_part(r, kPartMass, kSpread ? of.mass.of[0] : A(0));
+    put_part(r, kPartMassBelow, kSpread ? of.mass.of[1] : A(0));
+    put_part(r, kPartHotZ, has_one_index() ? *rows_.hot_z(r) : A(0));
+  }
+
+  SK_INLINE void put_largest(int64_t r, const RowNumbers<A>& of, const A* z) const {
+    if (a_.argmax == nullptr && a_.correct == nullptr) return;
+    const bool is_number = of.stats.sum() == of.stats.sum();
+    int64_t found = is_number ? -1 : first_nan(z, a_.valid);
+    if (found < 0) found = first_equal(z, a_.valid, of.stats.m);
+    if (a_.argmax != nullptr) a_.argmax[r] = found;
+    if (a_.correct != nullptr) a_.correct[r] = found == *indices(r);
+  }
+
+  /// Whether the gradient depends on lse.
+  bool pulls_lse() const { return rows_.differentiates && a_.options.z_loss != 0; }
+  static SK_INLINE void set_log(RowNumbers<A>& of, A log_d) {
+    of.log_d = log_d;
+    of.lse = lse_of<L>(of.stats.m, log_d);
+  }
+  SK_INLINE void add_results(int64_t r, const RowNumbers<A>& of) {
+    if (a_.loss == nullptr && a_.log_prob == nullptr && a_.lse == nullptr && a_.entropy == nullptr) return;
+    if (pulls_lse()) {
+      put_results(r, of);
+      return;
     }
+    waiting_row_[waiting_] = r;
+    waiting_of_[waiting_++] = of;
+  }
+  SK_CALL void put_all_results() {
+    double q[kResultRows];
+    for (int k = 0; k < waiting_; ++k) q[k] = waiting_of_[k].stats.others();
+    log_one_plus_of(q, waiting_);
+    for (int k = 0; k < waiting_; ++k) {
+      set_log(waiting_of_[k], static_cast<A>(q[k]));
+      put_results(waiting_row_[k], waiting_of_[k]);
+    }
+    waiting_ = 0;
+  }
+
+  SK_INLINE void put_results(int64_t r, const RowNumbers<A>& of) const {
+    const A m = of.stats.m;
     if (a_.loss != nullptr) {
       A loss = 0;
       for (int64_t k = 0; k < a_.per_row; ++k) {
@@ -269,13 +316,6 @@ class RowLosses {
     }
     put(a_.lse, r, of.lse);
     if (a_.entropy != nullptr) put(a_.entropy, r, entropy_of<L>(of.log_d, of.below / of.stats.sum()));
-    if (a_.argmax != nullptr || a_.correct != nullptr) {
-      const bool is_number = of.stats.sum() == of.stats.sum();
-      int64_t found = is_number ? -1 : first_nan(z, a_.valid);
-      if (found < 0) found = first_equal(z, a_.valid, m);
-      if (a_.argmax != nullptr) a_.argmax[r] = found;
-      if (a_.correct != nullptr) a_.correct[r] = found == *indices(r);
-    }
   }
 
   /// The numbers of a row's gradient, in double: they are computed once a row.
@@ -322,24 +362,25 @@ class RowLosses {
         // their cache lines are loaded again. So the row is completed in memory of the thread.
         write_to(e, pull, mass, of, e, z, -1, A(0), false);
         put_hot(e, r);
-        stream_vectors<A>(dx, n, [&](auto to, int64_t i) { return to.load(e + i, 0); });
+        stream_valid<A>(dx, n, a_.shape.classes,
+                        [&](auto to, int64_t i) __attribute__((always_inline)) { return to.load(e + i, 0); });
       } else {
         write_to(dx, pull, mass, of, e, z, -1, A(0), false);
         put_hot(dx, r);
       }
     }
-    zero_row(dx + n, a_.shape.classes - n);
+    if (!stream && n < a_.shape.classes) zero_row(dx + n, a_.shape.classes - n);
   }
 
   template <class Out>
   SK_INLINE void write_to(Out* grad, const RowPull<A>& pull, const AnyMass<T>& mass, const RowNumbers<A>& of,
                           const A* e, const A* z, int64_t hot, A hot_grad, bool stream) const {
     if (logits_.capped || a_.of_entropy != nullptr) {
-      row_losses_write<kSpread, true>(pull, logits_, mass, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
-                                      stream);  // 3 write
+      row_losses_write<kSpread, true>(pull, logits_, mass, e, z, of.stats.m, grad, a_.valid, a_.shape.classes,
+                                      hot, hot_grad, stream);  // 3 write
     } else {
-      row_losses_write<kSpread, false>(pull, logits_, mass, e, z, of.stats.m, grad, a_.valid, hot, hot_grad,
-                                       stream);
+      row_losses_write<kSpread, false>(pull, logits_, mass, e, z, of.stats.m, grad, a_.valid,
+                                       a_.shape.classes, hot, hot_grad, stream);
     }
   }
   template <class Out>
@@ -378,6 +419,10 @@ class RowLosses {
   static constexpr int64_t kAhead = 4096 / sizeof(T);
   const T* known_ = nullptr;
   RowRange<A> range_ = {0, 0};
+  // The rows whose results wait for their logarithm.
+  int waiting_ = 0;
+  int64_t waiting_row_[kResultRows];
+  RowNumbers<A> waiting_of_[kResultRows];
 };
 
 template <class T>

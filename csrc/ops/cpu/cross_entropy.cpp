@@ -207,6 +207,8 @@ class CpuKernels final : public CrossEntropyKernels {
     cpu::row_losses(call, outputs, upstream, grad);
   }
 
+  Divisor weight_of_rows(const RowCall& call) const override { return cpu::weight_of_rows(call); }
+
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
               const Tensor& grad_scale) const override {
     const double total = kernels_of(losses).sum_losses(losses.const_data_ptr(), losses.numel());

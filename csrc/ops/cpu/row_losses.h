@@ -9,4 +9,7 @@ namespace softkern::cpu {
 void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
                 const Tensor& grad);
 
+/// CrossEntropyKernels::weight_of_rows of CPU tensors, with the same bits as that of other backends.
+Divisor weight_of_rows(const RowCall& call);
+
 }  // namespace softkern::cpu

@@ -82,6 +82,10 @@ class CrossEntropyKernels {
   /// The power of two by which float16 gradients are scaled to get the format's full precision. |A p - a| is
   /// at most the largest mass of a row, and 2^15 is the largest power of two in float16.
   virtual Number half_storage(const CrossEntropyCall& call) const;
+  /// The divisor of a mean with row weights: their sum, times the weights of the target classes, over the
+  /// rows that are not ignored, in a fixed order. With one class index a row, whose range has been checked:
+  /// NaN if all of these weights are 0.
+  virtual Divisor weight_of_rows(const RowCall& call) const;
   virtual void set(const Tensor& scalar, double value) const;
   /// Memory for a result of the shape and dtype of `like`.
   virtual Tensor new_output(const Tensor& like) const;

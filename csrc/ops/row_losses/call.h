@@ -41,6 +41,13 @@ struct RowCall {
   }
 };
 
+/// The reciprocal has the precision of the compute type, as where tensors hold both.
+inline Divisor divisor_of_number(double value, at::ScalarType compute) {
+  const double reciprocal = 1 / value;
+  return {{value},
+          {compute == at::kDouble ? reciprocal : static_cast<double>(static_cast<float>(reciprocal))}};
+}
+
 /// One number a row in the compute type, log_prob K of them; undefined if not wanted.
 struct RowOutputs {
   Tensor loss, log_prob, lse, entropy;

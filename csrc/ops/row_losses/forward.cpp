@@ -34,7 +34,9 @@ RowCall checked_rows(const CrossEntropyKernels& kernels, const RowTensors& of, c
                     "softkern::row_losses: expected valid_classes in [1, ", classes, "], got ", valid);
   call.options.valid_classes = valid == -1 ? classes : valid;
   // (N, K, d1...) becomes (rows, K).
-  const auto by_row = [&](const Tensor& x) { return x.movedim(dim, -1).contiguous(); };
+  const auto by_row = [&](const Tensor& x) {
+    return dim == x.dim() - 1 ? x.contiguous() : x.movedim(dim, -1).contiguous();
+  };
   switch (call.kind) {
     case TargetKind::kNone:
       break;
@@ -77,28 +79,15 @@ Number number_of(const Tensor& x) {
 }
 
 Divisor divisor_of_tensor(const Tensor& sum, at::ScalarType compute) {
+  if (sum.is_cpu()) return divisor_of_number(sum.item<double>(), compute);
   const Tensor divisor = sum.to(at::kDouble);
   return {number_of(divisor), number_of(at::reciprocal(divisor).to(compute))};
 }
 
 }  // namespace
 
-Divisor divisor_of(const CrossEntropyKernels& kernels, const RowCall& call, const Tensor& num_items) {
-  const bool mean = call.options.reduction == kMean && (call.options.outputs & kLoss) != 0;
-  Divisor result{{1}, {1}};
-  if (call.target.defined()) {
-    CrossEntropyCall plain = as_cross_entropy(call);
-    if (!mean || num_items.defined() || call.row_weight.defined()) plain.options.reduction = kNone;
-    result = kernels.check_targets(plain);
-  }
-  if (!mean) return {{1}, {1}};
-  if (num_items.defined()) return divisor_of_tensor(num_items, call.compute);
+Divisor CrossEntropyKernels::weight_of_rows(const RowCall& call) const {
   const bool indices = call.kind == TargetKind::kIndex;
-  if (!call.row_weight.defined()) {
-    if (indices) return result;
-    const auto rows = static_cast<double>(call.layout.rows);
-    return {{rows}, {1 / rows}};
-  }
   Tensor weights = call.row_weight.flatten();
   if (indices) {
     const Tensor target = call.target.flatten().to(at::kLong);
@@ -111,13 +100,31 @@ Divisor divisor_of(const CrossEntropyKernels& kernels, const RowCall& call, cons
   }
   // In a fixed order, whatever the number of threads.
   Tensor sum = new_numbers(call.logits, {}, at::kDouble);
-  kernels.reduce(weights.contiguous(), {1}, {}, sum, Tensor());
+  reduce(weights.contiguous(), {1}, {}, sum, Tensor());
   if (indices) {
     // As in the loss without row weights: 0/0 without a weight, even if label smoothing makes it x/0.
     sum = at::where(weights.ne(0).any(), sum,
                     at::scalar_tensor(std::numeric_limits<double>::quiet_NaN(), sum.options()));
   }
   return divisor_of_tensor(sum, call.compute);
+}
+
+Divisor divisor_of(const CrossEntropyKernels& kernels, const RowCall& call, const Tensor& num_items) {
+  const bool mean = call.options.reduction == kMean && (call.options.outputs & kLoss) != 0;
+  Divisor result{{1}, {1}};
+  if (call.target.defined()) {
+    CrossEntropyCall plain = as_cross_entropy(call);
+    if (!mean || num_items.defined() || call.row_weight.defined()) plain.options.reduction = kNone;
+    result = kernels.check_targets(plain);
+  }
+  if (!mean) return {{1}, {1}};
+  if (num_items.defined()) return divisor_of_tensor(num_items, call.compute);
+  if (!call.row_weight.defined()) {
+    if (call.kind == TargetKind::kIndex) return result;
+    const auto rows = static_cast<double>(call.layout.rows);
+    return {{rows}, {1 / rows}};
+  }
+  return kernels.weight_of_rows(call);
 }
 
 Number factor_of(const Tensor& grad_loss, const Divisor& divisor, at::ScalarType compute) {
