@@ -87,7 +87,7 @@ def ceiling(name: str) -> int:
         return 100 if "tile_kernelIdLb1" in name else 80
     element, access, kept = match["element"], match["access"], int(match["kept"] or 0)
     if match["loss"] == "row_parts":
-        return 168 if element == "d" else 128 if match["form"] == "2" else 80
+        return 168 if element == "d" else 80 if match["form"] == "0" else 128
     double, spread = element == "d", match["spread"] == "1" or match["loss"] == "row_losses"
     few = access == BY_ELEMENTS and kept in (4, 8) and not (double and kept == 8)
     if few:
