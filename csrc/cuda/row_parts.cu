@@ -19,10 +19,11 @@ int64_t warps_of(int64_t classes) {
   return warps < 1 ? 1 : warps;
 }
 
-/// As many registers as two of these blocks leave each other.
+/// As many registers as two of these blocks leave each other. float64 needs more: those of one and a half.
 template <class T>
 struct PartLimits : OneTensor<T> {
-  static constexpr int kMostThreads = 2 * kThreads, kMostWithElements = 2 * kThreads;
+  static constexpr int kMostThreads = sizeof(T) == 8 ? kThreads / 2 * 3 : 2 * kThreads;
+  static constexpr int kMostWithElements = kMostThreads;
 };
 
 /// The threads that share a row: some neighbouring warps of the grid.

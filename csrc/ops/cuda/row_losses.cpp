@@ -68,6 +68,8 @@ void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradien
   if (has_loss(call)) {
     args.grad_factor = upstream.factor.on_device.defined() ? 1 : upstream.factor.value;
     args.factor = upstream.factor.data<void>();
+  } else if (call.whole.defined() || outputs.parts.defined()) {
+    args.options.label_smoothing = 0;  // there is no mass that it could spread
   }
   args.upstream = {const_data_of(upstream.loss), const_data_of(upstream.log_prob),
                    const_data_of(upstream.lse), const_data_of(upstream.entropy)};

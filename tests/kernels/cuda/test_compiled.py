@@ -35,11 +35,11 @@ pytestmark = [
 
 # softmax's and log_softmax's, of one row kept in registers or read again; cross_entropy's, whose first
 # parameter is whether several classes have target mass; and row_losses', whose first is the form of the
-# kernel. Then how they access it, and what a thread keeps.
+# kernel, also for some classes of rows. Then how they access it, and what a thread keeps, if it may.
 KERNEL = re.compile(
-    r"(?:(?P<softmax>forward|backward)_kernelINS1_\w+?OpE|(?P<loss>cross_entropy|row_losses)_kernelI)"
-    r"(?P<element>f|d|NS_8BFloat16E|NS_4HalfE)(?:Lb(?P<spread>[01])E|LNS\w*?_4FormE[012]E)?"
-    r"LNS\w*?_6AccessE(?P<access>[012])ELi(?P<kept>\d+)E"
+    r"(?:(?P<softmax>forward|backward)_kernelINS1_\w+?OpE|(?P<loss>cross_entropy|row_losses|row_parts)_kernelI)"
+    r"(?P<element>f|d|NS_8BFloat16E|NS_4HalfE)(?:Lb(?P<spread>[01])E|LNS\w*?_4FormE(?P<form>[012])E)?"
+    r"LNS\w*?_6AccessE(?P<access>[012])E(?:Li(?P<kept>\d+)E)?"
 )
 BY_ELEMENTS, BY_VECTORS, SPANS = "012"
 IN_16_BYTES = {"f": 4, "d": 2, "NS_8BFloat16E": 8, "NS_4HalfE": 8}
@@ -83,9 +83,11 @@ def ceiling(name: str) -> int:
         return 40
     if match is None:  # sums, and tiles, of 128 threads (float64: 64) and a block's share of shared memory
         if re.search(r"row_losses_tile_kernel\w*FormE2", name):  # one more tensor, sums of several indices
-            return 112 if "tile_kernelId" in name else 88
+            return 128 if "tile_kernelId" in name else 104
         return 100 if "tile_kernelIdLb1" in name else 80
-    element, access, kept = match["element"], match["access"], int(match["kept"])
+    element, access, kept = match["element"], match["access"], int(match["kept"] or 0)
+    if match["loss"] == "row_parts":
+        return 168 if element == "d" else 80 if match["form"] == "0" else 128
     double, spread = element == "d", match["spread"] == "1" or match["loss"] == "row_losses"
     few = access == BY_ELEMENTS and kept in (4, 8) and not (double and kept == 8)
     if few:
@@ -131,7 +133,7 @@ def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name
         in_16_bytes, spans = IN_16_BYTES[match["element"]], match["access"] == SPANS
         bits = 128 if not spans else 64 if match["element"] == "d" else 32
         loads, stores = accesses(text, "LDG", bits), accesses(text, "STG", bits)
-        chunks = max(1, int(match["kept"]) // max(1, in_16_bytes * bits // 128))
+        chunks = max(1, int(match["kept"] or 0) // max(1, in_16_bytes * bits // 128))
         # A row that is kept is read once: as many loads as it has chunks, and one more tensor in a backward.
         tensors = 2 if match["softmax"] == "backward" else 1
         assert len(loads) >= tensors * chunks, kernel
