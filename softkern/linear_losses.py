@@ -78,7 +78,85 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     stats: Iterable[str] = (),
 ) -> Any:
-    """DOC"""
+    r"""A linear layer and the cross-entropy of its outputs in one call, without the N x C logits.
+
+    The logits of row n are
+
+    .. math:: x_{nc} = \sum_h \mathrm{input}_{nh}\, \mathrm{linear\_weight}_{ch} + \mathrm{linear\_bias}_c
+
+    and loss, statistics and their gradient :math:`\partial\ell/\partial x` are those of
+    `softkern.cross_entropy`. The gradients of the layer are
+
+    .. math:: \frac{\partial\ell}{\partial\,\mathrm{input}}
+              = \frac{\partial\ell}{\partial x}\; \mathrm{linear\_weight}, \qquad
+              \frac{\partial\ell}{\partial\,\mathrm{linear\_weight}}
+              = \left(\frac{\partial\ell}{\partial x}\right)^{\!\top} \mathrm{input}, \qquad
+              \frac{\partial\ell}{\partial\,\mathrm{linear\_bias}}
+              = \sum_n \frac{\partial\ell}{\partial x_n}
+
+    The logits of some rows, or of some classes, exist at a time.
+
+    Equivalent to ``F.cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)``, and to
+    ``F.linear_cross_entropy`` of torch 2.13 with the same arguments. It works with older torch too. The
+    keywords behind `options` are those of `softkern.cross_entropy`.
+
+    Args:
+        input: (H), (N, H) or (..., H); float32, float64, bfloat16 or float16.
+        linear_weight: (C, H), dtype of `input`; (C, d1, ..., dk, H) for a K-dimensional loss of an input
+            (N, H).
+        target: class indices in the shape of the rows, (), (N) or (...), int64, uint8 or int32; or class
+            probabilities (C), (N, C) or (..., C), dtype of `input`. For a K-dimensional loss (N, d1, ..., dk)
+            or (N, C, d1, ..., dk). A target of the shape of the logits is probabilities.
+        linear_bias: (C) or (C, d1, ..., dk), dtype of `input`.
+        weight: (C), dtype of `input`: multiplies the loss of a class.
+        reduction: "none", "mean" or "sum".
+        ignore_index: rows with this target contribute nothing; -100 for None. Not with probabilities.
+        label_smoothing: in [0, 1].
+        options: a `softkern.LinearCrossEntropyOptions`, or None for its defaults. Of torch's class of this
+            name the rows of a chunk are used; a `chunking_method` of "auto" leaves them to softkern.
+        row_weight: in the shape of the rows, dtype of `input` or float32: multiplies each row's loss.
+        num_items: a number, or a tensor of one number on any device: "mean" divides by it instead.
+        valid_classes: in [1, C]: the classes from here on are padding, and are not computed.
+        target_probs: probabilities of K class indices a row; it and `target` are (N, K) or (..., K).
+        logit_scale, softcap, temperature: transform the logits, in this order.
+        z_loss: adds z_loss times the squared logarithm of the sum of exponentials to a row's loss.
+        stats: names of statistics, "log_prob", "lse", "entropy", "argmax" and "correct".
+
+    Returns:
+        The loss in the dtype of `input`: a scalar, or for "none" one number for each row. With `stats`, a
+        pair of the loss and a `softkern.RowStats` with one number for each row, as in
+        `softkern.cross_entropy`.
+
+    Raises:
+        IndexError: a target is neither a class nor `ignore_index`.
+        ValueError: `reduction` is unknown, batch sizes differ, a tensor of rows has a wrong shape, a number
+            is out of its range, `stats` has an unknown name or one that needs other targets, or `max_bytes`
+            is less than any plan needs; the text says how much that is.
+        RuntimeError: shapes, dtypes or devices of the layer do not match, `ignore_index` is given with
+            probabilities, or what `softkern.cross_entropy` refuses. In backward: `input` or `linear_weight`
+            was modified after the loss.
+        TypeError: an argument is of another type.
+
+    Gradients: the kernels compute those of `input`, `linear_weight` and `linear_bias`, of those alone that
+    need one. Second derivatives, forward mode, `torch.func` and the gradients of other tensors are computed
+    by torch's operations, which have all logits.
+
+    Error: logits, softmax and sums over classes are float32 for 16-bit inputs (float64 for float64), and the
+    gradient of `linear_weight` is rounded once, however many chunks there are. The bits of a row's loss on
+    the CPU depend neither on the order of rows nor on the plan's chunks (``docs/linear_cross_entropy.md``).
+
+    Memory: beside results and gradients, the logits of a chunk of rows or of classes, and what the plan
+    keeps; `max_bytes` limits it. ``docs/linear_cross_entropy.md`` has the formula.
+
+    Differs from torch: ignored rows are left out before the first product, so NaN or inf there reach no
+    gradient. 16-bit logits are never rounded to 16 bits. Options apply to probabilities, label smoothing,
+    double backward and torch.compile as well, where torch ignores or refuses them. Any number of leading
+    dimensions and int32 targets are accepted. DTensors differ as in `softkern.cross_entropy`.
+
+    Source: linkedin/Liger-Kernel issues 968 (gradients of single rows), 1391 (one rounding of the weight's
+    gradient), 1432 (logits in float32) and 802 (num_items); pytorch/pytorch issue 195829 (why no
+    log-probability is lse - z).
+    """
     tensors = (input, linear_weight, target, linear_bias, weight, row_weight, num_items, target_probs)
     own: dict[str, Any] = {
         "row_weight": row_weight,

@@ -34,6 +34,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "cross_entropy": softkern.cross_entropy,
     "selective_log_softmax": softkern.selective_log_softmax,
     "entropy_from_logits": softkern.entropy_from_logits,
+    "linear_cross_entropy": softkern.linear_cross_entropy,
 }
 OF_F = ("softmax", "log_softmax", "cross_entropy")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
@@ -88,6 +89,28 @@ GUARDS = {
         "softkern.entropy_from_logits(logits, dim=2)",
         "softkern.entropy_from_logits(logits, dim='classes')",
         *(call.format(op="entropy_from_logits", index="") for call in _OF_LOGITS),
+    ),
+    "linear_cross_entropy": (
+        *(
+            f"softkern.linear_cross_entropy({arguments})"
+            for arguments in (
+                "logits, torch.ones(4, 2), torch.tensor([0, 1])",
+                "logits, torch.ones(3), torch.tensor([0, 1])",
+                "logits, torch.ones(4, 3), torch.tensor([0, 1]), linear_bias=torch.ones(3)",
+                "logits, torch.ones(4, 3).double(), torch.tensor([0, 1])",
+                "logits[0], torch.ones(4, 5, 3), torch.tensor(0)",
+                "logits, torch.ones(4, 3), torch.tensor([0, 4])",
+                "logits, torch.ones(4, 3), torch.tensor([0, 1, 2])",
+                "logits[None], torch.ones(4, 3), torch.tensor([0, 1])",
+                "logits, torch.ones(4, 3), torch.ones(2, 4), ignore_index=-100",
+                "logits, torch.ones(4, 3), torch.tensor([0, 1]), reduction='average'",
+                "logits, torch.ones(4, 3), torch.tensor([0, 1]), options='lean'",
+                "logits, torch.ones(4, 3), torch.tensor([0, 1]), row_weight=torch.ones(3)",
+            )
+        ),
+        "softkern.LinearCrossEntropyOptions(plan='tiny')",
+        "softkern.LinearCrossEntropyOptions(max_bytes=0)",
+        "softkern.LinearCrossEntropyOptions(chunk_rows=0.5)",
     ),
 }
 
@@ -170,6 +193,9 @@ def error_block(op: str) -> str:
 
 def call(op: str, dtype: torch.dtype) -> Tensor:
     x = torch.ones(2, 3).to(dtype)
+    if op == "linear_cross_entropy":
+        loss: Tensor = OPS[op](x, torch.ones(4, 3).to(dtype), torch.tensor([0, 1]))
+        return loss
     of_targets = op in ("cross_entropy", "selective_log_softmax")
     result: Tensor = OPS[op](x, torch.tensor([0, 1])) if of_targets else OPS[op](x, dim=1)
     return result
@@ -181,7 +207,7 @@ def dtype_block(op: str) -> str:
         try:
             result = call(op, dtype)
         except Exception as error:
-            as_f = ", as F does" if op in OF_F else ""
+            as_f = ", as F does" if op in (*OF_F, "linear_cross_entropy") else ""
             lines.append(f"| {_short(dtype)} | none: raises {type(error).__name__}{as_f} | | |")
             continue
         within = dtype if dtype == torch.float64 else torch.float32
@@ -229,6 +255,11 @@ BLOCKS = {
 }
 
 
+def blocks_of(op: str) -> list[str]:
+    """The generated parts of an op's page. What has not been measured has no table of errors."""
+    return [block for block in BLOCKS if (op, block) != ("linear_cross_entropy", "errors")]
+
+
 def between(block: str) -> tuple[str, str]:
     return f"<!-- {block}: begin -->\n", f"<!-- {block}: end -->"
 
@@ -252,7 +283,7 @@ def main() -> None:
     for op in OPS:
         path = DOCS / f"{op}.md"
         old = path.read_text(encoding="utf-8")
-        new = written(old, op, list(BLOCKS))
+        new = written(old, op, blocks_of(op))
         stale = stale or new != old
         if not check:
             path.write_text(new, encoding="utf-8")

@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from compare import assert_same_bits
 from cross_entropy_cases import problem
-from install_checks import OWNERS, ops_run
+from install_checks import LINEAR, OWNERS, ops_run
 
 import softkern
 
 NAMES = tuple(f"{owner}.{name}" for owner, names in OWNERS for name in names)
 X, Y, _ = problem((6, 10))
+W = torch.linspace(-1, 1, 50).sin().reshape(5, 10)
+Y5 = Y % 5
 
 
 def current(name):
@@ -30,9 +32,14 @@ def current(name):
 TORCHS = {name: current(name) for name in NAMES}
 
 
+def arguments(name, x=X):
+    """Of a call of the name's function."""
+    return (x, W, Y5) if "linear" in name else (x, Y if name.endswith("cross_entropy") else 1)
+
+
 def softkern_runs(name) -> bool:
     """Whether the name's function runs softkern's op."""
-    _, ops = ops_run(lambda: current(name)(X, Y if name.endswith("cross_entropy") else 1))
+    _, ops = ops_run(lambda: current(name)(*arguments(name)))
     return any("softkern" in op for op in ops)
 
 
@@ -56,6 +63,17 @@ CALLS = {
     "nn.Softmax2d": lambda x: torch.nn.Softmax2d()(x.view(1, 2, 3, 10)),
     "nn.CrossEntropyLoss": lambda x: torch.nn.CrossEntropyLoss(torch.ones(10), label_smoothing=0.1)(x, Y),
 }
+if LINEAR:
+    HEAD = torch.nn.LinearCrossEntropyLoss(10, 5, bias=True, reduction="sum")
+    MANY = torch.nn.LinearCrossEntropyLoss(10, 5, out_features=(2, 3))
+    CALLS |= {
+        "F.linear_cross_entropy": lambda x: F.linear_cross_entropy(x, W, Y5),
+        "F.linear_cross_entropy, options": lambda x: F.linear_cross_entropy(
+            x, W, Y5, reduction="none", ignore_index=2, options=torch.nn.LinearCrossEntropyOptions()
+        ),
+        "nn.LinearCrossEntropyLoss": lambda x: HEAD(x, Y5),
+        "nn.LinearCrossEntropyLoss, K-dim": lambda x: MANY(x, Y5[:, None, None].expand(6, 2, 3)),
+    }
 over_calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
@@ -144,6 +162,13 @@ WRONG = {
     "a reduction": lambda: F.cross_entropy(X, Y, reduction="max"),
     "shapes": lambda: F.cross_entropy(X, Y[:2]),
 }
+if LINEAR:
+    WRONG |= {
+        "features": lambda: F.linear_cross_entropy(X[:, :9], W, Y5),
+        "more dims than torch takes": lambda: F.linear_cross_entropy(X.view(2, 3, 10), W, Y5.view(2, 3)),
+        "ignore_index": lambda: F.linear_cross_entropy(X, W, torch.ones(6, 5), ignore_index=0),
+        "softkern's own keyword": lambda: F.linear_cross_entropy(X, W, Y5, z_loss=0.1),
+    }
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
@@ -164,6 +189,7 @@ def test_install_says_what_it_is_behind_and_uninstall_leaves_nothing(restored):
     assert not any(softkern_runs(name) for name in NAMES)
     assert all(current(name) is TORCHS[name] for name in NAMES)
     assert F.cross_entropy.__code__ is code and not vars(F.cross_entropy)
+    assert all(not vars(current(f"torch.nn.functional.{name}")) for name in LINEAR)
     assert {owner: set(vars(eval(owner, {"torch": torch}))) for owner, _ in OWNERS} == own
 
 
@@ -233,10 +259,10 @@ def test_what_somebody_had_put_there_before_is_put_back(name, restored, monkeypa
     monkeypatch.setattr(eval(owner, {"torch": torch}), attribute, theirs)
     with softkern.installed():
         assert current(name) is not theirs
-        current(name)(X, Y if name.endswith("cross_entropy") else 1)
+        current(name)(*arguments(name))
         assert not calls
         tagged = X.as_subclass(Plain)  # which softkern leaves to what was there
-        current(name)(tagged, Y if name.endswith("cross_entropy") else 1)
+        current(name)(*arguments(name, tagged))
         assert calls
     assert current(name) is theirs
 
@@ -262,12 +288,12 @@ def test_threads_count_together(restored):
 
 def test_calls_of_other_threads_while_it_comes_and_goes(restored):
     """A call finds torch's function or softkern's, never half of one."""
-    want, done, wrong = [current(n)(X, Y if n.endswith("py") else 1) for n in NAMES], threading.Event(), []
+    want, done, wrong = [current(n)(*arguments(n)) for n in NAMES], threading.Event(), []
 
     def call():
         while not done.is_set():
             for name, expected in zip(NAMES, want, strict=True):
-                got = current(name)(X, Y if name.endswith("py") else 1)
+                got = current(name)(*arguments(name))
                 if not torch.allclose(got, expected):
                     wrong.append(name)
 

@@ -9,7 +9,7 @@ import re
 from places import ROOT
 
 from softkern import _C
-from softkern.options import CrossEntropyOptions, RowOptions
+from softkern.options import CrossEntropyOptions, LinearOptions, RowOptions
 
 STUB = ROOT / "softkern" / "_C.pyi"
 
@@ -22,6 +22,10 @@ EXPANDED = {
     "row_losses": ROW_OPTIONS + 1,
     "takes_row_losses": ROW_OPTIONS,
     "row_losses_in_aten": ROW_OPTIONS,
+    **dict.fromkeys(
+        ("linear_cross_entropy", "takes_linear_cross_entropy", "linear_cross_entropy_in_aten"),
+        len(LinearOptions._fields),
+    ),
 }
 
 

@@ -7,8 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SOFTMAXES = ("softmax", "log_softmax")
+# torch has it since 2.13.
+LINEAR = ("linear_cross_entropy",) if hasattr(torch.nn.functional, "linear_cross_entropy") else ()
 OWNERS = (
-    ("torch.nn.functional", (*SOFTMAXES, "cross_entropy")),
+    ("torch.nn.functional", (*SOFTMAXES, "cross_entropy", *LINEAR)),
     ("torch", SOFTMAXES),
     ("torch.Tensor", SOFTMAXES),
     ("torch.special", SOFTMAXES),
