@@ -2,15 +2,15 @@
 """Calls of linear_cross_entropy: their results, and the float64 answers.
 
 The answers are those of `row_oracle` for the logits that F.linear makes of the inputs in float64, and the
-products of their gradient with the inputs: nothing is shared with softkern's plans. The scales, in which the
-sum of n products is n/2 roundings of the sum of their magnitudes off, whatever its order:
+products of their gradient with the inputs: nothing is shared with softkern's plans. The scales, with s for
+that of dz and e(n) for `bounds.of_a_sum`:
 
-    z_c     R = H/2 roundings of sum_h |x_h| |w_ch| + |b_c|
-    dX      sum_c s_c |w_ch|, and C/2 roundings of sum_c |dz_c w_ch|          s: the scale of dz
-    dW      sum_n s_n |x_nh|, and N/2 roundings of sum_n |dz_n x_nh|
-    db      sum_n s_n, and N/2 roundings of sum_n |dz_n|
+    z       R = e(H) max_c (sum_h |x_h w_ch| + |b_c|)
+    dX      sum_c s_c |w_ch| + e(C) sum_c |dz_c w_ch|
+    dW      sum_n s_n |x_nh| + e(N) sum_n |dz_n x_nh|
+    db      sum_n s_n + e(N) sum_n |dz_n|
 
-In 16 bits, dz is rounded to these before its products.
+In 16 bits, dz is rounded to these before its products: `bounds.of_narrowing`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ from softkern.verify.case import LINEAR, NAMES, Case, Problem
 from softkern.verify.row_oracle import Answer
 
 PARTS = ("input", "linear_weight", "linear_bias")
-GRADIENTS = {
-    part: f"{LINEAR} {name} gradient" for part, name in zip(PARTS, ("input", "weight", "bias"), strict=True)
-}
+GRADIENTS = {part: f"{LINEAR} {part.removeprefix('linear_')} gradient" for part in PARTS}
 QUANTITIES = (LINEAR, *GRADIENTS.values())
 
 
@@ -48,11 +46,8 @@ def results(
     loss, stats = output if case.stats else (output, None)
     outputs = {LINEAR: loss, **{name: getattr(stats, name) for name in case.stats}}
     pulled = rows.upstream_of(case, outputs) if upstream is None else upstream
-    gradients = torch.autograd.grad(
-        [outputs[name] for name in pulled],
-        list(leaves.values()),
-        [g.to(loss.device) for g in pulled.values()],
-    )
+    given_to = [g.to(loss.device) for g in pulled.values()]
+    gradients = torch.autograd.grad([outputs[name] for name in pulled], list(leaves.values()), given_to)
     found = {GRADIENTS[part]: g.cpu() for part, g in zip(leaves, gradients, strict=True)}
     return {**{name: y.detach().cpu() for name, y in outputs.items()}, **found}
 
@@ -71,15 +66,15 @@ def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[
     call = rows.rows_of_problem(case, replace(problem, x=_logits(case, x, weight, bias), kwargs=kwargs))
     x = torch.where(call.valid.unsqueeze(-1), x, 0)  # what an ignored row holds must not matter
     terms = F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
-    call = replace(call, product=_roundings_of(x.shape[-1], dtype) * terms.amax(-1, keepdim=True))
+    call = replace(call, product=bounds.of_a_sum(x.shape[-1], dtype) * terms.amax(-1, keepdim=True))
     upstream = {"loss" if name == LINEAR else name: g for name, g in rows.upstream_of(case, ours).items()}
     found = row_oracle.answers(call, upstream, compute)
     dz, of_dz = found["gradient"].value, found["gradient"].scale
-    of_dz = of_dz + _rounding_of(dtype) * dz.abs()
+    of_dz = of_dz + bounds.of_narrowing(dtype) * dz.abs()
 
     def product(a: Tensor, b: Tensor, scale: Tensor) -> Answer:
         """a b, of which `scale` is the scale of the part with dz."""
-        return Answer(a @ b, scale + _roundings_of(a.shape[-1], dtype) * (a.abs() @ b.abs()))
+        return Answer(a @ b, scale + bounds.of_a_sum(a.shape[-1], dtype) * (a.abs() @ b.abs()))
 
     ones = dz.new_ones(len(x), 1)
     answers = {
@@ -103,24 +98,8 @@ def _logits(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return F.pad(F.linear(x, weight, bias), (0, case.padding))
 
 
-def _roundings_of(terms: int, dtype: torch.dtype) -> float:
-    """Of a sum of that many products, in units of the bound's own arithmetic."""
-    return terms / 2 / bounds.TABLE[dtype].arithmetic
-
-
-def _rounding_of(dtype: torch.dtype) -> float:
-    """Of dz to 16 bits, in the same units."""
-    t = bounds.TABLE[dtype]
-    if not t.roundings:
-        return 0.0
-    return torch.finfo(dtype).eps / 2 / (t.arithmetic * torch.finfo(t.compute).eps)
-
-
 def _padded(case: Case, part: str, answer: Answer) -> Answer:
-    """With the zeros of the classes that are padding."""
-    if part == "input" or not case.padding:
-        shape = answer if part != "linear_bias" else Answer(answer.value[:, 0], answer.scale[:, 0])
-        return shape
-    padding: Any = (0, 0, 0, case.padding)
+    """As softkern returns it: with the zeros of the classes that are padding, a bias as (C)."""
+    padding: Any = (0, 0, 0, case.padding if part != "input" else 0)
     value, scale = (F.pad(t, padding) for t in (answer.value, answer.scale))
     return Answer(value[:, 0], scale[:, 0]) if part == "linear_bias" else Answer(value, scale)
