@@ -61,12 +61,12 @@ def inputs(scale: float) -> dict[str, Tensor]:
 
 def results(functions: object, x: Tensor, target: Tensor) -> dict[str, Tensor]:
     logits = x.clone().requires_grad_()
-    loss = functions.cross_entropy(logits, target, reduction="none")
+    loss = functions.cross_entropy(logits, target, reduction="none")  # type: ignore[attr-defined]
     loss.sum().backward()
     assert logits.grad is not None
     return {
-        "softmax": functions.softmax(x, dim=1),
-        "log_softmax": functions.log_softmax(x, dim=1),
+        "softmax": functions.softmax(x, dim=1),  # type: ignore[attr-defined]
+        "log_softmax": functions.log_softmax(x, dim=1),  # type: ignore[attr-defined]
         "cross_entropy": loss.detach(),
         "cross_entropy gradient": logits.grad,
     }
@@ -281,8 +281,8 @@ def table_of_heads(measured: list[dict[str, Any]]) -> str:
     calls: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for row in measured:
         calls.setdefault((row["dtype"], row["spread"], row["call"]), []).append(row)
-    for (dtype, spread, call), rows in calls.items():
-        texts = [[f"{row[name]:.1e}" for row in (rows[0], rows[-1])] for name in RESULTS]
+    for (dtype, spread, call), found in calls.items():
+        texts = [[f"{row[name]:.1e}" for row in (found[0], found[-1])] for name in RESULTS]
         cells = " | ".join(" → ".join(dict.fromkeys(ends)) for ends in texts)
         lines.append(f"| {dtype} | N(0, {spread}) | {call} | {cells} |")
     return "\n".join(lines)
