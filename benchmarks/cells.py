@@ -11,6 +11,7 @@ from typing import Any
 PASSES = ("no-grad", "forward", "backward", "forward+backward")
 # The gradient together with its own graph, as for penalties on gradients or second derivatives: in few cells.
 CREATE_GRAPH = "create-graph"
+HEAD_OP = "linear_cross_entropy"  # the op whose shape is N x H x V: its inputs are no logits
 ITEM_SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
@@ -41,7 +42,7 @@ class Case:
 @dataclass(frozen=True)
 class Cell:
     """One thing to time. softkern's ops have the passes above; end-to-end jobs have pass "epoch"
-    or "step" and an empty shape."""
+    or "step" and an empty shape. The shape is that of the logits, but for a head."""
 
     op: str
     pass_name: str
@@ -76,8 +77,14 @@ class Cell:
         return replace(self, inputs="", edge=False)
 
     @property
+    def logits_shape(self) -> tuple[int, ...]:
+        """The shape, or N x V of a head's N x H x V."""
+        return (self.shape[0], self.shape[-1]) if self.op == HEAD_OP else self.shape
+
+    @property
     def elements(self) -> int:
-        return prod(self.shape) if self.shape else 0
+        """Of the logits; 0 for jobs without a shape."""
+        return prod(self.logits_shape) if self.shape else 0
 
     @property
     def classes(self) -> int:
@@ -97,9 +104,18 @@ class Cell:
         return self.elements * self.item_size
 
     @property
+    def operand_bytes(self) -> int:
+        """Bytes of the inputs: the logits, or a head's input and weight."""
+        if self.op != HEAD_OP:
+            return self.input_bytes
+        rows, features, classes = self.shape
+        return features * (rows + classes) * self.item_size
+
+    @property
     def problem_key(self) -> tuple[Any, ...]:
         """Equal for cells that get equal inputs from `benchmarks.problems`."""
-        return (self.op == "cross_entropy", self.shape, self.dim, self.dtype, self.option, self.inputs)
+        kind = self.op if self.op in ("cross_entropy", HEAD_OP) else ""
+        return (kind, self.shape, self.dim, self.dtype, self.option, self.inputs)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

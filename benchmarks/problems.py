@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import inputs, options
-from benchmarks.cells import Cell
+from benchmarks.cells import HEAD_OP, Cell
 from benchmarks.machine import cpus
 
 IGNORE_INDEX = -100
 LABEL_SMOOTHING = 0.1
 SAMPLED_ROWS, SAMPLED_ELEMENTS, FEWEST_ROWS = 256, 1 << 22, 16
 ALL_ROWS_BELOW = 1 << 20  # elements
+SAMPLED_CLASSES = 256  # of a head
 BLOCK = 1 << 22  # elements in float64 at a time: 32 MiB
 MOST_THREADS = 16  # each uses several such blocks
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -37,7 +38,8 @@ BOUND = {"float32": 1e-4, "float64": 1e-11, "bfloat16": 0.1, "float16": 0.02}
 class Problem:
     """The inputs of the ops.
 
-    x            logits, cell.shape; float32 for 16-bit cells, holding numbers of the 16-bit dtype exactly
+    x            logits, cell.shape; float32 for 16-bit cells, holding numbers of the 16-bit dtype exactly.
+                 Of a head, the input (N, H)
     upstream     gradient of the output, same shape and dtype as the output; None if the differentiated value
                  is one number (a mean loss, or a softmax with a sum as option), whose gradient is 1
     target       cross_entropy: int64 class indices, or probabilities with option "probabilities";
@@ -45,7 +47,8 @@ class Problem:
     weight       cross_entropy with option "weight+ignore_index": (C,), and of softkern's own options, the
                  operand of "row_weight": (N,), "num_items": a number, and "target_probs:K": (N, K); softmax
                  and log_softmax with option "row-weights": one weight per row; selective_log_softmax: (2,
-                 ...), the upstream gradients of the log-probabilities and of the entropies; otherwise None
+                 ...), the upstream gradients of the log-probabilities and of the entropies; a head's (V, H);
+                 otherwise None
     """
 
     x: np.ndarray
@@ -87,6 +90,10 @@ def make(cell: Cell) -> Problem:
         in_threads(fill, parts, rng.spawn(len(parts)))
         return values
 
+    if cell.op == HEAD_OP:  # its logits are those of the other cells
+        rows, features, classes = cell.shape
+        x, weight = normal((rows, features), 1.0), normal((classes, features), 3.0 / features**0.5)
+        return Problem(x, None, rng.integers(0, classes, rows), weight)
     x = normal(cell.shape, 3.0)
     positions = tuple(np.delete(cell.shape, cell.dim))
     allowed = None
@@ -167,12 +174,20 @@ def sampled_rows(cell: Cell) -> np.ndarray:
     return np.unique(np.linspace(0, cell.rows - 1, rows).astype(np.int64))
 
 
+def sampled_classes(cell: Cell, target: np.ndarray) -> np.ndarray:
+    """The rows of a head's weight whose gradients are checked: some that are targets, and some at equal
+    distances, few of which are."""
+    chosen = target[np.linspace(0, cell.rows - 1, SAMPLED_CLASSES // 2).astype(np.int64)]
+    spread = np.linspace(0, cell.classes - 1, SAMPLED_CLASSES // 2).astype(np.int64)
+    return np.unique(np.concatenate([chosen, spread]))
+
+
 Answers = dict[str, np.ndarray]
 
 
 def errors(cell: Cell, got: dict[str, np.ndarray], expected: Answers) -> dict[str, float]:
     """Largest |got - answer| / (eps * scale of the row) of each array; inf for NaN. An array has the cell's
-    shape, or (rows, C) with only the sampled rows."""
+    shape, or (rows, C) with only the sampled rows, as a head's gradients have."""
     rows = sampled_rows(cell)
     found = {}
     for name, array in got.items():

@@ -42,6 +42,8 @@ A row is one provider in one cell, regime and thread count:
     buffers      how many copies of the inputs are used in turn
     error        {"output": e, "gradient": e}: largest |got - float64 answer|, in units of the dtype's eps
                  times the scale of the row (benchmarks.answers); null where not finite
+    flops, result_bytes   of a head of a language model alone: floating point operations of the products that
+                 it needs, and bytes of its gradients, which peak_bytes includes
     peak_bytes   growth of the resident set above the inputs in one call; null where not measured
     faults       page faults per call
 """

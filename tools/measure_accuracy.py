@@ -4,12 +4,13 @@
     python tools/measure_accuracy.py            # measure, print
     python tools/measure_accuracy.py --write    # measure, write docs/accuracy.json, render docs/accuracy.md
     python tools/measure_accuracy.py --render   # render docs/accuracy.md from docs/accuracy.json
-    python tools/measure_accuracy.py --write --table options  # one of the two tables; the other stays
+    python tools/measure_accuracy.py --write --table options  # one of the three tables; the others stay
 
 Errors are in ulp: distances between neighbouring numbers of the result's dtype at the float64 answer.
 Answers below the smallest normal number count as that number. The second table, of softkern's own options and
 of statistics, takes the larger of two units: this one, and an ulp of float32 at the scale of the result
-(softkern/verify/row_oracle.py).
+(softkern/verify/row_oracle.py). The third, of linear_cross_entropy, has errors of whole results: the norm of
+the difference divided by that of the answer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from softkern.verify.oracle import answers
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 OPTIONS_BEGIN, OPTIONS_END = "<!-- options: begin -->", "<!-- options: end -->"
+LINEAR_BEGIN, LINEAR_END = "<!-- linear: begin -->", "<!-- linear: end -->"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -185,6 +188,106 @@ def _loss_of_torch(case: Case, z: Tensor, target: Tensor | None, given: dict[str
     return loss * given["row_weight"] if case.row_weight else loss
 
 
+ROWS, FEATURES, CLASSES = 1024, 256, 4000
+SPREADS = (1, 4, 12)  # of the logits
+CHUNKS = (1, 4, 16, 128)
+RESULTS = ("loss", "input", "weight", "bias")
+ONCE = "exact products, rounded once"
+# A call of input, weight, bias and target, by the text of its rows; with rows of a chunk, if it has chunks.
+Head = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+
+
+def _two_calls(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, _: int) -> Tensor:
+    return F.cross_entropy(F.linear(x, weight, bias), target)
+
+
+def _torchs_chunks(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, rows: int) -> Tensor:
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+    loss: Tensor = F.linear_cross_entropy(x, weight, target, linear_bias=bias, options=options)
+    return loss
+
+
+def _plan(plan: str) -> Head:
+    def loss(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, rows: int) -> Tensor:
+        options = softkern.LinearCrossEntropyOptions(plan=plan, chunk_rows=rows)
+        found: Tensor = softkern.linear_cross_entropy(x, weight, target, linear_bias=bias, options=options)
+        return found
+
+    return loss
+
+
+HEADS: dict[str, tuple[Head, tuple[int, ...]]] = {
+    "softkern, fast": (_plan("fast"), CHUNKS),
+    "softkern, lean": (_plan("lean"), CHUNKS),
+    "torch, two calls": (_two_calls, (1,)),
+    "torch, chunked": (_torchs_chunks, CHUNKS),
+}
+
+
+def measure_linear(
+    scale: float = 1.0, dtypes: tuple[str, ...] = ("float32", "bfloat16")
+) -> list[dict[str, object]]:
+    """One row for each dtype, spread of the logits, call and number of chunks."""
+    found: list[dict[str, object]] = []
+    rows = max(CHUNKS[-1], int(ROWS * scale))
+    for dtype_name, spread in product(dtypes, SPREADS):
+        operands, target = _head(rows, spread, DTYPES[dtype_name])
+        answers = _of_head(_two_calls, [x.double() for x in operands], target, rows)
+        z = F.linear(*(x.double() for x in operands))
+        once = _rounded_once(z, operands, target, answers[0])
+        measured = {(ONCE, 1): once}
+        for call, (head, chunks) in HEADS.items():
+            if call == "torch, chunked" and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+                continue
+            measured |= {(call, n): _of_head(head, operands, target, rows // n) for n in chunks}
+        for (call, n), results in measured.items():
+            errors = {
+                name: float(f"{float((got.double() - answer).norm() / answer.norm()):.2e}")
+                for name, got, answer in zip(RESULTS, results, answers, strict=True)
+            }
+            found.append({"dtype": dtype_name, "spread": spread, "call": call, "chunks": n, **errors})
+    return found
+
+
+def _head(rows: int, spread: float, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Input, weight and bias, and class indices, of which every other one is the likeliest."""
+    g = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, FEATURES, generator=g, dtype=torch.float64) for n in (rows, CLASSES))
+    bias = torch.randn(CLASSES, generator=g, dtype=torch.float64)
+    operands = [t.to(dtype) for t in (x, weight * spread / FEATURES**0.5, bias)]
+    target = torch.randint(0, CLASSES, (rows,), generator=g)
+    target[::2] = F.linear(*(t.double() for t in operands))[::2].argmax(1)
+    return operands, target
+
+
+def _of_head(head: Head, operands: list[Tensor], target: Tensor, rows: int) -> list[Tensor]:
+    """The loss and the gradients of the operands."""
+    leaves = [x.detach().requires_grad_() for x in operands]
+    loss = head(leaves[0], leaves[1], leaves[2], target, rows)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def _rounded_once(z: Tensor, operands: list[Tensor], target: Tensor, loss: Tensor) -> list[Tensor]:
+    """As exact as a result in the dtype can be if the gradient of the logits is rounded to it, too."""
+    dtype = operands[0].dtype
+    x, weight, _ = (t.double() for t in operands)
+    dz = (z.softmax(1) - F.one_hot(target, CLASSES)).to(dtype).double() / len(z)
+    return [t.to(dtype) for t in (loss, dz @ weight, dz.T @ x, dz.sum(0))]
+
+
+def table_of_heads(measured: list[dict[str, Any]]) -> str:
+    """One line for each dtype, spread and call: the errors with one chunk and with the most."""
+    lines = ["| dtype | logits | call | loss | dX | dW | db |", "|---|---|---|---:|---:|---:|---:|"]
+    calls: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for row in measured:
+        calls.setdefault((row["dtype"], row["spread"], row["call"]), []).append(row)
+    for (dtype, spread, call), found in calls.items():
+        texts = [[f"{row[name]:.1e}" for row in (found[0], found[-1])] for name in RESULTS]
+        cells = " | ".join(" → ".join(dict.fromkeys(ends)) for ends in texts)
+        lines.append(f"| {dtype} | N(0, {spread}) | {call} | {cells} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, object]]) -> str:
     lines = ["| op | dtype | logits | softkern, ulp | torch, ulp |", "|---|---|---|---:|---:|"]
     lines += [
@@ -227,6 +330,7 @@ def render(measured: dict[str, Any], page: str) -> str:
     parts = (
         (BEGIN, END, table, measured),
         (OPTIONS_BEGIN, OPTIONS_END, table_of_options, measured["options"]),
+        (LINEAR_BEGIN, LINEAR_END, table_of_heads, measured["linear"]),
     )
     for begin, end, drawn, part in parts:
         head, tail = page.split(begin)[0], page.split(end)[1]
@@ -234,22 +338,29 @@ def render(measured: dict[str, Any], page: str) -> str:
     return page
 
 
+TABLES = ("rows", "options", "linear")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write docs/accuracy.json and docs/accuracy.md")
     parser.add_argument("--render", action="store_true", help="only render the page from the JSON")
     parser.add_argument(
-        "--table", choices=("rows", "options"), help="only F's functions, or only the options"
+        "--table", choices=TABLES, help="only F's functions, only the options, or only linear_cross_entropy"
     )
     args = parser.parse_args()
     json_file, page = DOCS / "accuracy.json", DOCS / "accuracy.md"
     measured = json.loads(json_file.read_text())
-    if not args.render and args.table != "options":
+    wanted = () if args.render else (args.table,) if args.table else TABLES
+    if "rows" in wanted:
         measured |= {"environment": info.environment(), "rows": measure()}
         print(table(measured["rows"]))
-    if not args.render and args.table != "rows":
+    if "options" in wanted:
         measured["options"] = {"environment": info.environment(), "rows": measure_options()}
         print(table_of_options(measured["options"]["rows"]))
+    if "linear" in wanted:
+        measured["linear"] = {"environment": info.environment(), "rows": measure_linear()}
+        print(table_of_heads(measured["linear"]["rows"]))
     if args.write:
         json_file.write_text(json.dumps(measured, indent=1) + "\n")
     if args.write or args.render:

@@ -16,7 +16,7 @@ from benchmarks.engine.plan import Plan, groups_of, left_out, parts_of
 from benchmarks.engine.turn import Turn
 from benchmarks.providers.base import LARGE
 
-TEMPORARIES = 6  # results and temporaries of the provider whose turn it is, in units of the input
+TEMPORARIES = 6  # results and temporaries of the provider whose turn it is, in units of the logits
 
 Report = Callable[[str, float], None]  # what is being done, seconds left
 
@@ -76,9 +76,10 @@ def measure(group: Group, cell: Cell) -> bool:
     # twice; one at a time computes, or all where the memory allows it: what is compiled for a device
     # takes longer than the cell.
     each = 3 * turn.buffers + (0 if cell.device == "cpu" else 2)
-    needed = cell.input_bytes * (each * len(asked) + TEMPORARIES)
+    held, temporaries = each * cell.operand_bytes, TEMPORARIES * cell.input_bytes
+    needed = held * len(asked) + temporaries
     there = group.memory()
-    at_once = cell.device != "cpu" and cell.input_bytes * (each + TEMPORARIES) * len(asked) <= there
+    at_once = cell.device != "cpu" and (held + temporaries) * len(asked) <= there
     if cell.input_bytes > LARGE and needed > there > 0:
         for worker in asked:
             group.leave_out(worker.label, f"the providers together need about {needed >> 30} GiB")

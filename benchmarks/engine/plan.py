@@ -21,6 +21,7 @@ from benchmarks.providers.base import LARGE, Provider
 PLACED_FOR, LARGE_PLACED_FOR = 7, 3  # rounds
 # Seconds of a call where the number of elements says nothing.
 CALL_TAKES = {"zoo": 2e-3, "fashion-mnist small": 0.2, "fashion-mnist deep": 1.5, "language-model head": 3.0}
+FLOPS = 2e11  # a second, of products
 
 
 class Rounds(NamedTuple):
@@ -120,7 +121,7 @@ def parts_of(plan: Plan, groups: list[tuple[str, int | None, list[Cell]]]) -> li
 
 def _part(plan: Plan, cell: Cell, regime: str, asked: list[Provider], made: bool) -> Part:
     """`made`: the cell before has other inputs."""
-    call = CALL_TAKES.get(cell.op, 2.5e-9 * cell.elements)
+    call = CALL_TAKES.get(cell.op, 2.5e-9 * cell.elements + ops.flops(cell) / FLOPS)
     prepare = 0.08 + 1e-8 * cell.elements + 4 * call  # the check, the warm-up, the peak
     compiled = sum(provider.name == "torch-compile" for provider in asked)
     fixed = len(asked) * prepare + 4.0 * compiled + (4e-8 * cell.elements if made and asked else 0.0)

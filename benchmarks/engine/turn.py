@@ -139,6 +139,8 @@ class Turn:
             if answer:
                 self.samples[worker.label].append(answer["seconds"])
                 self.faults[worker.label].append(answer["faults"])
+                if not copying and len(self.samples[worker.label]) == worker.provider.rounds(self.cell):
+                    self._leave(worker)
 
     def _place_anew(self, turn: int) -> None:
         """All workers give their pages back before any takes new ones, and each time another one is first: a
@@ -173,10 +175,14 @@ class Turn:
         unknown = [w for w in others or there if w.label not in self.settled and not self._known(w, first)]
         for worker in self._going() if unknown else []:
             if worker is not first and worker not in unknown:
-                self._peak(worker)
-                self._ask(worker, {"do": "release"})
-                self.settled.add(worker.label)
+                self._leave(worker)
         return not unknown
+
+    def _leave(self, worker: Worker) -> None:
+        """It takes no more samples."""
+        self._peak(worker)
+        self._ask(worker, {"do": "release"})
+        self.settled.add(worker.label)
 
     def _known(self, worker: Worker, first: Worker) -> bool:
         """Whether the ratio to the first provider is known to about 2 %; for the first provider, its time.
@@ -220,6 +226,7 @@ class Turn:
         worker = next(w for w in self.group.workers if w.label == label)
         status, reason = self.lost.get(label, ("ok", ""))
         cell = self.cell
+        products = {"flops": ops.flops(cell), "result_bytes": ops.result_bytes(cell)}
         return {
             "cell": cell.name,
             "op": cell.op,
@@ -241,6 +248,7 @@ class Turn:
             "error": {
                 name: round(e, 3) if isfinite(e) else None for name, e in self.errors.get(label, {}).items()
             },
+            **(products if products["flops"] else {}),
         }
 
     def _figures(self, label: str, baseline: str) -> dict[str, Any]:

@@ -28,6 +28,8 @@ MOST_REPEATS = 2000
 # too few calls, and a few calls are slower per call than many: of two equal processes, one was a tenth slower
 # in all samples. So calibration makes calls for the time of several samples, up to a maximum of calls.
 MOST_CALIBRATING, SAMPLES_CALIBRATING = 10, 5
+# Seconds. A call that takes longer makes no calls before it: they would take as long as the cell.
+SLOW = 15.0
 # Bytes. As large as results: a smaller piece would fill gaps that small objects left. A step is 9 cache
 # lines.
 HEAP_ASIDE, HEAP_STEP = 1 << 20, 9 * 64
@@ -43,7 +45,7 @@ class Session:
         self.copy: bandwidth.Copy | None = None
         self.aside: tuple[mmap.mmap, bytearray] | None = None
         self.cursor = 0
-        self.captured = False
+        self.captured = self.slow = False
         self.repeats = 1
 
     def start(self, name: str, plugin: str | None, device: str) -> dict[str, Any]:
@@ -119,6 +121,9 @@ class Session:
         taken: list[float] = []
         while len(taken) < 2 or (len(taken) < MOST_CALIBRATING and sum(taken) < SAMPLES_CALIBRATING * sample):
             taken.append(self._once(len(taken)))
+            if taken[0] > SLOW:
+                break
+        self.slow = taken[0] > SLOW
         self.repeats = min(MOST_REPEATS, max(1, math.ceil(sample / max(min(taken), 1e-7))))
         return {"repeats": self.repeats}
 
@@ -135,7 +140,8 @@ class Session:
         pages take longer after another process has split free memory into small pages, or the host has
         reclaimed it."""
         assert self.step is not None
-        self.step(self.cursor - 1)
+        if not self.slow:
+            self.step(self.cursor - 1)
         seconds, faults = self.device.sample(self.step, self.cursor, self.repeats)
         self.cursor += self.repeats
         return {"seconds": seconds, "faults": faults}

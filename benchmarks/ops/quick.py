@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from benchmarks import inputs, options
-from benchmarks.cells import CREATE_GRAPH, Case, Cell, expand
-from benchmarks.ops import cross_entropy, selective_log_softmax, softmax
+from benchmarks.cells import CREATE_GRAPH, HEAD_OP, Case, Cell, expand
+from benchmarks.ops import cross_entropy, end_to_end, selective_log_softmax, softmax
 
 WHOLE = ("no-grad", "forward+backward")
 NORMALISERS = (
@@ -29,12 +29,17 @@ LOSS = (
 TOKENS = (
     Case((4, 16, 10), dtypes=("float32", "bfloat16"), passes=WHOLE, option=selective_log_softmax.ENTROPY),
 )
+HEADS = (
+    Case((48, 20, 1000), dtypes=("float32", "bfloat16"), passes=WHOLE),
+    Case((64, 8, 8192), passes=("forward+backward",)),  # large enough for the peak memory
+)
 
 
 def cells(device: str) -> list[Cell]:
     found = expand("softmax", NORMALISERS, device) + expand("log_softmax", NORMALISERS, device)
     found += expand("cross_entropy", LOSS, device) + expand("selective_log_softmax", TOKENS, device)
-    found.append(Cell("language-model head", "step", "float32", (64, 1000), 1, device=device, main=True))
+    found += expand(HEAD_OP, HEADS, device)
+    found.append(Cell(end_to_end.HEAD, "step", "float32", (64, 1000), 1, device=device, main=True))
     if device != "cpu":
         return [cell for cell in found if not cell.edge]
     return [*found, Cell("zoo", "epoch", "float32", main=True)]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from benchmarks.cells import BadArgument, check_names
 from benchmarks.providers.base import Provider
+from benchmarks.providers.cut_cross_entropy_ import CutCrossEntropy
 from benchmarks.providers.flash_attention import FlashAttention
+from benchmarks.providers.head import SoftkernLogits, SoftkernPlan, TorchChunked
 from benchmarks.providers.jax_ import Jax
 from benchmarks.providers.liger import Liger
 from benchmarks.providers.numpy_ import NumPy
@@ -35,7 +37,10 @@ PROVIDERS: dict[str, Provider] = {
         SoftkernBackend("cuda", "cuda"),
         SoftkernBackend("triton", "cuda"),
         SoftkernPlain(),
+        *(SoftkernPlan(plan) for plan in ("fast", "lean")),
+        SoftkernLogits(),
         TorchOut(),
+        TorchChunked(),
         TorchCompile(),
         Trl(),
         Jax(),
@@ -43,6 +48,7 @@ PROVIDERS: dict[str, Provider] = {
         OnnxRuntime(),
         NumPy(),
         Liger(),
+        CutCrossEntropy(),
         Quack(),
         FlashAttention(),
     )

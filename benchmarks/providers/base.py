@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import Cell
+from benchmarks.cells import HEAD_OP, Cell
 from benchmarks.problems import Problem
 
 
@@ -52,6 +52,10 @@ class Provider:
         """
         raise NotImplementedError
 
+    def rounds(self, cell: Cell) -> int | None:
+        """The most rounds that it takes part in; None for all that the cell has."""
+        return None
+
     def environment(self, regime: str) -> dict[str, str]:
         """Variables to set before the worker starts."""
         return {}
@@ -80,7 +84,7 @@ def peer_left_out(cell: Cell, ops: tuple[str, ...], dtypes: tuple[str, ...]) -> 
         return f"does not compute {cell.op}"
     if cell.op != "cross_entropy" and cell.option:
         return "not measured with a sum of the output"
-    if not cell.main:
+    if not cell.main and cell.op != HEAD_OP:
         return "peers are measured in the main cells only"
     if cell.pass_name not in PEER_PASSES:
         return "has no separate pass to set beside torch's recorded forward and backward"

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import Cell
+from benchmarks.cells import HEAD_OP, Cell
 from benchmarks.problems import Problem
+from benchmarks.providers import head
 from benchmarks.providers.base import Absent, Prepared, Provider, peer_left_out
 from benchmarks.providers.torch_family import to_tensors
 
@@ -25,14 +26,15 @@ class CudaPeer(Provider):
     overwrites_logits = False
 
     def functions(self) -> dict[str, Callable[..., Any]]:
-        """Import the library: op -> function of the logits and, in cross_entropy, the class indices."""
+        """Import the library: op -> function of the logits and, in cross_entropy, the class indices; a head's
+        is of input, weight and class indices."""
         raise NotImplementedError
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         reason = peer_left_out(cell, self.ops, ("float32", "bfloat16", "float16"))
         if reason is not None:
             return reason
-        if len(cell.shape) != 2 or cell.dim not in (-1, 1):
+        if len(cell.logits_shape) != 2 or cell.dim not in (-1, 1):
             return "takes two dimensions, classes last"
         if cell.option:
             return f"not measured with {cell.option}"
@@ -54,6 +56,8 @@ class CudaPeer(Provider):
         import torch
 
         function = self.calls[cell.op]
+        if cell.op == HEAD_OP:
+            return head.prepare(cell, problem, buffers, function)
         backward = cell.pass_name == "forward+backward"
 
         def copies() -> tuple[list[Any], Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cells import Cell
+from benchmarks.cells import HEAD_OP, Cell
 from benchmarks.providers.cuda_peer import CudaPeer
 
 WIDEST_SOFTMAX = 65536  # its softmax raises an error for wider rows
@@ -15,18 +15,23 @@ WIDEST_SOFTMAX = 65536  # its softmax raises an error for wider rows
 class Liger(CudaPeer):
     """If the logits require a gradient, the forward of its cross_entropy writes it over them.
 
-    Without requires_grad it computes only the loss, so it is measured in the pass "no-grad", too.
+    Without requires_grad it computes only the loss, so it is measured in the pass "no-grad", too. Its head
+    of a language model overwrites no input.
     """
 
     name = "liger"
     distribution = "liger_kernel"
-    ops = ("softmax", "cross_entropy")
+    ops = ("softmax", "cross_entropy", HEAD_OP)
     overwrites_logits = True
 
     def functions(self) -> dict[str, Callable[..., Any]]:
-        from liger_kernel.transformers.functional import liger_cross_entropy, liger_softmax
+        from liger_kernel.transformers import functional
 
-        return {"softmax": liger_softmax, "cross_entropy": liger_cross_entropy}
+        return {
+            "softmax": functional.liger_softmax,
+            "cross_entropy": functional.liger_cross_entropy,
+            HEAD_OP: functional.liger_fused_linear_cross_entropy,
+        }
 
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         reason = super().left_out(cell, threads)

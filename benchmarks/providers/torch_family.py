@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ops, options
-from benchmarks.cells import CREATE_GRAPH, Cell
+from benchmarks.cells import CREATE_GRAPH, HEAD_OP, Cell
 from benchmarks.ops import end_to_end
 from benchmarks.problems import Problem
 from benchmarks.providers.base import LARGE, Absent, Prepared, Provider, peer_left_out
@@ -115,8 +115,12 @@ class TorchFamily(Provider):
         if problem is None:
             step, error = end_to_end.prepare(api, cell)
             return Prepared(step, lambda loss: {"loss": np.array([error(loss)])})
-        inputs = copies(to_tensors(cell, problem), buffers)
         op = ops.OPS[cell.op]
+        if cell.op == HEAD_OP:
+            from benchmarks.providers import head
+
+            return head.prepare(cell, problem, buffers, api.linear_cross_entropy)
+        inputs = copies(to_tensors(cell, problem), buffers)
 
         def forward(i: int) -> Any:
             own = inputs[i]
@@ -217,7 +221,7 @@ class Torch(TorchFamily):
         return self.start_torch(threads)
 
     def api(self, cell: Cell) -> Any:
-        if options.is_own(cell):
+        if options.is_own(cell) or cell.op in (HEAD_OP, end_to_end.HEAD):
             from benchmarks.providers import torch_formulas
 
             return torch_formulas.api(cell)
@@ -238,7 +242,7 @@ class TorchCompile(Torch):
             return "compiles for seconds a cell: measured in few"
         if threads is not None:
             return "compiles anew for each number of threads: measured with all of them"
-        if options.is_own(cell):
+        if options.is_own(cell) or cell.op == HEAD_OP:
             return None
         return peer_left_out(cell, tuple(ops.OPS), ("float32", "bfloat16"))
 
@@ -299,6 +303,8 @@ class SoftkernBackend(Softkern):
     def left_out(self, cell: Cell, threads: int | None) -> str | None:
         if cell.device == "cpu" and cell.input_bytes > LARGE:
             return f"instruction sets are compared in cells of up to {LARGE >> 20} MiB"
+        if cell.device == "cpu" and cell.op == HEAD_OP:
+            return "its products are torch's, whatever the instruction set"
         dtypes = ("float32",) if cell.device == "cpu" else ("float32", "bfloat16")
         return super().left_out(cell, threads) or peer_left_out(cell, tuple(ops.OPS), dtypes)
 

@@ -62,12 +62,22 @@ def baseline(results: Results) -> str | None:
     return names.most_common(1)[0][0] if names else None
 
 
-def multiple_of_input(row: Row) -> float | None:
-    """Peak memory above the inputs in units of the N x C logits. None if there is no peak or no logits, or
-    if a CUDA graph had allocated the memory before."""
-    size = cell_of(row).input_bytes
+def extra_memory(row: Row) -> int | None:
+    """Bytes of the peak above the inputs, and above the gradients of a head. None if there is no peak, or if
+    a CUDA graph had allocated the memory before."""
     peak = None if row.get("how") == CAPTURED else row.get("peak_bytes")
-    return peak / size if size and peak is not None else None
+    return None if peak is None else max(0, peak - row.get("result_bytes", 0))
+
+
+def multiple_of_input(row: Row) -> float | None:
+    """`extra_memory` in units of the N x C logits; None if there are no logits."""
+    size, extra = cell_of(row).input_bytes, extra_memory(row)
+    return extra / size if size and extra is not None else None
+
+
+def gflops(row: Row) -> float | None:
+    """Of the products of a head, for a second."""
+    return row["flops"] / row["median"] / 1e9 if row.get("flops") else None
 
 
 def has_ratio(row: Row) -> bool:

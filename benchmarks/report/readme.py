@@ -18,6 +18,7 @@ from benchmarks.report import (
     described,
     grouped,
     has_ratio,
+    head,
     headline,
     huge_page_mode,
     in_order,
@@ -47,14 +48,15 @@ EDGE_COLUMNS = (
 
 
 def block(results: Results, source: str, short: bool = False) -> str:
-    """Caption, main cells, edges, what F lacks, and every cell in which softkern is slower than torch. A
-    short block has one pass of two ops, the whole jobs and what F lacks, but no edges."""
+    """Caption, main cells, edges, what F lacks, the head of a language model, and every cell in which
+    softkern is slower than torch. A short block has one pass of two ops, the whole jobs, what F lacks and the
+    head, but no edges."""
     lines = [_caption(results, source), ""]
     cells = grouped(headline(results), "cell").values()
     cells = sorted(cells, key=lambda rows: in_order(rows[0]["op"]))
     main = [line for rows in cells if _shown(rows[0], short) for line in _line(rows)]
     edges = [line for rows in cells if rows[0].get("edge") and not short for line in _edge(rows)]
-    lacking = own.table(cells)
+    lacking = own.table(cells) + head.table(cells)
     if main or not (edges or lacking):
         lines += [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---:|---:|---:|---|", *main, ""]
     if edges:

@@ -15,6 +15,8 @@ from benchmarks.report import (
     MOST_TIMES_PLAIN,
     cell_of,
     duration,
+    extra_memory,
+    gflops,
     grouped,
     huge_page_mode,
     is_ok,
@@ -94,7 +96,9 @@ def _table(rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in ("shape", "regime", "thr", "provider"):
         table.add_column(name, overflow="fold")
-    figures = ("GB/s", "copy", "error", "peak\nMiB", "peak\nN x C", "faults")
+    products = any(row.get("flops") for row in rows)
+    speeds = ("GFLOP/s",) if products else ("GB/s", "copy")
+    figures = (*speeds, "error", "peak\nMiB", "peak\nN x C", "faults")
     for name in ("time", "20-80 %", "ratio", *(["times\nplain"] if plain else []), *figures):
         table.add_column(name, justify="right", no_wrap=True)
     for of_cell in grouped(rows, "cell").values():
@@ -114,15 +118,20 @@ def _values(row: Row, plain: bool) -> list[Text]:
         return [Text(row["status"], "red")]
     scale, _ = unit_of(row["median"])
     spread = f"{number(row['q20'] * scale)}-{number(row['q80'] * scale)}"
-    percent, peak, multiple = row.get("copy_percent"), row.get("peak_bytes"), multiple_of_input(row)
+    percent, peak, multiple = row.get("copy_percent"), extra_memory(row), multiple_of_input(row)
+    of_products = gflops(row)
+    speeds = (
+        (number(row["gbps"]) if row.get("bytes") else "", "" if percent is None else f"{percent:.0f} %")
+        if of_products is None
+        else (number(of_products),)
+    )
     faults, error = row.get("faults"), worst_error(row)
     return [
         Text(duration(row["median"])),
         Text(spread, "dim"),
         _ratio(row),
         *([_times_plain(row)] if plain else []),
-        Text(number(row["gbps"]) if row.get("bytes") else ""),
-        Text("" if percent is None else f"{percent:.0f} %"),
+        *map(Text, speeds),
         Text("" if error is None else number(error) if error < 1000 else f"{error:.1e}"),
         Text("" if peak is None else number(peak / MIB)),
         Text("" if multiple is None else number(multiple)),

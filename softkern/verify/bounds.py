@@ -63,6 +63,24 @@ def stated(quantity: str, dtype: torch.dtype) -> float | None:
     return STATED[quantity] if dtype == torch.float32 else STATED_16_BIT
 
 
+def of_a_sum(terms: int, dtype: torch.dtype) -> float:
+    """The part of a scale for a sum of that many products, in units of the sum of their magnitudes.
+
+    Each addition rounds a partial sum by half a unit, and no partial sum is larger than that sum: at most
+    terms / 2 units, in whatever order a library adds. Products are fused with additions, or exact, as those
+    of 16-bit numbers are in float32.
+    """
+    return terms / 2 / TABLE[dtype].arithmetic
+
+
+def of_narrowing(dtype: torch.dtype) -> float:
+    """The part of a scale for a term that is rounded to 16 bits before a product, in units of the term."""
+    t = TABLE[dtype]
+    if not t.roundings:
+        return 0.0
+    return torch.finfo(dtype).eps / 2 / (t.arithmetic * torch.finfo(t.compute).eps)
+
+
 def ulp(answer: Tensor, dtype: torch.dtype) -> Tensor:
     """The distance between neighbouring numbers of `dtype` at a finite float64 answer.
 

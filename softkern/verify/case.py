@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from softkern.verify.bounds import DTYPES
 SOFTMAXES = ("softmax", "log_softmax")
 OPS = (*SOFTMAXES, "cross_entropy")  # those of F
 ROW_OPS = ("selective_log_softmax", "entropy_from_logits")
+LINEAR = "linear_cross_entropy"
 NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
@@ -25,7 +26,7 @@ class Case:
 
     Attributes:
         group: the part of the matrix that it belongs to.
-        op: one of `OPS` or `ROW_OPS`.
+        op: one of `OPS` or `ROW_OPS`, or `LINEAR`.
         dtype: dtype of logits, weights and class probabilities, for example "float32".
         shape: shape of the logits.
         values: "normal", "special" (NaN and infinities), "masked" (-inf) or one of `inputs.HURTING`.
@@ -47,6 +48,9 @@ class Case:
         logit_scale, softcap, temperature, z_loss: as in softkern.cross_entropy.
         stats: names of statistics; for selective_log_softmax "entropy".
         still: outputs that backward does not start from.
+        features: of the input of linear_cross_entropy; shape is that of its logits. The others are its, too.
+        bias: whether it has a bias.
+        plan, chunk: of its options; 0: the plan chooses the rows of a chunk.
     """
 
     group: str
@@ -75,6 +79,10 @@ class Case:
     z_loss: float = 0.0
     stats: tuple[str, ...] = ()
     still: tuple[str, ...] = ()
+    features: int = 0
+    bias: bool = False
+    plan: str = "auto"
+    chunk: int = 0
 
     def __str__(self) -> str:
         given = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
@@ -93,7 +101,7 @@ class Case:
         """Whether F has no such call."""
         options = (self.row_weight, self.num_items, self.padding, self.indices, self.softcap, self.z_loss)
         scaled = self.logit_scale != 1 or self.temperature != 1
-        return self.op in ROW_OPS or any(options) or scaled or bool(self.stats)
+        return self.op in (*ROW_OPS, LINEAR) or any(options) or scaled or bool(self.stats)
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,8 @@ class Problem:
 def build(case: Case, device: str = "cpu") -> Problem:
     """The tensors of a case; the same on every call."""
     dtype, place = NAMES[case.dtype], inputs.LAYOUTS[case.layout]
+    if case.op == LINEAR:
+        return _linear_problem(case, device)
     x = _logits(case, dtype)
     if case.op in SOFTMAXES:
         return Problem(place(x.to(device)), case.dim)
@@ -171,6 +181,38 @@ def _row_problem(case: Case, x: Tensor) -> Problem:
         index, _ = inputs.several((x.shape[:-1].numel(), x.shape[-1]), case.indices)
         index = index.reshape(*x.shape[:-1], case.indices)
     return Problem(x, x.dim() - 1, index.to(x.device, getattr(torch, case.target)), _transformation(case))
+
+
+def _linear_problem(case: Case, device: str) -> Problem:
+    """The logits have the spread of the other cases. The input is positive: for most classes, the terms of
+    the weight's gradient have one sign, so digits that their sum loses can't hide."""
+    dtype, place = NAMES[case.dtype], inputs.LAYOUTS[case.layout]
+    n, c = case.shape
+    classes = c - case.padding
+    x = (inputs.logits(n, case.features, dtype=torch.float64, seed=1).abs() / 3).to(dtype)
+    given = {"linear_weight": inputs.logits(classes, case.features, dtype=torch.float64, seed=2)}
+    given["linear_weight"] /= case.features**0.5
+    if case.bias:
+        given["linear_bias"] = inputs.logits(classes, dtype=torch.float64, seed=4)
+    _, target, kwargs = inputs.problem(
+        (n, classes),
+        dtype,
+        weight=case.weight,
+        ignore=case.ignore,
+        smoothing=case.smoothing,
+        probs=case.probs,
+    )
+    x, target = _own_arguments(replace(case, padding=0), x, target, kwargs, (n, classes))
+    kwargs |= {name: t.to(dtype) for name, t in given.items()}
+    if case.padding:
+        kwargs["valid_classes"] = classes
+        named = [name for name in ("linear_weight", "linear_bias", "weight") if name in kwargs]
+        kwargs |= {name: inputs.padded_with_nan(kwargs[name], case.padding, 0) for name in named}
+        if case.probs:
+            target = inputs.padded_with_nan(target, case.padding, 1)
+    kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+    kwargs["linear_weight"] = place(kwargs["linear_weight"])
+    return Problem(place(x.to(device)), 1, target.to(device), kwargs)
 
 
 def _transformation(case: Case) -> dict[str, Any]:

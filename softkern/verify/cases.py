@@ -9,6 +9,7 @@ from itertools import product
 
 from softkern.verify import inputs
 from softkern.verify.case import NAMES, OPS, SOFTMAXES, Case, rows_of
+from softkern.verify.linear_cases import linear_matrix
 from softkern.verify.row_cases import row_matrix
 
 HALVES = ("bfloat16", "float16")
@@ -22,6 +23,7 @@ def matrix(quick: bool) -> Iterator[Case]:
     """All cases; quick: all groups, with fewer sizes and combinations."""
     for part in (_classes, _values, _layouts, _options, _upstream, _inplace, _special, _sums, row_matrix):
         yield from part(quick)
+    yield from linear_matrix(quick)
 
 
 def _classes(quick: bool) -> Iterator[Case]:

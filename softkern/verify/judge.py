@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softkern import reference
-from softkern.verify import bounds, inputs, oracle
+from softkern.verify import bounds, inputs, linear, oracle
 from softkern.verify import rows as row_calls
-from softkern.verify.case import NAMES, SOFTMAXES, Case, Problem
+from softkern.verify.case import LINEAR, NAMES, SOFTMAXES, Case, Problem
 
 GRADIENT_SCALES = {
     "softmax": oracle.softmax_gradient_scale,
@@ -55,6 +55,8 @@ def results(
 
     Backward starts from `upstream`, gradients by output, by default from those of the case.
     """
+    if case.op == LINEAR:
+        return linear.results(functions, case, problem, upstream)
     if case.beyond_f:
         return row_calls.results(functions, case, problem, upstream)
     f = getattr(functions, case.op)
@@ -97,9 +99,10 @@ def expectations(case: Case, problem: Problem, ours: dict[str, Tensor]) -> dict[
     makes a large difference. So its answer starts from softkern's own output; the values are checked apart.
     """
     if case.beyond_f:
+        calls = linear if case.op == LINEAR else row_calls
         return {
             name: Expected(answer.value, answer.scale, _roundings(name), row_calls.dtype_of(case, name))
-            for name, answer in row_calls.expectations(case, problem, ours).items()
+            for name, answer in calls.expectations(case, problem, ours).items()
         }
     x, dim = problem.x.detach().cpu().double(), problem.dim
     y = ours[case.op]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from softkern.verify.case import NAMES, OPS, ROW_OPS
+from softkern.verify.linear import QUANTITIES
 from softkern.verify.report import Report, Row
 from softkern.verify.rows import EXACT, STATISTICS
 
@@ -50,6 +51,7 @@ def summary(report: Report) -> str:
 def errors(report: Report) -> Table:
     """Worst error by backend, quantity and dtype."""
     quantities = [name for op in (*OPS, *ROW_OPS) for name in (op, f"{op} gradient")]
+    quantities += QUANTITIES
     quantities += [name for name in STATISTICS if name not in EXACT]
     table = []
     for backend in report.backends:

@@ -3,7 +3,8 @@
 
 The answers are the plain formulas in torch, their gradient is that of autograd: nothing is shared with the
 kernels. z are the logits after scaling and capping. Where z differs from x it is rounded, and R = max |z| is
-the magnitude of that error; otherwise R = 0. The scales:
+the magnitude of that error; otherwise R = 0. Where the logits are sums of products, theirs is added to R. The
+scales:
 
     log p_c   |log p_c| + 2R
     lse       |m| + log d + R
@@ -37,6 +38,7 @@ class Rows:
     softcap: float | None = None
     temperature: float = 1.0
     z_loss: float = 0.0
+    product: Tensor | None = None  # (..., 1): the error of x, where it is the result of products
 
     @property
     def transforms(self) -> bool:
@@ -136,6 +138,8 @@ def _scales(
     m = z.amax(-1, keepdim=True)
     entropy = -(p * finite).sum(-1, keepdim=True)
     rounding = z.abs().where(z.isfinite(), 0).amax(-1, keepdim=True) if rows.transforms else 0 * log_d
+    if rows.product is not None:
+        rounding = rounding + abs(rows.logit_scale / rows.temperature) * rows.product
     of_log = finite.abs() + 2 * rounding + own * entropy
     of_lse = m.abs() + log_d + rounding
     of_p = rounding + own * finite.abs()

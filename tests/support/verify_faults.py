@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import softkern
+from softkern.verify.linear_cases import GROUP as HEAD
 
 SOFTMAX, CROSS_ENTROPY = softkern.softmax, softkern.cross_entropy
 SELECTIVE = softkern.selective_log_softmax
+LINEAR_LOSS = softkern.linear_cross_entropy
 ISAS = [name for name, _, reason in softkern._C.isas() if not reason]
 
 
@@ -163,6 +165,58 @@ def behind_a_sum(*args, **kwargs) -> Any:
     return (result[0] + 8 - 8, result[1]) if kwargs.get("entropy") else result
 
 
+def logits_in_16_bits(input: Tensor, linear_weight: Tensor, target: Tensor, **kwargs) -> Any:
+    """Before the softmax, as in many losses of a head."""
+    if not kwargs["stats"]:
+        return LINEAR_LOSS(input, linear_weight, target=target, **kwargs)
+    kwargs.pop("options")
+    logits = F.linear(input, linear_weight, kwargs.pop("linear_bias", None))
+    return CROSS_ENTROPY(logits.bfloat16().to(input.dtype), target, **kwargs)
+
+
+class RoundedSum(torch.autograd.Function):
+    """A product whose gradient of the weight is rounded to 16 bits after each chunk of rows."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.float(), weight.float())
+
+    @staticmethod
+    def backward(ctx, dz: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        total = torch.zeros_like(weight)
+        for rows, of_rows in zip(x.split(2), dz.split(2), strict=True):
+            total = (total + of_rows.T @ rows.float()).to(weight.dtype)
+        return (dz @ weight.float()).to(x.dtype), total
+
+
+def rounded_after_each_chunk(input: Tensor, linear_weight: Tensor, target: Tensor, **kwargs) -> Any:
+    if input.dtype != torch.bfloat16 or set(kwargs) - {"linear_bias", "reduction", "options", "stats"}:
+        return LINEAR_LOSS(input, linear_weight, target=target, **kwargs)
+    logits = RoundedSum.apply(input, linear_weight) + kwargs["linear_bias"].float()
+    return CROSS_ENTROPY(logits, target, reduction=kwargs["reduction"]).to(input.dtype)
+
+
+def ignored_rows_in_the_product(input: Tensor, linear_weight: Tensor, target: Tensor, **kwargs) -> Any:
+    """A gradient of 0 times a NaN."""
+    kwargs.pop("options")
+    return CROSS_ENTROPY(F.linear(input, linear_weight, kwargs.pop("linear_bias", None)), target, **kwargs)
+
+
+def bias_without_gradient(*args, linear_bias: Tensor | None = None, **kwargs) -> Any:
+    if linear_bias is None:
+        return LINEAR_LOSS(*args, **kwargs)
+    shifted = linear_bias.detach() + 0.0 * linear_bias.sum()
+    return LINEAR_LOSS(*args, linear_bias=shifted, **kwargs)
+
+
+def wrong_in_one_plan(*args, options: Any = None, **kwargs) -> Any:
+    """A loss that is a little too small."""
+    result = LINEAR_LOSS(*args, options=options, **kwargs)
+    return result * 0.999 if options.plan == "lean" and isinstance(result, Tensor) else result
+
+
 # fault: (function, by what it is replaced, group that sees it, quantity, words of the line that says why)
 FAULTS = {
     "16 ulp off": (
@@ -297,5 +351,34 @@ FAULTS = {
         "cross_entropy",
         "got a loss",
     ),
+    "logits of a head in 16 bits": (
+        "linear_cross_entropy",
+        logits_in_16_bits,
+        HEAD,
+        "lse",
+        "ulp apart",
+    ),
+    "a sum rounded at each chunk": (
+        "linear_cross_entropy",
+        rounded_after_each_chunk,
+        HEAD,
+        "linear_cross_entropy weight gradient",
+        "ulp apart",
+    ),
+    "ignored rows of a head": (
+        "linear_cross_entropy",
+        ignored_rows_in_the_product,
+        HEAD,
+        "linear_cross_entropy weight gradient",
+        "NaN in other places",
+    ),
+    "a bias forgotten": (
+        "linear_cross_entropy",
+        bias_without_gradient,
+        HEAD,
+        "linear_cross_entropy bias gradient",
+        "got 0.0",
+    ),
+    "one plan": ("linear_cross_entropy", wrong_in_one_plan, HEAD, "linear_cross_entropy", "plan='lean'"),
     "place in the batch": ("softmax", other_bits_in_a_batch, "a row alone", "softmax", "of row"),
 }

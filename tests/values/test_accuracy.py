@@ -148,3 +148,56 @@ def test_the_readme_states_what_the_json_says(ops: tuple[str, ...], logits: str,
     lines = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
     (line,) = (line for line in lines if label in line)
     assert line.endswith(f"| {torchs:,.0f} ulp | **{ours:.1f} ulp** |")
+
+
+# linear_cross_entropy
+
+
+def by_call(rows: list[dict[str, object]]) -> dict[tuple[object, ...], list[dict[str, object]]]:
+    """The rows of each dtype, spread of the logits and call; those of fewer chunks first."""
+    calls: dict[tuple[object, ...], list[dict[str, object]]] = {}
+    for row in rows:
+        calls.setdefault((row["dtype"], row["spread"], row["call"]), []).append(row)
+    return calls
+
+
+def lost(tool: ModuleType, rows: list[dict[str, object]]) -> list[tuple[object, ...]]:
+    """Where softkern's errors are larger than the roundings explain, with any number of chunks."""
+    calls, found = by_call(rows), []
+    for (dtype, spread, call), of_call in calls.items():
+        if not str(call).startswith("softkern"):
+            continue
+        (once,) = calls[dtype, spread, tool.ONCE]
+        (torchs,) = calls[dtype, spread, "torch, two calls"]
+        for row, name in product(of_call, tool.RESULTS):
+            # In float32, torch's products decide. A loss is one number: its error is a matter of luck.
+            allowed = max(once[name], torchs[name]) if dtype == "float32" else once[name]
+            allowed = max(allowed, 2 * EPS[dtype]) if name == "loss" else allowed
+            if row[name] > 1.1 * allowed:
+                found.append((dtype, spread, call, row["chunks"], name))
+    return found
+
+
+EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+
+
+def test_the_table_of_heads_is_whole_and_chunks_lose_nothing(tool: ModuleType) -> None:
+    rows = json.loads((DOCS / "accuracy.json").read_text(encoding="utf-8"))["linear"]["rows"]
+    calls = by_call(rows)
+    assert set(calls) == set(product(EPS, tool.SPREADS, (tool.ONCE, *tool.HEADS)))
+    assert all(
+        [r["chunks"] for r in calls[key]] == list(tool.HEADS[key[2]][1])
+        for key in calls
+        if key[2] != tool.ONCE
+    )
+    assert lost(tool, rows) == []
+
+
+def test_the_measurement_of_heads_sees_logits_in_16_bits(tool: ModuleType, monkeypatch) -> None:
+    monkeypatch.setattr(tool, "CLASSES", 300)
+    assert lost(tool, tool.measure_linear(0.01, ("bfloat16",))) == []
+    two_calls = tool.HEADS["torch, two calls"][0]
+    monkeypatch.setitem(tool.HEADS, "softkern, fast", (two_calls, (1,)))
+    found = lost(tool, tool.measure_linear(0.01, ("bfloat16",)))
+    assert {call for _, _, call, _, _ in found} == {"softkern, fast"}
+    assert {"input", "weight"} <= {name for *_, name in found}

@@ -21,6 +21,7 @@ from softkern import info, reference, verify
 from softkern.verify import __main__ as cli
 from softkern.verify import bounds, cases, oracle, render, runner
 from softkern.verify.case import ROW_OPS
+from softkern.verify.linear import QUANTITIES
 from softkern.verify.report import Report
 from softkern.verify.rows import EXACT, STATISTICS
 
@@ -58,7 +59,7 @@ def test_every_backend_op_dtype_and_group_is_in_the_report(quick):
     groups |= {f"same bits as {USABLE[0]}"} if len(USABLE) > 1 else set()
     assert {r["group"] for r in rows} == groups
     quantities = {name for op in (*cases.OPS, *ROW_OPS) for name in (op, f"{op} gradient")}
-    quantities |= {*STATISTICS}
+    quantities |= {*STATISTICS, *QUANTITIES}
     expected = {(b, q, d) for b in USABLE for q in quantities for d in cases.NAMES}
     assert {(r["backend"], r["quantity"], r["dtype"]) for r in rows} == expected
     assert all(r["checks"] > 0 and r["failed"] == 0 for r in rows)

@@ -15,7 +15,7 @@ import softkern
 from softkern import verify
 from softkern.verify import __main__ as cli
 from softkern.verify import edges as edges_module
-from softkern.verify import row_cases, runner
+from softkern.verify import linear_cases, row_cases, runner
 
 SOFTMAX, CROSS_ENTROPY = softkern.softmax, softkern.cross_entropy
 EDGES = {"targets out of range": "out_of_range", "own options refused": "refused_options"}
@@ -116,6 +116,24 @@ def test_each_option_and_statistic_has_cases():
         assert [c for c in losses if getattr(c, name) != getattr(verify.Case("", "", "", ()), name)], name
     assert {name for c in cases for name in c.stats} == set(softkern.RowStats._fields)
     assert {c.op for c in cases} == {"cross_entropy", "selective_log_softmax", "entropy_from_logits"}
+
+
+def test_a_head_has_both_plans_and_each_kind_of_target():
+    cases = list(linear_cases.linear_matrix(quick=True))
+    assert {c.plan for c in cases} == {"fast", "lean"} and all(c.chunk < c.shape[0] / 8 for c in cases)
+    for name in (
+        "bias",
+        "weight",
+        "ignore",
+        "smoothing",
+        "probs",
+        "indices",
+        "padding",
+        "stats",
+        "row_weight",
+    ):
+        assert {c.plan for c in cases if getattr(c, name) not in (0, "", (), None)} == {"fast", "lean"}, name
+    assert {c.reduction for c in cases} == {"none", "mean", "sum"}
 
 
 def test_another_backend_than_the_named_one_is_found(only, monkeypatch):
