@@ -20,6 +20,7 @@
 #include "ops/ops.h"
 #include "ops/ran.h"
 #include "ops/row_losses/aten.h"
+#include "ops/row_losses/call.h"
 
 namespace py = pybind11;
 
@@ -61,6 +62,44 @@ softkern::RowResults row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS,
 softkern::RowResults row_losses_in_aten(const at::Tensor& input, SOFTKERN_ROW_TENSORS,
                                         const softkern::SymRowOptions& options) {
   return softkern::row_losses_in_aten({input, target, weight, row_weight, num_items, target_probs}, options);
+}
+
+/// The step row_losses of the backend for logits (N, C) of the classes from `first` on, so that tests can
+/// call it alone.
+void row_losses_step(const at::Tensor& input, SOFTKERN_ROW_TENSORS, const softkern::RowOptions& options,
+                     int64_t first, const std::optional<at::Tensor>& whole,
+                     const std::optional<at::Tensor>& parts, const std::optional<at::Tensor>& of_loss,
+                     const std::optional<at::Tensor>& of_log_prob, const std::optional<at::Tensor>& of_lse,
+                     const std::optional<at::Tensor>& of_entropy, const std::optional<at::Tensor>& loss,
+                     const std::optional<at::Tensor>& grad) {
+  const auto& kernels = softkern::cross_entropy_kernels(input.device());
+  const softkern::RowTensors of(input, target, weight, row_weight, num_items, target_probs);
+  softkern::RowCall call{input, of.kind()};
+  call.options = options;
+  call.dim = 1;
+  call.layout = softkern::layout_of(input, 1);
+  call.compute = softkern::compute_type(input);
+  if (call.kind == softkern::TargetKind::kProbabilities) {
+    call.probabilities = of.target;
+  } else if (of.target.defined()) {
+    call.target = of.target.to(kernels.index_type(of.target.scalar_type())).contiguous();
+    call.per_row = call.kind == softkern::TargetKind::kIndices ? of.target.size(1) : 1;
+  }
+  if (of.target_probs.defined()) call.target_probs = of.target_probs.to(call.compute).contiguous();
+  call.weight = of.weight;
+  if (of.row_weight.defined()) call.row_weight = of.row_weight.to(call.compute);
+  call.first = first;
+  call.whole = whole.value_or(at::Tensor());
+  softkern::RowOutputs outputs;
+  outputs.parts = parts.value_or(at::Tensor());
+  outputs.loss = loss.value_or(at::Tensor());
+  softkern::RowGradients upstream;
+  upstream.factor = {of_loss.has_value() ? 1.0 : 0.0};
+  upstream.loss = of_loss.value_or(at::Tensor());
+  upstream.log_prob = of_log_prob.value_or(at::Tensor());
+  upstream.lse = of_lse.value_or(at::Tensor());
+  upstream.entropy = of_entropy.value_or(at::Tensor());
+  kernels.row_losses(call, outputs, upstream, grad.value_or(at::Tensor()));
 }
 
 bool takes_row_losses(const at::Tensor& input, SOFTKERN_ROW_TENSORS, const softkern::SymRowOptions& options) {
@@ -167,6 +206,7 @@ PYBIND11_MODULE(_C, m) {
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&linear_cross_entropy_in_aten>));
   m.def("takes_linear_cross_entropy",
         torch::wrap_pybind_function_no_gil(*softkern::unpacked<&takes_linear_cross_entropy>));
+  m.def("row_losses_step", torch::wrap_pybind_function_no_gil(*softkern::unpacked<&row_losses_step>));
   m.def("op_names", &op_names);
   m.def("isas", &isas);
   m.def("active_isa", [] { return softkern::cpu::active().isa; });
