@@ -54,7 +54,7 @@ class LinearOptions(NamedTuple):
 
     @property
     def of_rows(self) -> RowOptions:
-        return RowOptions(*self[: len(RowOptions._fields)])
+        return RowOptions._make(self[: len(RowOptions._fields)])
 
 
 PLANS = ("auto", "fast", "lean", "reference")
