@@ -33,7 +33,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from softkern.options import CrossEntropyOptions, RowOptions
+from softkern.options import OUTPUTS, CrossEntropyOptions, RowOptions
 from softkern.triton import (
     cross_entropy,
     cross_entropy_kernels,
@@ -42,6 +42,7 @@ from softkern.triton import (
     row_losses,
     row_losses_hot_kernels,
     row_losses_kernels,
+    row_parts_kernels,
     softmax,
     softmax_kernels,
 )
@@ -55,6 +56,7 @@ KERNELS = (
     cross_entropy_kernels.cross_entropy_kernel,
     cross_entropy_kernels.scale_kernel,
     row_losses_kernels.row_losses_kernel,
+    row_parts_kernels.part_gradient_kernel,
     row_losses_hot_kernels.gather_kernel,
     row_losses_hot_kernels.scatter_kernel,
 )
@@ -239,7 +241,8 @@ def _cross_entropy(case: Case, x: Tensor) -> None:
 
 def _row_losses(case: Case, x: Tensor) -> None:
     """The step, with the arguments that csrc/ops/row_losses/forward.cpp gives it: with "statistics" all
-    results, with "upstream" a backward with the gradients of all of them, otherwise the loss."""
+    results, with "upstream" a backward with the gradients of all of them, with "whole" that of some classes,
+    with "parts" the numbers of some classes, otherwise the loss."""
     rows = math.prod(case.shape) // case.shape[1]
     compute = compute_dtype(x.dtype)
 
@@ -250,26 +253,32 @@ def _row_losses(case: Case, x: Tensor) -> None:
     several = (8,) if has("indices") else ()
     probabilities = x if has("probabilities") else None
     target = None if has("probabilities") else numbers(*several, dtype=torch.int64)
-    weights = (x.new_empty(case.shape[1]), numbers()) if has("weight") else (None, None)
+    begin = case.shape[1] if has("whole") or has("parts") else 0
+    weights = (x.new_empty(begin + case.shape[1]), numbers()) if has("weight") else (None, None)
     options = RowOptions(
         label_smoothing=0.1 if has("smoothing") else 0.0,
-        valid_classes=case.shape[1],
+        valid_classes=begin + case.shape[1],
         softcap=30.0 if has("softcap") else 0.0,
         z_loss=1e-4,
+        outputs=sum(OUTPUTS.values()),
     )
     log_prob = None if target is None else numbers(*several)
-    upstream = (numbers(), log_prob, numbers(), numbers()) if has("upstream") else (None,) * 4
-    results: list[Tensor | None] = [None if has("upstream") else numbers(), *[None] * 5]
+    backward = has("upstream") or has("whole")
+    upstream = (numbers(), log_prob, numbers(), numbers()) if backward else (None,) * 4
+    part = torch.empty(7, rows, dtype=compute, device="meta")
+    results: list[Tensor | None] = [None if backward or has("parts") else numbers(), *[None] * 6]
+    if has("parts"):
+        results[6] = part
     if has("statistics"):
-        results[1:] = [log_prob, numbers(), numbers(), numbers(dtype=torch.int64), None]
+        results[1:5] = [log_prob, numbers(), numbers(), numbers(dtype=torch.int64)]
         if target is not None and not several:
             results[5] = numbers(dtype=torch.bool)
     grad = torch.empty_like(x) if has("gradient") else None
     factor = torch.empty((), dtype=compute, device="meta") if has("gradient") else None
     probs = numbers(*several) if several else None
     row_losses.row_losses(
-        x, target, probs, probabilities, *weights, *options, float(factor is not None), factor, *upstream,
-        *results, grad,
+        x, target, probs, probabilities, *weights, *options, begin, part if has("whole") else None,
+        float(factor is not None), factor, *upstream, *results, grad,
     )  # fmt: skip
 
 
@@ -285,6 +294,11 @@ ROW_OPTIONS: tuple[tuple[str, ...], ...] = (
     ("gradient", "statistics", "softcap", "indices"),
     ("gradient", "upstream", "softcap", "smoothing", "weight"),
     ("gradient", "upstream", "softcap", "smoothing", "weight", "probabilities"),
+    ("parts", "softcap", "smoothing", "weight"),
+    ("parts", "softcap", "smoothing", "weight", "probabilities"),
+    ("gradient", "whole", "softcap", "indices"),
+    ("gradient", "whole", "softcap", "smoothing", "weight"),
+    ("gradient", "whole", "softcap", "smoothing", "weight", "probabilities"),
 )
 SOFTMAXES = ("softmax", "log_softmax", "softmax_backward", "log_softmax_backward")
 

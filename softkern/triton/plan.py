@@ -152,6 +152,11 @@ def _aligned(numbers: list[int], unit: int) -> int:
     return unit if all(n % unit == 0 for n in numbers) else 1
 
 
+def most_registers(warps: int) -> int:
+    """Of a thread, if one program with so many warps fills a multiprocessor."""
+    return min(MOST_REGISTERS, REGISTERS // (32 * warps))
+
+
 def make_plan(
     layout: Layout, walks: list[Walk], itemsize: int, others: bool = False, row_losses: bool = False
 ) -> Plan:
@@ -191,7 +196,7 @@ def make_plan(
     single = block_c >= layout.classes
     registers = None
     if strided or not single:
-        registers = min(MOST_REGISTERS, REGISTERS // (32 * warps))
+        registers = most_registers(warps)
     elif itemsize == 8 and block_c <= SHORT:
         registers = SHORT_DOUBLE_REGISTERS
     path = f"{'flat' if flat else 'positions' if strided else 'rows'}, {'held' if single else 'in blocks'}"

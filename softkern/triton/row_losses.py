@@ -28,6 +28,7 @@ from softkern.triton.plan import (
     compute_dtype,
     layout_of,
     make_plan,
+    most_registers,
     power_of_two,
     walkable,
 )
@@ -138,9 +139,9 @@ def _launch(
     many = indices is not None and indices.dim() == 2
     massive = target_probs is not None or probabilities is not None or not (indices is None or many)
     spread = massive and has_spread_mass(options, probabilities is not None)
-    if many and not (weighs and target_probs is not None):
-        if results.log_prob is None and upstream.log_prob is None:
-            indices, many = None, False
+    wanted = results.log_prob is not None or upstream.log_prob is not None
+    if many and not wanted and not (weighs and target_probs is not None):
+        indices, many = None, False
     kind = NONE
     if probabilities is not None:
         kind = PROBABILITIES
@@ -178,7 +179,8 @@ def _launch(
         grid, hot_constants = _hot_launch(layout, plan, per_row)
         gather_kernel[grid](
             logits, indices, target_probs, weight, hot_z, hot_mass, *sizes, layout.rows, per_row,
-            *part, *strides[:3], keep, inner, outer, **constants, **hot_constants, **launch_options(self.device),
+            *part, *strides[:3], keep, inner, outer, **constants, **hot_constants,
+            **launch_options(self.device),
         )  # fmt: skip
     given = (upstream.factor_on_device, *upstream[2:])
     numbers = (
@@ -201,7 +203,7 @@ def _launch(
         part_gradient_kernel[(programs(layout, plan), width)](
             logits, target, weight, row_weight, hot_mass, *given, whole, grad, kept, *sizes, layout.rows,
             per_row, *part, whole.stride(0), *numbers, **constants, **row_constants,
-            **launch_options(self.device, plan.warps, plan.registers),
+            **launch_options(self.device, plan.warps, plan.registers or most_registers(plan.warps)),
         )  # fmt: skip
     if many and grad is not None:
         scatter_kernel[grid](
