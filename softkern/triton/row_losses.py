@@ -130,7 +130,7 @@ def _launch(
     of_part = whole is not None or results.parts is not None
     pulled = grad is not None and not (upstream.factor == 0 and upstream.factor_on_device is None)
     weighs = results.loss is not None or pulled
-    if False:
+    if not weighs and results.parts is None:
         # No mass counts, and a factor of 0 would make infinite weights NaN.
         target_probs = probabilities = weight = row_weight = None
         options = options._replace(label_smoothing=0.0, z_loss=0.0)
