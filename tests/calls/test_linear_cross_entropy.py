@@ -179,6 +179,20 @@ def test_every_plan_serves_every_call(plan, reduction):
             close(a, b)
 
 
+def test_a_graph_has_a_plan_that_does_not_depend_on_data():
+    """Here lean fits into max_bytes and fast does not."""
+    x, w = (t.bfloat16().requires_grad_() for t in (randn(200, 16), randn(2000, 16)))
+    target = torch.arange(200)
+    options = softkern.LinearCrossEntropyOptions(max_bytes=700_000)
+
+    def loss(x, w):
+        return softkern.linear_cross_entropy(x, w, target, options=options)
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for got, want in zip(*(torch.autograd.grad(f(x, w), (x, w)) for f in (compiled, loss)), strict=True):
+        assert torch.equal(got, want)
+
+
 @needs_torchs
 def test_the_signature_is_torchs_and_the_keywords_of_cross_entropy():
     ours = inspect.signature(softkern.linear_cross_entropy).parameters
