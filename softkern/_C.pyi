@@ -41,8 +41,8 @@ def row_losses_in_aten(
     *options: float,
 ) -> tuple[Tensor, ...]: ...
 
-# The step of a backend, for tests: the tensors and options of row_losses, then `first`, the numbers of whole rows,
-# memory for those of these rows, four upstream gradients, memory for the loss and for the gradient.
+# The step of a backend, for tests: the tensors and options of row_losses, then `first`, the numbers of whole
+# rows, memory for those of these rows, four upstream gradients, memory for the loss and for the gradient.
 def row_losses_step(*arguments: Tensor | float | None) -> None: ...
 
 # The same for linear_cross_entropy.

@@ -296,11 +296,7 @@ def _plan_of(options: object, input: Tensor, classes: int) -> tuple[int, int, in
     if options is None:
         return 0, -1, 0
     if isinstance(options, LinearCrossEntropyOptions):
-        plan = options.plan
-        if options.max_bytes is not None and plan in ("auto", "fast") and torch.compiler.is_compiling():
-            # Whether fast fits depends on the number of ignored rows. A graph must not.
-            plan = "lean"
-        return PLANS.index(plan), options.max_bytes or -1, options.chunk_rows or 0
+        return PLANS.index(options.plan), options.max_bytes or -1, options.chunk_rows or 0
     if _TorchsOptions is not None and isinstance(options, _TorchsOptions):
         features = input.shape[-1]
         return 0, -1, _layer.chunk_rows_of_torch(options, input.shape[:-1].numel(), features, classes)

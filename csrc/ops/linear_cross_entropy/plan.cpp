@@ -59,19 +59,23 @@ int64_t temporary_bytes(const LinearShape& s, const LinearPlan& plan, int64_t ne
   const auto operands = [&](int64_t rows) {
     return casts ? (rows + std::min<int64_t>(s.classes, 4096)) * s.features * s.compute_bytes : 0;
   };
+  // Copies of operands in the order that brgemm wants.
+  const auto packed = [&](int64_t n) {
+    return s.narrows && s.on_cpu ? std::min<int64_t>(n, 2048) * s.features * s.operand_bytes : 0;
+  };
   const int64_t weight = s.classes * s.features * s.compute_bytes;
   int64_t forward = chunk * s.compute_bytes + operands(std::min(plan.chunk_rows, s.rows));
   if (needs == 0) return forward;
   if (plan.plan == kFastPlan) {
     if (s.narrows) forward += std::max(chunk, plan.kept_rows * s.classes) * s.operand_bytes;
     const bool sums = casts || (plan.kept_rows > 0 && plan.kept_rows < s.rows);
-    if ((needs & kNeedsWeight) != 0 && sums) forward += weight;
+    if ((needs & kNeedsWeight) != 0 && sums) forward += weight + packed(plan.kept_rows);
     return forward;
   }
   const int64_t tile = s.rows * std::min(plan.tile_classes, s.classes);
   int64_t backward = tile * (s.compute_bytes + (s.narrows ? s.operand_bytes : 0)) + operands(s.rows);
   if ((needs & kNeedsInput) != 0 && s.operand_bytes != s.compute_bytes) {
-    backward += s.rows * s.features * s.compute_bytes;
+    backward += s.rows * s.features * s.compute_bytes + packed(plan.tile_classes);
   }
   return std::max(forward, backward);
 }
