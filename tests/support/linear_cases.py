@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,7 +47,9 @@ class Layer(NamedTuple):
 
     def double(self) -> Layer:
         """Padding and ignored rows have NaN, which the oracle must not multiply."""
-        return Layer(*(t if t is None else t.detach().double().nan_to_num(0) for t in self))
+        return Layer(
+            *(t if t is None else t.detach().double().nan_to_num(0, math.inf, -math.inf) for t in self)
+        )
 
 
 def plan(name: str, **kwargs: Any) -> softkern.LinearCrossEntropyOptions:
