@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
 from cases import name as id_of
-from compare import assert_close, assert_same_bits
+from compare import assert_same_bits
 from cross_entropy_cases import REDUCTIONS, over_dtypes
 from linear_cases import Layer, check, linear, linear_problem, needed_bytes, over_fused, plan
 from row_losses_cases import ALL, ALONE, TARGETS
 from row_losses_checks import DIFFERENTIABLE
-
-import softkern
 
 over_targets = pytest.mark.parametrize("target", TARGETS[:3])
 MIXES = (("loss",), DIFFERENTIABLE, ("lse", "entropy"))
@@ -48,7 +45,10 @@ def test_each_option_alone(kind, name):
 def test_the_reference_plan(dtype):
     """All logits, by ATen's ops: 16-bit inputs round them."""
     layer, options = linear_problem(37, 16, 53, torch.float64, **{**ALL, "padding": 0, "ignore": None})
-    wide = {n: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t for n, t in options.items()}
+    wide = {
+        n: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+        for n, t in options.items()
+    }
     if dtype in (torch.float32, torch.float64):
         layer = Layer(*(t.to(dtype) for t in layer))
         check(layer, mixes=MIXES, options=plan("reference"), **wide)
@@ -57,7 +57,9 @@ def test_the_reference_plan(dtype):
     found = linear(leaves, ("loss", "lse"), options=plan("reference"), **wide)
     exact = linear(leaves.double(), ("loss", "lse"), **options)
     torch.testing.assert_close(found.loss.double(), exact.loss, rtol=2e-2, atol=0)
-    assert all(t.grad is None for t in leaves) and found.loss.dtype == dtype and found.lse.dtype == torch.float32
+    assert (
+        all(t.grad is None for t in leaves) and found.loss.dtype == dtype and found.lse.dtype == torch.float32
+    )
 
 
 @over_fused
@@ -80,7 +82,9 @@ def test_what_is_differentiated(name):
     layer, options = linear_problem(130, 16, 53, **ALL)
     for outputs in (("loss",), ("loss", "entropy")):
         every = layer.leaves()
-        sum(t.sum() for t in linear(every, outputs, options=plan(name), **options) if t is not None).backward()
+        sum(
+            t.sum() for t in linear(every, outputs, options=plan(name), **options) if t is not None
+        ).backward()
         for needs in itertools.product((False, True), repeat=3):
             some = Layer(*(t.detach().clone().requires_grad_(n) for t, n in zip(layer, needs, strict=True)))
             found = linear(some, outputs, options=plan(name), **options)

@@ -64,7 +64,9 @@ def test_the_reduced_loss_is_that_of_the_rows(dtype):
     for name in ("fast", "lean"):
         for rows in (64, 1000):
             for of in (layer, layer.leaves()):
-                losses[name, rows, of.x.requires_grad] = linear(of, options=plan(name, chunk_rows=rows), **options)
+                losses[name, rows, of.x.requires_grad] = linear(
+                    of, options=plan(name, chunk_rows=rows), **options
+                )
     first, *others = (found.loss.detach() for found in losses.values())
     for loss in others:
         assert_same_bits(loss, first)

@@ -12,9 +12,9 @@ from cases import HALVES
 from cases import name as id_of
 from compare import assert_close
 from linear_cases import Layer, check, linear, linear_problem, over_fused, plan, relative_error
+from places import SUPPORT
+from processes import python
 from row_losses_checks import DIFFERENTIABLE
-
-import softkern
 
 MIXES = (("loss",), DIFFERENTIABLE)
 over_floats = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=id_of)
@@ -187,3 +187,11 @@ def test_float32_errors_do_not_grow_with_the_chunks(name):
         for got in more:
             assert relative_error(got, want) <= 1.1 * relative_error(one, want) + least
         assert relative_error(one, want) < 1e-6
+
+
+def test_products_of_16_bit_matrices_into_float32():
+    """CUDA's way through the driver, with ops for the CPU; float16's dz is scaled by a power of two."""
+    result = python(str(SUPPORT / "mixed_products.py"))
+    assert result.returncode == 0, result.stderr
+    bfloat16, float16 = result.stdout.splitlines()
+    assert "'mm'" in bfloat16 and "'addmm'" in bfloat16 and "'mm'" in float16

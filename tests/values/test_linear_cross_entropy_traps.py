@@ -95,7 +95,9 @@ def test_trap_04_small_gradients_filtered(name):
     y = torch.full((3,), 8999)
     linear(leaves, target=y, reduction="sum", options=plan(name)).loss.backward()
     torch.testing.assert_close(leaves.b.grad[:-1].float(), torch.full((8999,), 3 / 9000), rtol=2**-8, atol=0)
-    torch.testing.assert_close(leaves.w.grad[:-1].float(), torch.full((8999, 2), 3 / 9000), rtol=2**-7, atol=0)
+    torch.testing.assert_close(
+        leaves.w.grad[:-1].float(), torch.full((8999, 2), 3 / 9000), rtol=2**-7, atol=0
+    )
 
 
 @over_fused
@@ -202,7 +204,9 @@ def test_trap_12_dw_of_a_frozen_head(name):
     """It is not computed: nothing of its size is a result of forward or backward."""
     layer, options = linear_problem(70, 8, 19)
     with Ops() as ops:
-        linear(Layer(layer.x.clone().requires_grad_(), *layer[1:]), options=plan(name), **options).loss.backward()
+        linear(
+            Layer(layer.x.clone().requires_grad_(), *layer[1:]), options=plan(name), **options
+        ).loss.backward()
     names = [op for op, _, _ in ops.calls]
     assert names[0] == "linear_cross_entropy_forward"
     results = [t for _, _, result in ops.calls for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
