@@ -11,7 +11,11 @@ from places import DOCS
 
 OPS = ("softmax", "log_softmax", "cross_entropy")
 # The columns of the page: op and heading. row_losses is cross_entropy with softkern's own options.
-COLUMNS = {**{op: op for op in OPS}, "row_losses": "cross_entropy with options"}
+COLUMNS = {
+    **{op: op for op in OPS},
+    "row_losses": "cross_entropy with options",
+    "linear_cross_entropy": "linear_cross_entropy",
+}
 PAGE = DOCS / "compatibility.md"
 NONE = "-"  # no test: the feature is not one of this op
 
@@ -122,8 +126,9 @@ them.
 - **not supported**: raises an error where torch's function does not.
 - **-**: the op does not have this feature, or no test of its own for it.
 
-The cells are those of tensors on the CPU. The last column is `softkern.cross_entropy` with softkern's own
-options and row statistics, compared with the same formulas in torch.
+The cells are those of tensors on the CPU. "cross_entropy with options" is `softkern.cross_entropy` with
+softkern's own options and row statistics, and `softkern.linear_cross_entropy` has these, too; both are compared
+with the same formulas in torch.
 """
 
 NOTES = """

@@ -19,6 +19,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
     pytest.skip("this torch was built without torch.distributed's gloo", allow_module_level=True)
 
 import distributed_linear_checks  # noqa: F401
+import distributed_linear_training_checks  # noqa: F401
 import distributed_processes
 import distributed_rows_checks  # noqa: F401
 import distributed_tensor_checks  # noqa: F401
@@ -77,6 +78,16 @@ def test_who_computes_in_ddp(ranks, watch):
 @pytest.mark.feature("FSDP2 (fully_shard)", "softmax", "cross_entropy")
 def test_who_computes_in_fsdp2(ranks, watch):
     _way(ranks, watch, "fully_shard", "both")
+
+
+@pytest.mark.feature("DistributedDataParallel", "linear_cross_entropy")
+def test_who_computes_a_head_in_ddp(ranks, watch):
+    _way(ranks, watch, "DistributedDataParallel", "head")
+
+
+@pytest.mark.feature("FSDP2 (fully_shard)", "linear_cross_entropy")
+def test_who_computes_a_head_in_fsdp2(ranks, watch):
+    _way(ranks, watch, "fully_shard", "head")
 
 
 @pytest.mark.feature("DataParallel", "softmax", "cross_entropy")
