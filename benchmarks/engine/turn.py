@@ -139,7 +139,8 @@ class Turn:
             if answer:
                 self.samples[worker.label].append(answer["seconds"])
                 self.faults[worker.label].append(answer["faults"])
-                if not copying and len(self.samples[worker.label]) == worker.provider.rounds(self.cell):
+                provider = worker.provider
+                if provider and len(self.samples[worker.label]) == provider.rounds(self.cell):
                     self._leave(worker)
 
     def _place_anew(self, turn: int) -> None:

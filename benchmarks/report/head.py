@@ -44,8 +44,8 @@ def _place(rows: list[Row]) -> tuple[int, str, str]:
 
 
 def _lines(rows: list[Row]) -> list[str]:
-    """A cell's lines; its name stands in the first. Empty if softkern has no time for it."""
-    if not any(row["provider"] == "softkern" and is_ok(row) for row in rows):
+    """A cell's lines; its name stands in the first. Empty if softkern has no time for it, with any plan."""
+    if not any(row["provider"].partition(":")[0] == "softkern" and is_ok(row) for row in rows):
         return []
     cell = cell_of(rows[0])
     named = [f"{cell.pass_name} {cell.dtype} {shape_label(cell)}", *[""] * (len(rows) - 1)]

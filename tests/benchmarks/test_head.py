@@ -205,6 +205,12 @@ def test_the_table_has_time_products_memory_and_errors(short):
     ]
 
 
+def test_a_cell_without_softkern_has_no_lines():
+    torch, ours, lean, failed = head_rows()
+    assert head_table.table([[torch, failed]]) == []
+    assert len(head_table.table([[torch, lean]])) == len(head_table.table([[torch, ours]])) == 7
+
+
 def test_the_terminal_has_products_in_place_of_bytes(capsys, tmp_path):
     from rich.console import Console
 

@@ -37,6 +37,7 @@ class Fake:
         self.asked: list[str] = []
         self.messages: list[dict[str, Any]] = []
         self.at_work = False
+        self.provider: Any = None
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         self.tell(message)
@@ -143,6 +144,19 @@ def test_who_is_known_leaves_no_memory_behind():
         assert worker.asked[-2:] == ["peak", "release"] and worker.asked.count("peak") == 1
     assert [row["peak_bytes"] for row in turn.rows()] == [3 << 20] * 3
     assert turn.group.copy.asked.count("sample_copy") == 35
+
+
+def test_who_has_had_its_rounds_is_not_asked_further():
+    """A provider whose calls take very long; its ratio is that of the rounds it had."""
+    torch, slow = Fake("torch", noisy(1.0)), Fake("slow", steady(40.0))
+    slow.provider = SimpleNamespace(rounds=lambda cell: 1)
+    turn = turn_of(torch, slow, cell=MIDDLE, most=35)
+    turn.rounds()
+    assert counts(turn) == [21, 1] and slow.asked.count("sample") == 1
+    assert slow.asked[-2:] == ["peak", "release"] and "place_anew" not in slow.asked
+    first, second = turn.rows()
+    assert second["ratio"] == pytest.approx(first["samples"][0] / 40.0, rel=1e-2)
+    assert second["peak_bytes"] == 3 << 20
 
 
 def test_the_cell_ends_when_all_are_known():
