@@ -64,7 +64,7 @@ KINDS = (
         r"\b1 ?- ?(s\b|e\b|(\w+\.)?label_smoothing)|\bs ?/ ?(C|classes)\b|\be / classes\b|label_smoothing ?/",
         8,
     ),
-    Kind("A new option", "z_loss", r"\bz_loss\b", 12),
+    Kind("A new option", "z_loss", r"\bz_loss\b", 13),
     Kind(
         "A new op",
         "log_softmax and its backward",

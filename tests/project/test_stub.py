@@ -26,6 +26,7 @@ EXPANDED = {
         ("linear_cross_entropy", "takes_linear_cross_entropy", "linear_cross_entropy_in_aten"),
         len(LinearOptions._fields),
     ),
+    "row_losses_step": 24,
 }
 
 
