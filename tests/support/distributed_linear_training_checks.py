@@ -34,15 +34,16 @@ class Model(nn.Module):
         return F.cross_entropy(logits, target, reduction="sum") / items
 
 
-def train(plan: str | None, wrap, share: slice, scale: float) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters before and after, whole. `scale` undoes the average over the ranks."""
+def train(plan: str | None, wrap, shares: list[slice], scale: float) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters before and after, whole. The shares take turns; `scale` undoes the ranks' average."""
     torch.manual_seed(5)
     model = Model(plan)
     before = [p.detach().clone() for p in model.parameters()]
     model = wrap(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    x, target = (t[share] for t in data())
-    for _ in range(STEPS):
+    whole = data()
+    for step in range(STEPS):
+        x, target = (t[shares[step % len(shares)]] for t in whole)
         optimizer.zero_grad()
         (scale * model(x, target, BATCH)).backward()
         optimizer.step()
@@ -50,20 +51,21 @@ def train(plan: str | None, wrap, share: slice, scale: float) -> tuple[list[Tens
     return before, [p.full_tensor() if isinstance(p, DTensor) else p for p in after]
 
 
-def _check(name: str, wrap, shares: tuple[slice, slice], mesh) -> None:
+def _check(name: str, wrap, shares: list[slice], mesh) -> None:
+    rank = mesh.get_local_rank()
     for plan in ("fast", "lean"):
         with Watch() as watch:
-            start, ours = train(plan, wrap, shares[mesh.get_local_rank()], WORLD)
+            start, ours = train(plan, wrap, shares[rank:] + shares[:rank], WORLD)
         WAYS[name, "head"] = watch.kernels_and_torchs
-        _, alone = train(None, lambda model: model, slice(None), 1)  # torch, the whole batch in one process
+        _, alone = train(None, lambda model: model, [slice(None)], 1)  # torch, the whole batch in one process
         assert furthest(ours, alone) <= BOUND, f"{furthest(ours, alone)} from one process"
         assert furthest(ours, start) > 1e4 * BOUND, "nothing was learnt: equal parameters say nothing"
 
 
 @check
-def a_head_in_ddp_with_an_empty_micro_batch_on_one_rank(mesh):
-    """The gradients of that rank are zeros, and the others don't wait for them in vain."""
-    _check("DistributedDataParallel", DistributedDataParallel, (slice(None), slice(0, 0)), mesh)
+def a_head_in_ddp_with_an_empty_batch_on_one_rank(mesh):
+    """On each of them in turn. Its gradients are zeros, and the other doesn't wait for them in vain."""
+    _check("DistributedDataParallel", DistributedDataParallel, [slice(None), slice(0, 0)], mesh)
 
 
 @check
@@ -73,4 +75,4 @@ def a_head_in_fsdp2(mesh):
             fully_shard(part, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    _check("fully_shard", wrap, (slice(0, 17), slice(17, None)), mesh)
+    _check("fully_shard", wrap, [slice(0, 17), slice(17, None)], mesh)

@@ -24,7 +24,7 @@ OPTIONS = {"label_smoothing": 0.1, "softcap": 4.0, "temperature": 1.5, "z_loss":
 
 def weights(dtype=f64, y=Y) -> tuple[Tensor, Tensor]:
     """Of the classes and of the rows, some of which are 0."""
-    return class_weights(SHAPE[1], dtype), (y % 3).to(dtype) / 2
+    return class_weights(SHAPE[1], dtype), (y % 4).to(dtype) / 2
 
 
 def ours(x, w, b, y=Y, options=OPTIONS):
