@@ -127,7 +127,7 @@ them.
 - **-**: the op does not have this feature, or no test of its own for it.
 
 The cells are those of tensors on the CPU. "cross_entropy with options" is `softkern.cross_entropy` with
-softkern's own options and row statistics, and `softkern.linear_cross_entropy` has these, too; both are compared
+softkern's own options and row statistics, which `softkern.linear_cross_entropy` has, too; both are compared
 with the same formulas in torch.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of linear_cross_entropy with products of 16-bit matrices into float32, which CUDA has, on the CPU.
+"""linear_cross_entropy with products of 16-bit matrices into float32, which CUDA has, on the CPU.
 
 Run as a program, since a process can't give these ops back: it checks the error of each plan, and prints how
 often each product ran.

@@ -39,9 +39,8 @@ class NoLogits(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **kwargs or {})
         for t in tree_leaves(result):
-            if isinstance(t, torch.Tensor):
-                if t.untyped_storage().nbytes() >= N * C * t.element_size():
-                    raise AssertionError(f"{func} made {tuple(t.shape)}")  # an assert would print the tensor
+            if isinstance(t, torch.Tensor) and t.untyped_storage().nbytes() >= N * C * t.element_size():
+                raise AssertionError(f"{func} made {tuple(t.shape)}")  # an assert would print the tensor
         return result
 
 
