@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """linear_cross_entropy on the CPU: what is promised of bits.
 
-The loss and the statistics of a row depend on nothing but the row and the layer: not on the size of chunks, on
-the order of the rows, on other rows that are ignored, on the plan, or on what is differentiated.
+The loss and the statistics of a row depend on nothing but the row and the layer: not on the size of chunks,
+the order of the rows, other rows that are ignored, the plan, or what is differentiated.
 This holds for 64 rows and more: torch's products of fewer rows may go other ways, with the last bit of a sum
 another one. Gradients are sums over chunks of rows (dW) or tiles of classes (dX). Two runs with the same
 arguments give the same bits; other chunks or another plan may not.

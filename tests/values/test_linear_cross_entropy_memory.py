@@ -13,7 +13,7 @@ from peak import peak_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# More rows than 2H: for fewer, the fast plan keeps all gradients of logits in 16 bits for one product. More
+# More rows than 4H: for fewer, the fast plan keeps all gradients of logits in 16 bits for one product. More
 # classes than lean's largest tile.
 N, H, C = 256, 8, 40009
 # Beside what the plan counts: some numbers a row and a class, such as losses and the gradient of the bias.

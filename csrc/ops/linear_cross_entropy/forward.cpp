@@ -2,8 +2,6 @@
 // The driver of linear_cross_entropy, once for all backends: matrix products (products.h) and the backend's
 // step row_losses, which computes over the logits of some rows or classes.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -118,10 +116,10 @@ Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t
   if (needed(kNeedsBias)) of_bias.emplace(call);
 
   int64_t begun = 0;  // the first of the rows that wait
-  for (int64_t first = 0; first < rows; first += chunk) {
-    const int64_t count = std::min(chunk, rows - first);
-    const Tensor x = call.input.narrow(0, first, count), logits = in_buffer(buffer, count, classes);
-    call.products.logits(x, matrix, bias, logits);
+  for (int64_t i = 0; rows > 0 && i < plan.chunks; ++i) {
+    const int64_t first = i * rows / plan.chunks, end = (i + 1) * rows / plan.chunks, count = end - first;
+    const Tensor logits = in_buffer(buffer, count, classes);
+    call.products.logits(call.input.narrow(0, first, count), matrix, bias, logits);
     RowGradients upstream;
     upstream.factor = needs != 0 ? call.divisor.reciprocal : Number{0};
     call.kernels.row_losses(call.rows_of(logits, first, count), some(result.outputs, first, count), upstream,
@@ -129,24 +127,16 @@ Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t
     if (needs == 0) continue;
     if (of_bias.has_value()) of_bias->add(0, logits);
     Tensor dz = logits;
-    if (narrows) dz = narrow.narrow(0, first - begun, count).copy_(logits);
+    if (narrows) {
+      narrow.narrow(0, first - begun, count).copy_(logits);
+      if (end < rows && end - begun + std::min(chunk, rows - end) <= waiting) continue;
+      dz = narrow.narrow(0, 0, end - begun);
+    }
     if (needed(kNeedsInput)) {
-      call.products.input_gradient(dz, matrix, result.grad_input.narrow(0, first, count), false);
+      call.products.input_gradient(dz, matrix, result.grad_input.narrow(0, begun, end - begun), false);
     }
-    if (!of_weight.has_value()) {
-      begun = first + count;
-    } else if (!narrows) {
-      of_weight->add(dz, x);
-    } else if (const int64_t end = first + count;
-               end == rows || end - begun + std::min(chunk, rows - end) > waiting) {
-      const Tensor all = narrow.narrow(0, 0, end - begun), xs = call.input.narrow(0, begun, end - begun);
-      if (waiting == rows) {
-        of_weight->set(0, all, xs);
-      } else {
-        of_weight->add(all, xs);
-      }
-      begun = end;
-    }
+    if (of_weight.has_value()) of_weight->add(dz, call.input.narrow(0, begun, end - begun));
+    begun = end;
   }
   if (of_weight.has_value()) result.grad_weight = of_weight->finished();
   if (of_bias.has_value()) result.grad_bias = of_bias->finished();
@@ -166,9 +156,9 @@ class NarrowGradient {
     const Tensor to = in_buffer(buffer_, dz.size(0), dz.size(1));
     if (!scales_) return to.copy_(dz);
     // The largest number comes near 2^15. It never leaves the device.
-    const Tensor power = at::floor(-at::log2(dz.abs().amax())).clamp(-60, 60) + 14;
-    inverse_ = at::exp2(-power);
-    return to.copy_(dz.mul_(at::exp2(power)));
+    const Tensor power = dz.abs().amax().log2().neg().floor().clamp(-60, 60).add(14).nan_to_num(14.0);
+    inverse_ = power.neg().exp2();
+    return to.copy_(dz.mul_(power.exp2()));
   }
   /// What products have to be multiplied by.
   const Tensor& inverse() const { return inverse_; }

@@ -18,18 +18,15 @@ constexpr int64_t kTileBytes = int64_t{64} << 20, kLeastClasses = 128, kMostClas
 
 constexpr int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-/// The rows of a chunk: of chunks of about equal size, since a product of very few rows takes other ways.
-int64_t even_chunks(int64_t rows, int64_t most) {
-  const int64_t chunks = std::max<int64_t>(1, (rows + most - 1) / std::max<int64_t>(1, most));
-  return std::max<int64_t>(1, rounded_up((rows + chunks - 1) / chunks, 16));
-}
+/// The number of chunks of rows.
+int64_t chunks_of(int64_t rows, int64_t most) { return std::max<int64_t>(1, (rows + most - 1) / most); }
 
 int64_t default_rows(const LinearShape& s, int64_t bytes) {
-  // A part of the rows, so that a chunk is a small part of what all logits would take. bfloat16 matrices are
-  // packed for each chunk anew.
-  const int64_t part = rounded_up(s.rows / (s.narrows ? 2 : 4), kLeastRows);
+  // A part of the rows, so that a chunk is a small part of what all logits would take: with a sixth, less
+  // than an eighth of what torch needs. bfloat16 matrices are packed for each chunk anew.
+  const int64_t part = s.narrows ? rounded_up(s.rows / 2, kLeastRows) : s.rows / 6 / 16 * 16;
   const int64_t most = s.on_cpu ? std::min(kMostRowsOnCpu, part) : kMostRowsOnGpu;
-  const int64_t fit = bytes / std::max<int64_t>(1, s.classes * s.compute_bytes) / kLeastRows * kLeastRows;
+  const int64_t fit = bytes / std::max<int64_t>(1, s.classes * s.compute_bytes) / 16 * 16;
   return std::max(kLeastRows, std::min(most, fit));
 }
 
@@ -43,9 +40,10 @@ int64_t default_classes(const LinearShape& s) {
 LinearPlan fast_plan(const LinearShape& s, int64_t rows, int64_t needs) {
   LinearPlan plan{kFastPlan, rows, 0, 0};
   if ((needs & kNeedsWeight) != 0 && s.narrows) {
-    // The rows' gradients of logits take as much memory as a float32 sum of weight gradients if there are
-    // twice as many rows as features; then they are multiplied, and added to that sum.
-    plan.kept_rows = std::min(s.rows, rounded_up(2 * s.features, rows));
+    // A float32 sum of weight gradients takes as much memory as the 16-bit gradients of the logits of 2 H
+    // rows. So up to 4 H rows, all rows together take no more than 2 H rows and the sum.
+    const int64_t some = rounded_up(2 * s.features, rows);
+    plan.kept_rows = s.rows <= 2 * some ? s.rows : some;
   }
   return plan;
 }
@@ -114,7 +112,8 @@ LinearPlan pieces_of(Plan plan, const LinearShape& s, const LinearOptions& optio
     tile_classes = half(tile_classes, kLeastClasses);
     pieces = with(rows, tile_classes);
   }
-  pieces.chunk_rows = even_chunks(s.rows, pieces.chunk_rows);
+  pieces.chunks = chunks_of(s.rows, pieces.chunk_rows);
+  pieces.chunk_rows = (s.rows + pieces.chunks - 1) / pieces.chunks;
   return pieces;
 }
 
