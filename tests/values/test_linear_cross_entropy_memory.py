@@ -87,14 +87,15 @@ def test_temporaries_keep_to_max_bytes(name, dtype, kind):
     """From the least that is accepted to four times as much, forward and backward and without gradients."""
     classes = 5003
     layer, y = layer_of(dtype, classes)
-    # torch's product of bfloat16 matrices may hold its result in float32.
-    few = N * OF_ROW + classes * (OF_CLASS + 4 * H)
+    few = N * OF_ROW + classes * OF_CLASS
+    if dtype is torch.bfloat16:  # torch's product may copy an operand, with no fewer than 64 columns
+        few += (classes + 128) * 64 * 2
 
     def call(most):
         return linear(layer.leaves(), target=y, options=plan(name, max_bytes=most), **kind)
 
     least = needed_bytes(call)
-    assert least > 4 * few
+    assert least > 10 * (N * OF_ROW + classes * OF_CLASS)
     with pytest.raises(ValueError, match=f"need {least} bytes"):
         call(least - 1)
     gc.collect()  # what the errors' frames have held
