@@ -36,9 +36,11 @@ def current(name):
     return getattr(eval(owner, {"torch": torch}), attribute)
 
 
-def other(name):
-    """The second argument of a call."""
-    return Y if name.endswith("cross_entropy") else 1
+def others(name):
+    """The arguments of a call behind the first one."""
+    if name.endswith("linear_cross_entropy"):
+        return {"linear_weight": torch.eye(10), "target": Y}
+    return {"target": Y} if name.endswith("cross_entropy") else {"dim": 1}
 
 
 HELD = {name: current(name) for name in NAMES}
@@ -76,13 +78,12 @@ class Holder(torch.nn.Module):
 
     def __init__(self, name):
         super().__init__()
-        self.other = other(name)
+        self.others = others(name)
         self.function = current(name)
-        option = "target" if name.endswith("cross_entropy") else "dim"
-        self.partial = functools.partial(current(name), **{option: self.other})
+        self.partial = functools.partial(current(name), **self.others)
 
     def forward(self, x):
-        return self.partial(x) + self.function(x, self.other)
+        return self.partial(x) + self.function(x, *self.others.values())
 
 
 @over_names
@@ -245,10 +246,11 @@ def test_classes_see_the_same_call_from_softkern_and_from_torch(op):
 
 @over_names
 def test_classes_are_handed_the_function_they_registered(name):
-    want = current(name)(X.as_subclass(Strict), other(name))
+    rest = others(name).values()
+    want = current(name)(X.as_subclass(Strict), *rest)
     with softkern.installed():
-        assert current(name)(X.as_subclass(Strict), other(name)) == want
-        assert HELD[name](Duck(X), other(name)) == f"own {name}" if "Tensor" not in name else True
+        assert current(name)(X.as_subclass(Strict), *rest) == want
+        assert HELD[name](Duck(X), *rest) == f"own {name}" if "Tensor" not in name else True
 
 
 def test_a_named_backend_is_not_replaced_by_what_a_class_does():
