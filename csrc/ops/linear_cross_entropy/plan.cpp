@@ -24,7 +24,7 @@ int64_t chunks_of(int64_t rows, int64_t most) { return std::max<int64_t>(1, (row
 int64_t default_rows(const LinearShape& s, int64_t bytes) {
   // A part of the rows, so that a chunk is a small part of what all logits would take: with a sixth, less
   // than an eighth of what torch needs. bfloat16 matrices are packed for each chunk anew.
-  const int64_t part = s.narrows ? rounded_up(s.rows / 2, kLeastRows) : s.rows / 6 / 16 * 16;
+  const int64_t part = s.narrows ? rounded_up(s.rows / 2, kLeastRows) : (s.rows + 5) / 6;
   const int64_t most = s.on_cpu ? std::min(kMostRowsOnCpu, part) : kMostRowsOnGpu;
   const int64_t fit = bytes / std::max<int64_t>(1, s.classes * s.compute_bytes) / 16 * 16;
   return std::max(kLeastRows, std::min(most, fit));
