@@ -14,13 +14,13 @@ struct RowLimits : OneTensor<T> {
   static constexpr bool kSpread = kForm == Form::kSpread, kDouble = sizeof(T) == 8;
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
   static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
-  static constexpr int kMostThreads = kSpread && kDouble ? 384 : 512;
+  static constexpr int kMostThreads = kDouble && kForm != Form::kPlain ? 384 : 512;
   // Enough threads for 151,936 classes of 16 bits in a cluster. More than 512 threads of float would spill on
   // sm_100.
   static constexpr int kMostWithMany = sizeof(T) == 2 ? 640 : kMostThreads;
   static constexpr int kMostSpansWithMany = kMostWithMany;
   static constexpr int kMostWithElements = kDouble ? 256 : 384;
-  static constexpr int kSmallRegisters = kDouble ? 128 : 96;
+  static constexpr int kSmallRegisters = kDouble ? 128 : kSpread ? 112 : 96;
   static constexpr bool kSpans = !kSpread;
 };
 

@@ -83,7 +83,7 @@ def ceiling(name: str) -> int:
         return 40
     if match is None:  # sums, and tiles, of 128 threads (float64: 64) and a block's share of shared memory
         if re.search(r"row_losses_tile_kernel\w*FormE2", name):  # one more tensor, sums of several indices
-            return 128 if "tile_kernelId" in name else 104
+            return 128 if "tile_kernelId" in name else 112
         return 100 if "tile_kernelIdLb1" in name else 80
     element, access, kept = match["element"], match["access"], int(match["kept"] or 0)
     if match["loss"] == "row_parts":
@@ -91,7 +91,7 @@ def ceiling(name: str) -> int:
     double, spread = element == "d", match["spread"] == "1" or match["loss"] == "row_losses"
     few = access == BY_ELEMENTS and kept in (4, 8) and not (double and kept == 8)
     if few:
-        return 128 if double else 96 if spread else 64
+        return 128 if double else 112 if spread else 64
     if double or spread:
         return 255 if double and spread else 168 if access == BY_ELEMENTS else 128
     many = element not in "fd" and access == SPANS and match["loss"] and kept == 64
