@@ -12,8 +12,6 @@
 namespace softkern {
 namespace {
 
-OptionalTensor if_given(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
-
 /// Keeps the gradients of the loss that the forward has computed, or else the numbers of the rows from which
 /// the backward computes them.
 struct LinearCrossEntropyNode : SavingNode<LinearCrossEntropyNode> {
@@ -116,9 +114,7 @@ struct LinearCrossEntropyNode : SavingNode<LinearCrossEntropyNode> {
 
 RowResults linear_with_history(const LinearTensors& of, const SymLinearOptions& options) {
   const RowTensors& r = of.rows;
-  // Nobody has differentiated the loss by these with a kernel.
-  const auto wants_others = [](const Tensor& x) { return wants_composite(x); };
-  if (of.any(wants_others) || r.any(wants_others) || !takes_linear_cross_entropy(of, options) ||
+  if (of.any(wants_composite) || r.any(wants_composite) || !takes_linear_cross_entropy(of, options) ||
       torch::autograd::compute_requires_grad(r.target, r.weight, r.row_weight, r.num_items, r.target_probs)) {
     return linear_cross_entropy_of_logits(of, options);
   }

@@ -89,11 +89,10 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
     const RowTensors of = tensors();
     const at::AutoDispatchBelowADInplaceOrView guard;
     const SymRowOptions all = symbolic(options);
-    const auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
-    const OptionalTensor y = optional(of.target), w = optional(of.weight), r = optional(of.row_weight),
-                         n = optional(of.num_items), t = optional(of.target_probs);
-    const OptionalTensor g = optional(upstream.loss), g_log_prob = optional(upstream.log_prob),
-                         g_lse = optional(upstream.lse), g_entropy = optional(upstream.entropy);
+    const OptionalTensor y = if_given(of.target), w = if_given(of.weight), r = if_given(of.row_weight),
+                         n = if_given(of.num_items), t = if_given(of.target_probs);
+    const OptionalTensor g = if_given(upstream.loss), g_log_prob = if_given(upstream.log_prob),
+                         g_lse = if_given(upstream.lse), g_entropy = if_given(upstream.entropy);
     if (in_place && !keeps_graph() && is_plain(of.self)) {
       Tensor x = of.self.detach();
       row_losses_backward_(g, g_log_prob, g_lse, g_entropy, x, y, w, r, n, t, all);
@@ -110,9 +109,8 @@ struct RowLossesNode : SavingNode<RowLossesNode> {
 
 RowResults with_history(const RowTensors& of, const SymRowOptions& options, bool in_place) {
   if (of.any(wants_composite) || !takes_row_losses(of, options)) return row_losses_by_aten(of, options);
-  const auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
-  const OptionalTensor y = optional(of.target), w = optional(of.weight), r = optional(of.row_weight),
-                       n = optional(of.num_items), t = optional(of.target_probs);
+  const OptionalTensor y = if_given(of.target), w = if_given(of.weight), r = if_given(of.row_weight),
+                       n = if_given(of.num_items), t = if_given(of.target_probs);
   if (torch::autograd::compute_requires_grad(of.target, of.weight, of.row_weight, of.num_items,
                                              of.target_probs)) {
     return row_losses_by_aten(of, options);

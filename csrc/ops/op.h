@@ -17,6 +17,9 @@ namespace softkern {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+/// Undefined tensors are those that were not given.
+inline OptionalTensor if_given(const at::Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
+
 // ---- Signatures: C++ passes the options as a struct, the dispatcher and pybind11 as one argument each.
 
 /// The dispatcher's form of an argument: the argument itself, or one argument per option.

@@ -9,7 +9,7 @@ namespace {
 
 /// The arguments of row_losses with the logits, in the dtype of the inputs unless the loss is wide.
 RowTensors rows_of(const LinearTensors& of, const SymLinearOptions& options) {
-  Tensor logits = at::linear(of.input, of.matrix, of.bias.defined() ? OptionalTensor(of.bias) : std::nullopt);
+  Tensor logits = at::linear(of.input, of.matrix, if_given(of.bias));
   if (options.wide_loss != 0) logits = logits.to(compute_type(of.input));
   RowTensors rows = of.rows;
   const at::ScalarType type = logits.scalar_type();
@@ -27,9 +27,8 @@ RowResults linear_cross_entropy_in_aten(const LinearTensors& of, const SymLinear
 
 RowResults linear_cross_entropy_of_logits(const LinearTensors& of, const SymLinearOptions& options) {
   const RowTensors rows = rows_of(of, options);
-  const auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
-  return row_losses(rows.self, optional(rows.target), optional(rows.weight), optional(rows.row_weight),
-                    optional(rows.num_items), optional(rows.target_probs), options);
+  return row_losses(rows.self, if_given(rows.target), if_given(rows.weight), if_given(rows.row_weight),
+                    if_given(rows.num_items), if_given(rows.target_probs), options);
 }
 
 LinearGradients linear_cross_entropy_gradients_in_aten(const RowUpstream& upstream, const LinearTensors& of,

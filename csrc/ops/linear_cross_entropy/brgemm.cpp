@@ -21,7 +21,7 @@ namespace {
 
 // The result is computed in blocks of this many rows and columns, the fastest of those tried with AMX for 768
 // features. Both operands of a block fit into a second-level cache.
-constexpr int64_t kBlockRows = 64, kPanel = 128, kMostK = 2048;
+constexpr int64_t kBlockRows = 64, kPanel = 128;
 
 constexpr int64_t even(int64_t k) { return (k + 1) / 2 * 2; }
 
@@ -172,13 +172,13 @@ std::unique_ptr<T[]> memory_for(int64_t numbers) {
 void by_panels(const Product& p) {
   const int64_t panels = (p.n + kPanel - 1) / kPanel;
   in_parallel(panels, [&](int64_t begin, int64_t end) {
-    const int64_t most = even(std::min(p.k, kMostK));
+    const int64_t most = even(std::min(p.k, kMostPackedK));
     const auto b = memory_for<uint32_t>(most / 2 * kPanel);
     const auto a = memory_for<uint16_t>(most * kBlockRows);
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * kPanel, n = std::min(kPanel, p.n - first);
-      for (int64_t k0 = 0; k0 < p.k; k0 += kMostK) {
-        const int64_t k = std::min(kMostK, p.k - k0);
+      for (int64_t k0 = 0; k0 < p.k; k0 += kMostPackedK) {
+        const int64_t k = std::min(kMostPackedK, p.k - k0);
         pack_pairs(panel_of(p, k0, first), k, n, b.get());
         for (int64_t i = 0; i < p.m; i += kBlockRows) {
           const int64_t m = std::min(kBlockRows, p.m - i);
@@ -195,11 +195,11 @@ void by_panels(const Product& p) {
 /// once for all panels.
 void by_rows(const Product& p) {
   const int64_t panels = (p.n + kPanel - 1) / kPanel, blocks = (p.m + kBlockRows - 1) / kBlockRows;
-  const int64_t most = even(std::min(p.k, kMostK));
+  const int64_t most = even(std::min(p.k, kMostPackedK));
   const int64_t step = most / 2 * kPanel;
   const auto all = memory_for<uint32_t>(panels * step);
-  for (int64_t k0 = 0; k0 < p.k; k0 += kMostK) {
-    const int64_t k = std::min(kMostK, p.k - k0);
+  for (int64_t k0 = 0; k0 < p.k; k0 += kMostPackedK) {
+    const int64_t k = std::min(kMostPackedK, p.k - k0);
     in_parallel(panels, [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel) {
         const int64_t first = panel * kPanel;

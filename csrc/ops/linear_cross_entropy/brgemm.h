@@ -10,6 +10,9 @@ namespace softkern::cpu {
 
 using at::Tensor;
 
+/// A product is a sum of products of at most so many k, each of which has its operands packed.
+constexpr int64_t kMostPackedK = 2048;
+
 /// Whether this torch and this CPU have the blocks.
 bool has_brgemm();
 

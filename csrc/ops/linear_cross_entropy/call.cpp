@@ -30,13 +30,13 @@ OptionalTensor converted(const OptionalTensor& x, const Tensor& input, at::Scala
   return takes ? OptionalTensor(x->to(type)) : x;
 }
 
-LinearShape shape_of(const LinearTensors& of, int64_t rows, int64_t classes) {
+LinearShape shape_of(const LinearTensors& of, const Products& products, int64_t rows, int64_t classes) {
   return {rows,
           classes,
           as_int(of.input.sym_size(1)),
           static_cast<int64_t>(at::elementSize(compute_type(of.input))),
           static_cast<int64_t>(of.input.element_size()),
-          Products(of.input).narrows(),
+          products.narrows(),
           of.input.is_cpu()};
 }
 
@@ -90,7 +90,7 @@ SymLinearOptions with_chosen_plan(const LinearTensors& of, const SymLinearOption
   if (options.max_bytes < 0) return result;
   // Sizes decide: symbolic ones are specialized.
   const int64_t classes = as_int(valid_classes(of.rows.self, options));
-  const LinearShape shape = shape_of(of, as_int(of.input.sym_size(0)), classes);
+  const LinearShape shape = shape_of(of, Products(of.input), as_int(of.input.sym_size(0)), classes);
   result.plan = chosen_plan(shape, known(options), needs, is_half);
   return result;
 }
@@ -127,16 +127,16 @@ LinearCall::LinearCall(const LinearTensors& of, const SymLinearOptions& given)
 }
 
 LinearPlan LinearCall::pieces_of(Plan plan, int64_t needs) const {
-  return softkern::pieces_of(plan, shape_of(of_, rows, classes), options, needs);
+  return softkern::pieces_of(plan, shape_of(of_, products, rows, classes), options, needs);
 }
 
 bool LinearCall::prefers_fast(int64_t needs) const {
   return softkern::prefers_fast(options, needs, input.scalar_type() == at::kHalf);
 }
 
-RowCall LinearCall::rows_of(const Tensor& logits, int64_t first, int64_t count) const {
+RowCall LinearCall::part(const Tensor& logits, int64_t row, int64_t count, int64_t first) const {
   RowCall part{logits, all_.kind};
-  const auto some = [&](const Tensor& x) { return x.defined() ? x.narrow(0, first, count) : x; };
+  const auto some = [&](const Tensor& x) { return x.defined() ? x.narrow(0, row, count) : x; };
   part.target = some(all_.target);
   part.per_row = all_.per_row;
   part.target_probs = some(all_.target_probs);
@@ -147,28 +147,20 @@ RowCall LinearCall::rows_of(const Tensor& logits, int64_t first, int64_t count) 
   part.compute = compute;
   part.layout = {{logits.size(1), 1}, count};
   if (all_.probabilities.defined()) {
-    part.probabilities = some(all_.probabilities).narrow(1, 0, logits.size(1)).to(compute);
+    part.probabilities = some(all_.probabilities).narrow(1, first, logits.size(1)).to(compute);
   }
   return part;
 }
 
+RowCall LinearCall::rows_of(const Tensor& logits, int64_t first, int64_t count) const {
+  return part(logits, first, count, 0);
+}
+
 RowCall LinearCall::classes_of(const Tensor& logits, int64_t first, const Tensor& numbers) const {
-  RowCall part{logits, all_.kind};
-  part.target = all_.target;
-  part.per_row = all_.per_row;
-  part.target_probs = all_.target_probs;
-  part.row_weight = all_.row_weight;
-  part.weight = all_.weight;
-  part.options = all_.options;
-  part.dim = 1;
-  part.compute = compute;
-  part.layout = {{logits.size(1), 1}, rows};
-  part.first = first;
-  part.whole = numbers;
-  if (all_.probabilities.defined()) {
-    part.probabilities = all_.probabilities.narrow(1, first, logits.size(1)).to(compute);
-  }
-  return part;
+  RowCall some = part(logits, 0, rows, first);
+  some.first = first;
+  some.whole = numbers;
+  return some;
 }
 
 Tensor LinearCall::fresh(at::IntArrayRef sizes, at::ScalarType type) const {

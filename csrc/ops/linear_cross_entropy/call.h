@@ -71,6 +71,9 @@ class LinearCall {
   int64_t features() const { return of_.input.size(1); }
 
  private:
+  /// The call for rows [row, row + count), whose logits of the classes from `first` on are given.
+  RowCall part(const Tensor& logits, int64_t row, int64_t count, int64_t first) const;
+
   const LinearTensors& of_;
   RowCall all_;  // of all rows, then of those that are kept
   Tensor kept_;  // their indices; undefined: all

@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "../ops.h"
+#include "brgemm.h"
+#include "products.h"
 
 namespace softkern {
 namespace {
@@ -55,11 +57,11 @@ int64_t temporary_bytes(const LinearShape& s, const LinearPlan& plan, int64_t ne
   // Operands in the compute type, where products need them so.
   const bool casts = s.operand_bytes != s.compute_bytes && !s.narrows;
   const auto operands = [&](int64_t rows) {
-    return casts ? (rows + std::min<int64_t>(s.classes, 4096)) * s.features * s.compute_bytes : 0;
+    return casts ? (rows + std::min(s.classes, kCastClasses)) * s.features * s.compute_bytes : 0;
   };
   // Copies of operands in the order that brgemm wants.
   const auto packed = [&](int64_t n) {
-    return s.narrows && s.on_cpu ? std::min<int64_t>(n, 2048) * s.features * s.operand_bytes : 0;
+    return s.narrows && s.on_cpu ? std::min(n, cpu::kMostPackedK) * s.features * s.operand_bytes : 0;
   };
   const int64_t weight = s.classes * s.features * s.compute_bytes;
   int64_t forward = chunk * s.compute_bytes + operands(std::min(plan.chunk_rows, s.rows));

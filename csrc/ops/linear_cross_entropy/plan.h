@@ -29,10 +29,11 @@ struct LinearPlan {
   Plan plan;             // kFastPlan or kLeanPlan
   int64_t chunk_rows;    // the most rows whose logits are there at a time
   int64_t tile_classes;  // classes whose logits are there at a time in lean's backward
-  int64_t kept_rows;  // fast: rows whose gradients of logits wait for one product of the weight's gradient;
-                      // 0: each chunk's are multiplied at once
-  int64_t chunks =
-      1;  // of rows; their sizes differ by at most one, since products of few rows take other ways
+  // fast: rows whose gradients of logits wait for one product of the weight's gradient; 0: each chunk's are
+  // multiplied at once
+  int64_t kept_rows;
+  // Of rows. Their sizes differ by at most one, since products of very few rows take other ways.
+  int64_t chunks = 1;
 };
 
 /// Whether fast serves the call: it is wanted, and can serve upstream gradients of a loss that is reduced,

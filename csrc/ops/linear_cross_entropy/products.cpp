@@ -14,9 +14,6 @@
 namespace softkern {
 namespace {
 
-/// Classes whose weights are converted at a time.
-constexpr int64_t kCastClasses = 4096;
-
 /// f(first, count) for ranges of classes.
 template <class F>
 void for_each_range(int64_t classes, F f) {
@@ -64,11 +61,6 @@ Products::Products(const Tensor& input) : compute_(compute_type(input)) {
   } else {
     way_ = Way::kCast;
   }
-}
-
-int64_t Products::bytes(int64_t rows, int64_t features) const {
-  if (way_ != Way::kCast) return 0;
-  return (rows + kCastClasses) * features * static_cast<int64_t>(sizeof(float));
 }
 
 void Products::logits(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) const {

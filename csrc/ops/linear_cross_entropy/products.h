@@ -8,6 +8,9 @@ namespace softkern {
 
 using at::Tensor;
 
+/// Classes whose weights are converted at a time, where products need operands of the compute type.
+constexpr int64_t kCastClasses = 4096;
+
 class Products {
  public:
   /// For operands of the dtype and on the device of `input`, with that many features.
@@ -16,8 +19,6 @@ class Products {
   /// Whether gradients of logits are multiplied in the dtype of the operands. Otherwise they keep the compute
   /// type.
   bool narrows() const { return way_ == Way::kMixed || way_ == Way::kPacked; }
-  /// Bytes of temporaries of these products, for that many rows or classes at a time.
-  int64_t bytes(int64_t rows, int64_t features) const;
 
   /// out = x w^T + bias; out has the compute type.
   void logits(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) const;

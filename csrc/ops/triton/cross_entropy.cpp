@@ -14,8 +14,6 @@ Tensor unseen(const Tensor& x) {
                                                                  /*allow_tensor_metadata_change=*/true));
 }
 
-OptionalTensor if_defined(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
-
 class TritonKernels final : public CrossEntropyKernels {
  public:
   /// Compiled kernels stop the device if a target is out of range. On the CPU, kernels are interpreted, and
@@ -25,7 +23,7 @@ class TritonKernels final : public CrossEntropyKernels {
     if (call.options.reduction != kMean) return {{1}, {1}};
     const Tensor sum = new_numbers(call.logits, {}, at::kDouble);
     const Tensor reciprocal = new_numbers(call.logits, {}, call.compute);
-    target_weight.redispatch(kernels_of(call.logits.device()), call.target, if_defined(call.weight),
+    target_weight.redispatch(kernels_of(call.logits.device()), call.target, if_given(call.weight),
                              call.classes(), call.options.ignore_index, sum, reciprocal);
     return {{0, sum}, {0, reciprocal}};
   }
@@ -33,8 +31,8 @@ class TritonKernels final : public CrossEntropyKernels {
   void rows(const CrossEntropyCall& call, const Number& factor, const Tensor& losses,
             const Tensor& grad) const override {
     cross_entropy_rows.redispatch(kernels_of(call.logits.device()), call.logits, call.target,
-                                  if_defined(call.weight), call.options,
-                                  factor.on_device.defined() ? 1 : factor.value, if_defined(factor.on_device),
+                                  if_given(call.weight), call.options,
+                                  factor.on_device.defined() ? 1 : factor.value, if_given(factor.on_device),
                                   losses, grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
   }
 
@@ -45,28 +43,27 @@ class TritonKernels final : public CrossEntropyKernels {
     if (call.kind == TargetKind::kIndex) indices = indices.view(call.layout.rows);
     if (call.kind == TargetKind::kIndices) indices = indices.view({call.layout.rows, call.per_row});
     triton::row_losses.redispatch(
-        kernels_of(call.logits.device()), call.logits, if_defined(indices), if_defined(call.target_probs),
-        if_defined(call.probabilities), if_defined(call.weight), if_defined(call.row_weight), call.options,
-        call.first, if_defined(call.whole), factor.on_device.defined() ? 1 : factor.value,
-        if_defined(factor.on_device), if_defined(upstream.loss), if_defined(upstream.log_prob),
-        if_defined(upstream.lse), if_defined(upstream.entropy), if_defined(outputs.loss),
-        if_defined(outputs.log_prob), if_defined(outputs.lse), if_defined(outputs.entropy),
-        if_defined(outputs.argmax), if_defined(outputs.correct), if_defined(outputs.parts),
+        kernels_of(call.logits.device()), call.logits, if_given(indices), if_given(call.target_probs),
+        if_given(call.probabilities), if_given(call.weight), if_given(call.row_weight), call.options,
+        call.first, if_given(call.whole), factor.on_device.defined() ? 1 : factor.value,
+        if_given(factor.on_device), if_given(upstream.loss), if_given(upstream.log_prob),
+        if_given(upstream.lse), if_given(upstream.entropy), if_given(outputs.loss),
+        if_given(outputs.log_prob), if_given(outputs.lse), if_given(outputs.entropy),
+        if_given(outputs.argmax), if_given(outputs.correct), if_given(outputs.parts),
         grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
   }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
               const Tensor& grad_scale) const override {
-    reduce_losses.redispatch(kernels_of(losses.device()), losses, divisor.value,
-                             if_defined(divisor.on_device), storage.value, if_defined(storage.on_device),
-                             loss, if_defined(grad_scale));
+    reduce_losses.redispatch(kernels_of(losses.device()), losses, divisor.value, if_given(divisor.on_device),
+                             storage.value, if_given(storage.on_device), loss, if_given(grad_scale));
   }
 
   void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale, const Tensor& target,
              int64_t ignore_index, const Tensor& out) const override {
     // With a retained graph, a later backward may still scale in place, so Python must not see these tensors.
     scale_gradient.redispatch(kernels_of(grad.device()), grad_output, unseen(grad), grad_scale,
-                              if_defined(target), ignore_index, unseen(out));
+                              if_given(target), ignore_index, unseen(out));
   }
 
  private:
