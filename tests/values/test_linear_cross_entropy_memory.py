@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 # More rows than 4H: for fewer, the fast plan keeps all gradients of logits in 16 bits for one product. More
 # classes than lean's largest tile.
 N, H, C = 256, 8, 40009
+# Rows of logits start at cache lines: an odd multiple of 32 elements apart.
+PITCH = 1251 * 32
 # Beside what the plan counts: some numbers a row and a class, such as losses and the gradient of the bias.
 OF_ROW, OF_CLASS = 128, 16
 
@@ -115,7 +117,7 @@ def test_a_forward_without_gradients_needs_less():
 
     frozen = Layer(layer.x, *layer.leaves()[1:])
     without, all_of_them = needed(layer), needed(layer.leaves())
-    assert without == 64 * C * 4  # the logits of 64 rows
+    assert without == 64 * PITCH * 4  # the logits of 64 rows
     assert without <= needed(frozen) <= all_of_them
 
 
@@ -124,4 +126,4 @@ def test_chunk_rows_are_the_rows_of_a_chunk(rows):
     layer, y = layer_of(torch.float32)
     with torch.no_grad():
         sizes = allocations(lambda: linear(layer, target=y, options=plan("lean", chunk_rows=rows)))
-    assert max(sizes) == rows * C * 4
+    assert max(sizes) == rows * PITCH * 4

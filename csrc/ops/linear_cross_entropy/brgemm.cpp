@@ -21,7 +21,7 @@ namespace {
 
 // The result is computed in blocks of this many rows and columns, the fastest of those tried with AMX for 768
 // features. Both operands of a block fit into a second-level cache.
-constexpr int64_t kBlockRows = 64, kPanel = 128;
+constexpr int64_t kBlockRows = 128, kPanel = 256;
 
 constexpr int64_t even(int64_t k) { return (k + 1) / 2 * 2; }
 
@@ -168,10 +168,11 @@ std::unique_ptr<T[]> memory_for(int64_t numbers) {
   return std::unique_ptr<T[]>(new T[static_cast<size_t>(numbers)]);
 }
 
+int64_t panels_of(const Product& p) { return (p.n + kPanel - 1) / kPanel; }
+
 /// For many columns: a thread packs a panel of the second operand and walks down the rows.
 void by_panels(const Product& p) {
-  const int64_t panels = (p.n + kPanel - 1) / kPanel;
-  in_parallel(panels, [&](int64_t begin, int64_t end) {
+  in_parallel(panels_of(p), [&](int64_t begin, int64_t end) {
     const int64_t most = even(std::min(p.k, kMostPackedK));
     const auto b = memory_for<uint32_t>(most / 2 * kPanel);
     const auto a = memory_for<uint16_t>(most * kBlockRows);
@@ -191,10 +192,10 @@ void by_panels(const Product& p) {
   });
 }
 
-/// For many rows: the second operand is packed as a whole, and a thread packs a block of rows, if it has to,
-/// once for all panels.
-void by_rows(const Product& p) {
-  const int64_t panels = (p.n + kPanel - 1) / kPanel, blocks = (p.m + kBlockRows - 1) / kBlockRows;
+/// For few columns: the threads pack the second operand together, and share the blocks of the result. A block
+/// of rows, if it has to be packed, is packed once for all panels that a thread multiplies it with.
+void by_blocks(const Product& p) {
+  const int64_t panels = panels_of(p), blocks = (p.m + kBlockRows - 1) / kBlockRows;
   const int64_t most = even(std::min(p.k, kMostPackedK));
   const int64_t step = most / 2 * kPanel;
   const auto all = memory_for<uint32_t>(panels * step);
@@ -206,13 +207,13 @@ void by_rows(const Product& p) {
         pack_pairs(panel_of(p, k0, first), k, std::min(kPanel, p.n - first), all.get() + panel * step);
       }
     });
-    in_parallel(blocks, [&](int64_t begin, int64_t end) {
-      const auto a = memory_for<uint16_t>(most * kBlockRows);
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t i = block * kBlockRows, m = std::min(kBlockRows, p.m - i);
-        const auto [rows, row] = rows_of(p, i, m, k0, k, a.get());
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          const int64_t first = panel * kPanel;
+    in_parallel(blocks * panels, [&](int64_t begin, int64_t end) {
+      const auto packed = memory_for<uint16_t>(most * kBlockRows);
+      while (begin < end) {
+        const int64_t block = begin / panels, i = block * kBlockRows, m = std::min(kBlockRows, p.m - i);
+        const auto [rows, row] = rows_of(p, i, m, k0, k, packed.get());
+        for (const int64_t stop = std::min(end, (block + 1) * panels); begin < stop; ++begin) {
+          const int64_t panel = begin % panels, first = panel * kPanel;
           multiply(p, m, std::min(kPanel, p.n - first), k, rows, row, all.get() + panel * step,
                    p.out + i * p.out_row + first, p.add || k0 > 0);
         }
@@ -224,10 +225,13 @@ void by_rows(const Product& p) {
 
 void compute(const Product& p) {
   if (p.m == 0 || p.n == 0 || p.k == 0) return;
-  if (p.n > p.m) {
+  uint32_t threads = 1;
+  TORCH_CHECK(torch_get_num_threads(&threads) == 0, "softkern: torch does not say its number of threads");
+  // Panels that the threads can share evenly. Neither way changes any bits.
+  if (p.n > p.m && panels_of(p) >= int64_t{4} * threads) {
     by_panels(p);
   } else {
-    by_rows(p);
+    by_blocks(p);
   }
 }
 

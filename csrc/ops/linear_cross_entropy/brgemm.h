@@ -11,7 +11,7 @@ namespace softkern::cpu {
 using at::Tensor;
 
 /// A product is a sum of products of at most so many k, each of which has its operands packed.
-constexpr int64_t kMostPackedK = 2048;
+constexpr int64_t kMostPackedK = 1024;
 
 /// Whether this torch and this CPU have the blocks.
 bool has_brgemm();

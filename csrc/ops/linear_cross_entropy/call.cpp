@@ -126,8 +126,10 @@ LinearCall::LinearCall(const LinearTensors& of, const SymLinearOptions& given)
   all_.layout.rows = rows;
 }
 
+LinearShape LinearCall::shape() const { return shape_of(of_, products, rows, classes); }
+
 LinearPlan LinearCall::pieces_of(Plan plan, int64_t needs) const {
-  return softkern::pieces_of(plan, shape_of(of_, products, rows, classes), options, needs);
+  return softkern::pieces_of(plan, shape(), options, needs);
 }
 
 bool LinearCall::prefers_fast(int64_t needs) const {

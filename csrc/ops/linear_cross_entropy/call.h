@@ -37,6 +37,8 @@ class LinearCall {
   LinearCall(const LinearTensors& of, const SymLinearOptions& options);
   LinearCall(const LinearCall&) = delete;
 
+  /// The sizes of the rows that are kept.
+  LinearShape shape() const;
   LinearPlan pieces_of(Plan plan, int64_t needs) const;
   bool prefers_fast(int64_t needs) const;
   /// The call of row_losses for rows [first, first + count) of those that are kept, whose logits are given.

@@ -6,7 +6,7 @@
 #include <torch/library.h>
 
 #include "aten.h"
-#include "call.h"
+#include "buffer.h"
 
 namespace softkern {
 namespace {
@@ -42,11 +42,6 @@ RowOutputs some(const RowOutputs& all, int64_t first, int64_t count) {
                     part(all.entropy), part(all.argmax),   part(all.correct)};
   if (all.parts.defined()) result.parts = all.parts.narrow(1, first, count);
   return result;
-}
-
-/// A matrix of that many rows in memory that is used again and again.
-Tensor in_buffer(const Tensor& buffer, int64_t rows, int64_t columns) {
-  return buffer.narrow(0, 0, rows * columns).view({rows, columns});
 }
 
 /// The gradient of the weight, of which each class is written once, or of which rows are added up.
@@ -104,21 +99,18 @@ Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t
   const auto needed = [&](int64_t need) { return (needs & need) != 0; };
   const int64_t rows = call.rows, classes = call.classes, chunk = std::min(plan.chunk_rows, rows);
   const Tensor matrix = call.matrix(0, classes), bias = call.bias(0, classes);
-  const Tensor buffer = call.fresh({chunk * classes}, call.compute);
-  // Gradients of the logits in the dtype of the operands. Several chunks of them wait for one product.
   const bool narrows = needs != 0 && call.products.narrows();
-  const int64_t waiting = narrows ? std::min(rows, std::max(plan.kept_rows, chunk)) : 0;
-  const Tensor narrow = narrows ? call.fresh({waiting, classes}, call.input.scalar_type()) : Tensor();
+  const int64_t waiting = narrows ? waiting_rows(plan, rows) : 0;
+  LogitsBuffer buffer(call, chunk, classes, waiting);
   std::optional<WeightGradient> of_weight;
   std::optional<BiasGradient> of_bias;
   if (needed(kNeedsInput)) result.grad_input = call.fresh({rows, call.features()}, call.input.scalar_type());
   if (needed(kNeedsWeight)) of_weight.emplace(call, !narrows || waiting < rows);
   if (needed(kNeedsBias)) of_bias.emplace(call);
 
-  int64_t begun = 0;  // the first of the rows that wait
   for (int64_t i = 0; rows > 0 && i < plan.chunks; ++i) {
     const int64_t first = i * rows / plan.chunks, end = (i + 1) * rows / plan.chunks, count = end - first;
-    const Tensor logits = in_buffer(buffer, count, classes);
+    const Tensor logits = buffer.logits(count, classes);
     call.products.logits(call.input.narrow(0, first, count), matrix, bias, logits);
     RowGradients upstream;
     upstream.factor = needs != 0 ? call.divisor.reciprocal : Number{0};
@@ -128,53 +120,36 @@ Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t
     if (of_bias.has_value()) of_bias->add(0, logits);
     Tensor dz = logits;
     if (narrows) {
-      narrow.narrow(0, first - begun, count).copy_(logits);
-      if (end < rows && end - begun + std::min(chunk, rows - end) <= waiting) continue;
-      dz = narrow.narrow(0, 0, end - begun);
+      buffer.narrow(logits);
+      if (end < rows && buffer.waiting() + std::min(chunk, rows - end) <= waiting) continue;
+      dz = buffer.taken(classes);
     }
+    const int64_t begun = end - dz.size(0);
     if (needed(kNeedsInput)) {
-      call.products.input_gradient(dz, matrix, result.grad_input.narrow(0, begun, end - begun), false);
+      call.products.input_gradient(dz, matrix, result.grad_input.narrow(0, begun, dz.size(0)), false);
     }
-    if (of_weight.has_value()) of_weight->add(dz, call.input.narrow(0, begun, end - begun));
-    begun = end;
+    if (of_weight.has_value()) of_weight->add(dz, call.input.narrow(0, begun, dz.size(0)));
   }
   if (of_weight.has_value()) result.grad_weight = of_weight->finished();
   if (of_bias.has_value()) result.grad_bias = of_bias->finished();
   return result;
 }
 
-/// Gradients of logits as the products take them: in the dtype of the operands, times a power of two for
-/// float16, whose range is short.
-class NarrowGradient {
- public:
-  NarrowGradient(const LinearCall& call, int64_t numbers)
-      : buffer_(call.products.narrows() ? call.fresh({numbers}, call.input.scalar_type()) : Tensor()),
-        scales_(call.products.narrows() && call.input.scalar_type() == at::kHalf) {}
-  bool scales() const { return scales_; }
-  Tensor of(const Tensor& dz) {
-    if (!buffer_.defined()) return dz;
-    const Tensor to = in_buffer(buffer_, dz.size(0), dz.size(1));
-    if (!scales_) return to.copy_(dz);
-    // The largest number comes near 2^15. It never leaves the device.
-    const Tensor power = dz.abs().amax().log2().neg().floor().clamp(-60, 60).add(14).nan_to_num(14.0);
-    inverse_ = power.neg().exp2();
-    return to.copy_(dz.mul_(power.exp2()));
-  }
-  /// What products have to be multiplied by.
-  const Tensor& inverse() const { return inverse_; }
-
- private:
-  Tensor buffer_, inverse_;
-  bool scales_;
-};
+/// The power of two that float16 gradients of logits are multiplied by, because their range is short, and what
+/// products of them have to be multiplied by. It never leaves the device.
+std::pair<Tensor, Tensor> power_for(const Tensor& dz) {
+  // The largest number comes near 2^15.
+  const Tensor power = dz.abs().amax().log2().neg().floor().clamp(-60, 60).add(14).nan_to_num(14.0);
+  return {power.exp2(), power.neg().exp2()};
+}
 
 Computed compute_backward(const LinearCall& call, const LinearPlan& plan, const RowGradients& upstream,
                           const Tensor& numbers, int64_t needs) {
   Computed result;
   const auto needed = [&](int64_t need) { return (needs & need) != 0; };
   const int64_t rows = call.rows, tile = std::min(plan.tile_classes, call.classes);
-  const Tensor buffer = call.fresh({rows * tile}, call.compute);
-  NarrowGradient narrow(call, rows * tile);
+  const bool narrows = call.products.narrows(), scales = narrows && call.input.scalar_type() == at::kHalf;
+  LogitsBuffer buffer(call, rows, tile, narrows ? rows : 0);
   std::optional<WeightGradient> of_weight;
   std::optional<BiasGradient> of_bias;
   Tensor sum;  // of the input's gradient
@@ -183,21 +158,30 @@ Computed compute_backward(const LinearCall& call, const LinearPlan& plan, const 
   if (needed(kNeedsBias)) of_bias.emplace(call);
   for (int64_t first = 0; rows > 0 && first < call.classes; first += tile) {
     const int64_t count = std::min(tile, call.classes - first);
-    const Tensor logits = in_buffer(buffer, rows, count), matrix = call.matrix(first, count);
+    const Tensor logits = buffer.logits(rows, count), matrix = call.matrix(first, count);
     call.products.logits(call.input, matrix, call.bias(first, count), logits);
     call.kernels.row_losses(call.classes_of(logits, first, numbers), {}, upstream, logits);
     if (of_bias.has_value()) of_bias->add(first, logits);
-    const Tensor dz = narrow.of(logits);
-    if (narrow.scales()) {
+    Tensor dz = logits, inverse;
+    if (scales) {
+      Tensor power;
+      std::tie(power, inverse) = power_for(logits);
+      logits.mul_(power);
+    }
+    if (narrows) {
+      buffer.narrow(logits);
+      dz = buffer.taken(count);
+    }
+    if (scales) {
       if (of_weight.has_value()) {
         const Tensor product = new_numbers(call.input, {count, call.features()}, call.compute);
         call.products.weight_gradient(dz, call.input, product, false);
-        of_weight->classes(first, count).copy_(product.mul_(narrow.inverse()));
+        of_weight->classes(first, count).copy_(product.mul_(inverse));
       }
       if (sum.defined()) {
         const Tensor product = new_numbers(call.input, sum.sizes(), call.compute);
         call.products.input_gradient(dz, matrix, product, false);
-        sum.add_(product.mul_(narrow.inverse()));
+        sum.add_(product.mul_(inverse));
       }
       continue;
     }

@@ -23,12 +23,14 @@ constexpr int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to *
 /// The number of chunks of rows.
 int64_t chunks_of(int64_t rows, int64_t most) { return std::max<int64_t>(1, (rows + most - 1) / most); }
 
-int64_t default_rows(const LinearShape& s, int64_t bytes) {
+int64_t default_rows(const LinearShape& s, Plan plan) {
+  const int64_t bytes = plan == kFastPlan ? kFastBytes : kLeanBytes;
   // A part of the rows, so that a chunk is a small part of what all logits would take: with a sixth, less
-  // than an eighth of what torch needs. bfloat16 matrices are packed for each chunk anew.
-  const int64_t part = s.narrows ? rounded_up(s.rows / 2, kLeastRows) : (s.rows + 5) / 6;
+  // than an eighth of what torch needs. bfloat16 matrices are packed for each chunk anew, so chunks are
+  // larger; the 16-bit gradients of all rows stay with the fast plan anyway.
+  const int64_t part = !s.narrows ? (s.rows + 5) / 6 : plan == kFastPlan ? s.rows : (s.rows + 1) / 2;
   const int64_t most = s.on_cpu ? std::min(kMostRowsOnCpu, part) : kMostRowsOnGpu;
-  const int64_t fit = bytes / std::max<int64_t>(1, s.classes * s.compute_bytes) / 16 * 16;
+  const int64_t fit = bytes / (row_pitch(s.classes) * s.compute_bytes) / 16 * 16;
   return std::max(kLeastRows, std::min(most, fit));
 }
 
@@ -52,8 +54,18 @@ LinearPlan fast_plan(const LinearShape& s, int64_t rows, int64_t needs) {
 
 }  // namespace
 
+int64_t buffer_bytes(const LinearShape& s, int64_t rows, int64_t columns, int64_t waiting) {
+  // Narrow gradients wait before the logits of the last piece, and then replace them.
+  const int64_t before = std::max<int64_t>(0, waiting - rows);
+  return row_pitch(columns) * (rows * s.compute_bytes + before * s.operand_bytes);
+}
+
 int64_t temporary_bytes(const LinearShape& s, const LinearPlan& plan, int64_t needs) {
-  const int64_t chunk = std::min(plan.chunk_rows, s.rows) * s.classes;
+  const int64_t chunk = std::min(plan.chunk_rows, s.rows);
+  const auto buffer = [&](int64_t rows, int64_t columns, int64_t waiting) {
+    const int64_t spare = waiting == 0 ? 0 : spare_rows(rows) * row_pitch(columns) * s.operand_bytes;
+    return buffer_bytes(s, rows, columns, waiting) + spare;
+  };
   // Operands in the compute type, where products need them so.
   const bool casts = s.operand_bytes != s.compute_bytes && !s.narrows;
   const auto operands = [&](int64_t rows) {
@@ -64,16 +76,16 @@ int64_t temporary_bytes(const LinearShape& s, const LinearPlan& plan, int64_t ne
     return s.narrows && s.on_cpu ? std::min(n, cpu::kMostPackedK) * s.features * s.operand_bytes : 0;
   };
   const int64_t weight = s.classes * s.features * s.compute_bytes;
-  int64_t forward = chunk * s.compute_bytes + operands(std::min(plan.chunk_rows, s.rows));
+  const int64_t waiting = plan.plan == kFastPlan && needs != 0 && s.narrows ? waiting_rows(plan, s.rows) : 0;
+  int64_t forward = buffer(chunk, s.classes, waiting) + operands(chunk);
   if (needs == 0) return forward;
   if (plan.plan == kFastPlan) {
-    if (s.narrows) forward += std::max(chunk, plan.kept_rows * s.classes) * s.operand_bytes;
     const bool sums = casts || (plan.kept_rows > 0 && plan.kept_rows < s.rows);
     if ((needs & kNeedsWeight) != 0 && sums) forward += weight + packed(plan.kept_rows);
     return forward;
   }
-  const int64_t tile = s.rows * std::min(plan.tile_classes, s.classes);
-  int64_t backward = tile * (s.compute_bytes + (s.narrows ? s.operand_bytes : 0)) + operands(s.rows);
+  int64_t backward = buffer(s.rows, std::min(plan.tile_classes, s.classes), s.narrows ? s.rows : 0) +
+                     operands(s.rows);
   if ((needs & kNeedsInput) != 0 && s.operand_bytes != s.compute_bytes) {
     backward += s.rows * s.features * s.compute_bytes + packed(plan.tile_classes);
   }
@@ -105,7 +117,7 @@ LinearPlan pieces_of(Plan plan, const LinearShape& s, const LinearOptions& optio
     return plan == kFastPlan ? fast_plan(s, rows, needs) : LinearPlan{kLeanPlan, rows, tile_classes, 0};
   };
   int64_t rows = options.chunk_rows > 0 ? rounded_up(options.chunk_rows, kLeastRows)
-                                        : default_rows(s, plan == kFastPlan ? kFastBytes : kLeanBytes);
+                                        : default_rows(s, plan);
   int64_t tile_classes = default_classes(s);
   LinearPlan pieces = with(rows, tile_classes);
   while (options.max_bytes >= 0 && temporary_bytes(s, pieces, needs) > options.max_bytes &&

@@ -11,6 +11,7 @@
 // Without gradients, fast and lean are the same single product.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../options.h"
@@ -36,6 +37,11 @@ struct LinearPlan {
   int64_t chunks = 1;
 };
 
+/// Rows whose 16-bit gradients wait for one product, in the fast plan.
+inline int64_t waiting_rows(const LinearPlan& plan, int64_t rows) {
+  return std::min(rows, std::max(plan.kept_rows, plan.chunk_rows));
+}
+
 /// Whether fast serves the call: it is wanted, and can serve upstream gradients of a loss that is reduced,
 /// but not of float16 inputs, whose gradients get their scale in backward. Sizes do not matter: which results
 /// linear_cross_entropy_forward has must be known without them.
@@ -47,6 +53,15 @@ Plan chosen_plan(const LinearShape& shape, const LinearOptions& options, int64_t
 
 /// A plan's pieces: the largest ones that fit into max_bytes, or else the smallest.
 LinearPlan pieces_of(Plan plan, const LinearShape& shape, const LinearOptions& options, int64_t needs);
+
+/// Elements from one row of logits to the next: an odd number of pairs of cache lines. Rows start at a cache
+/// line, also those of 16-bit gradients, and the rows of a block of a product do not all fall into the same
+/// sets of a cache, as they would with a power of two.
+constexpr int64_t row_pitch(int64_t columns) { return ((columns + 31) / 32 | 1) * 32; }
+/// Rows that LogitsBuffer narrows in other memory.
+constexpr int64_t spare_rows(int64_t rows) { return (rows + 15) / 16; }
+/// Bytes of a LogitsBuffer without the spare rows, as a multiple of the compute type.
+int64_t buffer_bytes(const LinearShape& shape, int64_t rows, int64_t columns, int64_t waiting);
 
 /// Bytes of temporaries of a plan, beside inputs and results: at most so many are there at a time.
 int64_t temporary_bytes(const LinearShape& shape, const LinearPlan& plan, int64_t needs);
