@@ -39,21 +39,25 @@ def error(found, exact):
     return float((found.detach().double() - exact).norm() / exact.norm())
 
 
-def check(dtype, plan, n, h, c, reduction):
-    """At most 1.1 times the error of one rounding of dz, relative to its own size, and one of each result."""
+def check(dtype, plan, n, h, c, reduction, small=1.0):
+    """At most 1.1 times the error of one rounding of dz, relative to its own size, and one of each result.
+
+    With a `small` upstream gradient, dz is far below the normal numbers of float16, but dz w is not.
+    """
     g = torch.Generator().manual_seed(n)
-    x, w, b = (torch.randn(*s, generator=g).to(dtype).requires_grad_() for s in ((n, h), (c, h), (c,)))
+    scales = ((n, h), small), ((c, h), 1 / small), ((c,), 1)
+    x, w, b = ((torch.randn(*s, generator=g) * k).to(dtype).requires_grad_() for s, k in scales)
     y = torch.randint(0, c, (n,), generator=g)
     y[::5] = -100
     options = softkern.LinearCrossEntropyOptions(plan=plan, chunk_rows=64)
     loss = softkern.linear_cross_entropy(x, w, y, linear_bias=b, reduction=reduction, options=options)
-    grads = torch.autograd.grad(loss.sum(), (x, w, b))
+    grads = torch.autograd.grad(loss.sum(), (x, w, b), torch.tensor(small, dtype=dtype))
     wide = [t.detach().double().requires_grad_() for t in (x, w, b)]
     z = F.linear(*wide)
     z.retain_grad()
     exact = F.cross_entropy(z, y, reduction=reduction)
     torch.testing.assert_close(loss.double(), exact.detach(), rtol=torch.finfo(dtype).eps, atol=1e-6)
-    exact.sum().backward()
+    exact.sum().backward(torch.tensor(small, dtype=torch.float64))
     power = 14 - z.grad.abs().max().log2().floor() if dtype == torch.float16 else 0
     dz = (z.grad * 2.0**power).to(dtype).double() * 2.0**-power
     x, w, _ = (t.detach() for t in wide)
@@ -69,5 +73,6 @@ for dtype in (torch.bfloat16, torch.float16):
     for sizes in ((200, 130, 300), (200, 24, 300)):  # one product of dW with bfloat16, and several
         for plan in ("fast", "lean"):
             for reduction in ("mean", "none"):
-                check(dtype, plan, *sizes, reduction)
+                for small in (1, 2.0**-10):
+                    check(dtype, plan, *sizes, reduction, small)
     print(dtype, dict(CALLS - before))
