@@ -135,8 +135,8 @@ Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t
   return result;
 }
 
-/// The power of two that float16 gradients of logits are multiplied by, because their range is short, and what
-/// products of them have to be multiplied by. It never leaves the device.
+/// The power of two that float16 gradients of logits are multiplied by, because their range is short, and
+/// what products of them have to be multiplied by. It never leaves the device.
 std::pair<Tensor, Tensor> power_for(const Tensor& dz) {
   // The largest number comes near 2^15.
   const Tensor power = dz.abs().amax().log2().neg().floor().clamp(-60, 60).add(14).nan_to_num(14.0);

@@ -84,8 +84,8 @@ int64_t temporary_bytes(const LinearShape& s, const LinearPlan& plan, int64_t ne
     if ((needs & kNeedsWeight) != 0 && sums) forward += weight + packed(plan.kept_rows);
     return forward;
   }
-  int64_t backward = buffer(s.rows, std::min(plan.tile_classes, s.classes), s.narrows ? s.rows : 0) +
-                     operands(s.rows);
+  int64_t backward =
+      buffer(s.rows, std::min(plan.tile_classes, s.classes), s.narrows ? s.rows : 0) + operands(s.rows);
   if ((needs & kNeedsInput) != 0 && s.operand_bytes != s.compute_bytes) {
     backward += s.rows * s.features * s.compute_bytes + packed(plan.tile_classes);
   }
@@ -116,8 +116,7 @@ LinearPlan pieces_of(Plan plan, const LinearShape& s, const LinearOptions& optio
   const auto with = [&](int64_t rows, int64_t tile_classes) {
     return plan == kFastPlan ? fast_plan(s, rows, needs) : LinearPlan{kLeanPlan, rows, tile_classes, 0};
   };
-  int64_t rows = options.chunk_rows > 0 ? rounded_up(options.chunk_rows, kLeastRows)
-                                        : default_rows(s, plan);
+  int64_t rows = options.chunk_rows > 0 ? rounded_up(options.chunk_rows, kLeastRows) : default_rows(s, plan);
   int64_t tile_classes = default_classes(s);
   LinearPlan pieces = with(rows, tile_classes);
   while (options.max_bytes >= 0 && temporary_bytes(s, pieces, needs) > options.max_bytes &&
