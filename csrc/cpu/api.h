@@ -73,6 +73,7 @@ struct RowLossArgs {
   const void* whole;               // PartNumbers of whole rows: only the gradient is computed; or null
   void* parts;                     // PartNumbers of these logits; or null
   int64_t whole_step, parts_step;  // between two numbers of a row; those of the next row come next
+  void* hot_z;                     // with `parts`: z of each index, 0 for other classes; or null
   Rows logits;
   const int64_t* target;     // `per_row` class indices a row, in range or ignored; null without indices
   int64_t per_row;           // 1: target may be ignored; otherwise none is
@@ -88,6 +89,15 @@ struct RowLossArgs {
   double grad_factor;  // times of_loss: the upstream gradient of a row's loss
   const void *of_loss, *of_log_prob, *of_lse, *of_entropy;  // upstream gradients; of_loss null: 1
   bool stream;  // write the gradient past the caches; it must not overlap the logits
+};
+
+/// The numbers of whole rows from those of their parts, and the results from them (common/parts.h).
+struct RowMergeArgs {
+  const void* parts;  // PartNumbers: that of row r is at [number * number_step + part * node_step + r]
+  int64_t number_step, node_step, nodes;
+  const void* hot_z;  // of whole rows, `per_row` a row; null: the numbers have it
+  // Without logits. `parts` is where the merged numbers go.
+  RowLossArgs rows;
 };
 
 /// output row r = input row r * factor[r * factor_step]. `output` may be the same memory as `input`.
@@ -131,6 +141,7 @@ struct Kernels {
   Kernel<BackwardArgs> log_softmax_backward;
   Kernel<CrossEntropyArgs> cross_entropy;
   Kernel<RowLossArgs> row_losses;
+  Kernel<RowMergeArgs> row_merge;
   Kernel<ScaleArgs> scale;
   Kernel<MassArgs> mass;  // for float16 alone, whose gradients are stored scaled
   double (*sum_losses)(const void* losses, int64_t n);  // losses of the compute type

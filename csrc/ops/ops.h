@@ -120,6 +120,45 @@ SOFTKERN_OP(softkern, row_losses_backward_, 4,
                  const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, Tensor self,
                  SOFTKERN_ROW_TENSORS, const SymRowOptions& options));
 
+// Rows whose classes are spread over several tensors, such as those of the ranks of a process group. Class
+// indices, weights and valid_classes are of whole rows; class probabilities are of the same classes as the
+// logits. Logits are (N, C); there are no further dimensions.
+
+/// The numbers of the classes of each tile of `tile_classes` classes, (kPartNumbers, tiles, N); the z of each
+/// of several indices, or 0 for other classes, (N, K); and the first class of the largest z of each tile,
+/// (tiles, N), if `outputs` has kArgmax. `first`: the class of whole rows that the logits begin with. Raises
+/// for targets that are no classes of whole rows.
+SOFTKERN_OP(softkern, row_parts, 0,
+            "(Tensor self" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA
+            ", SymInt first, SymInt tile_classes) -> (Tensor parts, Tensor hot_z, Tensor argmax)",
+            std::tuple<Tensor, Tensor, Tensor>(const Tensor& self, SOFTKERN_ROW_TENSORS,
+                                               const SymRowOptions& options, c10::SymInt first,
+                                               c10::SymInt tile_classes));
+
+/// Merges parts along a tree (cpu/kernels/row_merge.h): (kPartNumbers, parts, N) -> (kPartNumbers, N). `self`
+/// gives the dtype of the logits.
+SOFTKERN_OP(softkern, row_parts_merge, 0, "(Tensor self, Tensor parts) -> Tensor",
+            Tensor(const Tensor& self, const Tensor& parts));
+
+/// The results of row_losses that depend on no order of classes, from the numbers of parts that make up whole
+/// rows, and the numbers of whole rows, (kPartNumbers, N).
+SOFTKERN_OP(softkern, row_parts_results, 0,
+            "(Tensor self, Tensor parts, Tensor hot_z" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA
+            ") -> (Tensor loss, Tensor log_prob, Tensor lse, Tensor entropy, Tensor whole)",
+            std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor& self, const Tensor& parts,
+                                                               const Tensor& hot_z, SOFTKERN_ROW_TENSORS,
+                                                               const SymRowOptions& options));
+
+/// The gradient of the logits for upstream gradients of these results, from the numbers of whole rows.
+SOFTKERN_OP(softkern, row_parts_backward, 4,
+            "(Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy, Tensor self, "
+            "Tensor whole" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA
+            ", SymInt first) -> Tensor",
+            Tensor(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                   const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, const Tensor& self,
+                   const Tensor& whole, SOFTKERN_ROW_TENSORS, const SymRowOptions& options,
+                   c10::SymInt first));
+
 // A linear layer and row_losses of its outputs, whose logits are never there as a whole
 // (ops/linear_cross_entropy/).
 
@@ -176,6 +215,7 @@ void for_each_op(F f) {
   f(cross_entropy_backward), f(cross_entropy_backward_);
   f(row_losses), f(row_losses_), f(row_losses_forward), f(row_losses_forward_);
   f(row_losses_backward), f(row_losses_backward_);
+  f(row_parts), f(row_parts_merge), f(row_parts_results), f(row_parts_backward);
   f(linear_cross_entropy), f(linear_cross_entropy_forward), f(linear_cross_entropy_backward);
 }
 

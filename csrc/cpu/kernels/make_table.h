@@ -6,6 +6,7 @@
 #include "log_softmax.h"
 #include "mass.h"
 #include "row_losses_ways.h"
+#include "row_merge.h"
 #include "scale.h"
 #include "softmax.h"
 #include "targets.h"
@@ -21,6 +22,7 @@ constexpr Kernels make_kernels() {
           log_softmax_backward_kernel<T>(),
           cross_entropy_kernel<T>(),
           row_losses_kernel<T>(),
+          row_merge_kernel<T>(),
           scale_kernel<T>(),
           mass_kernel<T>(),
           &sum_losses<Compute<T>>,

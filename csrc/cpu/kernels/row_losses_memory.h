@@ -3,14 +3,13 @@
 #pragma once
 
 #include "drive.h"
-#include "row_losses.h"
+#include "row_results.h"
 
 namespace softkern::cpu {
 namespace {
 
-/// The results of this many rows are computed together: a logarithm after each row would delay the next row.
-/// The logits of their indices are kept until then, and those of a row that has begun in addition.
-constexpr int kResultRows = 8, kResultSlots = 2 * kResultRows;
+/// The logits of the indices of rows whose results wait, and those of a row that has begun in addition.
+constexpr int kResultSlots = 2 * kResultRows;
 
 /// The memory of a range of rows.
 template <class T>

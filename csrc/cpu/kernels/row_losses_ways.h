@@ -22,6 +22,7 @@ class RowLosses {
   using S = Simd<A>;
   using L = OneLane<A>;
   using D = OfRow;
+  using Results = RowResults<T>;
 
  public:
   RowLosses(const RowLossArgs& a, const Range& range)
@@ -29,9 +30,9 @@ class RowLosses {
         arena_(range.scratch),
         rows_(a, range, arena_),
         logits_(logit_numbers<A>(a.options)),
-        weight_(static_cast<const T*>(a.weight)),
-        mass_{weight_ == nullptr ? nullptr : weight_ + a.first, nullptr, nullptr,
-              mass_numbers<A>(a.options, a.row_valid)} {
+        results_(a),
+        mass_{results_.weight() == nullptr ? nullptr : results_.weight() + a.first, nullptr, nullptr,
+              results_.mass_numbers_of()} {
     if (rows_.hot != nullptr) {
       __builtin_memset(rows_.hot, 0, static_cast<size_t>(a.valid) * sizeof(double));
     }
@@ -46,7 +47,7 @@ class RowLosses {
       };
       const auto begin = [&](int64_t r) __attribute__((always_inline)) {
         Begun row{};
-        row.ignored = has_one_index() && a_.target[r] == a_.options.ignore_index;
+        row.ignored = results_.is_ignored(r);
         if (row.ignored) return row;
         row.mass = mass_;
         if (a_.probabilities.data != nullptr) {
@@ -65,7 +66,7 @@ class RowLosses {
           return;
         }
         RowNumbers<A> of = row.of;
-        if (pulls_lse()) set_log(of, of.stats.log_d());
+        if (pulls_lse()) Results::set_log(of, of.stats.log_d());
         if (a_.whole == nullptr) {
           put_parts(r, of);
           put_largest(r, of, row.z);
@@ -92,40 +93,19 @@ class RowLosses {
   static double number(const void* x, int64_t r, double otherwise) {
     return x == nullptr ? otherwise : static_cast<double>(numbers(x)[r]);
   }
-  static void put(void* to, int64_t i, A v) {
-    if (to != nullptr) static_cast<A*>(to)[i] = v;
-  }
-  const int64_t* indices(int64_t r) const { return a_.target + r * a_.per_row; }
   /// The class of index k among the logits; -1 if it is not among them.
   int64_t own_class(int64_t r, int64_t k) const {
-    const int64_t c = indices(r)[k] - a_.first;
+    const int64_t c = results_.indices(r)[k] - a_.first;
     return c >= 0 && c < a_.valid ? c : -1;
   }
-  A weight_of(int64_t c) const { return weight_ == nullptr ? A(1) : widen(weight_[c]); }
   A whole(int64_t number, int64_t r) const { return numbers(a_.whole)[number * a_.whole_step + r]; }
-  bool has_one_index() const { return a_.per_row == 1 && a_.target_probs == nullptr; }
-  /// The hot mass of index k of row r.
-  A mass_of(int64_t r, int64_t k) const {
-    A mass = hot_mass<L>(mass_.numbers);
-    if (a_.target_probs != nullptr) {
-      mass *= numbers(a_.target_probs)[r * a_.per_row + k];
-    } else if (a_.per_row > 1) {
-      return 0;
-    }
-    return weight_ == nullptr ? mass : weighted<L>(mass, weight_of(indices(r)[k]));
-  }
-  /// w of z-loss.
-  A own_weight(int64_t r) const { return has_one_index() ? weight_of(*indices(r)) : A(1); }
-
   /// Ignored rows get exact zeros, whatever their logits.
   void put_nothing(int64_t r, T* dx) const {
-    put(a_.loss, r, 0);
-    put(a_.log_prob, r, 0);
-    put(a_.lse, r, 0);
-    put(a_.entropy, r, 0);
+    results_.put_ignored(r);
     if (a_.argmax != nullptr) a_.argmax[r] = -1;
     if (a_.correct != nullptr) a_.correct[r] = false;
     for (int64_t i = 0; i < kPartNumbers; ++i) put_part(r, i, 0);
+    for (int64_t k = 0; k < a_.per_row; ++k) Results::put(a_.hot_z, r * a_.per_row + k, 0);
     if (dx != nullptr) zero_row(dx, a_.shape.classes);
   }
 
@@ -164,7 +144,7 @@ class RowLosses {
   SK_INLINE void begin_part(int64_t r, RowRange<A> range, const T* next, T* dx, Begun& row) {
     // The z of the class index is the one that the numbers were computed with: another product of matrices
     // may have rounded it differently, and p - 1 would lose its digits.
-    if (has_one_index()) *rows_.hot_z(r) = whole(kPartHotZ, r);
+    if (results_.has_one_index()) *rows_.hot_z(r) = whole(kPartHotZ, r);
     range.most = whole(kPartMax, r);
     sum_terms<false>(range, row.z, rows_.terms(r, dx), next);
     row.of.stats = make_stats<A>(range.most, whole(kPartTies, r), whole(kPartRest, r));
@@ -194,7 +174,9 @@ class RowLosses {
     return {ties, all.of[0], kBelow ? all.of[kBelow ? 1 : 0] : A(0)};
   }
 
-  void put_part(int64_t r, int64_t number, A v) const { put(a_.parts, number * a_.parts_step + r, v); }
+  void put_part(int64_t r, int64_t number, A v) const {
+    Results::put(a_.parts, number * a_.parts_step + r, v);
+  }
 
   SK_INLINE void put_parts(int64_t r, const RowNumbers<A>& of) const {
     if (a_.parts == nullptr) return;
@@ -205,7 +187,8 @@ class RowLosses {
     put_part(r, kPartTermsBelow, of.stats.m == -__builtin_inf() ? A(0) : of.below);
     put_part(r, kPartMass, kSpread ? of.mass.of[0] : A(0));
     put_part(r, kPartMassBelow, kSpread ? of.mass.of[1] : A(0));
-    put_part(r, kPartHotZ, has_one_index() ? *rows_.hot_z(r) : A(0));
+    put_part(r, kPartHotZ, results_.has_one_index() ? *rows_.hot_z(r) : A(0));
+    for (int64_t k = 0; k < a_.per_row; ++k) Results::put(a_.hot_z, r * a_.per_row + k, rows_.hot_z(r)[k]);
   }
 
   SK_INLINE void put_largest(int64_t r, const RowNumbers<A>& of, const A* z) const {
@@ -214,54 +197,25 @@ class RowLosses {
     int64_t found = is_number ? -1 : first_nan(z, a_.valid);
     if (found < 0) found = first_equal(z, a_.valid, of.stats.m);
     if (a_.argmax != nullptr) a_.argmax[r] = found;
-    if (a_.correct != nullptr) a_.correct[r] = found == *indices(r);
+    if (a_.correct != nullptr) a_.correct[r] = found == *results_.indices(r);
   }
 
   /// Whether the gradient depends on lse.
   bool pulls_lse() const { return rows_.differentiates && a_.options.z_loss != 0; }
-  static SK_INLINE void set_log(RowNumbers<A>& of, A log_d) {
-    of.log_d = log_d;
-    of.lse = lse_of<L>(of.stats.m, log_d);
-  }
   SK_INLINE void add_results(int64_t r, const RowNumbers<A>& of) {
-    if (a_.loss == nullptr && a_.log_prob == nullptr && a_.lse == nullptr && a_.entropy == nullptr) return;
+    if (!results_.wanted()) return;
     if (pulls_lse()) {
-      put_results(r, of);
+      results_.put_row(r, of, rows_.hot_z(r));
       return;
     }
     waiting_row_[waiting_] = r;
     waiting_of_[waiting_++] = of;
   }
   SK_CALL void put_all_results() {
-    double q[kResultRows];
-    for (int k = 0; k < waiting_; ++k) q[k] = waiting_of_[k].stats.others();
-    log_one_plus_of(q, waiting_);
-    for (int k = 0; k < waiting_; ++k) {
-      set_log(waiting_of_[k], static_cast<A>(q[k]));
-      put_results(waiting_row_[k], waiting_of_[k]);
-    }
+    results_.put_rows(
+        waiting_, waiting_of_, [&](int k) { return waiting_row_[k]; },
+        [&](int k) { return rows_.hot_z(waiting_row_[k]); });
     waiting_ = 0;
-  }
-
-  SK_INLINE void put_results(int64_t r, const RowNumbers<A>& of) const {
-    const A m = of.stats.m;
-    if (a_.loss != nullptr) {
-      A loss = 0;
-      for (int64_t k = 0; k < a_.per_row; ++k) {
-        loss += hot_loss<L>(mass_of(r, k), m - rows_.hot_z(r)[k], of.log_d);
-      }
-      if constexpr (kSpread) loss += spread_loss<L>(of.mass.of[0], of.mass.of[1], of.log_d);
-      const A zeta = static_cast<A>(a_.options.z_loss);
-      if (zeta != 0) loss += squared_lse<L>(zeta, own_weight(r), of.lse);
-      put(a_.loss, r, a_.row_weight == nullptr ? loss : loss * numbers(a_.row_weight)[r]);
-    }
-    if (a_.log_prob != nullptr) {
-      for (int64_t k = 0; k < a_.per_row; ++k) {
-        put(a_.log_prob, r * a_.per_row + k, log_prob_of<L>(m - rows_.hot_z(r)[k], of.log_d));
-      }
-    }
-    put(a_.lse, r, of.lse);
-    if (a_.entropy != nullptr) put(a_.entropy, r, entropy_of<L>(of.log_d, of.below / of.stats.sum()));
   }
 
   /// The numbers of a row's gradient, in double: they are computed once a row.
@@ -276,7 +230,7 @@ class RowLosses {
     p.of_entropy = number(a_.of_entropy, r, 0);
     p.divisor = D::divisor(softkern::total<D>(of.stats.ties, of.stats.top, of.stats.rest));
     const double mean_below = D::over(of.below, p.divisor);
-    p.rest = common_pull<D>(p.g, of.mass.of[0], a_.options.z_loss, own_weight(r), of.lse,
+    p.rest = common_pull<D>(p.g, of.mass.of[0], a_.options.z_loss, results_.own_weight(r), of.lse,
                             number(a_.of_lse, r, 0)) -
              p.of_entropy * mean_below;
     p.hot = 0;
@@ -338,7 +292,7 @@ class RowLosses {
 
   /// h of index k.
   double hot_part(int64_t r, int64_t k, const Pull& p) const {
-    return p.g * static_cast<double>(mass_of(r, k)) - number(a_.of_log_prob, r * a_.per_row + k, 0);
+    return p.g * static_cast<double>(results_.mass_of(r, k)) - number(a_.of_log_prob, r * a_.per_row + k, 0);
   }
   /// The gradient of a class y with the hot part h.
   A hot_gradient_of(const AnyMass<T>& mass, const RowNumbers<A>& of, const Pull& p, double h, int64_t y, A e,
@@ -359,7 +313,7 @@ class RowLosses {
   Arena arena_;
   RowLossRows<T> rows_;
   const LogitNumbers<A> logits_;
-  const T* const weight_;
+  const Results results_;
   const AnyMass<T> mass_;
   // As in RowWalk: the range of the next row, if rows lag and it is read as it is.
   static constexpr int64_t kAhead = 4096 / sizeof(T);
@@ -373,8 +327,7 @@ class RowLosses {
 
 template <class T>
 Ran row_losses(const RowLossArgs& a, Range range) {
-  const bool massive = a.target_probs != nullptr || a.per_row == 1;
-  if (a.probabilities.data != nullptr || (massive && a.options.label_smoothing != 0)) {
+  if (RowResults<T>::has_spread_row(a)) {
     RowLosses<T, true>(a, range).run(range);
   } else {
     RowLosses<T, false>(a, range).run(range);

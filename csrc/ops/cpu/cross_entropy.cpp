@@ -206,6 +206,9 @@ class CpuKernels final : public CrossEntropyKernels {
                   const Tensor& grad) const override {
     cpu::row_losses(call, outputs, upstream, grad);
   }
+  void merge_rows(const RowCall& call, const RowParts& parts, const RowOutputs& outputs) const override {
+    cpu::merge_rows(call, parts, outputs);
+  }
 
   Divisor weight_of_rows(const RowCall& call) const override { return cpu::weight_of_rows(call); }
 

@@ -39,11 +39,13 @@ Divisor weight_of_rows(const RowCall& call) {
   return divisor_of_number(total, call.compute);
 }
 
-void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
-                const Tensor& grad) {
-  const auto data = [](const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; };
-  const auto memory = [](const Tensor& x) { return x.defined() ? x.data_ptr() : nullptr; };
-  Tensor keep_logits, keep_probabilities;
+namespace {
+
+const void* data(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
+void* memory(const Tensor& x) { return x.defined() ? x.data_ptr() : nullptr; }
+
+/// The arguments without logits, gradients and class probabilities.
+RowLossArgs args_of(const RowCall& call, const RowOutputs& outputs) {
   RowLossArgs args{};
   args.shape = call.layout.shape;
   args.valid = call.valid_shape().classes;
@@ -53,13 +55,10 @@ void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradien
   args.parts = memory(outputs.parts);
   if (call.whole.defined()) args.whole_step = call.whole.stride(0);
   if (outputs.parts.defined()) args.parts_step = outputs.parts.stride(0);
-  args.logits = readable_rows(call.logits, call.dim, keep_logits);
+  args.hot_z = memory(outputs.hot_z);
   args.target = static_cast<const int64_t*>(data(call.target));
   args.per_row = call.per_row;
   args.target_probs = data(call.target_probs);
-  if (call.probabilities.defined()) {
-    args.probabilities = readable_rows(call.probabilities, call.dim, keep_probabilities);
-  }
   args.weight = data(call.weight);
   args.row_weight = data(call.row_weight);
   args.options = call.options;
@@ -69,6 +68,33 @@ void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradien
   args.entropy = memory(outputs.entropy);
   args.argmax = static_cast<int64_t*>(memory(outputs.argmax));
   args.correct = static_cast<bool*>(memory(outputs.correct));
+  return args;
+}
+
+}  // namespace
+
+void merge_rows(const RowCall& call, const RowParts& parts, const RowOutputs& outputs) {
+  RowMergeArgs args{};
+  args.rows = args_of(call, outputs);
+  args.rows.probabilities.data = call.probabilities.defined() ? call.probabilities.data_ptr() : nullptr;
+  args.parts = parts.numbers.const_data_ptr();
+  args.number_step = parts.numbers.stride(0);
+  args.node_step = parts.numbers.stride(1);
+  args.nodes = parts.numbers.size(1);
+  args.hot_z = data(parts.hot_z);
+  // A merge takes about as long as 16 classes.
+  const Layout layout{{16 * args.nodes, 1}, parts.numbers.size(2)};
+  run(active().by_type[element_type(call.logits)]->row_merge, args, layout);
+}
+
+void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
+                const Tensor& grad) {
+  Tensor keep_logits, keep_probabilities;
+  RowLossArgs args = args_of(call, outputs);
+  args.logits = readable_rows(call.logits, call.dim, keep_logits);
+  if (call.probabilities.defined()) {
+    args.probabilities = readable_rows(call.probabilities, call.dim, keep_probabilities);
+  }
   args.grad_factor = upstream.factor.value;
   args.of_loss = data(upstream.loss);
   args.of_log_prob = data(upstream.log_prob);

@@ -9,6 +9,9 @@ namespace softkern::cpu {
 void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
                 const Tensor& grad);
 
+/// CrossEntropyKernels::merge_rows of CPU tensors.
+void merge_rows(const RowCall& call, const RowParts& parts, const RowOutputs& outputs);
+
 /// CrossEntropyKernels::weight_of_rows of CPU tensors, with the same bits as that of other backends.
 Divisor weight_of_rows(const RowCall& call);
 

@@ -65,6 +65,9 @@ class CudaKernels final : public CrossEntropyKernels {
                   const Tensor& grad) const override {
     cuda::row_losses(call, outputs, upstream, grad);
   }
+  void merge_rows(const RowCall&, const RowParts&, const RowOutputs&) const override {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "softkern: merge_rows has no kernel for this device");
+  }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
               const Tensor& grad_scale) const override {

@@ -54,6 +54,13 @@ struct RowOutputs {
   Tensor argmax;   // int64
   Tensor correct;  // bool
   Tensor parts;    // the numbers of the rows of these logits, in the form of RowCall::whole
+  Tensor hot_z;    // with `parts` and several indices: the z of each index, 0 for other classes; (rows, K)
+};
+
+/// The numbers of parts of rows: (kPartNumbers, parts, rows), with contiguous rows.
+struct RowParts {
+  Tensor numbers;
+  Tensor hot_z;  // of whole rows, as in RowOutputs; undefined without several indices
 };
 
 /// The upstream gradients, in the shapes of the outputs; undefined: 0. That of a row's loss is

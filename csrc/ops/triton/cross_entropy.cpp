@@ -52,6 +52,9 @@ class TritonKernels final : public CrossEntropyKernels {
         if_given(outputs.argmax), if_given(outputs.correct), if_given(outputs.parts),
         grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
   }
+  void merge_rows(const RowCall&, const RowParts&, const RowOutputs&) const override {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "softkern: merge_rows has no kernel for this device");
+  }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
               const Tensor& grad_scale) const override {

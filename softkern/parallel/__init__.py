@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses whose classes are spread over the ranks of a process group."""
+
+from softkern.parallel._call import num_items
+from softkern.parallel._losses import cross_entropy
+from softkern.parallel._rows import RemoteError
+
+__all__ = ["RemoteError", "cross_entropy", "num_items"]

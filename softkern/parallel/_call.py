@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call of `cross_entropy` for the ranks of a group: checks, the ranks' classes, and the shapes of F."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction as _Reduction
+
+from softkern import _row_arguments as _check
+from softkern.options import OUTPUTS, RowOptions
+from softkern.parallel._agreement import agreed
+from softkern.parallel._rows import MOST_SENT_CLASSES, Shard, row_losses
+from softkern.parallel._vocabulary import even_widths, vocabulary
+from softkern.parallel.cost import prefers_rows
+from softkern.row_losses import RowStats
+
+_LOSS, _OF_CLASS = OUTPUTS["loss"], OUTPUTS["argmax"] | OUTPUTS["correct"]
+_NONE, _MEAN = (_Reduction.get_enum(name) for name in ("none", "mean"))
+_EXCHANGES = ("auto", "gather", "rows")
+
+
+class Call(NamedTuple):
+    """The arguments of `cross_entropy` but for the logits and their ranks."""
+
+    target: Tensor
+    weight: Tensor | None
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    row_group: Any
+    row_weight: Tensor | None
+    num_items: float | Tensor | None
+    valid_classes: int | None
+    target_probs: Tensor | None
+    logit_scale: float
+    softcap: float | None
+    temperature: float
+    z_loss: float
+    stats: Iterable[str]
+    tiles: int | None
+    exchange: str
+    row_chunks: int
+
+
+def compute(
+    input: Tensor, group: Any, classes: int | Sequence[int] | None, call: Call
+) -> Tensor | tuple[Tensor, RowStats]:
+    import torch.distributed as dist
+
+    call = call._replace(stats=call.stats if isinstance(call.stats, str) else tuple(call.stats))
+    group = dist.group.WORLD if group is None else group
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError("this process is no rank of group")
+    widths, weight = _ranks(input, group, classes, call)
+    of_ranks = vocabulary(widths, call.tiles)
+    if call.exchange not in _EXCHANGES:
+        raise ValueError(f"exchange must be one of {', '.join(_EXCHANGES)}, got {call.exchange!r}")
+    mode = _Reduction.get_enum(call.reduction)
+    target, kind, ignored, smoothing = _checked_target(input, of_ranks.classes, weight, mode, call)
+    options = RowOptions(
+        mode,
+        ignored,
+        smoothing,
+        _valid(input, of_ranks.classes, call),
+        *_check.logit_numbers(call.logit_scale, call.softcap, call.temperature),
+        _check.finite("z_loss", call.z_loss),
+        _LOSS | _check.output_bits(call.stats),
+    )
+    _check.check_one_index(options.outputs, kind)
+    if options.outputs & _OF_CLASS and of_ranks.classes > MOST_SENT_CLASSES:
+        raise ValueError(f"stats 'argmax' and 'correct' take at most {MOST_SENT_CLASSES} classes")
+    sizes = _check.row_sizes(input)
+    if call.row_weight is not None:
+        _check.check_row_numbers("row_weight", call.row_weight, sizes, input)
+    _check_no_gradients(call)
+    x = _rows(input, input)
+    row_weight = None if call.row_weight is None else call.row_weight.reshape(-1)
+    y = target.reshape(-1) if kind == "index" else _rows(target, input)
+    items = None
+    if mode == _MEAN and call.num_items is not None:
+        items = _check.divisor(call.num_items, input)
+    elif mode == _MEAN and call.row_group is not None:
+        of_index = y if kind == "index" else y.new_zeros(x.shape[0], dtype=torch.int64)
+        items = num_items(
+            of_index,
+            call.row_group,
+            weight=weight if kind == "index" else None,
+            row_weight=row_weight,
+            ignore_index=ignored if kind == "index" else -1,
+        )
+    probs = None if call.target_probs is None else _rows(call.target_probs, input)
+    by_rows = call.exchange == "rows" or (
+        call.exchange == "auto" and prefers_rows(dist.get_backend(group), of_ranks.ranks, x.shape[0])
+    )
+    shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, x.shape[0]))
+    loss, *statistics = row_losses(x, (y, weight, row_weight, items, probs), options, shard)
+    if mode == _NONE:
+        loss = loss.reshape(sizes)
+    if not options.outputs & ~_LOSS:
+        return loss
+    return loss, RowStats(
+        *(
+            t.reshape(sizes) if options.outputs & OUTPUTS[name] else None
+            for name, t in zip(RowStats._fields, statistics, strict=True)
+        )
+    )
+
+
+def num_items(
+    target: Tensor,
+    row_group: Any = None,
+    *,
+    weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """What a mean over the rows of all ranks divides by: the weight of the targets that are not ignored.
+
+    Args:
+        target: class indices of this rank's rows, of whole rows.
+        row_group: the process group whose ranks have different rows: those of data and context parallelism,
+            never those of tensor parallelism, which have the same rows. None: this rank's rows are all.
+        weight: (C), of the classes; row_weight: in the shape of `target`.
+
+    Returns:
+        A tensor without dims, for ``num_items=`` of softkern's losses: int64 without weights, otherwise
+        float64, where the sums of the ranks are added up in the order of the ranks. A rank whose rows are all
+        ignored adds 0.
+    """
+    kept = target != ignore_index
+    if weight is None and row_weight is None:
+        count = kept.sum()
+        if row_group is not None:
+            from torch.distributed import _functional_collectives as collectives
+
+            count = collectives.wait_tensor(collectives.all_reduce(count, "sum", row_group))
+        return count
+    mass = kept.double()
+    if weight is not None:
+        mass = mass * weight.double()[torch.where(kept, target, 0).long()]
+    if row_weight is not None:
+        mass = torch.where(kept, mass * row_weight, 0)
+    total = mass.sum()
+    if row_group is None:
+        return total
+    from torch.distributed import _functional_collectives as collectives
+
+    of_ranks = collectives.wait_tensor(collectives.all_gather_tensor(total.reshape(1), 0, row_group))
+    total = of_ranks[0]
+    for of_rank in of_ranks[1:]:
+        total = total + of_rank
+    return total
+
+
+def _ranks(
+    input: Tensor, group: Any, classes: int | Sequence[int] | None, call: Call
+) -> tuple[tuple[int, ...], Tensor | None]:
+    """The classes of each rank, and the weight of all classes.
+
+    What differs between the ranks raises on all of them.
+    """
+    import torch.distributed as dist
+
+    is_dense = isinstance(input, Tensor) and input.layout == torch.strided and input.dim() > 0
+    width = input.shape[0 if input.dim() == 1 else 1] if is_dense else -1
+    weight = call.weight
+    own = (width, weight.numel() if isinstance(weight, Tensor) else None)
+    ranks = dist.get_world_size(group)
+    if torch.compiler.is_compiling():
+        if classes is None:
+            raise ValueError("in a compiled program, classes must be given: the ranks can't be asked")
+        told = [own] * ranks
+        widths = even_widths(classes, ranks) if isinstance(classes, int) else tuple(classes)
+        told = [(width, own[1]) for width in widths]
+        if widths[dist.get_rank(group)] != width:
+            raise ValueError(f"classes gives {widths} to the ranks, but this one has {width}")
+    else:
+        shared = {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
+        shared |= {"input": _described(input, width)}
+        shared |= {name: _described(x, width) for name, x in call._asdict().items() if name != "weight"}
+        told = agreed(group, own, shared)
+        widths = tuple(of_rank[0] for of_rank in told)
+        _check.check_logits(input)
+        _check_classes(classes, widths)
+    total = sum(widths)
+    if total < 1:
+        raise ValueError("the ranks of group have no classes")
+    if ranks > 1 and isinstance(classes, int) and width == classes:
+        raise ValueError(f"input has all {classes} classes, but group has {ranks} ranks that share them")
+    if weight is None or not isinstance(weight, Tensor):
+        return widths, weight
+    lengths = tuple(of_rank[1] for of_rank in told)
+    if lengths == widths and lengths != (total,) * ranks:
+        return widths, _joined(weight, widths, group)
+    if any(length != total for length in lengths):
+        raise RuntimeError(
+            f"weight must have one number for each of the {total} classes, or for the classes of the rank, "
+            f"{widths}; got {lengths}"
+        )
+    return widths, weight
+
+
+def _check_classes(classes: int | Sequence[int] | None, widths: tuple[int, ...]) -> None:
+    if classes is None:
+        return
+    if isinstance(classes, bool) or not (
+        isinstance(classes, int)
+        or (isinstance(classes, Sequence) and all(isinstance(n, int) for n in classes))
+    ):
+        raise TypeError(f"classes must be an int, a sequence of ints or None, got {classes!r}")
+    expected = even_widths(classes, len(widths)) if isinstance(classes, int) else tuple(classes)
+    if expected != widths:
+        raise ValueError(f"classes gives {expected} to the ranks, but they have {widths}")
+
+
+def _described(value: Any, width: int) -> Any:
+    """What has to be equal on all ranks, as far as the host knows it. Values of tensors are not compared."""
+    if isinstance(value, Tensor):
+        sizes = ["classes" if i == 1 and n == width else n for i, n in enumerate(value.shape)]
+        return f"a tensor of {value.dtype} and shape ({', '.join(map(str, sizes))}) on {value.device.type}"
+    return value if isinstance(value, (int, float, str, type(None))) else repr(value)
+
+
+def _joined(weight: Tensor, widths: tuple[int, ...], group: Any) -> Tensor:
+    from torch.distributed import _functional_collectives as collectives
+
+    most = max(widths)
+    padded = torch.nn.functional.pad(weight, (0, most - weight.numel()))
+    gathered = collectives.wait_tensor(collectives.all_gather_tensor(padded, 0, group)).view(-1, most)
+    return torch.cat([of_rank[:n] for of_rank, n in zip(gathered, widths, strict=True)])
+
+
+def _checked_target(
+    input: Tensor, classes: int, weight: Tensor | None, mode: int, call: Call
+) -> tuple[Tensor, _check.Kind, int, float]:
+    """target, its kind, ignore_index and label_smoothing as the op takes them, checked as F checks them."""
+    target = call.target
+    whole = _stand_in(input, classes)
+    probable = isinstance(target, Tensor) and target.is_floating_point()
+    if probable and (target.shape != input.shape or target.dtype != input.dtype):
+        raise RuntimeError(
+            f"target must have the probabilities of this rank's classes, of {input.dtype} and shape "
+            f"{tuple(input.shape)}; got {_check.described(target)}"
+        )
+    kind, y, ignored, smoothing = _check.check_as_torch(
+        whole,
+        _stand_in(target, classes) if probable else target,
+        weight,
+        call.target_probs,
+        mode,
+        call.ignore_index,
+        call.label_smoothing,
+    )
+    return target if probable else y, kind, ignored, smoothing
+
+
+def _stand_in(x: Tensor, classes: int) -> Tensor:
+    """A tensor of the shape of whole rows, without their memory."""
+    sizes = [*x.shape]
+    sizes[0 if x.dim() == 1 else 1] = classes
+    return x.detach().new_zeros(()).expand(sizes)
+
+
+def _valid(input: Tensor, classes: int, call: Call) -> int:
+    valid = _check.class_count(call.valid_classes, _stand_in(input, classes))
+    return classes if valid < 0 else valid
+
+
+def _check_no_gradients(call: Call) -> None:
+    for name, x in call._asdict().items():
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(f"{name} must not need a gradient: only that of input is computed")
+
+
+def _rows(x: Tensor, input: Tensor) -> Tensor:
+    """(rows, K) for a tensor with K numbers in the class dimension."""
+    if input.dim() == 1:
+        return x.unsqueeze(0)
+    return x.movedim(1, -1).reshape(_row_count(x), x.shape[1])
+
+
+def _row_count(x: Tensor) -> int:
+    rows = 1
+    for i, n in enumerate(x.shape):
+        rows *= 1 if i == 1 else n
+    return rows
+
+
+def _chunks(wanted: object, rows: int) -> int:
+    if isinstance(wanted, bool) or not isinstance(wanted, int):
+        raise TypeError(f"row_chunks must be an int, got {wanted!r}")
+    if wanted < 1:
+        raise ValueError(f"row_chunks must be at least 1, got {wanted}")
+    return max(1, min(wanted, rows))

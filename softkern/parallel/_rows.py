@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses and statistics of rows whose classes are spread over ranks, and their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from softkern.options import OUTPUTS, RowOptions
+from softkern.parallel import _exchange
+from softkern.parallel._vocabulary import Vocabulary
+
+_ops = torch.ops.softkern
+_ARGMAX, _CORRECT, _ENTROPY = OUTPUTS["argmax"], OUTPUTS["correct"], OUTPUTS["entropy"]
+# Numbers of the dtype float32 hold classes up to here exactly.
+MOST_SENT_CLASSES = 2**24
+
+
+class Shard(NamedTuple):
+    """Which classes this rank has, and whom it shares the rows with."""
+
+    group: Any  # a ProcessGroup
+    rank: int
+    vocabulary: Vocabulary
+    exchange: bool  # by rows: an all-to-all and an all-gather instead of one all-gather
+    chunks: int  # of rows, that are sent while the next one is computed
+
+    @property
+    def first(self) -> int:
+        return self.vocabulary.bounds[self.rank]
+
+
+class RemoteError(RuntimeError):
+    """Another rank of the group has failed, so this rank has no result."""
+
+
+def row_losses(
+    x: Tensor,
+    given: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    options: RowOptions,
+    shard: Shard,
+) -> tuple[Tensor, ...]:
+    """The results of the op row_losses for rows of which `x`, (N, C of this rank), are some classes.
+
+    `given` are the op's other tensors. Weights and valid_classes are of whole rows, probabilities of the same
+    classes as `x`.
+    """
+    results: tuple[Tensor, ...] = _RowLosses.apply(x, *given, options, shard)
+    return results
+
+
+class _RowLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        target: Tensor | None,
+        weight: Tensor | None,
+        row_weight: Tensor | None,
+        num_items: Tensor | None,
+        target_probs: Tensor | None,
+        options: RowOptions,
+        shard: Shard,
+    ) -> tuple[Tensor, ...]:
+        given = (target, weight, row_weight, num_items, target_probs)
+        parts, hot_z, argmax = _gathered(x, given, options, shard)
+        loss, log_prob, lse, entropy, whole = _ops.row_parts_results(x, parts, hot_z, *given, *options)
+        nothing = x.new_empty(0)
+        largest = argmax if options.outputs & _ARGMAX else nothing.long()
+        correct = argmax == target if options.outputs & _CORRECT else nothing.bool()
+        ctx.mark_non_differentiable(largest, correct)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, whole, *given)
+        ctx.options, ctx.first = options, shard.first
+        return loss, log_prob, lse, entropy, largest, correct
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(  # type: ignore[override]
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, whole, *given = ctx.saved_tensors
+        grad = None
+        if any(g is not None for g in grads[:4]):
+            grad = _ops.row_parts_backward(*grads[:4], x, whole, *given, *ctx.options, ctx.first)
+        return grad, *[None] * 7
+
+
+def _gathered(
+    x: Tensor, given: tuple[Tensor | None, ...], options: RowOptions, shard: Shard
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of parts that make up whole rows, the z of several indices a row, and the largest class."""
+    form = _Form.of(x, given, options, shard)
+    bounds = [x.shape[0] * i // shard.chunks for i in range(shard.chunks + 1)]
+    waiting = []
+    failure: Exception | None = None
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        some = x[begin:end]
+        of_rows = [t if t is None or i in (1, 3) else t[begin:end] for i, t in enumerate(given)]
+        sent = None
+        if failure is None:
+            try:
+                sent = _own(some, of_rows, options, shard, form)
+            except Exception as error:
+                if torch.compiler.is_compiling():
+                    raise
+                failure = error
+        if sent is None:
+            # The other ranks wait for these numbers.
+            sent = some.new_full((form.height + 1, end - begin), torch.nan, dtype=form.dtype)
+        waiting.append((_by_rows if shard.exchange else _at_once)(x, sent, form, shard))
+    received = [wait() for wait in waiting]
+    if failure is not None:
+        raise failure
+    _check_ranks([failed for *_, failed in received])
+    parts, hot_z, argmax, _ = (
+        pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+        for pieces, dim in zip(zip(*received, strict=True), (2, 0, 0, 0), strict=True)
+    )
+    return parts, hot_z, argmax
+
+
+Received: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _at_once(x: Tensor, sent: Tensor, form: _Form, shard: Shard) -> Callable[[], Received]:
+    """Sends the numbers of all rows to all ranks. As `_gathered`, and last a NaN for each rank that failed."""
+    wait = _exchange.gather(sent, shard)
+
+    def received() -> Received:
+        gathered = wait()
+        return *form.merged(x, gathered[:, :-1], shard), gathered[:, -1:].sum((1, 2))
+
+    return received
+
+
+def _by_rows(x: Tensor, sent: Tensor, form: _Form, shard: Shard) -> Callable[[], Received]:
+    """The same, where each rank merges the numbers of its share of the rows and sends those of whole rows."""
+    ranks, rows = shard.vocabulary.ranks, sent.shape[1]
+    wait = _exchange.to_row_owners(torch.nn.functional.pad(sent, (0, -rows % ranks)), shard)
+
+    def received() -> Received:
+        gathered = wait()
+        parts, hot_z, argmax = form.merged(x, gathered[:, :-1], shard)
+        whole = _ops.row_parts_merge(x, parts)
+        failed = gathered[:, -1].sum(1, keepdim=True).expand(-1, whole.shape[1])
+        pieces = [whole, failed]
+        if form.indices:
+            pieces.append(hot_z.T)
+        if form.largest:
+            pieces.append(argmax.to(whole.dtype)[None])
+        merged = _exchange.gather(torch.cat(pieces), shard)().movedim(0, 1).flatten(1)[:, :rows]
+        numbers, failed, hot, largest = merged.split([7, ranks, form.indices, int(form.largest)])
+        return numbers[:, None], hot.T.contiguous(), largest.flatten().long(), failed.sum(1)
+
+    return received
+
+
+def _check_ranks(failed: list[Tensor]) -> None:
+    """Raises if another rank has failed. Only the host of a CPU tensor can know it without waiting."""
+    if torch.compiler.is_compiling() or failed[0].device.type != "cpu":
+        return
+    ranks = sorted({rank for x in failed for rank in x.isnan().nonzero().flatten().tolist()})
+    if ranks:
+        raise RemoteError(f"ranks that failed, of this group: {', '.join(map(str, ranks))}")
+
+
+def _own(
+    x: Tensor, given: list[Tensor | None], options: RowOptions, shard: Shard, form: _Form
+) -> Tensor:
+    """What this rank sends: (numbers, rows), the last of which is 0."""
+    if form.largest:
+        options = options._replace(outputs=options.outputs | _ARGMAX)
+    parts, hot_z, argmax = _ops.row_parts(x, *given, *options, shard.first, shard.vocabulary.tile)
+    own = _exchange.merge_own(x, parts, shard.vocabulary, shard.rank)
+    pieces = [own[i] for i in form.numbers]
+    if form.indices:
+        pieces.append(hot_z.T)
+    if form.largest:
+        z = torch.where(parts[_exchange.REST].isnan(), torch.nan, parts[_exchange.MAX])
+        pieces.append(_first_largest(z, argmax.to(z.dtype)))
+    return torch.cat((*pieces, parts.new_zeros(1, x.shape[0])))
+
+
+class _Form(NamedTuple):
+    """What a rank sends for a row."""
+
+    numbers: tuple[int, ...]  # those of each node
+    nodes: int
+    indices: int  # the z of as many indices
+    largest: bool  # the largest z, and the first class that has it
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Tensor, given: tuple[Tensor | None, ...], options: RowOptions, shard: Shard) -> _Form:
+        target = given[0]
+        several = target is not None and target.dim() == 2 and not target.is_floating_point()
+        probable = target is not None and target.is_floating_point()
+        massive = target is not None and (not several or given[4] is not None)
+        spread = probable or (massive and options.label_smoothing != 0)
+        return cls(
+            (
+                *(_exchange.MAX, _exchange.TIES, _exchange.REST),
+                *((_exchange.TERMS_BELOW,) if options.outputs & _ENTROPY else ()),
+                *((_exchange.MASS, _exchange.MASS_BELOW) if spread else ()),
+                *((_exchange.HOT_Z,) if target is not None and not several and not probable else ()),
+            ),
+            shard.vocabulary.most_nodes,
+            target.shape[1] if several and target is not None else 0,
+            bool(options.outputs & (_ARGMAX | _CORRECT)),
+            torch.float64 if x.dtype == torch.float64 else torch.float32,
+        )
+
+    @property
+    def height(self) -> int:
+        return len(self.numbers) * self.nodes + self.indices + 2 * self.largest
+
+    def merged(self, x: Tensor, gathered: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_gathered`, from what all ranks have sent: (ranks, height, rows)."""
+        ranks, _, rows = gathered.shape
+        of_nodes = len(self.numbers) * self.nodes
+        numbers = gathered.new_zeros(ranks, 7, self.nodes, rows)
+        numbers[:, list(self.numbers)] = gathered[:, :of_nodes].view(ranks, -1, self.nodes, rows)
+        parts = _exchange.merge_all(x, numbers, shard.vocabulary)
+        hot_z = gathered[:, of_nodes : of_nodes + self.indices].sum(0).T.contiguous()
+        argmax = gathered.new_empty(0).long()
+        if self.largest:
+            argmax = _first_largest(gathered[:, -1], gathered[:, -2])[0].long()
+        return parts, hot_z, argmax
+
+
+def _first_largest(z: Tensor, classes: Tensor) -> Tensor:
+    """(2, rows): the class of the largest z, for (parts, rows), and that z. A NaN is larger than numbers."""
+    best, where = z[0], classes[0]
+    for other, c in zip(z[1:], classes[1:], strict=True):
+        # Parts without classes, and rows that are ignored, have no class.
+        better = ~best.isnan() & (other.isnan() | (other > best) | (where < 0))
+        best, where = torch.where(better, other, best), torch.where(better, c, where)
+    return torch.stack((where, best))
