@@ -12,10 +12,11 @@ from torch.nn import _reduction as _Reduction
 
 from softkern import _row_arguments as _check
 from softkern.options import OUTPUTS, RowOptions
+from softkern.parallel import _collectives as collectives
 from softkern.parallel._agreement import agreed
+from softkern.parallel._links import prefers_rows
 from softkern.parallel._rows import MOST_SENT_CLASSES, Shard, row_losses
 from softkern.parallel._vocabulary import even_widths, vocabulary
-from softkern.parallel.cost import prefers_rows
 from softkern.row_losses import RowStats
 
 _LOSS, _OF_CLASS = OUTPUTS["loss"], OUTPUTS["argmax"] | OUTPUTS["correct"]
@@ -136,9 +137,7 @@ def num_items(
     if weight is None and row_weight is None:
         count = kept.sum()
         if row_group is not None:
-            from torch.distributed import _functional_collectives as collectives
-
-            count = collectives.wait_tensor(collectives.all_reduce(count, "sum", row_group))
+            count = collectives.all_reduce(count, row_group)
         return count
     mass = kept.double()
     if weight is not None:
@@ -148,9 +147,7 @@ def num_items(
     total = mass.sum()
     if row_group is None:
         return total
-    from torch.distributed import _functional_collectives as collectives
-
-    of_ranks = collectives.wait_tensor(collectives.all_gather_tensor(total.reshape(1), 0, row_group))
+    of_ranks = collectives.begin_all_gather(total.reshape(1), row_group)()
     total = of_ranks[0]
     for of_rank in of_ranks[1:]:
         total = total + of_rank
@@ -158,7 +155,7 @@ def num_items(
 
 
 def _ranks(
-    input: Tensor, group: Any, classes: int | Sequence[int] | None, call: Call
+    input: Any, group: Any, classes: int | Sequence[int] | None, call: Call
 ) -> tuple[tuple[int, ...], Tensor | None]:
     """The classes of each rank, and the weight of all classes.
 
@@ -166,9 +163,9 @@ def _ranks(
     """
     import torch.distributed as dist
 
-    is_dense = isinstance(input, Tensor) and input.layout == torch.strided and input.dim() > 0
+    is_dense = torch.is_tensor(input) and input.layout == torch.strided and input.dim() > 0
     width = input.shape[0 if input.dim() == 1 else 1] if is_dense else -1
-    weight = call.weight
+    weight: Any = call.weight
     own = (width, weight.numel() if isinstance(weight, Tensor) else None)
     ranks = dist.get_world_size(group)
     if torch.compiler.is_compiling():
@@ -205,7 +202,7 @@ def _ranks(
     return widths, weight
 
 
-def _check_classes(classes: int | Sequence[int] | None, widths: tuple[int, ...]) -> None:
+def _check_classes(classes: Any, widths: tuple[int, ...]) -> None:
     if classes is None:
         return
     if isinstance(classes, bool) or not (
@@ -227,11 +224,9 @@ def _described(value: Any, width: int) -> Any:
 
 
 def _joined(weight: Tensor, widths: tuple[int, ...], group: Any) -> Tensor:
-    from torch.distributed import _functional_collectives as collectives
-
     most = max(widths)
     padded = torch.nn.functional.pad(weight, (0, most - weight.numel()))
-    gathered = collectives.wait_tensor(collectives.all_gather_tensor(padded, 0, group)).view(-1, most)
+    gathered = collectives.begin_all_gather(padded, group)().view(-1, most)
     return torch.cat([of_rank[:n] for of_rank, n in zip(gathered, widths, strict=True)])
 
 
@@ -239,9 +234,9 @@ def _checked_target(
     input: Tensor, classes: int, weight: Tensor | None, mode: int, call: Call
 ) -> tuple[Tensor, _check.Kind, int, float]:
     """target, its kind, ignore_index and label_smoothing as the op takes them, checked as F checks them."""
-    target = call.target
+    target: Any = call.target
     whole = _stand_in(input, classes)
-    probable = isinstance(target, Tensor) and target.is_floating_point()
+    probable = torch.is_tensor(target) and target.is_floating_point()
     if probable and (target.shape != input.shape or target.dtype != input.dtype):
         raise RuntimeError(
             f"target must have the probabilities of this rank's classes, of {input.dtype} and shape "

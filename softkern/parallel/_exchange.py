@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from softkern.parallel import _collectives as collectives
 from softkern.parallel._vocabulary import Node, Vocabulary
 
 if TYPE_CHECKING:
@@ -45,35 +46,32 @@ def merge_own(x: Tensor, parts: Tensor, vocabulary: Vocabulary, rank: int) -> Te
 
 
 def merge_all(x: Tensor, gathered: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """(numbers, parts, rows) that `row_parts_results` merges into whole rows. `gathered`: (ranks, numbers, nodes,
-    rows)."""
+    """(numbers, parts, rows) that `row_parts_results` merges into whole rows.
+
+    `gathered`: (ranks, numbers, nodes, rows).
+    """
     found: list[tuple[Node, Tensor]] = []
     if vocabulary.most_nodes == 1 and len({node.level for nodes in vocabulary.nodes for node in nodes}) == 1:
         return gathered[:, :, 0].movedim(0, 1)
     for rank, nodes in enumerate(vocabulary.nodes):
         for i, node in enumerate(nodes):
             found.append((node, gathered[rank, :, i]))
-            while len(found) > 1 and found[-1][0].level == found[-2][0].level and found[-1][0].index & 1:
+            while len(found) > 1 and found[-1][0].level == found[-2][0].level and found[-1][0].place & 1:
                 (node, right), (_, left) = found.pop(), found.pop()
                 merged = _ops.row_parts_merge(x, torch.stack((left, right), 1))
-                found.append((Node(node.level + 1, node.index >> 1), merged))
+                found.append((Node(node.level + 1, node.place >> 1), merged))
     return torch.stack([numbers for _, numbers in found], 1)
 
 
 def gather(numbers: Tensor, shard: Shard) -> Callable[[], Tensor]:
     """Begins to send (numbers, rows). The result waits for those of all ranks: (ranks, numbers, rows)."""
-    from torch.distributed import _functional_collectives as collectives
-
-    sent = collectives.all_gather_tensor(numbers.flatten(), 0, shard.group)
-    return lambda: collectives.wait_tensor(sent).view(-1, *numbers.shape)
+    wait = collectives.begin_all_gather(numbers.flatten(), shard.group)
+    return lambda: wait().view(-1, *numbers.shape)
 
 
 def to_row_owners(numbers: Tensor, shard: Shard) -> Callable[[], Tensor]:
     """Begins to send each rank its share of the rows, whose number is a multiple of that of the ranks. The
     result waits for what all ranks have sent: (ranks, numbers, rows of a rank)."""
-    from torch.distributed import _functional_collectives as collectives
-
     ranks = shard.vocabulary.ranks
     by_rank = numbers.view(numbers.shape[0], ranks, -1).movedim(1, 0).contiguous()
-    sent = collectives.all_to_all_single(by_rank, None, None, shard.group)
-    return lambda: collectives.wait_tensor(sent).view(by_rank.shape)
+    return collectives.begin_all_to_all(by_rank, shard.group)

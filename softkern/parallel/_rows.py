@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -49,13 +50,13 @@ def row_losses(
     `given` are the op's other tensors. Weights and valid_classes are of whole rows, probabilities of the same
     classes as `x`.
     """
-    results: tuple[Tensor, ...] = _RowLosses.apply(x, *given, options, shard)
-    return results
+    apply: Callable[..., tuple[Tensor, ...]] = _RowLosses.apply
+    return apply(x, *given, options, shard)
 
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         target: Tensor | None,
@@ -71,7 +72,7 @@ class _RowLosses(torch.autograd.Function):
         loss, log_prob, lse, entropy, whole = _ops.row_parts_results(x, parts, hot_z, *given, *options)
         nothing = x.new_empty(0)
         largest = argmax if options.outputs & _ARGMAX else nothing.long()
-        correct = argmax == target if options.outputs & _CORRECT else nothing.bool()
+        correct = argmax.eq(target) if options.outputs & _CORRECT and target is not None else nothing.bool()
         ctx.mark_non_differentiable(largest, correct)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, whole, *given)
@@ -79,10 +80,8 @@ class _RowLosses(torch.autograd.Function):
         return loss, log_prob, lse, entropy, largest, correct
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(  # type: ignore[override]
-        ctx: Any, *grads: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, whole, *given = ctx.saved_tensors
         grad = None
         if any(g is not None for g in grads[:4]):
@@ -98,7 +97,7 @@ def _gathered(
     bounds = [x.shape[0] * i // shard.chunks for i in range(shard.chunks + 1)]
     waiting = []
     failure: Exception | None = None
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in itertools.pairwise(bounds):
         some = x[begin:end]
         of_rows = [t if t is None or i in (1, 3) else t[begin:end] for i, t in enumerate(given)]
         sent = None
@@ -112,6 +111,7 @@ def _gathered(
         if sent is None:
             # The other ranks wait for these numbers.
             sent = some.new_full((form.height + 1, end - begin), torch.nan, dtype=form.dtype)
+            sent[-1] = shard.rank + 1
         waiting.append((_by_rows if shard.exchange else _at_once)(x, sent, form, shard))
     received = [wait() for wait in waiting]
     if failure is not None:
@@ -128,12 +128,15 @@ Received: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _at_once(x: Tensor, sent: Tensor, form: _Form, shard: Shard) -> Callable[[], Received]:
-    """Sends the numbers of all rows to all ranks. As `_gathered`, and last a NaN for each rank that failed."""
+    """Sends the numbers of all rows to all ranks.
+
+    As `_gathered`, and last 1 + a rank that has failed, or 0.
+    """
     wait = _exchange.gather(sent, shard)
 
     def received() -> Received:
         gathered = wait()
-        return *form.merged(x, gathered[:, :-1], shard), gathered[:, -1:].sum((1, 2))
+        return *form.merged(x, gathered[:, :-1], shard), _largest(gathered[:, -1])
 
     return received
 
@@ -147,31 +150,32 @@ def _by_rows(x: Tensor, sent: Tensor, form: _Form, shard: Shard) -> Callable[[],
         gathered = wait()
         parts, hot_z, argmax = form.merged(x, gathered[:, :-1], shard)
         whole = _ops.row_parts_merge(x, parts)
-        failed = gathered[:, -1].sum(1, keepdim=True).expand(-1, whole.shape[1])
-        pieces = [whole, failed]
-        if form.indices:
-            pieces.append(hot_z.T)
+        pieces = [whole[list(form.numbers)], hot_z.T] if form.indices else [whole[list(form.numbers)]]
         if form.largest:
             pieces.append(argmax.to(whole.dtype)[None])
-        merged = _exchange.gather(torch.cat(pieces), shard)().movedim(0, 1).flatten(1)[:, :rows]
-        numbers, failed, hot, largest = merged.split([7, ranks, form.indices, int(form.largest)])
-        return numbers[:, None], hot.T.contiguous(), largest.flatten().long(), failed.sum(1)
+        pieces.append(gathered[:, -1].amax(0, keepdim=True))
+        of_rows = _exchange.gather(torch.cat(pieces), shard)().movedim(0, 1).flatten(1)[:, :rows]
+        sizes = [len(form.numbers), form.indices, int(form.largest), 1]
+        numbers, hot, largest, failed = torch.split(of_rows, sizes)
+        return form.whole(numbers), hot.T.contiguous(), largest.flatten().long(), _largest(failed)
 
     return received
+
+
+def _largest(failed: Tensor) -> Tensor:
+    return torch.cat((failed.flatten(), failed.new_zeros(1))).amax().reshape(1)
 
 
 def _check_ranks(failed: list[Tensor]) -> None:
     """Raises if another rank has failed. Only the host of a CPU tensor can know it without waiting."""
     if torch.compiler.is_compiling() or failed[0].device.type != "cpu":
         return
-    ranks = sorted({rank for x in failed for rank in x.isnan().nonzero().flatten().tolist()})
-    if ranks:
-        raise RemoteError(f"ranks that failed, of this group: {', '.join(map(str, ranks))}")
+    rank = int(torch.cat(failed).amax()) - 1
+    if rank >= 0:
+        raise RemoteError(f"rank {rank} of the group has failed")
 
 
-def _own(
-    x: Tensor, given: list[Tensor | None], options: RowOptions, shard: Shard, form: _Form
-) -> Tensor:
+def _own(x: Tensor, given: list[Tensor | None], options: RowOptions, shard: Shard, form: _Form) -> Tensor:
     """What this rank sends: (numbers, rows), the last of which is 0."""
     if form.largest:
         options = options._replace(outputs=options.outputs | _ARGMAX)
@@ -218,6 +222,12 @@ class _Form(NamedTuple):
     @property
     def height(self) -> int:
         return len(self.numbers) * self.nodes + self.indices + 2 * self.largest
+
+    def whole(self, numbers: Tensor) -> Tensor:
+        """(7, 1, rows) from those that are sent."""
+        all_of_them = numbers.new_zeros(7, 1, numbers.shape[1])
+        all_of_them[list(self.numbers), 0] = numbers
+        return all_of_them
 
     def merged(self, x: Tensor, gathered: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
         """As `_gathered`, from what all ranks have sent: (ranks, height, rows)."""

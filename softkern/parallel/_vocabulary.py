@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,18 +12,18 @@ TILES = 64
 
 
 class Node(NamedTuple):
-    """Tiles [index * 2**level, (index + 1) * 2**level), merged along the tree."""
+    """Tiles [place * 2**level, (place + 1) * 2**level), merged along the tree."""
 
     level: int
-    index: int
+    place: int
 
 
 class Vocabulary(NamedTuple):
     """Rank r has the classes [bounds[r], bounds[r + 1]).
 
-    A row's classes are summed in tiles of `tile` classes. Tiles are merged along a balanced binary tree, which
-    does not depend on the ranks if each of them has whole tiles. Each rank merges the parts of the tree that
-    it has, `nodes[rank]`. If some rank has no whole tiles, every rank's classes are one tile.
+    A row's classes are summed in tiles of `tile` classes. Tiles are merged along a balanced binary tree,
+    which does not depend on the ranks if each of them has whole tiles. Each rank merges the parts of the tree
+    that it has, `nodes[rank]`. If some rank has no whole tiles, every rank's classes are one tile.
     """
 
     bounds: tuple[int, ...]
@@ -58,11 +59,11 @@ def vocabulary(widths: Sequence[int], tiles: int | None = None) -> Vocabulary:
     whole = tile > 0 and all(bound % tile == 0 for bound in bounds)
     if tiles is not None and (tiles < 1 or tiles & (tiles - 1) or classes % tiles or not whole):
         raise ValueError(
-            f"tiles must be a power of two so that every rank has whole tiles of classes / tiles; got {tiles} "
-            f"for ranks with {', '.join(map(str, widths))} of {classes} classes"
+            f"tiles must be a power of two so that every rank has whole tiles of classes / tiles; got "
+            f"{tiles} for ranks with {', '.join(map(str, widths))} of {classes} classes"
         )
     if whole:
-        nodes = [_nodes(a // tile, b // tile) for a, b in zip(bounds, bounds[1:], strict=False)]
+        nodes = [_nodes(a // tile, b // tile) for a, b in itertools.pairwise(bounds)]
     else:
         tile = max(1, *widths)
         nodes = [(Node(0, rank),) for rank in range(len(widths))]
