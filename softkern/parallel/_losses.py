@@ -56,7 +56,8 @@ def cross_entropy(
         group: a ``torch.distributed`` process group, whose ranks have the classes in the order of the ranks.
             None: the default group.
         classes: how many classes whole rows have, which ranks share as ``torch.chunk`` and DTensor's
-            ``Shard`` do; or the number of classes of each rank. None: the ranks tell each other, the first time.
+            ``Shard`` do; or the number of classes of each rank. None: the ranks tell each other, the first
+            time.
         weight: (C) of whole rows, or of the classes of `input`.
         ignore_index, reduction, label_smoothing: as in `softkern.cross_entropy`.
         row_group: a process group whose ranks have different rows, such as those of data and context
@@ -85,8 +86,8 @@ def cross_entropy(
     Error: that of `softkern.cross_entropy` (``docs/accuracy.md``).
 
     Bits: loss, statistics and gradient have the same bits for every number of ranks that have whole tiles,
-    one rank among them. With other shards they depend on which classes each rank has. They can differ in the last
-    digits from those of `softkern.cross_entropy`, which adds up rows in another order.
+    one rank among them. With other shards they depend on which classes each rank has. They can differ in the
+    last digits from those of `softkern.cross_entropy`, which adds up rows in another order.
 
     Memory: the gradient, which backward computes from `input`, and at most 7 numbers a row, rank and tile.
 
