@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _exchange
@@ -80,13 +79,32 @@ class _RowLosses(torch.autograd.Function):
         return loss, log_prob, lse, entropy, largest, correct
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, whole, *given = ctx.saved_tensors
-        grad = None
-        if any(g is not None for g in grads[:4]):
-            grad = _ops.row_parts_backward(*grads[:4], x, whole, *given, *ctx.options, ctx.first)
-        return grad, *[None] * 7
+        x, *saved = ctx.saved_tensors
+        if all(g is None for g in grads[:4]):
+            return (None,) * 8
+        apply: Callable[..., Tensor] = _Gradient.apply
+        return apply(x, grads[:4], saved, ctx.options, ctx.first), *[None] * 7
+
+
+class _Gradient(torch.autograd.Function):
+    """A function of its own, so that a second derivative raises and is not silently 0."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        grads: tuple[Tensor | None, ...],
+        saved: list[Tensor | None],
+        options: RowOptions,
+        first: int,
+    ) -> Tensor:
+        grad: Tensor = _ops.row_parts_backward(*grads, x, *saved, *options, first)
+        return grad
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise RuntimeError("softkern.parallel computes no second derivatives")
 
 
 def _gathered(
@@ -188,8 +206,9 @@ def _own(x: Tensor, given: list[Tensor | None], options: RowOptions, shard: Shar
         z = parts[_exchange.MAX]
         if x.shape[1]:
             at = x.gather(1, (argmax - shard.first).clamp(min=0).T).T
-            # As the transformation has it: -inf stays, and 0 * inf is NaN.
-            z = torch.where((at * options.logit_scale).isnan() & (at != -torch.inf), torch.nan, z)
+            # As the transformation has it: -inf stays, and 0 * inf is NaN. Tiles of padding have no class.
+            is_nan = (at * options.logit_scale).isnan() & (at != -torch.inf) & (argmax >= 0)
+            z = torch.where(is_nan, torch.nan, z)
         pieces.append(_first_largest(z, argmax.to(z.dtype)))
     return torch.cat((*pieces, parts.new_zeros(1, x.shape[0])))
 
@@ -248,10 +267,13 @@ class _Form(NamedTuple):
 
 
 def _first_largest(z: Tensor, classes: Tensor) -> Tensor:
-    """(2, rows): the class of the largest z, for (parts, rows), and that z. A NaN is larger than numbers."""
-    best, where = z[0], classes[0]
-    for other, c in zip(z[1:], classes[1:], strict=True):
-        # Parts without classes, and rows that are ignored, have no class.
-        better = ~best.isnan() & (other.isnan() | (other > best) | (where < 0))
-        best, where = torch.where(better, other, best), torch.where(better, c, where)
-    return torch.stack((where, best))
+    """(2, rows): the class of the largest z, for (parts, rows), and that z. A NaN is larger than numbers.
+
+    Parts without classes, and rows that are ignored, have the class -1.
+    """
+    best, part = z.max(0, keepdim=True)  # the first of several, as torch documents it
+    found = classes.gather(0, part)
+    # All are -inf: the first class, wherever the first part that has classes is.
+    first = torch.where(classes < 0, torch.inf, classes).amin(0, keepdim=True)
+    first = torch.where(first.isinf(), -1, first)
+    return torch.cat((torch.where(found < 0, first, found), best))
