@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,57 +14,18 @@ from threaded_ranks import on_ranks
 from torch import Tensor
 
 import softkern.parallel
-from softkern.parallel._vocabulary import even_widths
 from softkern.reference_rows import RowLosses
-
-__all__ = ["Sharded", "check", "even_widths", "raised", "sharded", "slices"]
 
 
 class Sharded(NamedTuple):
     found: RowLosses  # the same on all ranks
-    dx: Tensor | None  # the gradients of the ranks, side by side
+    grads: tuple[dict[str, Tensor], ...]  # upstream gradients of several backwards
+    dx: tuple[Tensor, ...]  # what they gave: the gradients of the ranks, side by side
 
 
 def slices(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     """The classes of each rank."""
     return x.split(list(widths), min(1, x.dim() - 1))
-
-
-def sharded(
-    x: Tensor,
-    widths: Sequence[int],
-    stats: tuple[str, ...] = (),
-    grads: dict[str, Tensor] | None = None,
-    how: dict[str, Any] | None = None,
-    **options: Any,
-) -> Sharded:
-    """The loss, `stats`, and the gradient for the upstream gradients `grads` of any of them.
-
-    `options` are those of reference.row_losses, `how` those of softkern.parallel alone. Raises if the ranks
-    have other results than each other.
-    """
-    target = options.pop("target")
-    xs = slices(x.detach(), widths)
-    ys = slices(target, widths) if target.is_floating_point() else [target] * len(widths)
-
-    def one(rank):
-        leaf = xs[rank].clone().requires_grad_()
-        loss, found = softkern.parallel.cross_entropy(
-            leaf, ys[rank], stats=(*stats, "lse"), **options, **(how or {})
-        )
-        results = {"loss": loss, **{name: getattr(found, name) for name in stats}}
-        dx = None
-        if grads:
-            (dx,) = torch.autograd.grad([results[name] for name in grads], leaf, list(grads.values()))
-        return {name: t.detach() for name, t in results.items()}, dx
-
-    ranks = on_ranks(len(widths), one)
-    results = ranks[0][0]
-    for other, _ in ranks[1:]:
-        for name, t in results.items():
-            assert_same_bits(other[name], t, f"{name} of another rank")
-    found = RowLosses(*(results.get(name) for name in OUTPUTS))
-    return Sharded(found, torch.cat([dx for _, dx in ranks], min(1, x.dim() - 1)) if grads else None)
 
 
 def statistics(x: Tensor, target: Tensor, **options: Any) -> tuple[str, ...]:
@@ -73,7 +34,7 @@ def statistics(x: Tensor, target: Tensor, **options: Any) -> tuple[str, ...]:
     return tuple(n for n in names if n != "loss" and (n != "log_prob" or target.dim() < x.dim()))
 
 
-def check(
+def sharded(
     x: Tensor,
     widths: Sequence[int],
     stats: tuple[str, ...] | None = None,
@@ -81,21 +42,59 @@ def check(
     how: dict[str, Any] | None = None,
     **options: Any,
 ) -> Sharded:
-    """Values, and gradients of all of them at once and of the loss alone, against float64.
+    """The loss and `stats` (None: all), and two backwards: of all of them, and of the loss alone.
 
-    `kind` of upstream gradients: as in cases.upstream.
+    `options` are those of reference.row_losses, `how` those of softkern.parallel alone, `kind` of upstream
+    gradients: as in cases.upstream. Raises if the ranks have other results than each other.
     """
     stats = statistics(x, **options) if stats is None else stats
-    found = sharded(x, widths, stats, how=how, **options).found
-    check_values(found, x, **options)
-    all_of_them = {n: upstream(getattr(found, n), kind) for n in DIFFERENTIABLE if n in ("loss", *stats)}
-    for grads in {tuple(g): g for g in (all_of_them, {"loss": all_of_them["loss"]})}.values():
-        result = sharded(x, widths, stats, grads, how, **options)
-        assert_is_gradient(result.dx, x, grads, **options)
+    target = options.pop("target")
+    xs = slices(x.detach(), widths)
+    ys = slices(target, widths) if target.is_floating_point() else [target] * len(widths)
+    mixes = [[n for n in DIFFERENTIABLE if n in ("loss", *stats)]]
+    mixes += [["loss"]] if len(mixes[0]) > 1 else []
+
+    def one(rank):
+        leaf = xs[rank].detach().requires_grad_()
+        result = softkern.parallel.cross_entropy(leaf, ys[rank], stats=stats, **options, **(how or {}))
+        loss, found = result if stats else (result, None)
+        results = {"loss": loss, **{name: getattr(found, name) for name in stats}}
+        grads = [{name: upstream(results[name].detach(), kind) for name in mix} for mix in mixes]
+        dx = [
+            torch.autograd.grad([results[name] for name in g], leaf, list(g.values()), retain_graph=True)[0]
+            for g in grads
+        ]
+        return {name: t.detach() for name, t in results.items()}, grads, dx
+
+    ranks = on_ranks(len(widths), one)
+    results, grads, _ = ranks[0]
+    for other, *_ in ranks[1:]:
+        for name, t in results.items():
+            assert_same_bits(other[name], t, f"{name} of another rank")
+    found = RowLosses(*(results.get(name) for name in OUTPUTS))
+    of_ranks = zip(*(dx for *_, dx in ranks), strict=True)
+    return Sharded(found, tuple(grads), tuple(torch.cat(dx, min(1, x.dim() - 1)) for dx in of_ranks))
+
+
+def check(x: Tensor, widths: Sequence[int], *args: Any, how: Any = None, **options: Any) -> Sharded:
+    """The results and gradients of `sharded` against float64."""
+    result = sharded(x, widths, *args, how=how, **options)
+    check_values(result.found, x, **options)
+    for grads, dx in zip(result.grads, result.dx, strict=True):
+        assert_is_gradient(dx, x, grads, **options)
     return result
 
 
-def raised(ranks: int, f) -> list[Exception | None]:
+def assert_equal_bits(one: Sharded, other: Sharded) -> None:
+    for name, a, b in zip(OUTPUTS, one.found, other.found, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert_same_bits(a, b, name)
+    for a, b in zip(one.dx, other.dx, strict=True):
+        assert_same_bits(a, b, "dx")
+
+
+def raised(ranks: int, f: Callable[[int], object]) -> list[Exception | None]:
     """What f(rank) raises on each rank."""
 
     def one(rank):
