@@ -143,7 +143,7 @@ def num_items(
         return count
     mass = kept.double()
     if weight is not None:
-        mass = mass * weight.double()[torch.where(kept, target, 0).long()]
+        mass = torch.where(kept, weight.double()[torch.where(kept, target, 0).long()], 0)
     if row_weight is not None:
         mass = torch.where(kept, mass * row_weight, 0)
     total = mass.sum()
