@@ -15,12 +15,13 @@ from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _collectives as collectives
 from softkern.parallel._agreement import agreed
 from softkern.parallel._links import prefers_rows
-from softkern.parallel._rows import MOST_SENT_CLASSES, Shard, row_losses
+from softkern.parallel._rows import MOST_SENT_CLASSES, Shard
+from softkern.parallel._shapes import row_losses_of
 from softkern.parallel._vocabulary import even_widths, vocabulary
 from softkern.row_losses import RowStats
 
 _LOSS, _OF_CLASS = OUTPUTS["loss"], OUTPUTS["argmax"] | OUTPUTS["correct"]
-_NONE, _MEAN = (_Reduction.get_enum(name) for name in ("none", "mean"))
+_MEAN = _Reduction.get_enum("mean")
 _EXCHANGES = ("auto", "gather", "rows")
 
 
@@ -79,34 +80,29 @@ def compute(
     if call.row_weight is not None:
         _check.check_row_numbers("row_weight", call.row_weight, sizes, input)
     _check_no_gradients(call)
-    x = _rows(input, input)
-    row_weight = None if call.row_weight is None else call.row_weight.reshape(-1)
-    y = target.reshape(-1) if kind == "index" else _rows(target, input)
     items = None
     if mode == _MEAN and call.num_items is not None:
         items = _check.divisor(call.num_items, input)
     elif mode == _MEAN and call.row_group is not None:
-        of_index = y if kind == "index" else y.new_zeros(x.shape[0], dtype=torch.int64)
         items = num_items(
-            of_index,
+            target if kind == "index" else target.new_zeros(sizes, dtype=torch.int64),
             call.row_group,
             weight=weight if kind == "index" else None,
-            row_weight=row_weight,
+            row_weight=call.row_weight,
             ignore_index=ignored if kind == "index" else -1,
         )
-    probs = None if call.target_probs is None else _rows(call.target_probs, input)
+    rows = torch.Size(sizes).numel()
     by_rows = call.exchange == "rows" or (
-        call.exchange == "auto" and prefers_rows(dist.get_backend(group), of_ranks.ranks, x.shape[0])
+        call.exchange == "auto" and prefers_rows(dist.get_backend(group), of_ranks.ranks, rows)
     )
-    shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, x.shape[0]))
-    loss, *statistics = row_losses(x, (y, weight, row_weight, items, probs), options, shard)
-    if mode == _NONE:
-        loss = loss.reshape(sizes)
+    shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, rows))
+    given = (target, weight, call.row_weight, items, call.target_probs)
+    loss, *statistics = row_losses_of(input, 0 if input.dim() == 1 else 1, given, options, shard)
     if not options.outputs & ~_LOSS:
         return loss
     return loss, RowStats(
         *(
-            t.reshape(sizes) if options.outputs & OUTPUTS[name] else None
+            t if options.outputs & OUTPUTS[name] else None
             for name, t in zip(RowStats._fields, statistics, strict=True)
         )
     )
@@ -270,20 +266,6 @@ def _check_no_gradients(call: Call) -> None:
     for name, x in call._asdict().items():
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(f"{name} must not need a gradient: only that of input is computed")
-
-
-def _rows(x: Tensor, input: Tensor) -> Tensor:
-    """(rows, K) for a tensor with K numbers in the class dimension."""
-    if input.dim() == 1:
-        return x.unsqueeze(0)
-    return x.movedim(1, -1).reshape(_row_count(x), x.shape[1])
-
-
-def _row_count(x: Tensor) -> int:
-    rows = 1
-    for i, n in enumerate(x.shape):
-        rows *= 1 if i == 1 else n
-    return rows
 
 
 def _chunks(wanted: object, rows: int) -> int:

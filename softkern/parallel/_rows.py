@@ -68,7 +68,7 @@ class _RowLosses(torch.autograd.Function):
         shard: Shard,
     ) -> tuple[Tensor, ...]:
         given = (target, weight, row_weight, num_items, target_probs)
-        parts, hot_z, argmax = _gathered(x, given, options, shard)
+        parts, hot_z, argmax = gathered_parts(x, given, options, shard)
         loss, log_prob, lse, entropy, whole = _ops.row_parts_results(x, parts, hot_z, *given, *options)
         nothing = x.new_empty(0)
         largest = argmax if options.outputs & _ARGMAX else nothing.long()
@@ -89,7 +89,7 @@ class _RowLosses(torch.autograd.Function):
         return grad, *[None] * 7
 
 
-def _gathered(
+def gathered_parts(
     x: Tensor, given: tuple[Tensor | None, ...], options: RowOptions, shard: Shard
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers of parts that make up whole rows, the z of several indices a row, and the largest class."""
@@ -130,7 +130,7 @@ Received: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 def _at_once(x: Tensor, sent: Tensor, form: _Form, shard: Shard) -> Callable[[], Received]:
     """Sends the numbers of all rows to all ranks.
 
-    As `_gathered`, and last 1 + a rank that has failed, or 0.
+    As `gathered_parts`, and last 1 + a rank that has failed, or 0.
     """
     wait = _exchange.gather(sent, shard)
 
@@ -230,7 +230,7 @@ class _Form(NamedTuple):
         return all_of_them
 
     def merged(self, x: Tensor, gathered: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_gathered`, from what all ranks have sent: (ranks, height, rows)."""
+        """As `gathered_parts`, from what all ranks have sent: (ranks, height, rows)."""
         ranks, _, rows = gathered.shape
         of_nodes = len(self.numbers) * self.nodes
         numbers = gathered.new_zeros(ranks, 7, self.nodes, rows)
