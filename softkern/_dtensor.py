@@ -245,10 +245,13 @@ def _go_together(
     class_dim = _class_dim(input)
     if input.dim() == 0 or input.shape[class_dim] == 0:
         return False
-    if not _whole_along(input, class_dim) and _shared_classes(input, class_dim) is None:
+    whole = _whole_along(input, class_dim)
+    if not whole and _shared_classes(input, class_dim) is None:
         return False
     for t in (target, weight, *of_rows):
         if t is not None and not (is_dtensor(t) and t.device_mesh == input.device_mesh):
+            return False
+        if t is not None and t.requires_grad and not whole:
             return False
     # The gradient of a replicated weight would be pending a sum: torch has the rules for that.
     if weight is not None and (
@@ -316,12 +319,10 @@ def _shared_classes(x: DTensor, dim: int) -> ClassShard | None:
     """Which classes of its rows along `dim` this rank has, if those are sharded over one mesh dimension."""
     from torch.distributed.tensor import Replicate, Shard
 
-    if x.device_mesh.get_coordinate() is None:
+    if x.device_mesh.get_coordinate() is None or x.dtype not in _FLOATS or x.shape[dim] == 0:
         return None
     of_classes = [i for i, p in enumerate(x.placements) if type(p) is Shard and p.dim == dim]
-    if len(of_classes) != 1 or not all(type(p) in (Replicate, Shard) for p in x.placements):
-        return None
-    if x.dtype not in _FLOATS or x.shape[dim] == 0:
+    if len(of_classes) != 1 or any(type(p) is not Replicate and type(p) is not Shard for p in x.placements):
         return None
     from softkern.parallel import _shards
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _exchange
@@ -80,13 +79,33 @@ class _RowLosses(torch.autograd.Function):
         return loss, log_prob, lse, entropy, largest, correct
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, whole, *given = ctx.saved_tensors
         grad = None
         if any(g is not None for g in grads[:4]):
-            grad = _ops.row_parts_backward(*grads[:4], x, whole, *given, *ctx.options, ctx.first)
-        return grad, *[None] * 7
+            with torch.no_grad():
+                grad = _ops.row_parts_backward(*grads[:4], x, whole, *given, *ctx.options, ctx.first)
+        return first_derivative(grad, x), *[None] * 7
+
+
+def first_derivative(grad: Tensor | None, x: Tensor) -> Tensor | None:
+    """`grad` of x, whose own gradient raises: it needs the logits of all ranks."""
+    if grad is None or not torch.is_grad_enabled():
+        return grad
+    apply: Callable[..., Tensor] = _FirstDerivative.apply
+    return apply(grad, x)
+
+
+class _FirstDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError(
+            "softkern: second derivatives are not computed where ranks share the classes of a row"
+        )
 
 
 def gathered_parts(

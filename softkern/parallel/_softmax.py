@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _collectives as collectives
 from softkern.parallel._exchange import MAX, TERMS_BELOW
-from softkern.parallel._rows import Shard, gathered_parts
+from softkern.parallel._rows import Shard, first_derivative, gathered_parts
 from softkern.parallel._shapes import as_rows, for_autocast, from_rows, row_sizes
 
 _ops = torch.ops.softkern
@@ -44,18 +43,20 @@ class _Softmax(torch.autograd.Function):
             # The gradient of lse.
             one = torch.ones_like(log_d)
             y = _ops.row_parts_backward(None, None, one, None, x, whole, *_NO_TARGET, *options, shard.first)
-        ctx.save_for_backward(y)
+        ctx.save_for_backward(x, y)
         ctx.log, ctx.group = log, shard.group
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (y,) = ctx.saved_tensors
-        wide = torch.float64 if y.dtype == torch.float64 else torch.float32
-        g, p = grad.to(wide), y.to(wide)
-        total = (g if ctx.log else g * p).sum(1, keepdim=True)
-        total = collectives.all_reduce(total, ctx.group)
-        dx = g - p.exp() * total if ctx.log else p * (g - total)
-        result: Tensor = dx.to(y.dtype)
-        return result, None, None
+        x, y = ctx.saved_tensors
+        with torch.no_grad():
+            dx = _gradient(y, grad, ctx.log, ctx.group)
+        return first_derivative(dx, x), None, None
+
+
+def _gradient(y: Tensor, grad: Tensor, log: bool, group: Any) -> Tensor:
+    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+    g, p = grad.to(wide), y.to(wide)
+    total = collectives.all_reduce((g if log else g * p).sum(1, keepdim=True), group)
+    return (g - p.exp() * total if log else p * (g - total)).to(y.dtype)
