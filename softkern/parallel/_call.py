@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,8 +49,17 @@ class Call(NamedTuple):
 
 
 def compute(
-    input: Tensor, group: Any, classes: int | Sequence[int] | None, call: Call
+    input: Tensor,
+    group: Any,
+    classes: int | Sequence[int] | None,
+    call: Call,
+    losses: Callable[..., tuple[Tensor, ...]] = row_losses_of,
 ) -> Tensor | tuple[Tensor, RowStats]:
+    """The loss and its statistics.
+
+    losses: computes the results of the op row_losses, as `row_losses_of`. For others than that one, `input` may
+    be without memory.
+    """
     import torch.distributed as dist
 
     call = call._replace(stats=call.stats if isinstance(call.stats, str) else tuple(call.stats))
@@ -97,7 +106,7 @@ def compute(
     )
     shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, rows))
     given = (target, weight, call.row_weight, items, call.target_probs)
-    loss, *statistics = row_losses_of(input, 0 if input.dim() == 1 else 1, given, options, shard)
+    loss, *statistics = losses(input, 0 if input.dim() == 1 else 1, given, options, shard)
     if not options.outputs & ~_LOSS:
         return loss
     return loss, RowStats(

@@ -69,9 +69,7 @@ class _RowLosses(torch.autograd.Function):
         given = (target, weight, row_weight, num_items, target_probs)
         parts, hot_z, argmax = gathered_parts(x, given, options, shard)
         loss, log_prob, lse, entropy, whole = _ops.row_parts_results(x, parts, hot_z, *given, *options)
-        nothing = x.new_empty(0)
-        largest = argmax if options.outputs & _ARGMAX else nothing.long()
-        correct = argmax.eq(target) if options.outputs & _CORRECT and target is not None else nothing.bool()
+        largest, correct = statistics_of(argmax, target, options.outputs)
         ctx.mark_non_differentiable(largest, correct)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, whole, *given)
@@ -86,6 +84,13 @@ class _RowLosses(torch.autograd.Function):
             with torch.no_grad():
                 grad = _ops.row_parts_backward(*grads[:4], x, whole, *given, *ctx.options, ctx.first)
         return first_derivative(grad, x), *[None] * 7
+
+
+def statistics_of(argmax: Tensor, target: Tensor | None, outputs: int) -> tuple[Tensor, Tensor]:
+    """argmax and correct; empty if `outputs` lacks them."""
+    nothing = argmax.new_empty(0)
+    correct = argmax.eq(target) if outputs & _CORRECT and target is not None else nothing.bool()
+    return argmax if outputs & _ARGMAX else nothing, correct
 
 
 def first_derivative(grad: Tensor | None, x: Tensor) -> Tensor | None:
@@ -108,10 +113,28 @@ class _FirstDerivative(torch.autograd.Function):
         )
 
 
+# The op row_parts for a slice of the rows, given the other tensors of these rows: parts, hot_z, argmax.
+OwnParts: TypeAlias = Callable[[slice, list[Tensor | None], RowOptions], tuple[Tensor, ...]]
+
+
 def gathered_parts(
-    x: Tensor, given: tuple[Tensor | None, ...], options: RowOptions, shard: Shard
+    x: Tensor,
+    given: tuple[Tensor | None, ...],
+    options: RowOptions,
+    shard: Shard,
+    own_parts: OwnParts | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The numbers of parts that make up whole rows, the z of several indices a row, and the largest class."""
+    """The numbers of parts that make up whole rows, the z of several indices a row, and the largest class.
+
+    own_parts: computes this rank's parts, where `x` has only the shape and the dtype of its logits.
+    """
+
+    def of_logits(rows: slice, of_rows: list[Tensor | None], wanted: RowOptions) -> tuple[Tensor, ...]:
+        place = (shard.first, shard.vocabulary.tile)
+        found: tuple[Tensor, ...] = _ops.row_parts(x[rows], *of_rows, *wanted, *place)
+        return found
+
+    compute = own_parts or of_logits
     form = _Form.of(x, given, options, shard)
     bounds = [x.shape[0] * i // shard.chunks for i in range(shard.chunks + 1)]
     waiting = []
@@ -122,7 +145,8 @@ def gathered_parts(
         sent = None
         if failure is None:
             try:
-                sent = _own(some, of_rows, options, shard, form)
+                wanted = options._replace(outputs=options.outputs | (_ARGMAX if form.largest else 0))
+                sent = _own(x, compute(slice(begin, end), of_rows, wanted), shard, form)
             except Exception as error:
                 if torch.compiler.is_compiling():
                     raise
@@ -194,11 +218,9 @@ def _check_ranks(failed: list[Tensor]) -> None:
         raise RemoteError(f"rank {rank} of the group has failed")
 
 
-def _own(x: Tensor, given: list[Tensor | None], options: RowOptions, shard: Shard, form: _Form) -> Tensor:
+def _own(x: Tensor, found: tuple[Tensor, ...], shard: Shard, form: _Form) -> Tensor:
     """What this rank sends: (numbers, rows), the last of which is 0."""
-    if form.largest:
-        options = options._replace(outputs=options.outputs | _ARGMAX)
-    parts, hot_z, argmax = _ops.row_parts(x, *given, *options, shard.first, shard.vocabulary.tile)
+    parts, hot_z, argmax = found
     own = _exchange.merge_own(x, parts, shard.vocabulary, shard.rank)
     pieces = [own[i] for i in form.numbers]
     if form.indices:
@@ -206,7 +228,7 @@ def _own(x: Tensor, given: list[Tensor | None], options: RowOptions, shard: Shar
     if form.largest:
         z = torch.where(parts[_exchange.REST].isnan(), torch.nan, parts[_exchange.MAX])
         pieces.append(_first_largest(z, argmax.to(z.dtype)))
-    return torch.cat((*pieces, parts.new_zeros(1, x.shape[0])))
+    return torch.cat((*pieces, parts.new_zeros(1, parts.shape[2])))
 
 
 class _Form(NamedTuple):
