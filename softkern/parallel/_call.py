@@ -183,8 +183,12 @@ def _ranks(
             raise ValueError(f"classes gives {widths} to the ranks, but this one has {width}")
     else:
         shared = {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
-        shared |= {"input": _described(input, width)}
-        shared |= {name: _described(x, width) for name, x in call._asdict().items() if name != "weight"}
+        shared |= {"input": _described(input, of_classes=True)}
+        shared |= {
+            name: _described(x, of_classes=name == "target" and torch.is_tensor(x) and x.is_floating_point())
+            for name, x in call._asdict().items()
+            if name != "weight"
+        }
         told = agreed(group, own, shared)
         widths = tuple(of_rank[0] for of_rank in told)
         _check.check_logits(input)
@@ -220,11 +224,14 @@ def _check_classes(classes: Any, widths: tuple[int, ...]) -> None:
         raise ValueError(f"classes gives {expected} to the ranks, but they have {widths}")
 
 
-def _described(value: Any, width: int) -> Any:
-    """What has to be equal on all ranks, as far as the host knows it. Values of tensors are not compared."""
+def _described(value: Any, of_classes: bool = False) -> Any:
+    """What has to be equal on all ranks, as far as the host knows it. Values of tensors are not compared, nor
+    is the number of classes of a tensor of this rank's classes."""
     if isinstance(value, Tensor):
-        sizes = ["classes" if i == 1 and n == width else n for i, n in enumerate(value.shape)]
-        return f"a tensor of {value.dtype} and shape ({', '.join(map(str, sizes))}) on {value.device.type}"
+        sizes = [*map(str, value.shape)]
+        if of_classes and sizes:
+            sizes[min(1, len(sizes) - 1)] = "classes"
+        return f"a tensor of {value.dtype} and shape ({', '.join(sizes)}) on {value.device.type}"
     return value if isinstance(value, (int, float, str, type(None))) else repr(value)
 
 
