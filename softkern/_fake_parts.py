@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softkern._fake import _NUMBERS, _ROW_TENSORS, _compute_dtype
-from softkern.options import OUTPUTS, RowOptions
+from softkern._fake import _LINEAR_TENSORS, _NUMBERS, _ROW_TENSORS, _compute_dtype
+from softkern.options import OUTPUTS, LinearOptions, RowOptions
 
 
 def _indices(logits: Tensor, target: Tensor | None) -> int:
@@ -19,21 +19,53 @@ def _indices(logits: Tensor, target: Tensor | None) -> int:
     return target.shape[1]
 
 
-@torch.library.register_fake("softkern::row_parts")
-def _row_parts(self: Tensor, target: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    *options, _, tile_classes = given[_ROW_TENSORS - 1 :]
-    compute = _compute_dtype(self)
-    rows, classes = self.shape
+def _parts(
+    logits: Tensor, target: Tensor | None, outputs: int, tile_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    compute = _compute_dtype(logits)
+    rows, classes = logits.shape
     tiles = -(-classes // tile_classes)
     if isinstance(tiles, int):  # a rank may have no classes; a symbolic number of them is not 0
         tiles = max(1, tiles)
-    indices = _indices(self, target)
-    argmax = RowOptions(*options).outputs & OUTPUTS["argmax"]
+    indices = _indices(logits, target)
     return (
-        self.new_empty([_NUMBERS, tiles, rows], dtype=compute),
-        self.new_empty([rows, indices] if indices else [0], dtype=compute),
-        self.new_empty([tiles if argmax else 0, rows], dtype=torch.int64),
+        logits.new_empty([_NUMBERS, tiles, rows], dtype=compute),
+        logits.new_empty([rows, indices] if indices else [0], dtype=compute),
+        logits.new_empty([tiles if outputs & OUTPUTS["argmax"] else 0, rows], dtype=torch.int64),
     )
+
+
+@torch.library.register_fake("softkern::row_parts")
+def _row_parts(self: Tensor, target: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
+    *options, _, tile_classes = given[_ROW_TENSORS - 1 :]
+    return _parts(self, target, RowOptions(*options).outputs, tile_classes)
+
+
+@torch.library.register_fake("softkern::linear_row_parts")
+def _linear_row_parts(input: Tensor, linear_weight: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *options, _, tile_classes = given[_LINEAR_TENSORS:]
+    logits = input.new_empty([]).expand(input.shape[0], linear_weight.shape[0])
+    return _parts(logits, given[1], LinearOptions(*options).outputs, tile_classes)
+
+
+@torch.library.register_fake("softkern::linear_row_parts_backward")
+def _linear_row_parts_backward(
+    grad_loss: Tensor | None,
+    grad_log_prob: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_entropy: Tensor | None,
+    whole: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    *given: Any,
+) -> tuple[Tensor, ...]:
+    needs = given[-1]
+    wanted = (
+        (1, input.shape, _compute_dtype(input)),
+        (2, linear_weight.shape, input.dtype),
+        (4, linear_weight.shape[:1], input.dtype),
+    )
+    return tuple(input.new_empty(sizes if needs & bit else [0], dtype=dtype) for bit, sizes, dtype in wanted)
 
 
 @torch.library.register_fake("softkern::row_parts_merge")

@@ -57,8 +57,8 @@ def compute(
 ) -> Tensor | tuple[Tensor, RowStats]:
     """The loss and its statistics.
 
-    losses: computes the results of the op row_losses, as `row_losses_of`. For others than that one, `input` may
-    be without memory.
+    losses: computes the results of the op row_losses, as `row_losses_of`. For others than that one, `input`
+    may be without memory.
     """
     import torch.distributed as dist
 
@@ -182,12 +182,14 @@ def _ranks(
         if widths[dist.get_rank(group)] != width:
             raise ValueError(f"classes gives {widths} to the ranks, but this one has {width}")
     else:
-        shared = {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
+        # A row group is another object on each rank.
+        shared: dict[str, Any] = {"row_group": call.row_group is not None}
+        shared |= {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
         shared |= {"input": _described(input, of_classes=True)}
         shared |= {
             name: _described(x, of_classes=name == "target" and torch.is_tensor(x) and x.is_floating_point())
             for name, x in call._asdict().items()
-            if name != "weight"
+            if name not in ("weight", "row_group")
         }
         told = agreed(group, own, shared)
         widths = tuple(of_rank[0] for of_rank in told)

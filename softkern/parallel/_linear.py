@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from softkern.options import LinearOptions
+from softkern.options import OUTPUTS, LinearOptions
 from softkern.parallel import _collectives as collectives
 from softkern.parallel._rows import Shard, first_derivative, gathered_parts, statistics_of
 from softkern.row_losses import Given
@@ -37,6 +37,31 @@ def linear_row_losses(
     """
     apply: Callable[..., tuple[Tensor, ...]] = _LinearRowLosses.apply
     return apply(*layer, *given, options, shard, input_gradient)
+
+
+def of_any_lead(
+    layer: tuple[Tensor, Tensor, Tensor | None], given: Given, options: LinearOptions, shard: Shard
+) -> tuple[Tensor, ...]:
+    """The same for an input (..., H), with the gradient of all ranks. Results have its leading shape."""
+    input, linear_weight, linear_bias = layer
+    lead = input.shape[:-1]
+    target, weight, row_weight, num_items, target_probs = given
+    several = target is not None and target.dim() == input.dim()
+
+    def by_row(t: Tensor | None, many: bool) -> Tensor | None:
+        return None if t is None else t.reshape(lead.numel(), t.shape[-1]) if many else t.reshape(-1)
+
+    flat = (by_row(target, several), weight, by_row(row_weight, False), num_items, by_row(target_probs, True))
+    x = input.reshape(lead.numel(), input.shape[-1])
+    how = InputGradient(reduced=True, scattered=False)
+    results = linear_row_losses((x, linear_weight, linear_bias), flat, options, shard, how)
+
+    def shaped(i: int, bit: int, t: Tensor) -> Tensor:
+        if not options.outputs & bit or (i == 0 and options.reduction != 0):
+            return t
+        return t.reshape(*lead, *t.shape[1:])
+
+    return tuple(shaped(i, bit, t) for i, (bit, t) in enumerate(zip(OUTPUTS.values(), results, strict=True)))
 
 
 class _LinearRowLosses(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor
 from softkern import _linear_arguments as _layer
 from softkern.linear_losses import LinearCrossEntropyOptions
 from softkern.options import PLANS, LinearOptions, RowOptions
+from softkern.parallel._agreement import tell_failure
 from softkern.parallel._call import Call, compute
 from softkern.parallel._linear import InputGradient, linear_row_losses
 from softkern.parallel._rows import Shard
@@ -101,35 +102,34 @@ def linear_cross_entropy(
     """
     import torch.distributed as dist
 
-    _layer.check_layer(input, linear_weight, linear_bias, target)
-    if linear_weight.dim() != 2:
-        raise RuntimeError(f"linear_weight must have 2 dims, got {tuple(linear_weight.shape)}")
-    layer = _as_autocast(input, linear_weight, linear_bias)
-    _layer.check_layer_dtypes(*layer)
+    group = dist.group.WORLD if group is None else group
+    several = target_probs is not None or _is_floating(target)
+    try:
+        layer = _checked(input, linear_weight, linear_bias, target)
+        of_rows = [
+            _by_row(t, many) for t, many in ((target, several), (row_weight, False), (target_probs, True))
+        ]
+    except Exception as error:
+        if not torch.compiler.is_compiling():
+            tell_failure(group, error)
+        raise
     x = layer[0].reshape(-1, input.shape[-1])
-    ranks = dist.get_world_size(dist.group.WORLD if group is None else group)
-    rows = x.shape[0] * (ranks if sequence_parallel else 1)
+    rows = x.shape[0] * (dist.get_world_size(group) if sequence_parallel else 1)
     # In place of the logits: shape, dtype and device without memory.
     logits = x.detach().new_empty(()).expand(rows, linear_weight.shape[0])
     lead = target.shape if sequence_parallel else input.shape[:-1]
-    several = target_probs is not None or target.is_floating_point()
-
-    def by_row(t: Tensor | None, many: bool) -> Tensor | None:
-        if not isinstance(t, Tensor):
-            return t
-        return t.reshape(-1, t.shape[-1]) if many and t.dim() else t.reshape(-1)
 
     call = Call(
-        by_row(target, several),  # type: ignore[arg-type]
+        of_rows[0],
         weight,
         ignore_index,
         reduction,
         label_smoothing,
         row_group,
-        by_row(row_weight, False),
+        of_rows[1],
         num_items,
         valid_classes,
-        by_row(target_probs, True),
+        of_rows[2],
         logit_scale,
         softcap,
         temperature,
@@ -143,9 +143,9 @@ def linear_cross_entropy(
     most = options.max_bytes or -1 if options is not None else -1
     chunk = options.chunk_rows or 0 if options is not None else 0
 
-    def losses(_: Tensor, __: int, given: Given, of_rows: RowOptions, shard: Shard) -> tuple[Tensor, ...]:
-        own = LinearOptions(*of_rows, PLANS.index("lean"), most, chunk)
-        return linear_row_losses((x, *layer[1:]), given, own, shard, how)
+    def losses(_: Tensor, __: int, given: Given, own: RowOptions, shard: Shard) -> tuple[Tensor, ...]:
+        of_layer = LinearOptions(*own, PLANS.index("lean"), most, chunk)
+        return linear_row_losses((x, *layer[1:]), given, of_layer, shard, how)
 
     result = compute(logits, group, classes, call, losses)
     if several:
@@ -155,6 +155,28 @@ def linear_cross_entropy(
     loss, found = result
     shaped = (None if t is None else t.reshape(*lead, *t.shape[1:]) for t in found)
     return loss.reshape(lead) if reduction == "none" else loss, RowStats(*shaped)
+
+
+def _checked(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    _layer.check_layer(input, linear_weight, linear_bias, target)
+    if linear_weight.dim() != 2:
+        raise RuntimeError(f"linear_weight must have 2 dims, got {tuple(linear_weight.shape)}")
+    layer = _as_autocast(input, linear_weight, linear_bias)
+    _layer.check_layer_dtypes(*layer)
+    return layer
+
+
+def _is_floating(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.is_floating_point()
+
+
+def _by_row(t: Any, many: bool) -> Any:
+    """(rows), or (rows, K)."""
+    if not isinstance(t, Tensor):
+        return t
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1]) if many and t.dim() else t.reshape(-1)
 
 
 def _as_autocast(*layer: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

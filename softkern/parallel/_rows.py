@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _exchange
+from softkern.parallel._agreement import RemoteError
 from softkern.parallel._vocabulary import Vocabulary
 
 _ops = torch.ops.softkern
@@ -32,10 +33,6 @@ class Shard(NamedTuple):
     @property
     def first(self) -> int:
         return self.vocabulary.bounds[self.rank]
-
-
-class RemoteError(RuntimeError):
-    """Another rank of the group has failed, so this rank has no result."""
 
 
 def row_losses(

@@ -96,6 +96,58 @@ def log_probabilities_and_entropies(mesh):
 
 
 @check
+def heads_whose_classes_are_shared(mesh):
+    """Rows that all ranks have, and rows that are shared as the classes are."""
+    torch.manual_seed(1)
+    for classes, lead in ((8, (6,)), (7, (2, 3)), (1, (4,))):
+        x, w, b = torch.randn(*lead, 5), torch.randn(classes, 5), torch.randn(classes)
+        y = torch.arange(x.shape[:-1].numel()).reshape(lead) % classes
+        calls = (
+            (y, {"ignore_index": 0, "label_smoothing": 0.1, "weight": torch.linspace(0.5, 2, classes)}),
+            (y, {"reduction": "none", "stats": ("lse", "entropy", "argmax"), "softcap": 3.0}),
+            (torch.stack((y, y.flip(0)), -1), {"target_probs": torch.rand(*lead, 2)}),
+            (x.new_ones(*lead, classes) / classes, {"num_items": 3}),
+        )
+        for (target, options), rows in itertools.product(calls, (Replicate(), Shard(0))):
+            plain = [t.clone().requires_grad_() for t in (x, w, b)]
+            placed = [
+                spread(mesh, t, [p]).requires_grad_()
+                for t, p in zip((x, w, b), (rows, Shard(0), Shard(0)), strict=True)
+            ]
+            own = {n: spread(mesh, t, [Replicate()]) if torch.is_tensor(t) else t for n, t in options.items()}
+            with Seen() as seen:
+                got = softkern.linear_cross_entropy(
+                    placed[0], placed[1], spread(mesh, target, [Replicate()]), linear_bias=placed[2], **own
+                )
+            assert "softkern::linear_row_parts" in seen.ops, "not by the kernels"
+            want = softkern.linear_cross_entropy(plain[0], plain[1], target, linear_bias=plain[2], **options)
+            if isinstance(want, tuple):
+                for a, e in zip(got[1], want[1], strict=True):
+                    if e is not None:
+                        torch.testing.assert_close(a.full_tensor(), e.detach())
+                got, want = got[0], want[0]
+            near(got, want.detach())
+            for a, e, t in zip(placed, plain, (x, w, b), strict=True):
+                da, de = gradient(got.sum(), a, retain_graph=True), gradient(want.sum(), e, retain_graph=True)
+                assert da.placements == a.placements and da.shape == t.shape
+                torch.testing.assert_close(da.full_tensor(), de, rtol=1e-4, atol=1e-5)
+
+
+@check
+def heads_whose_classes_are_shared_compiled_without_a_break(mesh):
+    torch.manual_seed(1)
+    w = spread(mesh, torch.randn(8, 5), [Shard(0)]).requires_grad_()
+    x, y = spread(mesh, torch.randn(6, 5), [Replicate()]), spread(mesh, torch.arange(6), [Replicate()])
+
+    def loss(w):
+        return softkern.linear_cross_entropy(x, w, y, reduction="sum")
+
+    got, want = torch.compile(loss, backend="aot_eager", fullgraph=True)(w), loss(w)
+    near(got, want.full_tensor().detach())
+    near(gradient(got, w), gradient(want, w).full_tensor())
+
+
+@check
 def one_collective_forward_and_none_backward(mesh):
     x, y, _ = problem((6, 8))
     leaf, target = spread(mesh, x, [Shard(1)]).requires_grad_(), spread(mesh, y, [Replicate()])
