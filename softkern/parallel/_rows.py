@@ -223,12 +223,9 @@ def _own(x: Tensor, found: tuple[Tensor, ...], shard: Shard, form: _Form) -> Ten
     if form.indices:
         pieces.append(hot_z.T)
     if form.largest:
-        z = parts[_exchange.MAX]
-        if x.shape[1]:
-            at = x.gather(1, (argmax - shard.first).clamp(min=0).T).T
-            # As the transformation has it: -inf stays, and 0 * inf is NaN.
-            z = torch.where((at * options.logit_scale).isnan() & (at != -torch.inf), torch.nan, z)
-        pieces.append(_first_largest(z, argmax.to(z.dtype)))
+        is_nan = argmax < -1
+        z = torch.where(is_nan, torch.nan, parts[_exchange.MAX])
+        pieces.append(_first_largest(z, torch.where(is_nan, -2 - argmax, argmax).to(z.dtype)))
     return torch.cat((*pieces, parts.new_zeros(1, parts.shape[2])))
 
 

@@ -222,7 +222,9 @@ ComputedParts compute_parts(const LinearCall& call, const LinearPlan& plan, int6
       const Tensor of_tile = logits.narrow(1, begin, width);
       call.kernels.row_losses(call.part(of_tile, first, count, begin), outputs, {}, Tensor());
       if (several) parts.hot_z.narrow(0, first, count).add_(outputs.hot_z);
-      if (argmax) outputs.argmax.add_(call.first() + begin);
+      if (argmax) {
+        outputs.argmax.copy_(largest_classes(of_tile, outputs.argmax, call.first() + begin, call.options));
+      }
     }
   }
   return parts;
