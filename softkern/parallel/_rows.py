@@ -13,7 +13,7 @@ from torch import Tensor
 from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _exchange
 from softkern.parallel._agreement import RemoteError
-from softkern.parallel._vocabulary import Vocabulary
+from softkern.parallel._vocabulary import Node, Vocabulary
 
 _ops = torch.ops.softkern
 _ARGMAX, _CORRECT, _ENTROPY = OUTPUTS["argmax"], OUTPUTS["correct"], OUTPUTS["entropy"]
@@ -25,14 +25,23 @@ class Shard(NamedTuple):
     """Which classes this rank has, and whom it shares the rows with."""
 
     group: Any  # a ProcessGroup
-    rank: int
+    rank: Any  # an int, or the SymInt of LocalTensorMode
     vocabulary: Vocabulary
     exchange: bool  # by rows: an all-to-all and an all-gather instead of one all-gather
     chunks: int  # of rows, that are sent while the next one is computed
 
     @property
-    def first(self) -> int:
+    def first(self) -> Any:
+        """The first class of this rank."""
+        if isinstance(self.rank, torch.SymInt):
+            return self.rank * self.vocabulary.bounds[1]
         return self.vocabulary.bounds[self.rank]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        # In torch's LocalTensorMode one process is all ranks, and the rank stands for a number of each. All
+        # have equally many classes there, so nodes differ only in their places, which nobody reads.
+        return self.vocabulary.nodes[0 if isinstance(self.rank, torch.SymInt) else self.rank]
 
 
 def row_losses(
@@ -218,7 +227,7 @@ def _check_ranks(failed: list[Tensor]) -> None:
 def _own(x: Tensor, found: tuple[Tensor, ...], shard: Shard, form: _Form) -> Tensor:
     """What this rank sends: (numbers, rows), the last of which is 0."""
     parts, hot_z, argmax = found
-    own = _exchange.merge_own(x, parts, shard.vocabulary, shard.rank)
+    own = _exchange.merge_own(x, parts, shard)
     pieces = [own[i] for i in form.numbers]
     if form.indices:
         pieces.append(hot_z.T)
