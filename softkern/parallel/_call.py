@@ -182,14 +182,17 @@ def _ranks(
         if widths[dist.get_rank(group)] != width:
             raise ValueError(f"classes gives {widths} to the ranks, but this one has {width}")
     else:
-        # A row group is another object on each rank.
-        shared: dict[str, Any] = {"row_group": call.row_group is not None}
+        # A row group is another object on each rank, and a number of items is another one in each step.
+        shared: dict[str, Any] = {
+            "row_group": call.row_group is not None,
+            "num_items": call.num_items is not None,
+        }
         shared |= {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
         shared |= {"input": _described(input, of_classes=True)}
         shared |= {
             name: _described(x, of_classes=name == "target" and torch.is_tensor(x) and x.is_floating_point())
             for name, x in call._asdict().items()
-            if name not in ("weight", "row_group")
+            if name not in ("weight", "row_group", "num_items")
         }
         told = agreed(group, own, shared)
         widths = tuple(of_rank[0] for of_rank in told)
