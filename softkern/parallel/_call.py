@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from softkern.parallel._links import prefers_rows
 from softkern.parallel._rows import MOST_SENT_CLASSES, Shard
 from softkern.parallel._shapes import row_losses_of
 from softkern.parallel._vocabulary import even_widths, vocabulary
-from softkern.row_losses import RowStats
+from softkern.row_losses import RowStats, numbers_of
 
 _LOSS, _OF_CLASS = OUTPUTS["loss"], OUTPUTS["argmax"] | OUTPUTS["correct"]
 _MEAN = _Reduction.get_enum("mean")
@@ -34,18 +34,17 @@ class Call(NamedTuple):
     reduction: str
     label_smoothing: float
     row_group: Any
-    row_weight: Tensor | None
-    num_items: float | Tensor | None
-    valid_classes: int | None
-    target_probs: Tensor | None
-    logit_scale: float
-    softcap: float | None
-    temperature: float
-    z_loss: float
-    stats: Iterable[str]
+    own: dict[str, Any]  # row_losses.all_keywords
     tiles: int | None
     exchange: str
     row_chunks: int
+
+    def arguments(self) -> dict[str, Any]:
+        """By the names that the callers know."""
+        given = self._asdict()
+        own = given.pop("own")
+        stats = own["stats"]
+        return {**given, **own, "stats": stats if isinstance(stats, str) else tuple(stats)}
 
 
 def compute(
@@ -62,7 +61,7 @@ def compute(
     """
     import torch.distributed as dist
 
-    call = call._replace(stats=call.stats if isinstance(call.stats, str) else tuple(call.stats))
+    own = call.own
     group = dist.group.WORLD if group is None else group
     rank = dist.get_rank(group)
     if rank < 0:
@@ -78,26 +77,25 @@ def compute(
         ignored,
         smoothing,
         _valid(input, of_ranks.classes, call),
-        *_check.logit_numbers(call.logit_scale, call.softcap, call.temperature),
-        _check.finite("z_loss", call.z_loss),
-        _LOSS | _check.output_bits(call.stats),
+        *numbers_of(own),
+        _LOSS | _check.output_bits(own["stats"]),
     )
     _check.check_one_index(options.outputs, kind)
     if options.outputs & _OF_CLASS and of_ranks.classes > MOST_SENT_CLASSES:
         raise ValueError(f"stats 'argmax' and 'correct' take at most {MOST_SENT_CLASSES} classes")
     sizes = _check.row_sizes(input)
-    if call.row_weight is not None:
-        _check.check_row_numbers("row_weight", call.row_weight, sizes, input)
+    if own["row_weight"] is not None:
+        _check.check_row_numbers("row_weight", own["row_weight"], sizes, input)
     _check_no_gradients(call)
     items = None
-    if mode == _MEAN and call.num_items is not None:
-        items = _check.divisor(call.num_items, input)
+    if mode == _MEAN and own["num_items"] is not None:
+        items = _check.divisor(own["num_items"], input)
     elif mode == _MEAN and call.row_group is not None:
         items = num_items(
             target if kind == "index" else target.new_zeros(sizes, dtype=torch.int64),
             call.row_group,
             weight=weight if kind == "index" else None,
-            row_weight=call.row_weight,
+            row_weight=own["row_weight"],
             ignore_index=ignored if kind == "index" else -1,
         )
     rows = torch.Size(sizes).numel()
@@ -105,7 +103,7 @@ def compute(
         call.exchange == "auto" and prefers_rows(dist.get_backend(group), of_ranks.ranks, rows)
     )
     shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, rows))
-    given = (target, weight, call.row_weight, items, call.target_probs)
+    given = (target, weight, own["row_weight"], items, own["target_probs"])
     loss, *statistics = losses(input, 0 if input.dim() == 1 else 1, given, options, shard)
     if not options.outputs & ~_LOSS:
         return loss
@@ -185,13 +183,13 @@ def _ranks(
         # A row group is another object on each rank, and a number of items is another one in each step.
         shared: dict[str, Any] = {
             "row_group": call.row_group is not None,
-            "num_items": call.num_items is not None,
+            "num_items": call.own["num_items"] is not None,
         }
         shared |= {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
         shared |= {"input": _described(input, of_classes=True)}
         shared |= {
             name: _described(x, of_classes=name == "target" and torch.is_tensor(x) and x.is_floating_point())
-            for name, x in call._asdict().items()
+            for name, x in call.arguments().items()
             if name not in ("weight", "row_group", "num_items")
         }
         told = agreed(group, own, shared)
@@ -263,7 +261,7 @@ def _checked_target(
         whole,
         _stand_in(target, classes) if probable else target,
         weight,
-        call.target_probs,
+        call.own["target_probs"],
         mode,
         call.ignore_index,
         call.label_smoothing,
@@ -279,12 +277,12 @@ def _stand_in(x: Tensor, classes: int) -> Tensor:
 
 
 def _valid(input: Tensor, classes: int, call: Call) -> int:
-    valid = _check.class_count(call.valid_classes, _stand_in(input, classes))
+    valid = _check.class_count(call.own["valid_classes"], _stand_in(input, classes))
     return classes if valid < 0 else valid
 
 
 def _check_no_gradients(call: Call) -> None:
-    for name, x in call._asdict().items():
+    for name, x in call.arguments().items():
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(f"{name} must not need a gradient: only that of input is computed")
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,10 @@ from softkern.parallel._agreement import tell_failure
 from softkern.parallel._call import Call, compute
 from softkern.parallel._linear import InputGradient, linear_row_losses
 from softkern.parallel._rows import Shard
-from softkern.row_losses import Given, RowStats
+from softkern.row_losses import Given, RowStats, StatsKeywords, all_keywords, with_keywords
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def linear_cross_entropy(
@@ -35,17 +38,9 @@ def linear_cross_entropy(
     reduce_input_grad: bool = True,
     sequence_parallel: bool = False,
     row_group: Any = None,
-    row_weight: Tensor | None = None,
-    num_items: float | Tensor | None = None,
-    valid_classes: int | None = None,
-    target_probs: Tensor | None = None,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    z_loss: float = 0.0,
-    stats: Iterable[str] = (),
     tiles: int | None = None,
     exchange: str = "auto",
+    **own: Unpack[StatsKeywords],
 ) -> Tensor | tuple[Tensor, RowStats]:
     r"""A linear layer whose classes are spread over the ranks of a group, and its loss, without the logits.
 
@@ -72,8 +67,7 @@ def linear_cross_entropy(
         sequence_parallel: `input` has only this rank's rows, (N / P, H), all ranks equally many, in the order
             of the ranks; `target` and the other tensors of rows have all N. The rows are gathered, and their
             gradient is reduced and scattered.
-        group, classes, weight, ignore_index, reduction, label_smoothing, row_group, row_weight, num_items,
-            valid_classes, target_probs, logit_scale, softcap, temperature, z_loss, stats, tiles, exchange: as
+        group, classes, weight, ignore_index, reduction, label_smoothing, row_group, tiles, exchange, own: as
             in `softkern.parallel.cross_entropy`.
 
     Returns:
@@ -103,6 +97,8 @@ def linear_cross_entropy(
     import torch.distributed as dist
 
     group = dist.group.WORLD if group is None else group
+    keywords = all_keywords(own, "linear_cross_entropy")
+    row_weight, target_probs = keywords["row_weight"], keywords["target_probs"]
     several = target_probs is not None or _is_floating(target)
     try:
         layer = _checked(input, linear_weight, linear_bias, target)
@@ -119,22 +115,15 @@ def linear_cross_entropy(
     logits = x.detach().new_empty(()).expand(rows, linear_weight.shape[0])
     lead = target.shape if sequence_parallel else input.shape[:-1]
 
+    target, keywords["row_weight"], keywords["target_probs"] = of_rows
     call = Call(
-        of_rows[0],
+        target,
         weight,
         ignore_index,
         reduction,
         label_smoothing,
         row_group,
-        of_rows[1],
-        num_items,
-        valid_classes,
-        of_rows[2],
-        logit_scale,
-        softcap,
-        temperature,
-        z_loss,
-        stats,
+        keywords,
         tiles,
         exchange,
         1,
@@ -155,6 +144,9 @@ def linear_cross_entropy(
     loss, found = result
     shaped = (None if t is None else t.reshape(*lead, *t.shape[1:]) for t in found)
     return loss.reshape(lead) if reduction == "none" else loss, RowStats(*shaped)
+
+
+linear_cross_entropy.__signature__ = with_keywords(linear_cross_entropy)  # type: ignore[attr-defined]
 
 
 def _checked(
