@@ -308,14 +308,14 @@ def _of_rows(
     logits: Tensor, dim: int, index: Tensor | None, numbers: tuple[float, float, float], outputs: int
 ) -> tuple[Tensor, Tensor]:
     """(log_prob, entropy), each of them empty if `outputs` lacks it. K indices are in the last dimension."""
+    scale, cap, heat = numbers
+    options = RowOptions(_NONE, _NO_INDEX, logit_scale=scale, softcap=cap, temperature=heat, outputs=outputs)
     if _dtensor.is_dtensor(logits):
         placed = _dtensor.of_rows(
-            lambda x, y: _of_rows(x, dim, y, numbers, outputs), logits, dim, index, bool(outputs & _ENTROPY)
+            lambda x, y: _of_rows(x, dim, y, numbers, outputs), logits, dim, index, options
         )
         if placed is not None:
             return placed
-    scale, cap, heat = numbers
-    options = RowOptions(_NONE, _NO_INDEX, logit_scale=scale, softcap=cap, temperature=heat, outputs=outputs)
     x, moved = _with_rows(logits, dim)
     y, many = index, index is not None and index.dim() == logits.dim() > 1
     if y is not None and y.dim() > 1:

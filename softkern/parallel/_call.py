@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +15,13 @@ from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _collectives as collectives
 from softkern.parallel._agreement import agreed
 from softkern.parallel._links import prefers_rows
-from softkern.parallel._rows import MOST_SENT_CLASSES, Shard, row_losses
+from softkern.parallel._rows import MOST_SENT_CLASSES, Shard
+from softkern.parallel._shapes import row_losses_of
 from softkern.parallel._vocabulary import even_widths, vocabulary
 from softkern.row_losses import RowStats
 
 _LOSS, _OF_CLASS = OUTPUTS["loss"], OUTPUTS["argmax"] | OUTPUTS["correct"]
-_NONE, _MEAN = (_Reduction.get_enum(name) for name in ("none", "mean"))
+_MEAN = _Reduction.get_enum("mean")
 _EXCHANGES = ("auto", "gather", "rows")
 
 
@@ -48,8 +49,17 @@ class Call(NamedTuple):
 
 
 def compute(
-    input: Tensor, group: Any, classes: int | Sequence[int] | None, call: Call
+    input: Tensor,
+    group: Any,
+    classes: int | Sequence[int] | None,
+    call: Call,
+    losses: Callable[..., tuple[Tensor, ...]] = row_losses_of,
 ) -> Tensor | tuple[Tensor, RowStats]:
+    """The loss and its statistics.
+
+    losses: computes the results of the op row_losses, as `row_losses_of`. For others than that one, `input`
+    may be without memory.
+    """
     import torch.distributed as dist
 
     call = call._replace(stats=call.stats if isinstance(call.stats, str) else tuple(call.stats))
@@ -79,34 +89,29 @@ def compute(
     if call.row_weight is not None:
         _check.check_row_numbers("row_weight", call.row_weight, sizes, input)
     _check_no_gradients(call)
-    x = _rows(input, input)
-    row_weight = None if call.row_weight is None else call.row_weight.reshape(-1)
-    y = target.reshape(-1) if kind == "index" else _rows(target, input)
     items = None
     if mode == _MEAN and call.num_items is not None:
         items = _check.divisor(call.num_items, input)
     elif mode == _MEAN and call.row_group is not None:
-        of_index = y if kind == "index" else y.new_zeros(x.shape[0], dtype=torch.int64)
         items = num_items(
-            of_index,
+            target if kind == "index" else target.new_zeros(sizes, dtype=torch.int64),
             call.row_group,
             weight=weight if kind == "index" else None,
-            row_weight=row_weight,
+            row_weight=call.row_weight,
             ignore_index=ignored if kind == "index" else -1,
         )
-    probs = None if call.target_probs is None else _rows(call.target_probs, input)
+    rows = torch.Size(sizes).numel()
     by_rows = call.exchange == "rows" or (
-        call.exchange == "auto" and prefers_rows(dist.get_backend(group), of_ranks.ranks, x.shape[0])
+        call.exchange == "auto" and prefers_rows(dist.get_backend(group), of_ranks.ranks, rows)
     )
-    shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, x.shape[0]))
-    loss, *statistics = row_losses(x, (y, weight, row_weight, items, probs), options, shard)
-    if mode == _NONE:
-        loss = loss.reshape(sizes)
+    shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, rows))
+    given = (target, weight, call.row_weight, items, call.target_probs)
+    loss, *statistics = losses(input, 0 if input.dim() == 1 else 1, given, options, shard)
     if not options.outputs & ~_LOSS:
         return loss
     return loss, RowStats(
         *(
-            t.reshape(sizes) if options.outputs & OUTPUTS[name] else None
+            t if options.outputs & OUTPUTS[name] else None
             for name, t in zip(RowStats._fields, statistics, strict=True)
         )
     )
@@ -177,9 +182,18 @@ def _ranks(
         if widths[dist.get_rank(group)] != width:
             raise ValueError(f"classes gives {widths} to the ranks, but this one has {width}")
     else:
-        shared = {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
-        shared |= {"input": _described(input, width)}
-        shared |= {name: _described(x, width) for name, x in call._asdict().items() if name != "weight"}
+        # A row group is another object on each rank, and a number of items is another one in each step.
+        shared: dict[str, Any] = {
+            "row_group": call.row_group is not None,
+            "num_items": call.num_items is not None,
+        }
+        shared |= {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
+        shared |= {"input": _described(input, of_classes=True)}
+        shared |= {
+            name: _described(x, of_classes=name == "target" and torch.is_tensor(x) and x.is_floating_point())
+            for name, x in call._asdict().items()
+            if name not in ("weight", "row_group", "num_items")
+        }
         told = agreed(group, own, shared)
         widths = tuple(of_rank[0] for of_rank in told)
         _check.check_logits(input)
@@ -215,11 +229,14 @@ def _check_classes(classes: Any, widths: tuple[int, ...]) -> None:
         raise ValueError(f"classes gives {expected} to the ranks, but they have {widths}")
 
 
-def _described(value: Any, width: int) -> Any:
-    """What has to be equal on all ranks, as far as the host knows it. Values of tensors are not compared."""
+def _described(value: Any, of_classes: bool = False) -> Any:
+    """What has to be equal on all ranks, as far as the host knows it. Values of tensors are not compared, nor
+    is the number of classes of a tensor of this rank's classes."""
     if isinstance(value, Tensor):
-        sizes = ["classes" if i == 1 and n == width else n for i, n in enumerate(value.shape)]
-        return f"a tensor of {value.dtype} and shape ({', '.join(map(str, sizes))}) on {value.device.type}"
+        sizes = [*map(str, value.shape)]
+        if of_classes and sizes:
+            sizes[min(1, len(sizes) - 1)] = "classes"
+        return f"a tensor of {value.dtype} and shape ({', '.join(sizes)}) on {value.device.type}"
     return value if isinstance(value, (int, float, str, type(None))) else repr(value)
 
 
@@ -270,20 +287,6 @@ def _check_no_gradients(call: Call) -> None:
     for name, x in call._asdict().items():
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(f"{name} must not need a gradient: only that of input is computed")
-
-
-def _rows(x: Tensor, input: Tensor) -> Tensor:
-    """(rows, K) for a tensor with K numbers in the class dimension."""
-    if input.dim() == 1:
-        return x.unsqueeze(0)
-    return x.movedim(1, -1).reshape(_row_count(x), x.shape[1])
-
-
-def _row_count(x: Tensor) -> int:
-    rows = 1
-    for i, n in enumerate(x.shape):
-        rows *= 1 if i == 1 else n
-    return rows
 
 
 def _chunks(wanted: object, rows: int) -> int:

@@ -77,7 +77,7 @@ def cross_entropy(
 
     Raises:
         ValueError: an argument is out of range or differs between the ranks; then it raises on all of them.
-        IndexError: a target is no class of whole rows; before anything is sent.
+        IndexError: a target is no class of whole rows.
         RuntimeError: dtypes, shapes or devices do not fit, or another argument than `input` needs a
             gradient.
         softkern.parallel.RemoteError: another rank has failed (CPU tensors).

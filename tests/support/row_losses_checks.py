@@ -121,10 +121,14 @@ def check_gradient(found: RowLosses, leaf: Tensor, grads: dict[str, Tensor], **o
     """Of the graph of `found`, which is kept, for the upstream gradients `grads`."""
     results = [getattr(found, name) for name in grads]
     (dx,) = torch.autograd.grad(results, leaf, list(grads.values()), retain_graph=True)
-    wide, kwargs = in_float64(leaf, options)
+    assert_is_gradient(dx, leaf, grads, **options)
+    return dx
+
+
+def assert_is_gradient(dx: Tensor, x: Tensor, grads: dict[str, Tensor], **options: Any) -> None:
+    wide, kwargs = in_float64(x, options)
     g = {name: t.double() for name, t in grads.items()}
     expected = reference.row_losses_backward(*map(g.get, DIFFERENTIABLE), wide, **kwargs)
     _, scale = scales(wide, g, **kwargs)
-    dim = min(1, leaf.dim() - 1)
-    assert_gradient(dx, expected, leaf.dtype, dim=dim, scale=scale, roundings=2, what=f"dx of {list(g)}")
-    return dx
+    dim = min(1, x.dim() - 1)
+    assert_gradient(dx, expected, x.dtype, dim=dim, scale=scale, roundings=2, what=f"dx of {list(g)}")

@@ -18,6 +18,7 @@ from places import SUPPORT
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this torch was built without torch.distributed's gloo", allow_module_level=True)
 
+import distributed_classes_checks  # noqa: F401
 import distributed_linear_checks  # noqa: F401
 import distributed_linear_training_checks  # noqa: F401
 import distributed_processes

@@ -76,7 +76,8 @@ RowLossArgs args_of(const RowCall& call, const RowOutputs& outputs) {
 void merge_rows(const RowCall& call, const RowParts& parts, const RowOutputs& outputs) {
   RowMergeArgs args{};
   args.rows = args_of(call, outputs);
-  args.rows.probabilities.data = call.probabilities.defined() ? call.probabilities.data_ptr() : nullptr;
+  // Only whether there are any counts here. Those of a rank without classes have no memory.
+  args.rows.probabilities.data = call.probabilities.defined() ? parts.numbers.data_ptr() : nullptr;
   args.parts = parts.numbers.const_data_ptr();
   args.number_step = parts.numbers.stride(0);
   args.node_step = parts.numbers.stride(1);
