@@ -186,7 +186,10 @@ def all_keywords(given: Mapping[str, Any], function: str) -> dict[str, Any]:
     for name in given:
         if name not in defaults:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-    return {**defaults, **given}
+    keywords = {**defaults, **given}
+    if isinstance(keywords["stats"], Iterator):  # it would be read twice
+        keywords["stats"] = tuple(keywords["stats"])
+    return keywords
 
 
 def numbers_of(own: Mapping[str, Any]) -> tuple[float, float, float, float]:

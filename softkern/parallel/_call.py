@@ -43,8 +43,7 @@ class Call(NamedTuple):
         """By the names that the callers know."""
         given = self._asdict()
         own = given.pop("own")
-        stats = own["stats"]
-        return {**given, **own, "stats": stats if isinstance(stats, str) else tuple(stats)}
+        return {**given, **own}
 
 
 def compute(
