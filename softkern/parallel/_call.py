@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +60,8 @@ def compute(
     """
     import torch.distributed as dist
 
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError("softkern.parallel can't be called inside the transforms of torch.func")
     own = call.own
     group = dist.group.WORLD if group is None else group
     rank = dist.get_rank(group)
@@ -179,18 +181,8 @@ def _ranks(
         if widths[dist.get_rank(group)] != width:
             raise ValueError(f"classes gives {widths} to the ranks, but this one has {width}")
     else:
-        # A row group is another object on each rank, and a number of items is another one in each step.
-        shared: dict[str, Any] = {
-            "row_group": call.row_group is not None,
-            "num_items": call.own["num_items"] is not None,
-        }
-        shared |= {"classes": classes if classes is None or isinstance(classes, int) else tuple(classes)}
-        shared |= {"input": _described(input, of_classes=True)}
-        shared |= {
-            name: _described(x, of_classes=name == "target" and torch.is_tensor(x) and x.is_floating_point())
-            for name, x in call.arguments().items()
-            if name not in ("weight", "row_group", "num_items")
-        }
+        given = {"classes": classes, "input": input, **call.arguments()}
+        shared = {name: _described(name, value) for name, value in given.items()}
         told = agreed(group, own, shared)
         widths = tuple(of_rank[0] for of_rank in told)
         _check.check_logits(input)
@@ -198,8 +190,6 @@ def _ranks(
     total = sum(widths)
     if total < 1:
         raise ValueError("the ranks of group have no classes")
-    if ranks > 1 and isinstance(classes, int) and width == classes:
-        raise ValueError(f"input has all {classes} classes, but group has {ranks} ranks that share them")
     if weight is None or not isinstance(weight, Tensor):
         return widths, weight
     lengths = tuple(of_rank[1] for of_rank in told)
@@ -221,20 +211,43 @@ def _check_classes(classes: Any, widths: tuple[int, ...]) -> None:
         or (isinstance(classes, Sequence) and all(isinstance(n, int) for n in classes))
     ):
         raise TypeError(f"classes must be an int, a sequence of ints or None, got {classes!r}")
-    expected = even_widths(classes, len(widths)) if isinstance(classes, int) else tuple(classes)
+    ranks = len(widths)
+    if ranks > 1 and widths == (classes,) * ranks:
+        raise ValueError(f"input has all {classes} classes, but group has {ranks} ranks that share them")
+    expected = even_widths(classes, ranks) if isinstance(classes, int) else tuple(classes)
     if expected != widths:
         raise ValueError(f"classes gives {expected} to the ranks, but they have {widths}")
 
 
-def _described(value: Any, of_classes: bool = False) -> Any:
-    """What has to be equal on all ranks, as far as the host knows it. Values of tensors are not compared, nor
-    is the number of classes of a tensor of this rank's classes."""
+def _described(name: str, value: Any) -> Any:
+    """What has to be equal on all ranks of the argument `name`, as far as the host knows it.
+
+    Values of tensors are not compared, nor is the number of classes of a tensor that has those of a rank.
+    """
+    if name == "row_group":  # the ranks may be in different ones
+        return value if value is None else "a process group"
+    if name == "num_items" and value is not None:  # another one in each step
+        return "a number"
     if isinstance(value, Tensor):
-        sizes = [*map(str, value.shape)]
-        if of_classes and sizes:
-            sizes[min(1, len(sizes) - 1)] = "classes"
-        return f"a tensor of {value.dtype} and shape ({', '.join(sizes)}) on {value.device.type}"
-    return value if isinstance(value, (int, float, str, type(None))) else repr(value)
+        return _described_tensor(name, value)
+    if name == "stats" and isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(sorted(map(str, value)))  # in any order: that of a set differs
+    # NaN would not be equal to itself.
+    is_plain = isinstance(value, (int, float, str, type(None))) and value == value
+    return value if is_plain else repr(value)
+
+
+def _described_tensor(name: str, x: Tensor) -> str:
+    sizes = ["nested"] if x.is_nested else [*map(str, x.shape)]
+    if sizes and (name in ("input", "weight") or (name == "target" and x.is_floating_point())):
+        sizes[min(1, len(sizes) - 1)] = "classes"
+    layout = "" if x.layout == torch.strided else f", {x.layout}"
+    graph = " that requires a gradient" if name != "input" and _needs_gradient(x) else ""
+    return f"a tensor of {x.dtype} and shape ({', '.join(sizes)}) on {x.device.type}{layout}{graph}"
+
+
+def _needs_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
 
 
 def _joined(weight: Tensor, widths: tuple[int, ...], group: Any) -> Tensor:
@@ -282,7 +295,7 @@ def _valid(input: Tensor, classes: int, call: Call) -> int:
 
 def _check_no_gradients(call: Call) -> None:
     for name, x in call.arguments().items():
-        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+        if _needs_gradient(x):
             raise RuntimeError(f"{name} must not need a gradient: only that of input is computed")
 
 

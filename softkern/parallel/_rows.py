@@ -114,9 +114,7 @@ class _FirstDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        raise RuntimeError(
-            "softkern: second derivatives are not computed where ranks share the classes of a row"
-        )
+        raise RuntimeError("softkern.parallel computes no second derivatives")
 
 
 # The op row_parts for a slice of the rows, given the other tensors of these rows: parts, hot_z, argmax.
@@ -292,10 +290,13 @@ class _Form(NamedTuple):
 
 
 def _first_largest(z: Tensor, classes: Tensor) -> Tensor:
-    """(2, rows): the class of the largest z, for (parts, rows), and that z. A NaN is larger than numbers."""
-    best, where = z[0], classes[0]
-    for other, c in zip(z[1:], classes[1:], strict=True):
-        # Parts without classes, and rows that are ignored, have no class.
-        better = ~best.isnan() & (other.isnan() | (other > best) | (where < 0))
-        best, where = torch.where(better, other, best), torch.where(better, c, where)
-    return torch.stack((where, best))
+    """(2, rows): the class of the largest z, for (parts, rows), and that z. A NaN is larger than numbers.
+
+    Parts without classes, and rows that are ignored, have the class -1.
+    """
+    best, part = z.max(0, keepdim=True)  # the first of several, as torch documents it
+    found = classes.gather(0, part)
+    # All are -inf: the first class, wherever the first part that has classes is.
+    first = torch.where(classes < 0, torch.inf, classes).amin(0, keepdim=True)
+    first = torch.where(first.isinf(), -1, first)
+    return torch.cat((torch.where(found < 0, first, found), best))

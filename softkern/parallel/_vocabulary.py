@@ -50,6 +50,8 @@ def vocabulary(widths: Sequence[int], tiles: int | None = None) -> Vocabulary:
     `tiles`: into how many tiles the classes are divided, a power of two that every rank has whole tiles of.
     None: the largest one up to 64 that divides the number of classes, if each rank has whole tiles of it.
     """
+    if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int)):
+        raise TypeError(f"tiles must be an int or None, got {tiles!r}")
     bounds = [0]
     for width in widths:
         bounds.append(bounds[-1] + width)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 
 import torch
@@ -35,15 +36,29 @@ def on_ranks(ranks, f):
     try:
         for thread in threads:
             thread.start()
+        until = time.monotonic() + SECONDS
         for thread in threads:
-            thread.join(SECONDS)
-        if any(thread.is_alive() for thread in threads):
-            raise TimeoutError(f"a rank waits for the others: {[t.is_alive() for t in threads]}")
+            thread.join(max(0, until - time.monotonic()))
+        waiting = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
+        if waiting:
+            _end(threads)
+            raise TimeoutError(f"ranks that wait for the others: {waiting}") from _first(errors)
     finally:
         multi_threaded_pg._uninstall_threaded_pg()
         torch._C._distributed_c10d._set_thread_isolation_mode(False)
         del world
-    for error in errors:
-        if error is not None:
-            raise error
+    if error := _first(errors):
+        raise error
     return results
+
+
+def _first(errors):
+    return next((error for error in errors if isinstance(error, Exception)), None)
+
+
+def _end(threads):
+    """Lets ranks that wait raise SystemExit, and forgets what they wait for: the next group would join."""
+    multi_threaded_pg.ProcessLocalGroup.exception_handle(None)
+    for thread in threads:
+        thread.join(SECONDS)
+    multi_threaded_pg.ProcessLocalGroup.reset()
