@@ -7,10 +7,11 @@ import itertools
 
 import torch
 from cross_entropy_cases import problem
-from distributed_processes import check
+from distributed_processes import WAYS, check
 from distributed_tensor_checks import Seen, gradient, near, spread
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
+from watch import Watch
 
 import softkern
 
@@ -145,6 +146,25 @@ def heads_whose_classes_are_shared_compiled_without_a_break(mesh):
     got, want = torch.compile(loss, backend="aot_eager", fullgraph=True)(w), loss(w)
     near(got, want.full_tensor().detach())
     near(gradient(got, w), gradient(want, w).full_tensor())
+
+
+@check
+def who_computes_options_and_heads(mesh):
+    x, y, _ = problem((6, 8))
+    target = spread(mesh, y, [Replicate()])
+    head, hidden = torch.linspace(-1, 1, 40).reshape(8, 5), torch.linspace(-1, 1, 30).reshape(6, 5)
+    for kind, of_logits, of_input, of_head in (
+        ("rows", Shard(0), Shard(0), Replicate()),
+        ("classes", Shard(1), Replicate(), Shard(0)),
+    ):
+        leaf = spread(mesh, x, [of_logits]).requires_grad_()
+        h, w = spread(mesh, hidden, [of_input]), spread(mesh, head, [of_head]).requires_grad_()
+        with Watch() as watch:
+            gradient(softkern.cross_entropy(leaf, target, z_loss=0.1), leaf)
+        WAYS[kind, "row_losses"] = watch.kernels_and_torchs
+        with Watch() as watch:
+            gradient(softkern.linear_cross_entropy(h, w, target), w)
+        WAYS[kind, "linear_cross_entropy"] = watch.kernels_and_torchs
 
 
 @check

@@ -25,7 +25,7 @@ import distributed_processes
 import distributed_rows_checks  # noqa: F401
 import distributed_tensor_checks  # noqa: F401
 import distributed_training_checks  # noqa: F401
-from compatibility import OPS
+from compatibility import COLUMNS
 
 NAMES = tuple(distributed_processes.CHECKS)
 
@@ -60,13 +60,13 @@ def _way(ranks, watch, feature, op):
 
 
 @pytest.mark.feature("DTensor, rows sharded or replicated")
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", COLUMNS)
 def test_who_computes_whole_rows_of_dtensors(op, ranks, watch):
     _way(ranks, watch, "rows", op)
 
 
 @pytest.mark.feature("DTensor, classes sharded")
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", COLUMNS)
 def test_who_computes_sharded_classes_of_dtensors(op, ranks, watch):
     _way(ranks, watch, "classes", op)
 
