@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softkern._fake import _LINEAR_TENSORS, _NUMBERS, _ROW_TENSORS, _compute_dtype
+from softkern import _inductor
+from softkern._fake import (
+    _LINEAR_TENSORS,
+    _NUMBERS,
+    _ROW_TENSORS,
+    _compute_dtype,
+    _like,
+    _row_results,
+)
 from softkern.options import OUTPUTS, LinearOptions, RowOptions
 
 
@@ -22,11 +30,11 @@ def _indices(logits: Tensor, target: Tensor | None) -> int:
 def _parts(
     logits: Tensor, target: Tensor | None, outputs: int, tile_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _inductor.register()
     compute = _compute_dtype(logits)
     rows, classes = logits.shape
-    tiles = -(-classes // tile_classes)
-    if isinstance(tiles, int):  # a rank may have no classes; a symbolic number of them is not 0
-        tiles = max(1, tiles)
+    # A rank may have no classes.
+    tiles = torch.sym_max(1, -(-classes // tile_classes))  # type: ignore[no-untyped-call]
     indices = _indices(logits, target)
     return (
         logits.new_empty([_NUMBERS, tiles, rows], dtype=compute),
@@ -78,22 +86,9 @@ def _row_parts_results(
     self: Tensor, parts: Tensor, hot_z: Tensor, target: Tensor | None, *given: Any
 ) -> tuple[Tensor, ...]:
     options = RowOptions(*given[_ROW_TENSORS - 1 :])
-    compute = _compute_dtype(self)
-    rows, indices = self.shape[0], _indices(self, target)
-
-    def numbers(name: str, *sizes: int) -> Tensor:
-        return self.new_empty(sizes if options.outputs & OUTPUTS[name] else [0], dtype=compute)
-
-    loss = numbers("loss", rows).to(self.dtype)
-    if options.outputs & OUTPUTS["loss"] and options.reduction:
-        loss = self.new_empty([])
-    return (
-        loss,
-        numbers("log_prob", rows, indices) if indices else numbers("log_prob", rows),
-        numbers("lse", rows),
-        numbers("entropy", rows),
-        self.new_empty([_NUMBERS, rows], dtype=compute),
-    )
+    loss, log_prob, lse, entropy, *_ = _row_results(self, target, options)
+    whole = self.new_empty([_NUMBERS, self.shape[0]], dtype=_compute_dtype(self))
+    return loss, log_prob, lse, entropy, whole
 
 
 @torch.library.register_fake("softkern::row_parts_backward")
@@ -105,4 +100,4 @@ def _row_parts_backward(
     self: Tensor,
     *given: Any,
 ) -> Tensor:
-    return self.new_empty(self.shape)
+    return _like(self)

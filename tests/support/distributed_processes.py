@@ -29,6 +29,7 @@ def run_rank(rank: int, folder: str, names: tuple[str, ...]) -> None:
     import distributed_classes_checks  # noqa: F401
     import distributed_linear_checks  # noqa: F401
     import distributed_linear_training_checks  # noqa: F401
+    import distributed_parallel_checks  # noqa: F401
     import distributed_rows_checks  # noqa: F401
     import distributed_tensor_checks  # noqa: F401
     import distributed_training_checks  # noqa: F401

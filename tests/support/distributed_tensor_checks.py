@@ -123,7 +123,7 @@ def sums_and_means(mesh):
         near(got[0], F.cross_entropy(x.double(), target, reduction=reduction, **wide).to(dtype))
 
 
-def _sent(call):
+def sent(call):
     """The result, and how many messages of each kind it took."""
     with CommDebugMode() as mode:
         result = call()
@@ -151,10 +151,10 @@ def a_mean_sends_nothing_where_the_targets_are_whole(mesh):
             leaf, y = spread(there, x, placements).requires_grad_(), spread(there, target, targets)
             if names:
                 options["weight"] = spread(there, options["weight"], [Replicate()] * len(placements))
-            loss, sent = _sent(lambda: softkern.cross_entropy(leaf, y, **options))  # noqa: B023
-            assert sum(sent.values()) == messages, (placements, targets, sent)
-            dx, sent = _sent(lambda: gradient(loss, leaf))  # noqa: B023
-            assert not sent, (placements, targets, sent)
+            loss, counts = sent(lambda: softkern.cross_entropy(leaf, y, **options))  # noqa: B023
+            assert sum(counts.values()) == messages, (placements, targets, counts)
+            dx, counts = sent(lambda: gradient(loss, leaf))  # noqa: B023
+            assert not counts, (placements, targets, counts)
             near(loss, want.detach())
             near(dx, gradient(want, plain))
 

@@ -21,6 +21,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 import distributed_classes_checks  # noqa: F401
 import distributed_linear_checks  # noqa: F401
 import distributed_linear_training_checks  # noqa: F401
+import distributed_parallel_checks  # noqa: F401
 import distributed_processes
 import distributed_rows_checks  # noqa: F401
 import distributed_tensor_checks  # noqa: F401
