@@ -66,12 +66,12 @@ def merge_all(x: Tensor, gathered: Tensor, vocabulary: Vocabulary) -> Tensor:
 def gather(numbers: Tensor, shard: Shard) -> Callable[[], Tensor]:
     """Begins to send (numbers, rows). The result waits for those of all ranks: (ranks, numbers, rows)."""
     wait = collectives.begin_all_gather(numbers.flatten(), shard.group)
-    return lambda: wait().view(-1, *numbers.shape)
+    return lambda: wait().view(shard.vocabulary.ranks, *numbers.shape)
 
 
 def to_row_owners(numbers: Tensor, shard: Shard) -> Callable[[], Tensor]:
     """Begins to send each rank its share of the rows, whose number is a multiple of that of the ranks. The
     result waits for what all ranks have sent: (ranks, numbers, rows of a rank)."""
     ranks = shard.vocabulary.ranks
-    by_rank = numbers.view(numbers.shape[0], ranks, -1).movedim(1, 0).contiguous()
+    by_rank = numbers.view(numbers.shape[0], ranks, numbers.shape[1] // ranks).movedim(1, 0).contiguous()
     return collectives.begin_all_to_all(by_rank, shard.group)
