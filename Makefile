@@ -82,7 +82,7 @@ endef
 $(foreach element,$(ELEMENTS),$(eval $(call isa_object,$(element))))
 $(HARDEN)/dispatch.o: csrc/cpu/dispatch.cpp $(CXX_FILES)
 	mkdir -p $(@D) && $(CXX) $(HARDEN_FLAGS) -c $< -o $@
-$(HARDEN)/%: tests/native/%.cpp $(HARDEN_OBJECTS) tests/native/sweep.hashes
+$(HARDEN)/%: tests/native/%.cpp $(HARDEN_OBJECTS) tests/native/sweep.hashes $(wildcard tests/native/*.h)
 	$(CXX) $(HARDEN_FLAGS) -pthread $< $(HARDEN_OBJECTS) -o $@
 
 lint: $(VENV)/.lint

@@ -115,16 +115,16 @@ def write(results: Results, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def read(path: Path) -> Results:
+def read(path: Path, schema: int | str = SCHEMA) -> Results:
     try:
         results = json.loads(path.read_text())
     except OSError as error:
         raise BadResults(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise BadResults(f"{path}: not JSON ({error})") from error
-    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+    if not isinstance(results, dict) or results.get("schema") != schema:
         found = results.get("schema") if isinstance(results, dict) else None
-        raise BadResults(f"{path}: schema {found!r}; this version reads schema {SCHEMA}")
+        raise BadResults(f"{path}: schema {found!r}; this version reads schema {schema}")
     return results
 
 

@@ -22,16 +22,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import add_loss_option, positive, print_losses, train_each
-from language_text import PARAGRAPH_END, all_batches, draw_batch, load
-from torch import nn
-from tqdm import tqdm
+from common import add_loss_option, print_losses, train_each
+from language_gpt import CONTEXT, GPT, WIDTH, add_training_options, mean_loss, train_steps
+from language_text import PARAGRAPH_END, draw_batch, load
 
 import softkern
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler is to print nothing when it starts and stops
-
-CONTEXT, WIDTH, HEADS, LAYERS = 64, 128, 4, 3
 
 # What rounding can make of the same loss. The two heads add up the same products in another order: on the
 # same batch, their results differ by a few units in the last place of float32 (6e-8), which sums of
@@ -39,32 +36,6 @@ CONTEXT, WIDTH, HEADS, LAYERS = 64, 128, 4, 3
 SAME_BATCH = 1e-5
 FIRST_STEPS, SAME_FIRST_STEPS = 10, 1e-5
 SAME_PERPLEXITY = 0.01
-
-
-class GPT(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.embedding = nn.Embedding(classes, WIDTH)
-        self.position = nn.Parameter(torch.empty(CONTEXT, WIDTH))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                WIDTH, HEADS, 4 * WIDTH, dropout=0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(LAYERS)
-        )
-        self.norm = nn.LayerNorm(WIDTH)
-        # Small vectors give small logits: the first predictions are almost uniform.
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        nn.init.normal_(self.position, std=0.02)
-
-    def forward(self, x):
-        """Return the hidden states (batch * length, width) of the tokens (batch, length)."""
-        length = x.shape[1]
-        mask = nn.Transformer.generate_square_subsequent_mask(length)  # no token sees those after it
-        hidden = self.embedding(x) + self.position[:length]
-        for layer in self.layers:
-            hidden = layer(hidden, src_mask=mask, is_causal=True)
-        return self.norm(hidden).flatten(0, 1)
 
 
 def head_loss(ops, hidden, weight, target):
@@ -78,30 +49,12 @@ def train(ops, args, classes, tokens):
     """Return {step: loss of its batch before it} and the model."""
     torch.manual_seed(args.seed)
     model = GPT(classes)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    draw = torch.Generator().manual_seed(args.seed)  # both runs see the same batches
-    losses = {}
-    # disable=None: a bar on a terminal, silence in a log file.
-    with tqdm(range(1, args.steps + 1), unit="step", desc=ops.__name__, disable=None) as steps:
-        for step in steps:
-            x, target = draw_batch(tokens, args.batch, CONTEXT, draw)
-            loss = head_loss(ops, model(x), model.embedding.weight, target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[step] = loss.item()
-            steps.set_postfix(loss=f"{losses[step]:.3f}")
-    return losses, model
+    return train_steps(model, of_tokens(ops, model), args, tokens, ops.__name__), model
 
 
-@torch.no_grad()
-def evaluate(ops, model, tokens, batch):
-    """Return the mean loss over the tokens."""
-    total = count = 0
-    for x, target in all_batches(tokens, batch, CONTEXT):
-        total += head_loss(ops, model(x), model.embedding.weight, target).item() * target.numel()
-        count += target.numel()
-    return total / count
+def of_tokens(ops, model):
+    """The loss of the model's hidden states and the targets."""
+    return lambda hidden, target: head_loss(ops, hidden, model.embedding.weight, target)
 
 
 def run_head(ops, hidden, weight, target):
@@ -188,10 +141,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=positive, default=300)
-    parser.add_argument("--batch", type=positive, default=16, help=f"windows of {CONTEXT} tokens per step")
-    parser.add_argument("--seed", type=int, default=0, help="start, batches and sample")
-    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
+    add_training_options(parser)
     parser.add_argument("--sample", type=int, default=80, metavar="N", help="write N tokens at the end")
     parser.add_argument(
         "--temperature", type=float, default=0.7, help="below 1: likelier tokens in the sample, above: bolder"
@@ -216,7 +166,9 @@ def main(argv=None):
 
     runs = train_each(args.loss, lambda ops: train(ops, args, classes, tokens))
     print_losses(runs, "step", every=math.ceil(args.steps / 10))
-    held_out = [evaluate(run.ops, run.result, held_out_tokens, args.batch) for run in runs]
+    held_out = [
+        mean_loss(run.result, of_tokens(run.ops, run.result), held_out_tokens, args.batch) for run in runs
+    ]
     # Both heads on the same inputs: those of the first model.
     model = runs[0].result.requires_grad_(False)
     x, target = draw_batch(tokens, args.batch, CONTEXT, torch.Generator().manual_seed(args.seed))

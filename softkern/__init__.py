@@ -12,7 +12,7 @@ torch's names.
 
 import torch  # noqa: F401  (loads the libraries that _C is linked against)
 
-from softkern import _fake  # noqa: F401  (shapes of the ops for torch.compile and torch.export)
+from softkern import _fake, _fake_parts  # noqa: F401  (shapes of the ops for torch.compile and torch.export)
 from softkern._version import __version__
 from softkern.backends import Backend, backends, choose_from_environment, use_backend
 from softkern.exporting import decompositions

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DTensors with all classes of a row on one rank: the kernels compute each rank's rows.
+"""DTensors: the kernels compute each rank's rows, or its classes of them.
 
-Rows may be sharded along any dimension, over any number of mesh dimensions, or be replicated. The functions
-here return None for everything else, and torch computes it: sharded classes, pending sums, ranks outside the
-mesh, arguments that do not match.
+Rows may be sharded along any dimension, over any number of mesh dimensions, or be replicated. Classes may be
+sharded over one mesh dimension (`softkern.parallel`). The functions here return None for everything else, and
+torch computes it: other placements, pending sums, ranks outside the mesh, arguments that do not match.
 
 This file uses only public conversions of DTensor. It does not import `torch.distributed` before a DTensor
 exists.
@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
-from softkern.options import OUTPUTS, CrossEntropyOptions, LinearOptions, RowOptions
+from softkern.options import OUTPUTS, CrossEntropyOptions, RowOptions
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
 
+    from softkern.parallel._rows import Shard as ClassShard
+
 _ops = torch.ops.softkern
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _NONE, _MEAN, _SUM = (_Reduction.get_enum(name) for name in ("none", "mean", "sum"))
 
 
@@ -37,10 +40,21 @@ def softmax(
     op: Callable[[Tensor, int], Tensor], input: DTensor, dim: int, dtype: torch.dtype | None
 ) -> Tensor | None:
     """`op` on this rank's part of `input`, converted to `dtype`; a DTensor placed like `input`, or None."""
-    if not -input.dim() <= dim < input.dim() or not _whole_along(input, dim % input.dim()):
+    if not -input.dim() <= dim < input.dim():
+        return None
+    dim %= input.dim()
+    shard = _shared_classes(input, dim)
+    if shard is None and not _whole_along(input, dim):
         return None
     local = input.to_local()
-    return _placed(op(local if dtype is None else local.to(dtype), dim), input, input.placements, input.shape)
+    local = local if dtype is None else local.to(dtype)
+    if shard is None:
+        result = op(local, dim)
+    else:
+        from softkern.parallel import _softmax
+
+        result = _softmax.softmax(local, dim, op is _ops.log_softmax, shard)
+    return _placed(result, input, input.placements, input.shape)
 
 
 def cross_entropy(
@@ -51,7 +65,11 @@ def cross_entropy(
         return None
 
     def rows(x: Tensor, local: Sequence[Tensor | None], reduction: int) -> tuple[Tensor, ...]:
-        return (_ops.cross_entropy(x, *local[:2], *options._replace(reduction=reduction)),)
+        own = options._replace(reduction=reduction)
+        shard = _shared_classes(input, _class_dim(input))
+        if shard is not None:
+            return _row_losses_of(x, local, RowOptions(*own), shard)[:1]
+        return (_ops.cross_entropy(x, *local[:2], *own),)
 
     return _results(input, (target, weight, None, None, None), options, rows)[0]
 
@@ -72,7 +90,11 @@ def row_losses(
     given = target, weight, row_weight, _whole(num_items), target_probs
 
     def rows(x: Tensor, local: Sequence[Tensor | None], reduction: int) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = _ops.row_losses(x, *local, *options._replace(reduction=reduction))
+        own = options._replace(reduction=reduction)
+        shard = _shared_classes(input, _class_dim(input))
+        if shard is not None:
+            return _row_losses_of(x, local, own, shard)
+        results: tuple[Tensor, ...] = _ops.row_losses(x, *local, *own)
         return results
 
     loss, *statistics = _results(input, given, options, rows)
@@ -85,78 +107,35 @@ def row_losses(
     )
 
 
-def linear_cross_entropy(
-    compute: Callable[..., tuple[Tensor, ...]],
-    layer: tuple[Tensor, Tensor, Tensor | None],
-    given: Sequence[Tensor | None],
-    options: LinearOptions,
-) -> tuple[Tensor, ...] | None:
-    """`compute`'s results of this rank's rows, with a layer that every rank has as a whole; or None.
-
-    They are placed as those of `row_losses`. The gradients of the layer are pending a sum over the ranks that
-    have different rows. The rows' targets and numbers have the classes, if any, in the last dimension.
-    """
-    from torch.distributed.tensor import Partial
-
-    input, *whole = (t for t in layer if t is not None)
-    target, weight, row_weight, num_items, target_probs = given
-    if not is_dtensor(input) or not all(
-        t is None or (is_dtensor(t) and t.device_mesh == input.device_mesh)
-        for t in (*whole, target, weight, row_weight, target_probs)
-    ):
-        return None
-    dim = input.dim() - 1
-    if not _whole_along(input, dim) or not all(
-        is_dtensor(t) and all(p.is_replicate() for p in t.placements) for t in whole
-    ):
-        return None
-    if (weight is not None and weight.requires_grad) or (num_items is not None and num_items.requires_grad):
-        return None
-    placements = _row_placements(input, dim)
-    replicated = all(p.is_replicate() for p in placements)
-    pending = [Partial() if p.is_shard() else p for p in placements]
-    of_classes, items = _whole(weight), _whole(num_items)
-    if options.reduction == _MEAN and items is None and not replicated:
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        mass = _all_mass(input, dim, target, of_classes, row_weight, options.ignore_index, dtype, pending)
-        items = mass if isinstance(mass, Tensor) else torch.full((), mass, dtype=dtype, device=input.device)
-    y, of_rows, probs = (_share(t, input, dim) for t in (target, row_weight, target_probs))
-    loss, *statistics = compute(
-        (
-            input.to_local(),
-            *(t.to_local(grad_placements=pending) if is_dtensor(t) else None for t in layer[1:]),
-        ),
-        (y, of_classes, of_rows, items, probs),
-        options,
-    )
-    sizes = input.shape[:-1]
-    if options.reduction == _NONE:
-        loss = _placed(loss, input, placements, sizes)
-    else:
-        loss = _placed(loss, input, placements if replicated else pending, ())
-    bits = tuple(OUTPUTS.values())[1:]
-    return loss, *(
-        _like_rows(x, input, dim, sizes) if options.outputs & bit else x
-        for bit, x in zip(bits, statistics, strict=True)
-    )
-
-
 def of_rows(
     compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]],
     input: DTensor,
     dim: int,
     index: Tensor | None,
-    with_entropy: bool,
+    options: RowOptions,
 ) -> tuple[Tensor, Tensor] | None:
     """`compute`'s log-probabilities and entropies of this rank's rows, placed like the rows; or None."""
-    if not _whole_along(input, dim):
+    shard = _shared_classes(input, dim)
+    if shard is None and not _whole_along(input, dim):
         return None
     if index is not None and not (is_dtensor(index) and index.device_mesh == input.device_mesh):
         return None
-    log_prob, entropy = compute(input.to_local(), _share(index, input, dim))
+    local, y = input.to_local(), _share(index, input, dim)
+    if shard is None:
+        log_prob, entropy = compute(local, y)
+    else:
+        from softkern.parallel import _shapes
+
+        if y is not None and y.dim() == local.dim() > 1:
+            y = y.movedim(-1, dim)
+        options = options._replace(valid_classes=shard.vocabulary.classes)
+        given = (y, None, None, None, None)
+        _, log_prob, _, entropy, _, _ = _shapes.row_losses_of(local, dim, given, options, shard)
+        if y is not None and y.dim() == local.dim() > 1:
+            log_prob = log_prob.movedim(dim, -1).contiguous()
     if index is not None:
         log_prob = _like_rows(log_prob, input, dim, index.shape)
-    if with_entropy:
+    if options.outputs & OUTPUTS["entropy"]:
         entropy = _like_rows(entropy, input, dim, [n for i, n in enumerate(input.shape) if i != dim])
     return log_prob, entropy
 
@@ -180,7 +159,7 @@ def _results(
     target, weight, row_weight, num_items, target_probs = given
     x = input.to_local()
     local = [
-        _share(target, input, dim),
+        _share(target, input, dim, is_dtensor(target) and target.is_floating_point()),
         _whole(weight),
         _share(row_weight, input, dim),
         num_items,
@@ -208,10 +187,15 @@ def _go_together(
     input: DTensor, target: Tensor | None, weight: Tensor | None, *of_rows: Tensor | None
 ) -> bool:
     class_dim = _class_dim(input)
-    if input.dim() == 0 or input.shape[class_dim] == 0 or not _whole_along(input, class_dim):
+    if input.dim() == 0 or input.shape[class_dim] == 0:
+        return False
+    whole = _whole_along(input, class_dim)
+    if not whole and _shared_classes(input, class_dim) is None:
         return False
     for t in (target, weight, *of_rows):
         if t is not None and not (is_dtensor(t) and t.device_mesh == input.device_mesh):
+            return False
+        if t is not None and t.requires_grad and not whole:
             return False
     # The gradient of a replicated weight would be pending a sum: torch has the rules for that.
     if weight is not None and (
@@ -230,14 +214,28 @@ def _row_placements(input: DTensor, dim: int) -> list[Placement]:
     """Those of a tensor without the dimension of the classes."""
     from torch.distributed.tensor import Replicate, Shard
 
-    return [Shard(p.dim - (p.dim > dim)) if isinstance(p, Shard) else Replicate() for p in input.placements]
+    return [
+        Shard(p.dim - (p.dim > dim)) if isinstance(p, Shard) and p.dim != dim else Replicate()
+        for p in input.placements
+    ]
 
 
-def _share(t: Tensor | None, input: DTensor, dim: int) -> Tensor | None:
-    """This rank's part of a tensor with one number, or some, for each row."""
+def _with_own_classes(input: DTensor, dim: int) -> list[Placement]:
+    """Those of a tensor of the same rows whose numbers in the dimension of the classes all ranks need."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    return [Replicate() if isinstance(p, Shard) and p.dim == dim else p for p in input.placements]
+
+
+def _share(t: Tensor | None, input: DTensor, dim: int, of_classes: bool = False) -> Tensor | None:
+    """This rank's part of a tensor with one number, or some, for each row, or one for each class of it."""
     if not is_dtensor(t):
         return None
-    placements = input.placements if t.dim() == input.dim() else _row_placements(input, dim)
+    placements: Sequence[Placement] = input.placements
+    if t.dim() != input.dim():
+        placements = _row_placements(input, dim)
+    elif not of_classes:
+        placements = _with_own_classes(input, dim)
     return t.redistribute(placements=placements).to_local()
 
 
@@ -247,7 +245,8 @@ def _whole(t: Tensor | None) -> Tensor | None:
 
 def _like_rows(local: Tensor, input: DTensor, dim: int, shape: Sequence[int]) -> DTensor:
     """The DTensor of all ranks' numbers of rows; `shape` has the dimension of the classes or lacks it."""
-    placements = input.placements if len(shape) == input.dim() else _row_placements(input, dim)
+    several = len(shape) == input.dim()
+    placements = _with_own_classes(input, dim) if several else _row_placements(input, dim)
     return _placed(local, input, placements, shape)
 
 
@@ -258,6 +257,35 @@ def _whole_along(x: DTensor, dim: int) -> bool:
     return x.device_mesh.get_coordinate() is not None and all(
         type(p) is Replicate or (type(p) is Shard and p.dim != dim) for p in x.placements
     )
+
+
+def _shared_classes(x: DTensor, dim: int) -> ClassShard | None:
+    """Which classes of its rows along `dim` this rank has, if those are sharded over one mesh dimension."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    if x.device_mesh.get_coordinate() is None or x.dtype not in _FLOATS or x.shape[dim] == 0:
+        return None
+    of_classes = [i for i, p in enumerate(x.placements) if type(p) is Shard and p.dim == dim]
+    if len(of_classes) != 1 or any(type(p) is not Replicate and type(p) is not Shard for p in x.placements):
+        return None
+    from softkern.parallel import _shards
+
+    with torch.no_grad():
+        rows = torch.Size([n for i, n in enumerate(x.to_local().shape) if i != dim]).numel()
+    return _shards.of_mesh(x.device_mesh, of_classes[0], x.shape[dim], rows)
+
+
+def _row_losses_of(
+    x: Tensor, local: Sequence[Tensor | None], options: RowOptions, shard: ClassShard
+) -> tuple[Tensor, ...]:
+    """The results of this rank's classes of rows."""
+    from softkern.parallel import _shapes
+
+    target, weight, row_weight, num_items, target_probs = local
+    if options.valid_classes < 0:
+        options = options._replace(valid_classes=shard.vocabulary.classes)
+    given = (target, weight, row_weight, num_items, target_probs)
+    return _shapes.row_losses_of(x, 0 if x.dim() == 1 else 1, given, options, shard)
 
 
 def _all_mass(

@@ -99,7 +99,6 @@ def _cross_entropy_backward_(
 # row_losses: `given` are the target, the weight, row_weight, num_items and target_probs; those at the end may
 # be missing if they are None, as options are if they equal their defaults.
 _ROW_TENSORS = 5
-_NUMBERS = 7  # of a row, from which backward computes
 
 
 def _row_results(logits: Tensor, target: Tensor | None, options: RowOptions) -> tuple[Tensor, ...]:
@@ -158,59 +157,11 @@ def _row_losses_backward_(*given: Any) -> None:
     return None
 
 
-# Rows whose classes are spread over several tensors: every argument is given.
-def _part_numbers(logits: Tensor, *sizes: Any) -> Tensor:
-    return logits.new_empty([_NUMBERS, *sizes], dtype=_compute_dtype(logits))
-
-
-@torch.library.register_fake("softkern::row_parts")
-def _row_parts(self: Tensor, target: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    _inductor.register()
-    *options, _, tile_classes = given[_ROW_TENSORS - 1 :]
-    rows, classes = self.shape
-    tiles = torch.sym_max(1, (classes + tile_classes - 1) // tile_classes)  # type: ignore[no-untyped-call]
-    several = target is not None and target.dim() == 2 and not target.is_floating_point()
-    argmax = RowOptions(*options).outputs & OUTPUTS["argmax"]
-    return (
-        _part_numbers(self, tiles, rows),
-        self.new_empty(
-            list(target.shape) if several and target is not None else [0], dtype=_compute_dtype(self)
-        ),
-        self.new_empty([tiles if argmax else 0, rows], dtype=torch.int64),
-    )
-
-
-@torch.library.register_fake("softkern::row_parts_merge")
-def _row_parts_merge(self: Tensor, parts: Tensor) -> Tensor:
-    _inductor.register()
-    return _part_numbers(self, parts.shape[2])
-
-
-@torch.library.register_fake("softkern::row_parts_results")
-def _row_parts_results(
-    self: Tensor, parts: Tensor, hot_z: Tensor, target: Tensor | None, *given: Any
-) -> tuple[Tensor, ...]:
-    options = RowOptions(*given[_ROW_TENSORS - 1 :])
-    loss, log_prob, lse, entropy, *_ = _row_results(self, target, options)
-    return loss, log_prob, lse, entropy, _part_numbers(self, self.shape[0])
-
-
-@torch.library.register_fake("softkern::row_parts_backward")
-def _row_parts_backward(
-    grad_loss: Tensor | None,
-    grad_log_prob: Tensor | None,
-    grad_lse: Tensor | None,
-    grad_entropy: Tensor | None,
-    self: Tensor,
-    *given: Any,
-) -> Tensor:
-    return _like(self)
-
-
 # linear_cross_entropy: `given` are the bias and the tensors of row_losses, then options.
 _LINEAR_TENSORS = 1 + _ROW_TENSORS
 _NEEDS = (1, 2, 4)  # bits: input, linear_weight, linear_bias
 _FAST = (PLANS.index("auto"), PLANS.index("fast"))
+_NUMBERS = 7  # of a row, from which backward computes
 
 
 def _linear_results(input: Tensor, target: Tensor | None, options: LinearOptions) -> tuple[Tensor, ...]:

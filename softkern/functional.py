@@ -3,7 +3,7 @@
 
 `torch.nn.functional` itself computes what the kernels do not accept: other dtypes, devices without a
 backend, sparse or nested tensors, tensor subclasses with their own `__torch_dispatch__`, DTensors with
-sharded classes. Arguments that it refuses raise its exceptions.
+pending sums. Arguments that it refuses raise its exceptions.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def softmax(
     Error: at most 6 ulp in float32 for finite logits of any range and offset, below 1 ulp in 16-bit types
     (``docs/accuracy.md``). The bits of a row depend only on that row.
 
-    Differs from torch: only in the error.
+    Differs from torch: in the error. DTensors may be sharded along `dim`, over one mesh dimension: they stay
+    so (torch gathers them), and have no second derivative.
 
     Source: Milakov and Gimelshein, arXiv 1805.02867 (m and d); ``csrc/cpu/rows/stats.h`` (how they
     keep their precision).
@@ -104,8 +105,8 @@ def log_softmax(
     Error: at most 6 ulp in float32 for finite logits of any range and offset, below 1 ulp in 16-bit types
     (``docs/accuracy.md``). The bits of a row depend only on that row.
 
-    Differs from torch: log-probabilities close to 0 keep their digits; torch rounds them to 0. Sums of
-    float16 and bfloat16 are kept in float32, so 131,072 equal float16 logits give -11.78 (torch: -inf).
+    Differs from torch: log-probabilities close to 0 keep their digits; torch rounds them to 0. 16-bit sums
+    are kept in float32: 131,072 equal float16 logits give -11.78 (torch: -inf). DTensors as in `softmax`.
 
     Source: pytorch/pytorch issue 11752 (why the maximum is subtracted before the logarithm).
     """
@@ -305,7 +306,8 @@ def cross_entropy(
     bfloat16 are kept in float32. int32 targets are accepted. 16-bit gradients that are scaled in backward
     (upstream gradient not 1, float16 mean) are rounded twice. The mean of a DTensor with sharded rows is the
     mean of all rows, pending a sum (torch: the average of the shards' means, which is a different number if
-    the shards differ in ignored rows or weights, and an error if they differ in size).
+    the shards differ in ignored rows or weights, and an error if they differ in size). Classes of a DTensor
+    may be sharded as in `softmax`.
 
     Source: pytorch/pytorch issues 11752 (why m and d stay apart), 11551 (ignored rows) and 195829 (why no
     log-probability is lse - z); linkedin/Liger-Kernel issues 802 (num_items), 968 (gradients of single rows)

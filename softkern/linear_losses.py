@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import _reduction as _Reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from softkern import _C, _dtensor, functional
+from softkern import _C, _dtensor, _dtensor_linear, functional
 from softkern import _linear_arguments as _layer
 from softkern import _row_arguments as _check
 from softkern._arguments import PLAIN, by_torch, is_for_a_class
@@ -278,7 +278,7 @@ def _linear_cross_entropy(
     given = (target, weight, row_weight, items if mode == _MEAN else None, target_probs)
     chosen = LinearOptions(mode, index, smoothing, classes, *numbers, zeta, _LOSS | wanted, *plan)
     if placed:
-        results = _dtensor.linear_cross_entropy(_of_rows, layer, given, chosen)
+        results = _dtensor_linear.linear_cross_entropy(_of_rows, layer, given, chosen)
         if results is None:
             return with_logits()
     else:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import torch
@@ -44,10 +44,9 @@ class RowStats(NamedTuple):
     correct: Tensor | None = None  # bool; whether argmax is the target
 
 
-class RowKeywords(TypedDict, total=False):
-    """The keywords of `cross_entropy` that F lacks, but for `stats`."""
+class OwnKeywords(TypedDict, total=False):
+    """The keywords of `cross_entropy` that F lacks, but for `stats` and `inplace_backward`."""
 
-    inplace_backward: bool
     row_weight: Tensor | None
     num_items: float | Tensor | None
     valid_classes: int | None
@@ -56,6 +55,18 @@ class RowKeywords(TypedDict, total=False):
     softcap: float | None
     temperature: float
     z_loss: float
+
+
+class RowKeywords(OwnKeywords, total=False):
+    """The same with `inplace_backward`."""
+
+    inplace_backward: bool
+
+
+class StatsKeywords(OwnKeywords, total=False):
+    """The same with `stats`."""
+
+    stats: Iterable[str]
 
 
 def cross_entropy(
@@ -166,6 +177,25 @@ def repaired(result: Tensor | tuple[Tensor, RowStats]) -> Tensor | tuple[Tensor,
         if isinstance(fields, Iterator):
             return loss, RowStats(*fields)
     return result
+
+
+def all_keywords(given: Mapping[str, Any], function: str) -> dict[str, Any]:
+    """The keywords of `StatsKeywords` in their order: those that are given to `function`, and defaults."""
+    own = inspect.signature(cross_entropy).parameters.values()
+    defaults = {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY}
+    for name in given:
+        if name not in defaults:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    keywords = {**defaults, **given}
+    if isinstance(keywords["stats"], Iterator):  # it would be read twice
+        keywords["stats"] = tuple(keywords["stats"])
+    return keywords
+
+
+def numbers_of(own: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """The numbers among `all_keywords` as the op takes them, in the order of its options."""
+    scale, cap, heat = _check.logit_numbers(own["logit_scale"], own["softcap"], own["temperature"])
+    return scale, cap, heat, _check.finite("z_loss", own["z_loss"])
 
 
 def with_keywords(function: Callable[..., Any]) -> inspect.Signature:
@@ -308,14 +338,14 @@ def _of_rows(
     logits: Tensor, dim: int, index: Tensor | None, numbers: tuple[float, float, float], outputs: int
 ) -> tuple[Tensor, Tensor]:
     """(log_prob, entropy), each of them empty if `outputs` lacks it. K indices are in the last dimension."""
+    scale, cap, heat = numbers
+    options = RowOptions(_NONE, _NO_INDEX, logit_scale=scale, softcap=cap, temperature=heat, outputs=outputs)
     if _dtensor.is_dtensor(logits):
         placed = _dtensor.of_rows(
-            lambda x, y: _of_rows(x, dim, y, numbers, outputs), logits, dim, index, bool(outputs & _ENTROPY)
+            lambda x, y: _of_rows(x, dim, y, numbers, outputs), logits, dim, index, options
         )
         if placed is not None:
             return placed
-    scale, cap, heat = numbers
-    options = RowOptions(_NONE, _NO_INDEX, logit_scale=scale, softcap=cap, temperature=heat, outputs=outputs)
     x, moved = _with_rows(logits, dim)
     y, many = index, index is not None and index.dim() == logits.dim() > 1
     if y is not None and y.dim() > 1:

@@ -4,19 +4,22 @@
     python tools/write_docs.py            # write the pages
     python tools/write_docs.py --check    # only say which of them are out of date
 
-They lie between markers, <!-- NAME: begin --> and <!-- NAME: end -->; the rest of a page is written by hand.
+docs/parallel.md is that of softkern.parallel.cross_entropy. The parts lie between markers,
+<!-- NAME: begin --> and <!-- NAME: end -->; the rest of a page is written by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import difflib
 import inspect
+import io
 import json
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,9 @@ from measure_accuracy import measured_with
 from torch import Tensor
 
 import softkern
+import softkern.parallel
 from softkern import row_losses
+from softkern.parallel import cost
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 OPS: dict[str, Callable[..., Any]] = {
@@ -35,6 +40,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "selective_log_softmax": softkern.selective_log_softmax,
     "entropy_from_logits": softkern.entropy_from_logits,
     "linear_cross_entropy": softkern.linear_cross_entropy,
+    "parallel": softkern.parallel.cross_entropy,
 }
 OF_F = ("softmax", "log_softmax", "cross_entropy")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
@@ -112,6 +118,25 @@ GUARDS = {
         "softkern.LinearCrossEntropyOptions(max_bytes=0)",
         "softkern.LinearCrossEntropyOptions(chunk_rows=0.5)",
     ),
+    # In a group of one rank.
+    "parallel": tuple(
+        f"softkern.parallel.cross_entropy({arguments})"
+        for arguments in (
+            "logits, torch.tensor([0, 3])",
+            "logits, torch.tensor([0, 1, 2])",
+            "logits, torch.tensor([0, 1]), classes=4",
+            "logits[:, :0], torch.tensor([0, 1])",
+            "logits, torch.ones(2, 4)",
+            "logits, torch.tensor([0, 1]), weight=torch.ones(2)",
+            "logits, torch.tensor([0, 1]), weight=torch.ones(3).requires_grad_()",
+            "logits, torch.tensor([0, 1]), row_weight=torch.ones(3)",
+            "logits, torch.tensor([0, 1]), valid_classes=4",
+            "logits, torch.tensor([0, 1]), stats=('probability',)",
+            "logits, torch.tensor([0, 1]), tiles=2",
+            "logits, torch.tensor([0, 1]), exchange='ring'",
+            "logits, torch.tensor([0, 1]), row_chunks=0",
+        )
+    ),
 }
 
 
@@ -128,7 +153,7 @@ def one_line(text: str) -> str:
 
 def entries(block: str) -> list[tuple[str, str]]:
     """Entries `name: text`; further lines of a text are indented."""
-    found = re.findall(r"^(\S[^:]*): (.*(?:\n[ ]+.*)*)", textwrap.dedent(block), re.MULTILINE)
+    found = re.findall(r"^(\S[^:]*):\s(.*(?:\n[ ]+.*)*)", textwrap.dedent(block), re.MULTILINE)
     if not found:
         raise ValueError(f"no `name: text` in {block!r}")
     return [(name, markdown(one_line(text))) for name, text in found]
@@ -148,7 +173,7 @@ def section(paragraph: str) -> str:
         return "\n".join(["| raises | when |", "|---|---|", *rows])
     if head == "Returns:":
         return f"**Returns:** {markdown(one_line(body))}"
-    if label := re.match(r"(Gradients|Error|Memory|Differs from torch|Source): ", head):
+    if label := re.match(r"(Gradients|Error|Bits|Memory|Differs from torch|Source): ", head):
         return f"**{label[1]}:** {markdown(one_line(paragraph[label.end() :]))}"
     return markdown(one_line(paragraph))
 
@@ -231,16 +256,37 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def guard_block(op: str) -> str:
-    lines = [f"Texts as of torch {torch_minor()}.", "", "| call | raises |", "|---|---|"]
-    for guarded in GUARDS[op]:
-        try:
-            eval(guarded, {"torch": torch, "softkern": softkern, "logits": torch.zeros(2, 3)})
-        except Exception as error:
-            text = str(error).splitlines()[0].replace("|", "\\|")
-            lines.append(f"| `{guarded}` | {type(error).__name__}: {text} |")
-        else:
-            raise AssertionError(f"{guarded} raised nothing")
-    return "\n".join(lines)
+    with one_rank() if op == "parallel" else contextlib.nullcontext():
+        rows = [f"| `{guarded}` | {raised(guarded)} |" for guarded in GUARDS[op]]
+    return "\n".join([f"Texts as of torch {torch_minor()}.", "", "| call | raises |", "|---|---|", *rows])
+
+
+def raised(guarded: str) -> str:
+    try:
+        eval(guarded, {"torch": torch, "softkern": softkern, "logits": torch.zeros(2, 3)})
+    except Exception as error:
+        text = str(error).splitlines()[0].replace("|", "\\|")
+        return f"{type(error).__name__}: {text}"
+    raise AssertionError(f"{guarded} raised nothing")
+
+
+@contextlib.contextmanager
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def cost_block(op: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        cost.main([])
+    return f"```\n$ python -m softkern.{op}.cost\n{printed.getvalue()}```"
 
 
 def torch_minor() -> str:
@@ -252,12 +298,16 @@ BLOCKS = {
     "dtypes": dtype_block,
     "guards": guard_block,
     "errors": error_block,
+    "cost": cost_block,
 }
 
 
 def blocks_of(op: str) -> list[str]:
     """The generated parts of an op's page. What has not been measured has no table of errors."""
-    return [block for block in BLOCKS if (op, block) != ("linear_cross_entropy", "errors")]
+    if op == "parallel":
+        return ["docstring", "guards", "cost"]
+    missing = {"cost", "errors"} if op == "linear_cross_entropy" else {"cost"}
+    return [block for block in BLOCKS if block not in missing]
 
 
 def between(block: str) -> tuple[str, str]:

@@ -126,8 +126,8 @@ SOFTKERN_OP(softkern, row_losses_backward_, 4,
 
 /// The numbers of the classes of each tile of `tile_classes` classes, (kPartNumbers, tiles, N); the z of each
 /// of several indices, or 0 for other classes, (N, K); and the first class of the largest z of each tile,
-/// (tiles, N), if `outputs` has kArgmax. `first`: the class of whole rows that the logits begin with. Raises
-/// for targets that are no classes of whole rows.
+/// (tiles, N), if `outputs` has kArgmax (largest_classes in row_losses/driver.h). `first`: the class of whole
+/// rows that the logits begin with. Raises for targets that are no classes of whole rows.
 SOFTKERN_OP(softkern, row_parts, 0,
             "(Tensor self" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA
             ", SymInt first, SymInt tile_classes) -> (Tensor parts, Tensor hot_z, Tensor argmax)",
@@ -202,6 +202,25 @@ SOFTKERN_OP(softkern, linear_cross_entropy_backward, 5,
                             const Tensor& numbers, SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options,
                             int64_t needs));
 
+/// As row_parts, for the rows of a linear layer. Its weight, bias and class probabilities are of the classes
+/// from `first` on, class weights and valid_classes of whole rows.
+SOFTKERN_OP(softkern, linear_row_parts, 0,
+            "(" SOFTKERN_LINEAR_TENSORS_SCHEMA SOFTKERN_LINEAR_OPTIONS_SCHEMA
+            ", SymInt first, SymInt tile_classes) -> (Tensor parts, Tensor hot_z, Tensor argmax)",
+            std::tuple<Tensor, Tensor, Tensor>(SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options,
+                                               c10::SymInt first, c10::SymInt tile_classes));
+
+/// The gradients for upstream gradients of row_parts_results, from the numbers of whole rows. That of the
+/// input is this weight's part of a sum, in the dtype that is computed in.
+SOFTKERN_OP(softkern, linear_row_parts_backward, 5,
+            "(Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy, Tensor "
+            "whole, " SOFTKERN_LINEAR_TENSORS_SCHEMA SOFTKERN_LINEAR_OPTIONS_SCHEMA
+            ", SymInt first, int needs) -> (" SOFTKERN_LINEAR_GRADIENTS_SCHEMA ")",
+            LinearGradients(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                            const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
+                            const Tensor& whole, SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options,
+                            c10::SymInt first, int64_t needs));
+
 /// Calls f(op) for the ops that a backend implements as one function each (Op::computed_by).
 template <class F>
 void for_each_softmax_op(F f) {
@@ -217,6 +236,7 @@ void for_each_op(F f) {
   f(row_losses_backward), f(row_losses_backward_);
   f(row_parts), f(row_parts_merge), f(row_parts_results), f(row_parts_backward);
   f(linear_cross_entropy), f(linear_cross_entropy_forward), f(linear_cross_entropy_backward);
+  f(linear_row_parts), f(linear_row_parts_backward);
 }
 
 }  // namespace softkern

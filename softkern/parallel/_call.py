@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +15,13 @@ from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _collectives as collectives
 from softkern.parallel._agreement import agreed
 from softkern.parallel._links import prefers_rows
-from softkern.parallel._rows import MOST_SENT_CLASSES, Shard, row_losses
+from softkern.parallel._rows import MOST_SENT_CLASSES, Shard
+from softkern.parallel._shapes import row_losses_of
 from softkern.parallel._vocabulary import even_widths, vocabulary
-from softkern.row_losses import RowStats
+from softkern.row_losses import RowStats, numbers_of
 
 _LOSS, _OF_CLASS = OUTPUTS["loss"], OUTPUTS["argmax"] | OUTPUTS["correct"]
-_NONE, _MEAN = (_Reduction.get_enum(name) for name in ("none", "mean"))
+_MEAN = _Reduction.get_enum("mean")
 _EXCHANGES = ("auto", "gather", "rows")
 
 
@@ -33,28 +34,35 @@ class Call(NamedTuple):
     reduction: str
     label_smoothing: float
     row_group: Any
-    row_weight: Tensor | None
-    num_items: float | Tensor | None
-    valid_classes: int | None
-    target_probs: Tensor | None
-    logit_scale: float
-    softcap: float | None
-    temperature: float
-    z_loss: float
-    stats: Iterable[str]
+    own: dict[str, Any]  # row_losses.all_keywords
     tiles: int | None
     exchange: str
     row_chunks: int
 
+    def arguments(self) -> dict[str, Any]:
+        """By the names that the callers know."""
+        given = self._asdict()
+        own = given.pop("own")
+        return {**given, **own}
+
 
 def compute(
-    input: Tensor, group: Any, classes: int | Sequence[int] | None, call: Call
+    input: Tensor,
+    group: Any,
+    classes: int | Sequence[int] | None,
+    call: Call,
+    losses: Callable[..., tuple[Tensor, ...]] = row_losses_of,
 ) -> Tensor | tuple[Tensor, RowStats]:
+    """The loss and its statistics.
+
+    losses: computes the results of the op row_losses, as `row_losses_of`. For others than that one, `input`
+    may be without memory.
+    """
     import torch.distributed as dist
 
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError("softkern.parallel can't be called inside the transforms of torch.func")
-    call, classes = call._replace(stats=_listed(call.stats)), _listed(classes)
+    own = call.own
     group = dist.group.WORLD if group is None else group
     rank = dist.get_rank(group)
     if rank < 0:
@@ -70,45 +78,39 @@ def compute(
         ignored,
         smoothing,
         _valid(input, of_ranks.classes, call),
-        *_check.logit_numbers(call.logit_scale, call.softcap, call.temperature),
-        _check.finite("z_loss", call.z_loss),
-        _LOSS | _check.output_bits(call.stats),
+        *numbers_of(own),
+        _LOSS | _check.output_bits(own["stats"]),
     )
     _check.check_one_index(options.outputs, kind)
     if options.outputs & _OF_CLASS and of_ranks.classes > MOST_SENT_CLASSES:
         raise ValueError(f"stats 'argmax' and 'correct' take at most {MOST_SENT_CLASSES} classes")
     sizes = _check.row_sizes(input)
-    if call.row_weight is not None:
-        _check.check_row_numbers("row_weight", call.row_weight, sizes, input)
+    if own["row_weight"] is not None:
+        _check.check_row_numbers("row_weight", own["row_weight"], sizes, input)
     _check_no_gradients(call)
-    x = _rows(input, input)
-    row_weight = None if call.row_weight is None else call.row_weight.reshape(-1)
-    y = target.reshape(-1) if kind == "index" else _rows(target, input)
     items = None
-    if mode == _MEAN and call.num_items is not None:
-        items = _check.divisor(call.num_items, input)
+    if mode == _MEAN and own["num_items"] is not None:
+        items = _check.divisor(own["num_items"], input)
     elif mode == _MEAN and call.row_group is not None:
-        of_index = y if kind == "index" else y.new_zeros(x.shape[0], dtype=torch.int64)
         items = num_items(
-            of_index,
+            target if kind == "index" else target.new_zeros(sizes, dtype=torch.int64),
             call.row_group,
             weight=weight if kind == "index" else None,
-            row_weight=row_weight,
+            row_weight=own["row_weight"],
             ignore_index=ignored if kind == "index" else -1,
         )
-    probs = None if call.target_probs is None else _rows(call.target_probs, input)
+    rows = torch.Size(sizes).numel()
     by_rows = call.exchange == "rows" or (
-        call.exchange == "auto" and prefers_rows(dist.get_backend(group), of_ranks.ranks, x.shape[0])
+        call.exchange == "auto" and prefers_rows(dist.get_backend(group), of_ranks.ranks, rows)
     )
-    shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, x.shape[0]))
-    loss, *statistics = row_losses(x, (y, weight, row_weight, items, probs), options, shard)
-    if mode == _NONE:
-        loss = loss.reshape(sizes)
+    shard = Shard(group, rank, of_ranks, by_rows, _chunks(call.row_chunks, rows))
+    given = (target, weight, own["row_weight"], items, own["target_probs"])
+    loss, *statistics = losses(input, 0 if input.dim() == 1 else 1, given, options, shard)
     if not options.outputs & ~_LOSS:
         return loss
     return loss, RowStats(
         *(
-            t.reshape(sizes) if options.outputs & OUTPUTS[name] else None
+            t if options.outputs & OUTPUTS[name] else None
             for name, t in zip(RowStats._fields, statistics, strict=True)
         )
     )
@@ -179,7 +181,7 @@ def _ranks(
         if widths[dist.get_rank(group)] != width:
             raise ValueError(f"classes gives {widths} to the ranks, but this one has {width}")
     else:
-        given = {"classes": classes, "input": input, **call._asdict()}
+        given = {"classes": classes, "input": input, **call.arguments()}
         shared = {name: _described(name, value) for name, value in given.items()}
         told = agreed(group, own, shared)
         widths = tuple(of_rank[0] for of_rank in told)
@@ -222,12 +224,14 @@ def _described(name: str, value: Any) -> Any:
 
     Values of tensors are not compared, nor is the number of classes of a tensor that has those of a rank.
     """
-    if isinstance(value, Tensor):
-        return _described_tensor(name, value)
     if name == "row_group":  # the ranks may be in different ones
         return value if value is None else "a process group"
-    if name == "stats" and isinstance(value, tuple):  # in any order: that of a set differs
-        return ", ".join(sorted(map(str, value)))
+    if name == "num_items" and value is not None:  # another one in each step
+        return "a number"
+    if isinstance(value, Tensor):
+        return _described_tensor(name, value)
+    if name == "stats" and isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(sorted(map(str, value)))  # in any order: that of a set differs
     # NaN would not be equal to itself.
     is_plain = isinstance(value, (int, float, str, type(None))) and value == value
     return value if is_plain else repr(value)
@@ -244,11 +248,6 @@ def _described_tensor(name: str, x: Tensor) -> str:
 
 def _needs_gradient(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
-
-
-def _listed(names: Any) -> Any:
-    """What can be read only once, as a tuple."""
-    return tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else names
 
 
 def _joined(weight: Tensor, widths: tuple[int, ...], group: Any) -> Tensor:
@@ -274,7 +273,7 @@ def _checked_target(
         whole,
         _stand_in(target, classes) if probable else target,
         weight,
-        call.target_probs,
+        call.own["target_probs"],
         mode,
         call.ignore_index,
         call.label_smoothing,
@@ -290,28 +289,14 @@ def _stand_in(x: Tensor, classes: int) -> Tensor:
 
 
 def _valid(input: Tensor, classes: int, call: Call) -> int:
-    valid = _check.class_count(call.valid_classes, _stand_in(input, classes))
+    valid = _check.class_count(call.own["valid_classes"], _stand_in(input, classes))
     return classes if valid < 0 else valid
 
 
 def _check_no_gradients(call: Call) -> None:
-    for name, x in call._asdict().items():
+    for name, x in call.arguments().items():
         if _needs_gradient(x):
             raise RuntimeError(f"{name} must not need a gradient: only that of input is computed")
-
-
-def _rows(x: Tensor, input: Tensor) -> Tensor:
-    """(rows, K) for a tensor with K numbers in the class dimension."""
-    if input.dim() == 1:
-        return x.unsqueeze(0)
-    return x.movedim(1, -1).reshape(_row_count(x), x.shape[1])
-
-
-def _row_count(x: Tensor) -> int:
-    rows = 1
-    for i, n in enumerate(x.shape):
-        rows *= 1 if i == 1 else n
-    return rows
 
 
 def _chunks(wanted: object, rows: int) -> int:

@@ -36,3 +36,12 @@ def begin_all_reduce(x: Tensor, group: Any) -> Callable[[], Tensor]:
 
 def all_reduce(x: Tensor, group: Any) -> Tensor:
     return begin_all_reduce(x, group)()
+
+
+def reduce_scatter(x: Tensor, group: Any) -> Tensor:
+    """This rank's rows of the sum over the ranks."""
+    import torch.distributed as dist
+
+    sent = _ops.reduce_scatter_tensor(x.contiguous(), "sum", dist.get_world_size(group), group.group_name)
+    result: Tensor = _ops.wait_tensor(sent)
+    return result

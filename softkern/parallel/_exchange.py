@@ -32,16 +32,16 @@ def neutral(numbers: Tensor, nodes: int) -> Tensor:
     return empty
 
 
-def merge_own(x: Tensor, parts: Tensor, vocabulary: Vocabulary, rank: int) -> Tensor:
+def merge_own(x: Tensor, parts: Tensor, shard: Shard) -> Tensor:
     """The numbers of this rank's nodes from those of its tiles, and of as many nodes as any rank has."""
     nodes = []
     begin = 0
-    for node in vocabulary.nodes[rank]:
+    for node in shard.nodes:
         tiles = parts[:, begin : begin + (1 << node.level)]
         nodes.append(_ops.row_parts_merge(x, tiles) if node.level else tiles[:, 0])
         begin += 1 << node.level
     own = torch.stack(nodes, 1) if nodes else parts[:, :0]
-    missing = vocabulary.most_nodes - len(nodes)
+    missing = shard.vocabulary.most_nodes - len(nodes)
     return torch.cat((own, neutral(own, missing)), 1) if missing else own
 
 

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from softkern.parallel._call import Call, compute
-from softkern.row_losses import RowStats
+from softkern.row_losses import RowStats, StatsKeywords, all_keywords, with_keywords
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def cross_entropy(
@@ -23,18 +26,10 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     row_group: Any = None,
-    row_weight: Tensor | None = None,
-    num_items: float | Tensor | None = None,
-    valid_classes: int | None = None,
-    target_probs: Tensor | None = None,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    z_loss: float = 0.0,
-    stats: Iterable[str] = (),
     tiles: int | None = None,
     exchange: str = "auto",
     row_chunks: int = 1,
+    **own: Unpack[StatsKeywords],
 ) -> Tensor | tuple[Tensor, RowStats]:
     r"""Cross-entropy of logits whose classes are spread over the ranks of a process group.
 
@@ -63,8 +58,8 @@ def cross_entropy(
         row_group: a process group whose ranks have different rows, such as those of data and context
             parallelism. A mean then divides by the weight of the rows of all of them, and the result is this
             rank's share of the mean: the shares of the group's ranks sum up to it.
-        row_weight, num_items, valid_classes, target_probs, logit_scale, softcap, temperature, z_loss, stats:
-            as in `softkern.cross_entropy`, for whole rows. `valid_classes` are the first of all classes.
+        own: the options of `softkern.cross_entropy` that F lacks, and `stats`, for whole rows.
+            `valid_classes` are the first of all classes.
         tiles: into how many tiles the classes are divided for the sums, a power of two. None: the largest one
             up to 64 that divides the number of classes, if all ranks have whole tiles.
         exchange: "gather", one all-gather; "rows", an all-to-all and an all-gather, for many rows and slow
@@ -77,7 +72,7 @@ def cross_entropy(
 
     Raises:
         ValueError: an argument is out of range or differs between the ranks; then it raises on all of them.
-        IndexError: a target is no class of whole rows; before anything is sent.
+        IndexError: a target is no class of whole rows.
         RuntimeError: dtypes, shapes or devices do not fit, or another argument than `input` needs a
             gradient.
         softkern.parallel.RemoteError: another rank has failed (CPU tensors).
@@ -97,6 +92,7 @@ def cross_entropy(
     Source: pytorch/pytorch issue 190746 and sgl-project/sglang issue 34159 (what goes wrong with sums by
     all-reduce), Megatron-LM's vocab-parallel cross-entropy (the idea).
     """
+    keywords = all_keywords(own, "cross_entropy")
     call = Call(
         target,
         weight,
@@ -104,17 +100,12 @@ def cross_entropy(
         reduction,
         label_smoothing,
         row_group,
-        row_weight,
-        num_items,
-        valid_classes,
-        target_probs,
-        logit_scale,
-        softcap,
-        temperature,
-        z_loss,
-        stats,
+        keywords,
         tiles,
         exchange,
         row_chunks,
     )
     return compute(input, group, classes, call)
+
+
+cross_entropy.__signature__ = with_keywords(cross_entropy)  # type: ignore[attr-defined]

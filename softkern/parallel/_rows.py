@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from softkern.options import OUTPUTS, RowOptions
 from softkern.parallel import _exchange
-from softkern.parallel._vocabulary import Vocabulary
+from softkern.parallel._agreement import RemoteError
+from softkern.parallel._vocabulary import Node, Vocabulary
 
 _ops = torch.ops.softkern
 _ARGMAX, _CORRECT, _ENTROPY = OUTPUTS["argmax"], OUTPUTS["correct"], OUTPUTS["entropy"]
@@ -24,18 +25,23 @@ class Shard(NamedTuple):
     """Which classes this rank has, and whom it shares the rows with."""
 
     group: Any  # a ProcessGroup
-    rank: int
+    rank: Any  # an int, or the SymInt of LocalTensorMode
     vocabulary: Vocabulary
     exchange: bool  # by rows: an all-to-all and an all-gather instead of one all-gather
     chunks: int  # of rows, that are sent while the next one is computed
 
     @property
-    def first(self) -> int:
+    def first(self) -> Any:
+        """The first class of this rank."""
+        if isinstance(self.rank, torch.SymInt):
+            return self.rank * self.vocabulary.bounds[1]
         return self.vocabulary.bounds[self.rank]
 
-
-class RemoteError(RuntimeError):
-    """Another rank of the group has failed, so this rank has no result."""
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        # In torch's LocalTensorMode one process is all ranks, and the rank stands for a number of each. All
+        # have equally many classes there, so nodes differ only in their places, which nobody reads.
+        return self.vocabulary.nodes[0 if isinstance(self.rank, torch.SymInt) else self.rank]
 
 
 def row_losses(
@@ -67,11 +73,9 @@ class _RowLosses(torch.autograd.Function):
         shard: Shard,
     ) -> tuple[Tensor, ...]:
         given = (target, weight, row_weight, num_items, target_probs)
-        parts, hot_z, argmax = _gathered(x, given, options, shard)
+        parts, hot_z, argmax = gathered_parts(x, given, options, shard)
         loss, log_prob, lse, entropy, whole = _ops.row_parts_results(x, parts, hot_z, *given, *options)
-        nothing = x.new_empty(0)
-        largest = argmax if options.outputs & _ARGMAX else nothing.long()
-        correct = argmax.eq(target) if options.outputs & _CORRECT and target is not None else nothing.bool()
+        largest, correct = statistics_of(argmax, target, options.outputs)
         ctx.mark_non_differentiable(largest, correct)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, whole, *given)
@@ -80,37 +84,61 @@ class _RowLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, *saved = ctx.saved_tensors
-        if all(g is None for g in grads[:4]):
-            return (None,) * 8
-        apply: Callable[..., Tensor] = _Gradient.apply
-        return apply(x, grads[:4], saved, ctx.options, ctx.first), *[None] * 7
+        x, whole, *given = ctx.saved_tensors
+        grad = None
+        if any(g is not None for g in grads[:4]):
+            with torch.no_grad():
+                grad = _ops.row_parts_backward(*grads[:4], x, whole, *given, *ctx.options, ctx.first)
+        return first_derivative(grad, x), *[None] * 7
 
 
-class _Gradient(torch.autograd.Function):
-    """A function of its own, so that a second derivative raises and is not silently 0."""
+def statistics_of(argmax: Tensor, target: Tensor | None, outputs: int) -> tuple[Tensor, Tensor]:
+    """argmax and correct; empty if `outputs` lacks them."""
+    nothing = argmax.new_empty(0)
+    correct = argmax.eq(target) if outputs & _CORRECT and target is not None else nothing.bool()
+    return argmax if outputs & _ARGMAX else nothing, correct
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        grads: tuple[Tensor | None, ...],
-        saved: list[Tensor | None],
-        options: RowOptions,
-        first: int,
-    ) -> Tensor:
-        grad: Tensor = _ops.row_parts_backward(*grads, x, *saved, *options, first)
+
+def first_derivative(grad: Tensor | None, x: Tensor) -> Tensor | None:
+    """`grad` of x, whose own gradient raises: it needs the logits of all ranks."""
+    if grad is None or not torch.is_grad_enabled():
         return grad
+    apply: Callable[..., Tensor] = _FirstDerivative.apply
+    return apply(grad, x)
+
+
+class _FirstDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
+        return grad.view_as(grad)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         raise RuntimeError("softkern.parallel computes no second derivatives")
 
 
-def _gathered(
-    x: Tensor, given: tuple[Tensor | None, ...], options: RowOptions, shard: Shard
+# The op row_parts for a slice of the rows, given the other tensors of these rows: parts, hot_z, argmax.
+OwnParts: TypeAlias = Callable[[slice, list[Tensor | None], RowOptions], tuple[Tensor, ...]]
+
+
+def gathered_parts(
+    x: Tensor,
+    given: tuple[Tensor | None, ...],
+    options: RowOptions,
+    shard: Shard,
+    own_parts: OwnParts | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The numbers of parts that make up whole rows, the z of several indices a row, and the largest class."""
+    """The numbers of parts that make up whole rows, the z of several indices a row, and the largest class.
+
+    own_parts: computes this rank's parts, where `x` has only the shape and the dtype of its logits.
+    """
+
+    def of_logits(rows: slice, of_rows: list[Tensor | None], wanted: RowOptions) -> tuple[Tensor, ...]:
+        place = (shard.first, shard.vocabulary.tile)
+        found: tuple[Tensor, ...] = _ops.row_parts(x[rows], *of_rows, *wanted, *place)
+        return found
+
+    compute = own_parts or of_logits
     form = _Form.of(x, given, options, shard)
     bounds = [x.shape[0] * i // shard.chunks for i in range(shard.chunks + 1)]
     waiting = []
@@ -121,7 +149,8 @@ def _gathered(
         sent = None
         if failure is None:
             try:
-                sent = _own(some, of_rows, options, shard, form)
+                wanted = options._replace(outputs=options.outputs | (_ARGMAX if form.largest else 0))
+                sent = _own(x, compute(slice(begin, end), of_rows, wanted), shard, form)
             except Exception as error:
                 if torch.compiler.is_compiling():
                     raise
@@ -148,7 +177,7 @@ Received: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 def _at_once(x: Tensor, sent: Tensor, form: _Form, shard: Shard) -> Callable[[], Received]:
     """Sends the numbers of all rows to all ranks.
 
-    As `_gathered`, and last 1 + a rank that has failed, or 0.
+    As `gathered_parts`, and last 1 + a rank that has failed, or 0.
     """
     wait = _exchange.gather(sent, shard)
 
@@ -193,24 +222,18 @@ def _check_ranks(failed: list[Tensor]) -> None:
         raise RemoteError(f"rank {rank} of the group has failed")
 
 
-def _own(x: Tensor, given: list[Tensor | None], options: RowOptions, shard: Shard, form: _Form) -> Tensor:
+def _own(x: Tensor, found: tuple[Tensor, ...], shard: Shard, form: _Form) -> Tensor:
     """What this rank sends: (numbers, rows), the last of which is 0."""
-    if form.largest:
-        options = options._replace(outputs=options.outputs | _ARGMAX)
-    parts, hot_z, argmax = _ops.row_parts(x, *given, *options, shard.first, shard.vocabulary.tile)
-    own = _exchange.merge_own(x, parts, shard.vocabulary, shard.rank)
+    parts, hot_z, argmax = found
+    own = _exchange.merge_own(x, parts, shard)
     pieces = [own[i] for i in form.numbers]
     if form.indices:
         pieces.append(hot_z.T)
     if form.largest:
-        z = parts[_exchange.MAX]
-        if x.shape[1]:
-            at = x.gather(1, (argmax - shard.first).clamp(min=0).T).T
-            # As the transformation has it: -inf stays, and 0 * inf is NaN. Tiles of padding have no class.
-            is_nan = (at * options.logit_scale).isnan() & (at != -torch.inf) & (argmax >= 0)
-            z = torch.where(is_nan, torch.nan, z)
-        pieces.append(_first_largest(z, argmax.to(z.dtype)))
-    return torch.cat((*pieces, parts.new_zeros(1, x.shape[0])))
+        is_nan = argmax < -1
+        z = torch.where(is_nan, torch.nan, parts[_exchange.MAX])
+        pieces.append(_first_largest(z, torch.where(is_nan, -2 - argmax, argmax).to(z.dtype)))
+    return torch.cat((*pieces, parts.new_zeros(1, parts.shape[2])))
 
 
 class _Form(NamedTuple):
@@ -253,7 +276,7 @@ class _Form(NamedTuple):
         return all_of_them
 
     def merged(self, x: Tensor, gathered: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_gathered`, from what all ranks have sent: (ranks, height, rows)."""
+        """As `gathered_parts`, from what all ranks have sent: (ranks, height, rows)."""
         ranks, _, rows = gathered.shape
         of_nodes = len(self.numbers) * self.nodes
         numbers = gathered.new_zeros(ranks, 7, self.nodes, rows)

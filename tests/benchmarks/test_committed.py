@@ -7,9 +7,12 @@ import pytest
 from places import ROOT
 
 from benchmarks import ops, results
+from benchmarks.parallel import SCHEMA, table
 from benchmarks.report import best_peer, grouped, headline, readme, six_shapes, table_csv
 
-COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
+FILES = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
+PARALLEL = [path for path in FILES if path.stem == "parallel"]
+COMMITTED = [path for path in FILES if path not in PARALLEL]
 
 pytestmark = pytest.mark.skipif(not COMMITTED, reason="no results beside these tests")
 
@@ -54,6 +57,16 @@ def test_tables_are_those_of_the_json(path, tmp_path):
     table_csv.write(found, tmp_path / "table.csv")
     assert path.with_suffix(".csv").read_text() == (tmp_path / "table.csv").read_text()
     assert path.with_suffix(".md").read_text() == readme.block(found, path.name)
+
+
+def test_figures_of_sharded_classes_follow_from_the_samples():
+    for path in PARALLEL:
+        found = results.read(path, SCHEMA)
+        assert path.with_suffix(".md").read_text() == table.block(found, path.name)
+        assert found["environment"]["dirty"] == "no" and found["rows"]
+        for row in found["rows"]:
+            assert row["status"] == "ok", row["reason"]
+            assert row["median"] == pytest.approx(results.summary(row["samples"])["median"])
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -95,7 +95,7 @@ FEATURES: dict[str, dict[str, str]] = {
     },
     "Many at once": {
         "DTensor, rows sharded or replicated": "a mean is that of all rows",
-        "DTensor, classes sharded": "",
+        "DTensor, classes sharded": "over one mesh dimension; no second derivatives",
         "DistributedDataParallel": "",
         "FSDP2 (fully_shard)": "",
         "DataParallel": "",

@@ -26,6 +26,7 @@ def check(f: Callable) -> Callable:
 def run_rank(rank: int, folder: str, names: tuple[str, ...]) -> None:
     """Runs the checks and saves {name: "" or the traceback} and WAYS."""
     # Registers the checks in this process, which was spawned.
+    import distributed_classes_checks  # noqa: F401
     import distributed_linear_checks  # noqa: F401
     import distributed_linear_training_checks  # noqa: F401
     import distributed_parallel_checks  # noqa: F401

@@ -11,7 +11,7 @@ from cross_entropy_cases import problem
 from distributed_processes import check
 from distributed_tensor_checks import ROWS_WHOLE, Seen, gradient, near, spread
 from tolerances import DTYPES
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import Partial, Replicate, Shard
 
 import softkern
 
@@ -108,21 +108,6 @@ def statistics_of_rows(mesh):
         near(gradient(sum(t.sum() for t in got), leaf), gradient(sum(t.sum() for t in want), plain))
     columns = spread(mesh, x, [Shard(2)])
     near(softkern.entropy_from_logits(columns, 1), softkern.entropy_from_logits(x, 1))
-
-
-@check
-def own_options_of_sharded_classes(mesh):
-    """By torch's ops, with torch's rules of what is sent."""
-    x, target, _ = problem((6, 8))
-    plain = x.clone().requires_grad_()
-    want, stats = softkern.cross_entropy(plain, target, z_loss=0.1, num_items=5, stats=("entropy",))
-    leaf = spread(mesh, x, [Shard(1)]).requires_grad_()
-    y = spread(mesh, target, [Replicate()])
-    loss, found = softkern.cross_entropy(leaf, y, z_loss=0.1, num_items=5, stats=("entropy",))
-    assert isinstance(loss, DTensor)
-    near(loss, want.detach())
-    near(found.entropy, stats.entropy.detach())
-    near(gradient(loss, leaf), gradient(want, plain))
 
 
 @check

@@ -18,6 +18,7 @@ from places import SUPPORT
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this torch was built without torch.distributed's gloo", allow_module_level=True)
 
+import distributed_classes_checks  # noqa: F401
 import distributed_linear_checks  # noqa: F401
 import distributed_linear_training_checks  # noqa: F401
 import distributed_parallel_checks  # noqa: F401
@@ -25,7 +26,7 @@ import distributed_processes
 import distributed_rows_checks  # noqa: F401
 import distributed_tensor_checks  # noqa: F401
 import distributed_training_checks  # noqa: F401
-from compatibility import OPS
+from compatibility import COLUMNS
 
 NAMES = tuple(distributed_processes.CHECKS)
 
@@ -60,13 +61,13 @@ def _way(ranks, watch, feature, op):
 
 
 @pytest.mark.feature("DTensor, rows sharded or replicated")
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", COLUMNS)
 def test_who_computes_whole_rows_of_dtensors(op, ranks, watch):
     _way(ranks, watch, "rows", op)
 
 
 @pytest.mark.feature("DTensor, classes sharded")
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", COLUMNS)
 def test_who_computes_sharded_classes_of_dtensors(op, ranks, watch):
     _way(ranks, watch, "classes", op)
 

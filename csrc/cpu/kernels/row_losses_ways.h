@@ -201,7 +201,7 @@ class RowLosses {
   }
 
   /// Whether the gradient depends on lse.
-  bool pulls_lse() const { return rows_.differentiates && a_.options.z_loss != 0; }
+  bool pulls_lse() const { return rows_.differentiates && results_.zeta() != 0; }
   SK_INLINE void add_results(int64_t r, const RowNumbers<A>& of) {
     if (!results_.wanted()) return;
     if (pulls_lse()) {
@@ -230,7 +230,7 @@ class RowLosses {
     p.of_entropy = number(a_.of_entropy, r, 0);
     p.divisor = D::divisor(softkern::total<D>(of.stats.ties, of.stats.top, of.stats.rest));
     const double mean_below = D::over(of.below, p.divisor);
-    p.rest = common_pull<D>(p.g, of.mass.of[0], a_.options.z_loss, results_.own_weight(r), of.lse,
+    p.rest = common_pull<D>(p.g, of.mass.of[0], results_.zeta(), results_.own_weight(r), of.lse,
                             number(a_.of_lse, r, 0)) -
              p.of_entropy * mean_below;
     p.hot = 0;

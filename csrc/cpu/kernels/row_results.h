@@ -36,6 +36,8 @@ class RowResults {
   }
 
   const T* weight() const { return weight_; }
+  /// The option z_loss.
+  double zeta() const { return a_.options.z_loss; }
   const MassNumbers<A>& mass_numbers_of() const { return mass_; }
   const int64_t* indices(int64_t r) const { return a_.target + r * a_.per_row; }
   bool has_one_index() const { return a_.per_row == 1 && a_.target_probs == nullptr; }
@@ -64,8 +66,8 @@ class RowResults {
       A loss = 0;
       for (int64_t k = 0; k < a_.per_row; ++k) loss += hot_loss<L>(mass_of(r, k), m - hot_z[k], of.log_d);
       if (spread_) loss += spread_loss<L>(of.mass.of[0], of.mass.of[1], of.log_d);
-      const A zeta = static_cast<A>(a_.options.z_loss);
-      if (zeta != 0) loss += squared_lse<L>(zeta, own_weight(r), of.lse);
+      const A own_zeta = static_cast<A>(zeta());
+      if (own_zeta != 0) loss += squared_lse<L>(own_zeta, own_weight(r), of.lse);
       put(a_.loss, r, a_.row_weight == nullptr ? loss : loss * numbers(a_.row_weight)[r]);
     }
     if (a_.log_prob != nullptr) {

@@ -5,6 +5,8 @@
 #include <ATen/ops/full.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
+
 namespace softkern {
 namespace {
 
@@ -65,6 +67,27 @@ LinearTensors::LinearTensors(SOFTKERN_LINEAR_TENSORS)
            converted(row_weight, input, compute_type(input)), num_items,
            converted(target_probs, input, compute_type(input))) {}
 
+LinearTensors::LinearTensors(SOFTKERN_LINEAR_TENSORS, int64_t whole)
+    : LinearTensors(input, linear_weight, linear_bias, {}, {}, row_weight, num_items, target_probs) {
+  if (weight.has_value() && weight->defined()) whole = weight->size(0);
+  const at::ScalarType type = row_type(input, target);
+  const auto of_whole_rows = [&](at::ScalarType dtype) {
+    return at::empty({}, input.options().dtype(dtype)).expand({input.size(0), whole});
+  };
+  OptionalTensor y = target;
+  if (target.has_value() && target->defined() && at::isFloatingType(target->scalar_type())) {
+    TORCH_CHECK(
+        target->dim() == 2 && target->size(0) == input.size(0) && target->size(1) == linear_weight.size(0),
+        "softkern::linear_row_parts: expected probabilities of the classes of the matrix, got ",
+        target->sizes());
+    probabilities = *target;
+    y = of_whole_rows(target->scalar_type());
+  }
+  rows = RowTensors(of_whole_rows(type), y, converted(weight, input, type),
+                    converted(row_weight, input, compute_type(input)), num_items,
+                    converted(target_probs, input, compute_type(input)));
+}
+
 bool takes_linear_cross_entropy(const LinearTensors& of, const SymLinearOptions& options) {
   const auto fits = [&](const Tensor& x, int64_t dims) {
     return x.layout() == at::kStrided && !x.is_nested() && x.dim() == dims &&
@@ -95,18 +118,20 @@ SymLinearOptions with_chosen_plan(const LinearTensors& of, const SymLinearOption
   return result;
 }
 
-LinearCall::LinearCall(const LinearTensors& of, const SymLinearOptions& given)
+LinearCall::LinearCall(const LinearTensors& of, const SymLinearOptions& given, int64_t first)
     : kernels(cross_entropy_kernels(of.input.device())),
       options(known(given)),
       compute(compute_type(of.input)),
       products(of.input),
       input(of.input),
       of_(of),
+      first_(first),
       all_(checked_rows(kernels, of.rows, given)) {
   all_.compute = compute;
   divisor = divisor_of(kernels, all_, of.rows.num_items);
   rows = all_rows();
-  classes = all_.valid();
+  classes = std::clamp<int64_t>(all_.valid() - first, 0, of.matrix.size(0));
+  if (of.probabilities.defined()) all_.probabilities = of.probabilities;
   if (all_.weight.defined()) all_.weight = all_.weight.to(compute);
   if (all_.kind != TargetKind::kIndex) return;
   const Tensor counts = all_.target.ne(options.ignore_index);
@@ -148,6 +173,7 @@ RowCall LinearCall::part(const Tensor& logits, int64_t row, int64_t count, int64
   part.dim = 1;
   part.compute = compute;
   part.layout = {{logits.size(1), 1}, count};
+  part.first = first_ + first;
   if (all_.probabilities.defined()) {
     part.probabilities = some(all_.probabilities).narrow(1, first, logits.size(1)).to(compute);
   }
@@ -160,7 +186,6 @@ RowCall LinearCall::rows_of(const Tensor& logits, int64_t first, int64_t count) 
 
 RowCall LinearCall::classes_of(const Tensor& logits, int64_t first, const Tensor& numbers) const {
   RowCall some = part(logits, 0, rows, first);
-  some.first = first;
   some.whole = numbers;
   return some;
 }

@@ -18,6 +18,10 @@ struct LinearTensors {
   RowTensors rows;
 
   LinearTensors(SOFTKERN_LINEAR_TENSORS);
+  /// For a matrix of some classes of whole rows, which have `whole` classes, or as many as `weight`. Class
+  /// probabilities are of the same classes as the matrix.
+  LinearTensors(SOFTKERN_LINEAR_TENSORS, int64_t whole);
+  Tensor probabilities;  // of the classes of the matrix; undefined: those of `rows`
   template <class F>
   bool any(F f) const {
     return f(input) || f(matrix) || (bias.defined() && f(bias));
@@ -34,7 +38,8 @@ SymLinearOptions with_chosen_plan(const LinearTensors& of, const SymLinearOption
 class LinearCall {
  public:
   /// `of` must outlive the call. Raises for targets that are out of bounds, as far as the host can know.
-  LinearCall(const LinearTensors& of, const SymLinearOptions& options);
+  /// first: the class of whole rows that the matrix begins with.
+  LinearCall(const LinearTensors& of, const SymLinearOptions& options, int64_t first = 0);
   LinearCall(const LinearCall&) = delete;
 
   /// The sizes of the rows that are kept.
@@ -45,6 +50,8 @@ class LinearCall {
   RowCall rows_of(const Tensor& logits, int64_t first, int64_t count) const;
   /// The same for the classes [first, first + logits.size(1)) of all rows that are kept.
   RowCall classes_of(const Tensor& logits, int64_t first, const Tensor& numbers) const;
+  /// The same for some rows and the classes of the matrix from `first` on.
+  RowCall part(const Tensor& logits, int64_t row, int64_t count, int64_t first) const;
   /// Numbers of the kept rows as numbers of all rows; `otherwise` in ignored rows. dim: that of the rows.
   Tensor spread(const Tensor& numbers, double otherwise, int64_t dim = 0) const;
   /// The reverse.
@@ -64,19 +71,19 @@ class LinearCall {
   const Products products;
   Tensor input;     // of the kept rows
   int64_t rows;     // kept
-  int64_t classes;  // without padding
+  int64_t classes;  // of the matrix, without padding
   Divisor divisor;
   /// Class indices per row.
   int64_t per_row() const { return all_.per_row; }
+  TargetKind kind() const { return all_.kind; }
+  int64_t first() const { return first_; }
   int64_t all_rows() const { return of_.input.size(0); }
   int64_t all_classes() const { return of_.matrix.size(0); }
   int64_t features() const { return of_.input.size(1); }
 
  private:
-  /// The call for rows [row, row + count), whose logits of the classes from `first` on are given.
-  RowCall part(const Tensor& logits, int64_t row, int64_t count, int64_t first) const;
-
   const LinearTensors& of_;
+  const int64_t first_;
   RowCall all_;  // of all rows, then of those that are kept
   Tensor kept_;  // their indices; undefined: all
 };

@@ -2,200 +2,37 @@
 // The driver of linear_cross_entropy, once for all backends: matrix products (products.h) and the backend's
 // step row_losses, which computes over the logits of some rows or classes.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "aten.h"
-#include "buffer.h"
+#include "compute.h"
 
 namespace softkern {
 namespace {
 
-/// Results of row_losses for all rows, and gradients; undefined: not computed.
-struct Computed {
-  RowOutputs outputs;
-  Tensor grad_input, grad_weight, grad_bias;
-};
-
-RowOutputs new_outputs(const LinearCall& call, bool wants_numbers) {
-  const auto numbers = [&](int64_t output, at::ScalarType type) {
-    return (call.options.outputs & output) != 0 ? new_numbers(call.input, {call.rows}, type) : Tensor();
-  };
-  RowOutputs outputs;
-  outputs.loss = numbers(kLoss, call.compute);
-  outputs.log_prob = numbers(kLogProb, call.compute);
-  if (outputs.log_prob.defined() && call.per_row() > 1) {
-    outputs.log_prob = new_numbers(call.input, {call.rows, call.per_row()}, call.compute);
-  }
-  outputs.lse = numbers(kLse, call.compute);
-  outputs.entropy = numbers(kEntropy, call.compute);
-  outputs.argmax = numbers(kArgmax, at::kLong);
-  outputs.correct = numbers(kCorrect, at::kBool);
-  if (wants_numbers) outputs.parts = new_numbers(call.input, {kPartNumbers, call.rows}, call.compute);
-  return outputs;
-}
-
-/// Rows [first, first + count) of the outputs.
-RowOutputs some(const RowOutputs& all, int64_t first, int64_t count) {
-  const auto part = [&](const Tensor& x) { return x.defined() ? x.narrow(0, first, count) : x; };
-  RowOutputs result{part(all.loss),    part(all.log_prob), part(all.lse),
-                    part(all.entropy), part(all.argmax),   part(all.correct)};
-  if (all.parts.defined()) result.parts = all.parts.narrow(1, first, count);
-  return result;
-}
-
-/// The gradient of the weight, of which each class is written once, or of which rows are added up.
-class WeightGradient {
- public:
-  WeightGradient(const LinearCall& call, bool adds_up)
-      : call_(call),
-        result_(call.fresh({call.all_classes(), call.features()}, call.input.scalar_type())),
-        valid_(result_.narrow(0, 0, call.classes)),
-        sum_(adds_up && call.compute != call.input.scalar_type() ? call.fresh(valid_.sizes(), call.compute)
-                                                                 : valid_) {}
-  /// Adds the products of some rows.
-  void add(const Tensor& dz, const Tensor& x) {
-    call_.products.weight_gradient(dz, x, sum_, begun_);
-    begun_ = true;
-  }
-  /// Writes that of some classes.
-  void set(int64_t first, const Tensor& dz, const Tensor& x) const {
-    call_.products.weight_gradient(dz, x, valid_.narrow(0, first, dz.size(1)), false);
-  }
-  Tensor classes(int64_t first, int64_t count) const { return valid_.narrow(0, first, count); }
-  /// Classes that are padding get zeros.
-  Tensor finished() {
-    if (call_.rows == 0) return result_.zero_();
-    if (!sum_.is_same(valid_)) valid_.copy_(sum_);
-    if (call_.classes < call_.all_classes()) {
-      result_.narrow(0, call_.classes, call_.all_classes() - call_.classes).zero_();
-    }
-    return result_;
-  }
-
- private:
-  const LinearCall& call_;
-  Tensor result_, valid_, sum_;
-  bool begun_ = false;
-};
-
-/// The gradient of the bias: sums in the compute type.
-class BiasGradient {
- public:
-  explicit BiasGradient(const LinearCall& call)
-      : sum_(at::zeros({call.all_classes()}, call.input.options().dtype(call.compute))),
-        type_(call.input.scalar_type()) {}
-  void add(int64_t first, const Tensor& dz) { sum_.narrow(0, first, dz.size(1)).add_(dz.sum(0)); }
-  Tensor finished() const { return sum_.to(type_); }
-
- private:
-  Tensor sum_;
-  at::ScalarType type_;
-};
-
-/// Plans fast (with needs), and the forward of all others.
-Computed compute_forward(const LinearCall& call, const LinearPlan& plan, int64_t needs, bool wants_numbers) {
-  Computed result{new_outputs(call, wants_numbers)};
-  const auto needed = [&](int64_t need) { return (needs & need) != 0; };
-  const int64_t rows = call.rows, classes = call.classes, chunk = std::min(plan.chunk_rows, rows);
-  const Tensor matrix = call.matrix(0, classes), bias = call.bias(0, classes);
-  const bool narrows = needs != 0 && call.products.narrows();
-  const int64_t waiting = narrows ? waiting_rows(plan, rows) : 0;
-  LogitsBuffer buffer(call, chunk, classes, waiting);
-  std::optional<WeightGradient> of_weight;
-  std::optional<BiasGradient> of_bias;
-  if (needed(kNeedsInput)) result.grad_input = call.fresh({rows, call.features()}, call.input.scalar_type());
-  if (needed(kNeedsWeight)) of_weight.emplace(call, !narrows || waiting < rows);
-  if (needed(kNeedsBias)) of_bias.emplace(call);
-
-  for (int64_t i = 0; rows > 0 && i < plan.chunks; ++i) {
-    const int64_t first = i * rows / plan.chunks, end = (i + 1) * rows / plan.chunks, count = end - first;
-    const Tensor logits = buffer.logits(count, classes);
-    call.products.logits(call.input.narrow(0, first, count), matrix, bias, logits);
-    RowGradients upstream;
-    upstream.factor = needs != 0 ? call.divisor.reciprocal : Number{0};
-    call.kernels.row_losses(call.rows_of(logits, first, count), some(result.outputs, first, count), upstream,
-                            needs != 0 ? logits : Tensor());
-    if (needs == 0) continue;
-    if (of_bias.has_value()) of_bias->add(0, logits);
-    Tensor dz = logits;
-    if (narrows) {
-      buffer.narrow(logits);
-      if (end < rows && buffer.waiting() + std::min(chunk, rows - end) <= waiting) continue;
-      dz = buffer.taken(classes);
-    }
-    const int64_t begun = end - dz.size(0);
-    if (needed(kNeedsInput)) {
-      call.products.input_gradient(dz, matrix, result.grad_input.narrow(0, begun, dz.size(0)), false);
-    }
-    if (of_weight.has_value()) of_weight->add(dz, call.input.narrow(0, begun, dz.size(0)));
-  }
-  if (of_weight.has_value()) result.grad_weight = of_weight->finished();
-  if (of_bias.has_value()) result.grad_bias = of_bias->finished();
-  return result;
-}
-
-/// The power of two that float16 gradients of logits are multiplied by, because their range is short, and
-/// what products of them have to be multiplied by. It never leaves the device.
-std::pair<Tensor, Tensor> power_for(const Tensor& dz) {
-  // The largest number comes near 2^15.
-  const Tensor power = dz.abs().amax().log2().neg().floor().clamp(-60, 60).add(14).nan_to_num(14.0);
-  return {power.exp2(), power.neg().exp2()};
-}
-
-Computed compute_backward(const LinearCall& call, const LinearPlan& plan, const RowGradients& upstream,
-                          const Tensor& numbers, int64_t needs) {
-  Computed result;
-  const auto needed = [&](int64_t need) { return (needs & need) != 0; };
-  const int64_t rows = call.rows, tile = std::min(plan.tile_classes, call.classes);
-  const bool narrows = call.products.narrows(), scales = narrows && call.input.scalar_type() == at::kHalf;
-  LogitsBuffer buffer(call, rows, tile, narrows ? rows : 0);
-  std::optional<WeightGradient> of_weight;
-  std::optional<BiasGradient> of_bias;
-  Tensor sum;  // of the input's gradient
-  if (needed(kNeedsInput)) sum = at::zeros({rows, call.features()}, call.input.options().dtype(call.compute));
-  if (needed(kNeedsWeight)) of_weight.emplace(call, false);
-  if (needed(kNeedsBias)) of_bias.emplace(call);
-  for (int64_t first = 0; rows > 0 && first < call.classes; first += tile) {
-    const int64_t count = std::min(tile, call.classes - first);
-    const Tensor logits = buffer.logits(rows, count), matrix = call.matrix(first, count);
-    call.products.logits(call.input, matrix, call.bias(first, count), logits);
-    call.kernels.row_losses(call.classes_of(logits, first, numbers), {}, upstream, logits);
-    if (of_bias.has_value()) of_bias->add(first, logits);
-    Tensor dz = logits, inverse;
-    if (scales) {
-      Tensor power;
-      std::tie(power, inverse) = power_for(logits);
-      logits.mul_(power);
-    }
-    if (narrows) {
-      buffer.narrow(logits);
-      dz = buffer.taken(count);
-    }
-    if (scales) {
-      if (of_weight.has_value()) {
-        const Tensor product = new_numbers(call.input, {count, call.features()}, call.compute);
-        call.products.weight_gradient(dz, call.input, product, false);
-        of_weight->classes(first, count).copy_(product.mul_(inverse));
-      }
-      if (sum.defined()) {
-        const Tensor product = new_numbers(call.input, sum.sizes(), call.compute);
-        call.products.input_gradient(dz, matrix, product, false);
-        sum.add_(product.mul_(inverse));
-      }
-      continue;
-    }
-    if (of_weight.has_value()) of_weight->set(first, dz, call.input);
-    if (sum.defined()) call.products.input_gradient(dz, matrix, sum, first > 0);
-  }
-  if (sum.defined()) result.grad_input = sum.to(call.input.scalar_type());
-  if (of_weight.has_value()) result.grad_weight = of_weight->finished();
-  if (of_bias.has_value()) result.grad_bias = of_bias->finished();
-  return result;
-}
-
 Tensor or_empty(const Tensor& x, const Tensor& like, at::ScalarType type) {
   return x.defined() ? x : at::empty({0}, like.options().dtype(type));
+}
+
+RowGradients upstream_of(const LinearCall& call, const OptionalTensor& grad_loss,
+                         const OptionalTensor& grad_log_prob, const OptionalTensor& grad_lse,
+                         const OptionalTensor& grad_entropy) {
+  const auto by_row = [&](const OptionalTensor& g) {
+    return g.has_value() && g->defined() ? call.kept(g->to(call.compute)).contiguous() : Tensor();
+  };
+  RowGradients upstream;
+  upstream.log_prob = by_row(grad_log_prob);
+  upstream.lse = by_row(grad_lse);
+  upstream.entropy = by_row(grad_entropy);
+  if (grad_loss.has_value() && grad_loss->defined()) {
+    if (call.options.reduction == kNone) {
+      upstream.loss = by_row(grad_loss);
+      upstream.factor = {1};
+    } else {
+      upstream.factor = factor_of(*grad_loss, call.divisor, call.compute);
+    }
+  }
+  return upstream;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_forward(
@@ -241,25 +78,45 @@ LinearGradients linear_backward(const OptionalTensor& grad_loss, const OptionalT
               "softkern::linear_cross_entropy_backward: arguments that the kernels don't take");
   const LinearCall call(of, options);
   const LinearPlan plan = call.pieces_of(kLeanPlan, needs);
-  const auto by_row = [&](const OptionalTensor& g) {
-    return g.has_value() && g->defined() ? call.kept(g->to(call.compute)).contiguous() : Tensor();
-  };
-  RowGradients upstream;
-  upstream.log_prob = by_row(grad_log_prob);
-  upstream.lse = by_row(grad_lse);
-  upstream.entropy = by_row(grad_entropy);
-  if (grad_loss.has_value() && grad_loss->defined()) {
-    if (options.reduction == kNone) {
-      upstream.loss = by_row(grad_loss);
-      upstream.factor = {1};
-    } else {
-      upstream.factor = factor_of(*grad_loss, call.divisor, call.compute);
-    }
-  }
+  const RowGradients upstream = upstream_of(call, grad_loss, grad_log_prob, grad_lse, grad_entropy);
   const Computed computed = compute_backward(call, plan, upstream, call.kept(numbers, 1), needs);
   const at::ScalarType type = input.scalar_type();
-  return {or_empty(call.spread(computed.grad_input, 0), input, type),
+  return {or_empty(call.spread(computed.grad_input, 0), input, type).to(type),
           or_empty(computed.grad_weight, input, type), or_empty(computed.grad_bias, input, type)};
+}
+
+void check_part(const LinearTensors& of, const SymLinearOptions& options) {
+  TORCH_CHECK(takes_linear_cross_entropy(of, options),
+              "softkern::linear_row_parts: arguments that the kernels don't take; call "
+              "softkern.parallel.linear_cross_entropy, which checks them");
+}
+
+/// The numbers of some classes of whole rows. Raises for targets that are no classes of whole rows.
+std::tuple<Tensor, Tensor, Tensor> linear_parts(SOFTKERN_LINEAR_TENSORS, const SymLinearOptions& options,
+                                                const c10::SymInt& first, const c10::SymInt& tile_classes) {
+  const LinearTensors of(input, linear_weight, linear_bias, target, weight, row_weight, num_items,
+                         target_probs, as_int(options.valid_classes));
+  check_part(of, options);
+  const LinearCall call(of, options, as_int(first));
+  const ComputedParts parts = compute_parts(call, call.pieces_of(kLeanPlan, 0), as_int(tile_classes));
+  return {call.spread(parts.numbers, 0, 2), parts.hot_z, call.spread(parts.argmax, -1, 1)};
+}
+
+LinearGradients linear_parts_backward(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                                      const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
+                                      const Tensor& whole, SOFTKERN_LINEAR_TENSORS,
+                                      const SymLinearOptions& options, const c10::SymInt& first,
+                                      int64_t needs) {
+  const LinearTensors of(input, linear_weight, linear_bias, target, weight, row_weight, num_items,
+                         target_probs, as_int(options.valid_classes));
+  check_part(of, options);
+  const LinearCall call(of, options, as_int(first));
+  const RowGradients upstream = upstream_of(call, grad_loss, grad_log_prob, grad_lse, grad_entropy);
+  const Computed computed =
+      compute_backward(call, call.pieces_of(kLeanPlan, needs), upstream, call.kept(whole, 1), needs);
+  return {or_empty(call.spread(computed.grad_input, 0), input, call.compute),
+          or_empty(computed.grad_weight, input, input.scalar_type()),
+          or_empty(computed.grad_bias, input, input.scalar_type())};
 }
 
 // Called in inference mode, under no_grad, and for devices without kernels.
@@ -276,6 +133,8 @@ RowResults linear_below_autograd(SOFTKERN_LINEAR_TENSORS, const SymLinearOptions
 void register_linear(torch::Library& m) {
   m.impl(linear_cross_entropy_forward.kName, unpacked<&linear_forward>);
   m.impl(linear_cross_entropy_backward.kName, unpacked<&linear_backward>);
+  m.impl(linear_row_parts.kName, unpacked<&linear_parts>);
+  m.impl(linear_row_parts_backward.kName, unpacked<&linear_parts_backward>);
 }
 
 }  // namespace

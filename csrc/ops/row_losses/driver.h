@@ -16,4 +16,8 @@ Divisor divisor_of(const CrossEntropyKernels& kernels, const RowCall& call, cons
 /// The upstream gradient of all rows' losses: that of the reduced loss, of one element, over the divisor.
 Number factor_of(const Tensor& grad_loss, const Divisor& divisor, at::ScalarType compute);
 
+/// The class that `argmax` has among `logits` (N, C), as a class of whole rows, where those logits begin with
+/// `first`: -1 stays, and a class c whose z is NaN becomes -2 - c, as it counts as larger than all numbers.
+Tensor largest_classes(const Tensor& logits, const Tensor& argmax, int64_t first, const RowOptions& options);
+
 }  // namespace softkern

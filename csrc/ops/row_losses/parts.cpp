@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The driver of row_parts and its relatives: rows whose classes are spread over several tensors.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -11,6 +13,15 @@
 #include "driver.h"
 
 namespace softkern {
+Tensor largest_classes(const Tensor& logits, const Tensor& argmax, int64_t first, const RowOptions& options) {
+  const Tensor x = logits.gather(1, argmax.clamp_min(0).unsqueeze(1)).squeeze(1);
+  // As the transformation: -inf stays, and 0 * inf is NaN.
+  const Tensor is_nan =
+      x.mul(options.logit_scale).isnan().logical_and(x.ne(-std::numeric_limits<double>::infinity()));
+  const Tensor whole = argmax.add(argmax.ge(0), first);
+  return at::where(is_nan.logical_and(argmax.ge(0)), -2 - whole, whole);
+}
+
 namespace {
 
 int64_t valid_of(const SymRowOptions& options) { return as_int(options.valid_classes); }
@@ -101,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> parts_of(const Tensor& self, SOFTKERN_ROW_TEN
     if (argmax) outputs.argmax = largest[tile];
     kernels.row_losses(call, outputs, {}, Tensor());
     if (several && tiles > 1) hot_z.add_(outputs.hot_z);
-    if (argmax) outputs.argmax.add_(outputs.argmax.ge(0), first + begin);  // ignored rows have -1
+    if (argmax) outputs.argmax.copy_(largest_classes(logits, outputs.argmax, first + begin, call.options));
   }
   return {numbers, hot_z, largest};
 }
