@@ -280,7 +280,8 @@ class _Form(NamedTuple):
         ranks, _, rows = gathered.shape
         of_nodes = len(self.numbers) * self.nodes
         numbers = gathered.new_zeros(ranks, 7, self.nodes, rows)
-        numbers[:, list(self.numbers)] = gathered[:, :of_nodes].view(ranks, len(self.numbers), self.nodes, rows)
+        sizes = (ranks, len(self.numbers), self.nodes, rows)
+        numbers[:, list(self.numbers)] = gathered[:, :of_nodes].view(sizes)
         parts = _exchange.merge_all(x, numbers, shard.vocabulary)
         hot_z = gathered[:, of_nodes : of_nodes + self.indices].sum(0).T.contiguous()
         argmax = gathered.new_empty(0).long()
