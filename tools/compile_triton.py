@@ -272,7 +272,7 @@ def _row_losses(case: Case, x: Tensor) -> None:
     backward = has("upstream") or has("whole")
     upstream = (numbers(), log_prob, numbers(), numbers()) if backward else (None,) * 4
     part = torch.empty(7, rows, dtype=compute, device="meta")
-    results: list[Tensor | None] = [None if backward or has("parts") else numbers(), *[None] * 6]
+    results: list[Tensor | None] = [None if backward or has("parts") else numbers(), *[None] * 7]
     if has("parts"):
         results[6] = part
     if has("statistics"):
