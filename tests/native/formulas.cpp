@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The formulas of csrc/common/{stats,mass,loss,tanh,row_losses,parts}.h as the CUDA kernels compute them, by the
-// emulator's arithmetic: for each line of numbers on the input (in the order of read()), a line with what
+// The formulas of csrc/common/{stats,mass,loss,tanh,row_losses,parts}.h as the CUDA kernels compute them, by
+// the emulator's arithmetic: for each line of numbers on the input (in the order of read()), a line with what
 // each formula makes of them, in the order of tests/kernels/test_formulas.py. `formulas float` or `formulas
 // double`.
 #include <cstdio>
