@@ -76,6 +76,11 @@ class Upstream(NamedTuple):
     entropy: Tensor | None
 
 
+def zeta_of(options: RowOptions) -> float:
+    """The factor of the squared lse in a row's loss."""
+    return options.z_loss
+
+
 def row_losses(self: Tensor, *given: Any) -> None:
     """Writes the results that are given and, if `grad` is given, the gradient of the logits for the upstream
     gradients. `grad` may be the logits. `given`: the targets, the options, `first` and `whole` (RowCall in
@@ -191,7 +196,7 @@ def _launch(
         )  # fmt: skip
     given = (upstream.factor_on_device, *upstream[2:])
     numbers = (
-        *strides, options.ignore_index, keep, share, inner, outer, uncap, slope, options.z_loss,
+        *strides, options.ignore_index, keep, share, inner, outer, uncap, slope, zeta_of(options),
         upstream.factor,
     )  # fmt: skip
     row_constants = {"KIND": kind.value, "SPREAD": spread, "BLOCK_K": block_k, **plan.constants()}

@@ -13,6 +13,7 @@ from softkern.options import RowOptions
 from softkern.triton.formulas import mass_numbers
 from softkern.triton.launch import launch_options, on_device_of, triton_dtype
 from softkern.triton.plan import power_of_two
+from softkern.triton.row_losses import zeta_of
 from softkern.triton.row_losses_blocks import INDEX, INDICES, NONE
 from softkern.triton.row_merge_kernels import row_merge_kernel
 
@@ -85,6 +86,6 @@ def _launch(
         parts, hot_z, indices, target_probs, weight, row_weight, *results, merged, rows, nodes,
         parts.stride(0), parts.stride(1), *((0, 0) if merged is None else merged.stride()[:2]), per_row,
         options.valid_classes, options.ignore_index, mass_numbers(options, options.valid_classes)[0],
-        options.z_loss, DTYPE=triton_dtype(parts.dtype), KIND=kind.value, LEVELS=block_p.bit_length() - 1,
+        zeta_of(options), DTYPE=triton_dtype(parts.dtype), KIND=kind.value, LEVELS=block_p.bit_length() - 1,
         BLOCK_R=block_r, **launch_options(parts.device, WARPS),
     )  # fmt: skip
