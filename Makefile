@@ -33,7 +33,8 @@ EVERY_KERNEL := 1
 TRITON_ARGS := --quick
 triton: $(VENV)/.built $(VENV)/.test
 	EVERY_KERNEL=$(EVERY_KERNEL) $(BIN)/python -m pytest tests/kernels/triton/test_compiled.py
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(addprefix tests/kernels/triton/test_,kernels.py row_losses.py row_parts.py)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest \
+		$(addprefix tests/kernels/triton/test_,kernels.py row_losses.py row_parts.py row_merge.py)
 	TRITON_INTERPRET=1 $(BIN)/python tests/support/triton_interpreter.py $(TRITON_ARGS)
 
 # The CUDA kernels without a GPU: the same sources by a C++ compiler, run on the host under sanitizers. A second

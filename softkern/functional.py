@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The functions with the signatures of `torch.nn.functional`: they normalise arguments and call the ops.
 
-`torch.nn.functional` itself computes what the kernels do not accept: other dtypes, devices without a
-backend, sparse or nested tensors, tensor subclasses with their own `__torch_dispatch__`, DTensors with
-pending sums. Arguments that it refuses raise its exceptions.
+`torch.nn.functional` itself computes what the kernels do not accept, and raises its exceptions: other dtypes,
+devices without a backend, sparse and nested tensors, most subclasses, DTensors with pending sums.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ from softkern.options import CrossEntropyOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from softkern.row_losses import RowKeywords, RowStats
+    from softkern.options import RowKeywords
+    from softkern.row_losses import RowStats
 
 _ops = torch.ops.softkern
 
@@ -69,8 +69,8 @@ def softmax(
     Error: at most 6 ulp in float32 for finite logits of any range and offset, below 1 ulp in 16-bit types
     (``docs/accuracy.md``). The bits of a row depend only on that row.
 
-    Differs from torch: in the error. DTensors may be sharded along `dim`, over one mesh dimension: they stay
-    so (torch gathers them), and have no second derivative.
+    Differs from torch: in the error. A DTensor may be sharded along `dim` over one mesh dimension: it stays
+    so (torch gathers it), without second derivatives.
 
     Source: Milakov and Gimelshein, arXiv 1805.02867 (m and d); ``csrc/cpu/rows/stats.h`` (how they
     keep their precision).

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CrossEntropyOptions(NamedTuple):
@@ -61,3 +65,28 @@ PLANS = ("auto", "fast", "lean", "reference")
 
 # The results of row_losses in their order, as bits of its option `outputs`.
 OUTPUTS = {"loss": 1, "log_prob": 2, "lse": 4, "entropy": 8, "argmax": 16, "correct": 32}
+
+
+class OwnKeywords(TypedDict, total=False):
+    """The keywords of `cross_entropy` that F lacks, but for `stats` and `inplace_backward`."""
+
+    row_weight: Tensor | None
+    num_items: float | Tensor | None
+    valid_classes: int | None
+    target_probs: Tensor | None
+    logit_scale: float
+    softcap: float | None
+    temperature: float
+    z_loss: float
+
+
+class RowKeywords(OwnKeywords, total=False):
+    """The same with `inplace_backward`."""
+
+    inplace_backward: bool
+
+
+class StatsKeywords(OwnKeywords, total=False):
+    """The same with `stats`."""
+
+    stats: Iterable[str]

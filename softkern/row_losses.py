@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,31 +42,6 @@ class RowStats(NamedTuple):
     entropy: Tensor | None = None  # of the probabilities
     argmax: Tensor | None = None  # int64; the first class of the largest z
     correct: Tensor | None = None  # bool; whether argmax is the target
-
-
-class OwnKeywords(TypedDict, total=False):
-    """The keywords of `cross_entropy` that F lacks, but for `stats` and `inplace_backward`."""
-
-    row_weight: Tensor | None
-    num_items: float | Tensor | None
-    valid_classes: int | None
-    target_probs: Tensor | None
-    logit_scale: float
-    softcap: float | None
-    temperature: float
-    z_loss: float
-
-
-class RowKeywords(OwnKeywords, total=False):
-    """The same with `inplace_backward`."""
-
-    inplace_backward: bool
-
-
-class StatsKeywords(OwnKeywords, total=False):
-    """The same with `stats`."""
-
-    stats: Iterable[str]
 
 
 def cross_entropy(

@@ -42,6 +42,8 @@ from softkern.triton import (
     row_losses,
     row_losses_hot_kernels,
     row_losses_kernels,
+    row_merge,
+    row_merge_kernels,
     row_parts_kernels,
     softmax,
     softmax_kernels,
@@ -57,6 +59,7 @@ KERNELS = (
     cross_entropy_kernels.scale_kernel,
     row_losses_kernels.row_losses_kernel,
     row_parts_kernels.part_gradient_kernel,
+    row_merge_kernels.row_merge_kernel,
     row_losses_hot_kernels.gather_kernel,
     row_losses_hot_kernels.scatter_kernel,
 )
@@ -122,11 +125,12 @@ def recorded() -> Iterator[list[Launch]]:
             return self.run
 
     with ExitStack() as stack:
-        for module in (launch, cross_entropy, row_losses):
+        for module in (launch, cross_entropy, row_losses, row_merge):
             for name, value in list(vars(module).items()):
                 if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
                     stack.enter_context(mock.patch.object(module, name, Stand(value)))
-            stack.enter_context(mock.patch.object(module, "ran", lambda *_: None))
+            if hasattr(module, "ran"):
+                stack.enter_context(mock.patch.object(module, "ran", lambda *_: None))
         yield launches
 
 
@@ -206,6 +210,8 @@ def launches_of(case: Case) -> list[Launch]:
             log_softmax.log_softmax_backward(x, x, 1)
         elif case.op == "row_losses":
             _row_losses(case, x)
+        elif case.op == "merge_rows":
+            _merge_rows(case, x)
         else:
             _cross_entropy(case, x)
     return [made for made in launches if made.kernel in KERNELS]
@@ -266,7 +272,7 @@ def _row_losses(case: Case, x: Tensor) -> None:
     backward = has("upstream") or has("whole")
     upstream = (numbers(), log_prob, numbers(), numbers()) if backward else (None,) * 4
     part = torch.empty(7, rows, dtype=compute, device="meta")
-    results: list[Tensor | None] = [None if backward or has("parts") else numbers(), *[None] * 6]
+    results: list[Tensor | None] = [None if backward or has("parts") else numbers(), *[None] * 7]
     if has("parts"):
         results[6] = part
     if has("statistics"):
@@ -279,6 +285,24 @@ def _row_losses(case: Case, x: Tensor) -> None:
     row_losses.row_losses(
         x, target, probs, probabilities, *weights, *options, begin, part if has("whole") else None,
         float(factor is not None), factor, *upstream, *results, grad,
+    )  # fmt: skip
+
+
+def _merge_rows(case: Case, x: Tensor) -> None:
+    """The step of row_parts_results: all results and the merged numbers, from parts of the case's shape."""
+    compute = compute_dtype(x.dtype)
+    parts = torch.empty(case.shape, dtype=compute, device="meta")
+    rows = case.shape[2]
+    several = (8,) if "indices" in case.options else ()
+
+    def numbers(*sizes: int, dtype: torch.dtype = compute) -> Tensor:
+        return torch.empty(rows, *sizes, dtype=dtype, device="meta")
+
+    hot_z, probs = (numbers(8), numbers(8)) if several else (None, None)
+    row_merge.merge_rows(
+        parts, hot_z, numbers(*several, dtype=torch.int64), probs, x.new_empty(1000), numbers(),
+        *RowOptions(label_smoothing=0.1, valid_classes=1000, z_loss=1e-4), numbers(), numbers(*several),
+        numbers(), numbers(), parts[:, 0],
     )  # fmt: skip
 
 
@@ -311,6 +335,15 @@ def cases(dtypes: tuple[torch.dtype, ...], shapes: tuple[tuple[int, ...], ...]) 
             found.append(Case("cross_entropy_backward", dtype, shape))
             found += [Case("row_losses", dtype, shape, options) for options in ROW_OPTIONS]
     return found
+
+
+# Numbers, parts, rows: of the parts of one program, and of more.
+MERGES = tuple(
+    Case("merge_rows", dtype, (7, parts, 4096), options)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64)
+    for parts in (1, 8, 512)
+    for options in ((), ("indices",))
+)
 
 
 # Shapes for each kind of program (docs/triton.md), aligned to 16 bytes and unaligned; few rows, which are

@@ -101,7 +101,16 @@ struct RowLossArgs {
   double grad_factor;   // multiplies the upstream gradients of the losses
   const void* factor;   // a further factor, of the compute type; or null
   RowNumbers upstream;  // loss null: 1; others null: 0
-  void* hot_z;  // scratch memory for the z of all class indices, of the compute type; null without per_row
+  void* hot_z;          // for the z of all class indices, of the compute type; null without per_row
+};
+
+/// The numbers of whole rows from those of their parts, and the results from them (common/parts.h).
+struct RowMergeArgs {
+  const void* parts;  // PartNumbers: number i of row r is at [i * number_step + part * node_step + r]
+  int64_t number_step, node_step, nodes;
+  PartNumbers merged;
+  // Of whole rows, without logits and parts. hot_z is read.
+  RowLossArgs rows;
 };
 
 /// out = in * (upstream * scale). out may be in.
@@ -161,6 +170,8 @@ Outcome row_losses(const RowLossArgs& args, const DeviceStream& stream);
 /// The gradient alone, for rows whose numbers are known.
 template <class T>
 Outcome row_parts(const RowLossArgs& args, const DeviceStream& stream);
+template <class T>
+Outcome row_merge(const RowMergeArgs& args, const DeviceStream& stream);
 template <class T>
 Outcome scale(const ScaleArgs& args, const DeviceStream& stream);
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from softkern import _linear_arguments as _layer
 from softkern.linear_losses import LinearCrossEntropyOptions
-from softkern.options import PLANS, LinearOptions, RowOptions
+from softkern.options import PLANS, LinearOptions, RowOptions, StatsKeywords
 from softkern.parallel._agreement import tell_failure
 from softkern.parallel._call import Call, compute
 from softkern.parallel._linear import InputGradient, linear_row_losses
 from softkern.parallel._rows import Shard
-from softkern.row_losses import Given, RowStats, StatsKeywords, all_keywords, with_keywords
+from softkern.row_losses import Given, RowStats, all_keywords, with_keywords
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from softkern.options import StatsKeywords
 from softkern.parallel._call import Call, compute
-from softkern.row_losses import RowStats, StatsKeywords, all_keywords, with_keywords
+from softkern.row_losses import RowStats, all_keywords, with_keywords
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from softkern.triton import cross_entropy, log_softmax, row_losses, softmax
+from softkern.triton import cross_entropy, log_softmax, row_losses, row_merge, softmax
 from softkern.triton.settings import INTERPRETED
 
 OPS = (
@@ -22,6 +22,7 @@ OPS = (
     cross_entropy.reduce_losses,
     cross_entropy.scale_gradient,
     row_losses.row_losses,
+    row_merge.merge_rows,
 )
 # GPUs for which Triton has a compiler. They include AMD's, which torch calls CUDA. Triton's interpreter takes
 # CPU tensors.

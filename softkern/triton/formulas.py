@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas of csrc/common/{stats,mass,loss,tanh,row_losses}.h, which documents them, under the same
+"""The formulas of csrc/common/{stats,mass,loss,tanh,row_losses,parts}.h, which documents them, under the same
 names. A change must be made in both places: a test compares names and values.
 
 Numbers are row vectors (R, 1), or blocks (R, C) of classes. As in CUDA, a product and a sum are one fused
@@ -256,3 +256,36 @@ def common_pull(g, masses, zeta, weight, lse, g_lse):
 @triton.jit
 def term_pull(scale, slope, e, below):
     return tl.fma(e, scale, slope * term_below(e, below))
+
+
+# parts.h; the numbers of a part in the order of PartNumber.
+
+
+@triton.jit
+def mass_below_moved(m_to, m, mass, below):
+    infinite = tl.where(mass == 0, 0.0, mass * float("inf"))
+    return tl.where(is_finite(m), below_moved(m_to, m, mass, below), infinite)
+
+
+@triton.jit
+def move_part(m_to, m, ties, rest, terms_below, mass, below):
+    """Returns ties, rest, terms_below and below, relative to m_to."""
+    is_top = m == m_to
+    all = tl.where(is_finite(m), total(ties, top_term(m), rest), rest)
+    moved_terms = terms_below_moved(m_to, m, all, unit_ratio(m, m_to), terms_below)
+    moved_below = mass_below_moved(m_to, m, mass, below)
+    terms_below = tl.where(is_top, terms_below, moved_terms)
+    below = tl.where(is_top, below, moved_below)
+    ties, rest = move_to(m_to, m, ties, rest)
+    return ties, rest, terms_below, below
+
+
+@triton.jit
+def merge_part(m_1, ties_1, rest_1, terms_1, mass_1, below_1, hot_z_1, m_2, ties_2, rest_2, terms_2, mass_2,
+               below_2, hot_z_2):  # fmt: skip
+    """Returns the numbers of the classes of both parts."""
+    m = tl.where(m_1 < m_2, m_2, m_1)
+    ties_1, rest_1, terms_1, below_1 = move_part(m, m_1, ties_1, rest_1, terms_1, mass_1, below_1)
+    ties_2, rest_2, terms_2, below_2 = move_part(m, m_2, ties_2, rest_2, terms_2, mass_2, below_2)
+    return (m, ties_1 + ties_2, rest_1 + rest_2, terms_1 + terms_2, mass_1 + mass_2, below_1 + below_2,
+            hot_z_1 + hot_z_2)  # fmt: skip

@@ -35,7 +35,7 @@ from softkern.triton.plan import (
 from softkern.triton.row_losses_blocks import CAPPED, INDEX, INDICES, NONE, PROBABILITIES, SAME, SCALED
 from softkern.triton.row_losses_hot_kernels import FIELDS, gather_kernel, scatter_kernel
 from softkern.triton.row_losses_kernels import row_losses_kernel
-from softkern.triton.row_parts_kernels import PART_MAX, part_gradient_kernel
+from softkern.triton.row_parts_kernels import PART_HOT_Z, PART_MAX, part_gradient_kernel
 
 # The class indices that a program has at once, in one row or in several.
 HOT_BLOCK = 512
@@ -61,6 +61,7 @@ class Results(NamedTuple):
     argmax: Tensor | None
     correct: Tensor | None
     parts: Tensor | None  # PartNumbers (csrc/common/options.h) of the rows: (7, rows)
+    hot_z: Tensor | None  # beside `parts`, the z of each of K indices, 0 for classes not read: (rows, K)
 
 
 class Upstream(NamedTuple):
@@ -73,6 +74,11 @@ class Upstream(NamedTuple):
     log_prob: Tensor | None
     lse: Tensor | None
     entropy: Tensor | None
+
+
+def zeta_of(options: RowOptions) -> float:
+    """The factor of the squared lse in a row's loss."""
+    return options.z_loss
 
 
 def row_losses(self: Tensor, *given: Any) -> None:
@@ -102,6 +108,10 @@ def row_losses(self: Tensor, *given: Any) -> None:
     if self.numel() == 0:
         if results.parts is not None:
             _no_classes(results.parts, targets.indices, options.ignore_index)
+        if results.hot_z is not None:
+            results.hot_z.zero_()
+        if results.argmax is not None:
+            results.argmax.fill_(-1)
         return
     with on_device_of(self):
         _launch(self, dim, targets, options, first, whole, upstream, results, grad)
@@ -139,7 +149,7 @@ def _launch(
     many = indices is not None and indices.dim() == 2
     massive = target_probs is not None or probabilities is not None or not (indices is None or many)
     spread = massive and has_spread_mass(options, probabilities is not None)
-    wanted = results.log_prob is not None or upstream.log_prob is not None
+    wanted = any(x is not None for x in (results.log_prob, results.hot_z, upstream.log_prob))
     if many and not wanted and not (weighs and target_probs is not None):
         indices, many = None, False
     kind = NONE
@@ -173,7 +183,9 @@ def _launch(
         assert indices is not None
         per_row = indices.shape[1]
         block_k = min(power_of_two(per_row), max(1, HOT_BLOCK // plan.block_r))
-        hot_z = torch.empty(indices.shape, dtype=compute_dtype(self.dtype), device=self.device)
+        hot_z = results.hot_z
+        if hot_z is None:
+            hot_z = torch.empty(indices.shape, dtype=compute_dtype(self.dtype), device=self.device)
         hot_mass = torch.empty_like(hot_z)
         kept = hot_z.new_empty(layout.rows if grad is not None else 0, FIELDS.value)
         grid, hot_constants = _hot_launch(layout, plan, per_row)
@@ -184,7 +196,7 @@ def _launch(
         )  # fmt: skip
     given = (upstream.factor_on_device, *upstream[2:])
     numbers = (
-        *strides, options.ignore_index, keep, share, inner, outer, uncap, slope, options.z_loss,
+        *strides, options.ignore_index, keep, share, inner, outer, uncap, slope, zeta_of(options),
         upstream.factor,
     )  # fmt: skip
     row_constants = {"KIND": kind.value, "SPREAD": spread, "BLOCK_K": block_k, **plan.constants()}
@@ -197,6 +209,9 @@ def _launch(
             *numbers, TERMS_BELOW=parts is not None and bool(options.outputs & OUTPUTS["entropy"]),
             **constants, **row_constants, **launch_options(self.device, plan.warps, plan.registers),
         )  # fmt: skip
+        if results.hot_z is not None and not many:
+            assert parts is not None
+            results.hot_z.view(-1).copy_(parts[PART_HOT_Z.value])
     else:
         del row_constants["SINGLE"]
         width = min(-(-layout.classes // plan.block_c), MOST_PARTS)

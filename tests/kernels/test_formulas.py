@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas of csrc/common/{stats,mass,loss,tanh,row_losses}.h and of softkern/triton/formulas.py are the
-same: their names, and what they make of the same numbers."""
+"""The formulas of csrc/common/{stats,mass,loss,tanh,row_losses,parts}.h and of softkern/triton/formulas.py
+are the same: their names, and what they make of the same numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from places import ROOT, SUPPORT
 
-HEADERS = ("stats", "mass", "loss", "tanh", "row_losses")
+HEADERS = ("stats", "mass", "loss", "tanh", "row_losses", "parts")
 HELPERS = {"is_finite"}  # of Triton's, which C++ has in the trait that computes
 # These are compared by themselves: they may be as small as any number.
 RELATIVE = {"unit_ratio", "top_term", "d_less_one", "log_d", "tanh_small", "tanh"}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The formulas of csrc/common/{stats,mass,loss,tanh,row_losses}.h as the CUDA kernels compute them, by the
-// emulator's arithmetic: for each line of numbers on the input (in the order of read()), a line with what
+// The formulas of csrc/common/{stats,mass,loss,tanh,row_losses,parts}.h as the CUDA kernels compute them, by
+// the emulator's arithmetic: for each line of numbers on the input (in the order of read()), a line with what
 // each formula makes of them, in the order of tests/kernels/test_formulas.py. `formulas float` or `formulas
 // double`.
 #include <cstdio>
@@ -8,6 +8,7 @@
 
 #include "../../csrc/common/loss.h"
 #include "../../csrc/common/mass.h"
+#include "../../csrc/common/parts.h"
 #include "../../csrc/common/row_losses.h"
 #include "../../csrc/cuda/stats.cuh"
 
@@ -97,6 +98,11 @@ int evaluate() {
     print(squared_lse<L>(smoothing, weight, x));
     print(common_pull<L>(factor, masses, smoothing, weight, x, t));
     print(term_pull<L>(factor, t, e, below));
+    print(mass_below_moved<L>(to, from, masses, below));
+    A part[kPartNumbers] = {from, ties, rest, e, masses, below, x};
+    A larger[kPartNumbers] = {to, A(1), t, smoothing, weight, e, A(0)};
+    merge_part<L>(part, larger);
+    for (const A number : part) print(number);
     printf("\n");
   }
   return 0;

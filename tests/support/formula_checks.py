@@ -30,6 +30,8 @@ from softkern.triton.formulas import (
     logit_numbers,
     logit_slope,
     lse_of,
+    mass_below_moved,
+    merge_part,
     move_to,
     origin_of,
     power_of,
@@ -96,6 +98,14 @@ RESULTS = (
     "squared_lse",
     "common_pull",
     "term_pull",
+    "mass_below_moved",
+    "merge_part: m",
+    "merge_part: ties",
+    "merge_part: rest",
+    "merge_part: terms below",
+    "merge_part: mass",
+    "merge_part: mass below",
+    "merge_part: hot z",
 )
 
 
@@ -181,6 +191,12 @@ def evaluate(numbers, results, cases, CASES: tl.constexpr, DTYPE: tl.constexpr):
     tl.store(results + 42 * cases + case, squared_lse(smoothing, weight, x))
     tl.store(results + 43 * cases + case, common_pull(factor, masses, smoothing, weight, x, t))
     tl.store(results + 44 * cases + case, term_pull(factor, t, e, below))
+    tl.store(results + 45 * cases + case, mass_below_moved(m_to, m_from, masses, below))
+    one, nothing = ties * 0 + 1, ties * 0
+    larger = (m_to, one, t, smoothing, weight, e, nothing)
+    part = merge_part(m_from, ties, rest, e, masses, below, x, *larger)
+    for k in tl.static_range(7):
+        tl.store(results + (46 + k) * cases + case, part[k])
 
 
 def host_numbers(line: list[float]) -> list[float]:

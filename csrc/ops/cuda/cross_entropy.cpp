@@ -65,8 +65,8 @@ class CudaKernels final : public CrossEntropyKernels {
                   const Tensor& grad) const override {
     cuda::row_losses(call, outputs, upstream, grad);
   }
-  void merge_rows(const RowCall&, const RowParts&, const RowOutputs&) const override {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "softkern: merge_rows has no kernel for this device");
+  void merge_rows(const RowCall& call, const RowParts& parts, const RowOutputs& outputs) const override {
+    cuda::merge_rows(call, parts, outputs);
   }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,

@@ -39,21 +39,22 @@ class TritonKernels final : public CrossEntropyKernels {
   void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
                   const Tensor& grad) const override {
     const Number& factor = upstream.factor;
-    Tensor indices = call.target;
-    if (call.kind == TargetKind::kIndex) indices = indices.view(call.layout.rows);
-    if (call.kind == TargetKind::kIndices) indices = indices.view({call.layout.rows, call.per_row});
     triton::row_losses.redispatch(
-        kernels_of(call.logits.device()), call.logits, if_given(indices), if_given(call.target_probs),
+        kernels_of(call.logits.device()), call.logits, indices_of(call), if_given(call.target_probs),
         if_given(call.probabilities), if_given(call.weight), if_given(call.row_weight), call.options,
         call.first, if_given(call.whole), factor.on_device.defined() ? 1 : factor.value,
         if_given(factor.on_device), if_given(upstream.loss), if_given(upstream.log_prob),
         if_given(upstream.lse), if_given(upstream.entropy), if_given(outputs.loss),
         if_given(outputs.log_prob), if_given(outputs.lse), if_given(outputs.entropy),
-        if_given(outputs.argmax), if_given(outputs.correct), if_given(outputs.parts),
+        if_given(outputs.argmax), if_given(outputs.correct), if_given(outputs.parts), if_given(outputs.hot_z),
         grad.defined() ? OptionalTensor(unseen(grad)) : std::nullopt);
   }
-  void merge_rows(const RowCall&, const RowParts&, const RowOutputs&) const override {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "softkern: merge_rows has no kernel for this device");
+  void merge_rows(const RowCall& call, const RowParts& parts, const RowOutputs& outputs) const override {
+    triton::merge_rows.redispatch(kernels_of(call.logits.device()), parts.numbers, if_given(parts.hot_z),
+                                  indices_of(call), if_given(call.target_probs), if_given(call.weight),
+                                  if_given(call.row_weight), call.options, if_given(outputs.loss),
+                                  if_given(outputs.log_prob), if_given(outputs.lse),
+                                  if_given(outputs.entropy), if_given(outputs.parts));
   }
 
   void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
@@ -70,6 +71,12 @@ class TritonKernels final : public CrossEntropyKernels {
   }
 
  private:
+  /// (rows), or (rows, K) with several of them.
+  static OptionalTensor indices_of(const RowCall& call) {
+    if (call.kind == TargetKind::kIndex) return call.target.view(call.layout.rows);
+    if (call.kind == TargetKind::kIndices) return call.target.view({call.layout.rows, call.per_row});
+    return std::nullopt;
+  }
   /// Interpreted kernels have no device that an assertion could stop.
   static void refuse_wrong_targets(const CrossEntropyCall& call) {
     const Tensor y = call.target.to(at::kLong);  // ignore_index may not fit into a narrower dtype

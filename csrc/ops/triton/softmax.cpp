@@ -17,7 +17,7 @@ namespace {
 TORCH_LIBRARY(softkern_triton, m) {
   for_each_softmax_op([&](const auto& op) { m.def(op.kSchema); });
   const auto define = [&](const auto&... op) { (m.def(op.kSchema), ...); };
-  define(target_weight, cross_entropy_rows, row_losses, reduce_losses, scale_gradient);
+  define(target_weight, cross_entropy_rows, row_losses, merge_rows, reduce_losses, scale_gradient);
 }
 
 }  // namespace softkern::triton

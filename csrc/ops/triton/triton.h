@@ -32,7 +32,7 @@ SOFTKERN_OP(softkern_triton, row_losses, 0,
             ", int first, Tensor? whole, float factor, Tensor? factor_on_device, Tensor? grad_loss, "
             "Tensor? grad_log_prob, Tensor? grad_lse, Tensor? grad_entropy, Tensor(a!)? loss, "
             "Tensor(b!)? log_prob, Tensor(c!)? lse, Tensor(d!)? entropy, Tensor(e!)? argmax, "
-            "Tensor(f!)? correct, Tensor(g!)? parts, Tensor(h!)? grad) -> ()",
+            "Tensor(f!)? correct, Tensor(g!)? parts, Tensor(h!)? hot_z, Tensor(i!)? grad) -> ()",
             void(const Tensor& self, const OptionalTensor& indices, const OptionalTensor& target_probs,
                  const OptionalTensor& probabilities, const OptionalTensor& weight,
                  const OptionalTensor& row_weight, const RowOptions& options, int64_t first,
@@ -40,7 +40,20 @@ SOFTKERN_OP(softkern_triton, row_losses, 0,
                  const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
                  const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy, OptionalTensor loss,
                  OptionalTensor log_prob, OptionalTensor lse, OptionalTensor entropy, OptionalTensor argmax,
-                 OptionalTensor correct, OptionalTensor parts, OptionalTensor grad));
+                 OptionalTensor correct, OptionalTensor parts, OptionalTensor hot_z, OptionalTensor grad));
+
+/// Merges the numbers of parts of rows, (kPartNumbers, parts, rows), and writes the results that are given.
+/// `hot_z`: of whole rows, with several indices a row; `indices`: as in row_losses; `merged`: (kPartNumbers,
+/// rows).
+SOFTKERN_OP(softkern_triton, merge_rows, 0,
+            "(Tensor parts, Tensor? hot_z, Tensor? indices, Tensor? target_probs, Tensor? weight, "
+            "Tensor? row_weight" SOFTKERN_ROW_OPTIONS_SCHEMA
+            ", Tensor(a!)? loss, Tensor(b!)? log_prob, Tensor(c!)? lse, Tensor(d!)? entropy, "
+            "Tensor(e!)? merged) -> ()",
+            void(const Tensor& parts, const OptionalTensor& hot_z, const OptionalTensor& indices,
+                 const OptionalTensor& target_probs, const OptionalTensor& weight,
+                 const OptionalTensor& row_weight, const RowOptions& options, OptionalTensor loss,
+                 OptionalTensor log_prob, OptionalTensor lse, OptionalTensor entropy, OptionalTensor merged));
 
 SOFTKERN_OP(softkern_triton, reduce_losses, 0,
             "(Tensor losses, float divisor, Tensor? divisor_on_device, float storage, "

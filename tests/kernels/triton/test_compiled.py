@@ -83,6 +83,15 @@ def test_nothing_is_spilled_and_aligned_rows_are_read_16_bytes_at_once(case, sm)
                 assert wide & set(made.stores)
 
 
+@pytest.mark.parametrize("case", tool.MERGES if CASES else [], ids=lambda c: c.name)
+def test_a_merge_spills_nothing(case):
+    for sm in tool.ARCHITECTURES if EVERY else (90,):
+        for launch in tool.launches_of(case):
+            made = tool.compile_for(launch, sm)
+            assert (made.stack, made.local) == (0, 0)
+            assert made.registers <= CEILING_OF_ROW_LOSSES
+
+
 def test_assertions_are_the_kernels_own():
     """Triton's, of integers that wrap, hold of no NaN's bits."""
     (launch,) = tool.launches_of(tool.Case("cross_entropy", torch.float32, (64, 10), ("gradient",)))
@@ -102,6 +111,7 @@ def test_a_number_from_the_device_is_never_waited_for():
         torch.empty((), device="meta").item()
     for case in tool.cases(tool.DTYPES, ((5, 7), (1, 200000), (3, 40, 5))):
         assert tool.launches_of(case), case.name
+    assert all(map(tool.launches_of, tool.MERGES))
 
 
 @pytest.mark.parametrize("committed", [ROOT / "docs/triton.json"], ids=["triton.json"])

@@ -92,7 +92,7 @@ class Rows:
         torch.ops.softkern_triton.row_losses(
             self.x[:, first:end], self.indices, self.target_probs, None if t is None else t[:, first:end],
             self.weight, self.row_weight, *self.options, first, whole, factor, on_device,
-            *(upstream.get(name) for name in DIFFERENTIABLE), *[None] * 6, parts, grad,
+            *(upstream.get(name) for name in DIFFERENTIABLE), *[None] * 6, parts, None, grad,
         )  # fmt: skip
 
     def parts(self, window=None):
