@@ -232,6 +232,8 @@ def _described(name: str, value: Any) -> Any:
         return _described_tensor(name, value)
     if name == "stats" and isinstance(value, Iterable) and not isinstance(value, str):
         return ", ".join(sorted(map(str, value)))  # in any order: that of a set differs
+    if name == "classes" and isinstance(value, list):
+        value = tuple(value)
     # NaN would not be equal to itself.
     is_plain = isinstance(value, (int, float, str, type(None))) and value == value
     return value if is_plain else repr(value)

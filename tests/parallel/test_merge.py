@@ -17,7 +17,7 @@ from row_losses_checks import DIFFERENTIABLE, OUTPUTS, arguments, check_values
 from tolerances import DTYPES
 
 from softkern.parallel import _exchange
-from softkern.parallel._rows import _first_largest
+from softkern.parallel._rows import Shard, _first_largest
 from softkern.parallel._vocabulary import vocabulary
 from softkern.reference_rows import RowLosses
 
@@ -36,7 +36,7 @@ def merged(x, widths, tiles=None, **options):
         args = arguments(own, names, **{**options, "target": y})
         parts, own_hot_z, _ = ops.row_parts(own, *args, of.bounds[rank], of.tile)
         hot_z = hot_z + own_hot_z
-        sent.append(_exchange.merge_own(own, parts, of, rank))
+        sent.append(_exchange.merge_own(own, parts, Shard(None, rank, of, False, 1)))
     parts = _exchange.merge_all(x, torch.stack(sent), of)
     *results, whole = ops.row_parts_results(x, parts, hot_z, *arguments(x, names, **options))
     found = {n: t if n in names else None for n, t in zip(DIFFERENTIABLE, results, strict=True)}
