@@ -67,8 +67,8 @@ class CrossEntropyKernels {
   virtual void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
                           const Tensor& grad) const = 0;
 
-  /// Merges the numbers of parts of rows (common/parts.h), and writes those of outputs.{parts, loss, log_prob,
-  /// lse, entropy} that are defined. The logits of `call` give its dtype alone.
+  /// Merges the numbers of parts of rows (common/parts.h), and writes those of outputs.{parts, loss,
+  /// log_prob, lse, entropy} that are defined. The logits of `call` give its dtype alone.
   virtual void merge_rows(const RowCall& call, const RowParts& parts, const RowOutputs& outputs) const = 0;
 
   /// loss = (sum of losses) / divisor. If grad_scale is defined, it becomes 1 / (divisor * storage), or 1 if
