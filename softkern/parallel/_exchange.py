@@ -51,12 +51,13 @@ def merge_all(x: Tensor, gathered: Tensor, vocabulary: Vocabulary) -> Tensor:
     `gathered`: (ranks, numbers, nodes, rows).
     """
     found: list[tuple[Node, Tensor]] = []
-    if vocabulary.most_nodes == 1 and len({node.level for nodes in vocabulary.nodes for node in nodes}) == 1:
+    levels = [[node.level for node in nodes] for nodes in vocabulary.nodes]
+    if len(levels[0]) == 1 and all(of_rank == levels[0] for of_rank in levels):
         return gathered[:, :, 0].movedim(0, 1)
     for rank, nodes in enumerate(vocabulary.nodes):
         for i, node in enumerate(nodes):
             found.append((node, gathered[rank, :, i]))
-            while len(found) > 1 and found[-1][0].level == found[-2][0].level and found[-1][0].place & 1:
+            while len(found) > 1 and found[-1][0].level == found[-2][0].level:
                 (node, right), (_, left) = found.pop(), found.pop()
                 merged = _ops.row_parts_merge(x, torch.stack((left, right), 1))
                 found.append((Node(node.level + 1, node.place >> 1), merged))

@@ -43,7 +43,7 @@ def test_one_tile_on_each_of_64_ranks(exchange):
 
 
 @pytest.mark.parametrize("target", PROBLEMS)
-@pytest.mark.parametrize("tiles", ((32, 16, 16), (21, 43), (0, 5, 1, 58, 0), (64, 0)))
+@pytest.mark.parametrize("tiles", ((32, 16, 16), (21, 43), (0, 5, 1, 58, 0), (16, 0, 16, 16, 16)))
 def test_shards_of_whole_tiles_that_are_not_equal(tiles, target):
     x, options = problem(target)
     widths = [n * 10 for n in tiles]

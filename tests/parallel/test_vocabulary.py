@@ -75,7 +75,7 @@ def test_even_widths_are_those_of_chunk(classes, ranks):
 def test_tiles_that_are_asked_for():
     assert vocabulary((30, 10), tiles=4).nodes == ((Node(1, 0), Node(0, 2)), (Node(0, 3),))
     assert vocabulary((33,), tiles=1).nodes == ((Node(0, 0),),)
-    for widths, tiles in (*(((30, 10), n) for n in (0, -2, 3, 6, 16, 128)), ((33, 7), 4)):
+    for widths, tiles in (*(((30, 10), n) for n in (0, -2, 3, 6, 16, 128)), ((33, 7), 4), ((60, 60), 6)):
         with pytest.raises(ValueError, match=f"power of two.*got {tiles} for ranks with {widths[0]}, "):
             vocabulary(widths, tiles=tiles)
     for tiles in (2.0, True, "2"):
