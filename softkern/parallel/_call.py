@@ -134,8 +134,8 @@ def num_items(
 
     Returns:
         A tensor without dims, for ``num_items=`` of softkern's losses: int64 without weights, otherwise
-        float64, where the sums of the ranks are added up in the order of the ranks. A rank whose rows are all
-        ignored adds 0.
+        float64, where the sums of the ranks are added up in the order of the ranks; NaN if they are 0. A rank
+        whose rows are all ignored adds 0.
     """
     kept = target != ignore_index
     if weight is None and row_weight is None:
@@ -145,17 +145,24 @@ def num_items(
         return count
     mass = kept.double()
     if weight is not None:
-        mass = torch.where(kept, weight.double()[torch.where(kept, target, 0).long()], 0)
+        # The loss raises for targets that are no classes. Here the other ranks would wait.
+        known = kept & (target >= 0) & (target < weight.shape[0])
+        mass = torch.where(known, weight.double()[torch.where(known, target, 0).long()], 0)
     if row_weight is not None:
         mass = torch.where(kept, mass * row_weight, 0)
     total = mass.sum()
     if row_group is None:
-        return total
+        return _or_nan(total)
     of_ranks = collectives.begin_all_gather(total.reshape(1), row_group)()
     total = of_ranks[0]
     for of_rank in of_ranks[1:]:
         total = total + of_rank
-    return total
+    return _or_nan(total)
+
+
+def _or_nan(weight: Tensor) -> Tensor:
+    """As in the loss without weights: 0/0 without a weight, even if label smoothing alone makes it x/0."""
+    return torch.where(weight == 0, torch.nan, weight)
 
 
 def _ranks(

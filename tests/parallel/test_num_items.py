@@ -151,3 +151,11 @@ def test_a_sum_and_a_count_for_those_who_average_over_ranks():
         torch.testing.assert_close(loss / 3, want)
 
     on_ranks(3, one)
+
+
+def test_weights_of_targets_that_are_no_classes_and_of_no_target():
+    """The loss raises for the first, and no rank waits for it; without a weight a mean is NaN."""
+    weight = torch.tensor([1.0, 2.0, 0.0])
+    assert num_items(torch.tensor([0, 1, 3, -1]), weight=weight) == 3
+    for rows in (torch.tensor([2]), torch.tensor([-100])):
+        assert num_items(rows, weight=weight).isnan()
