@@ -190,7 +190,7 @@ def _go_together(
     if input.dim() == 0 or input.shape[class_dim] == 0:
         return False
     whole = _whole_along(input, class_dim)
-    if not whole and _shared_classes(input, class_dim) is None:
+    if not whole and _mesh_dim_along(input, class_dim) is None:
         return False
     for t in (target, weight, *of_rows):
         if t is not None and not (is_dtensor(t) and t.device_mesh == input.device_mesh):
@@ -259,20 +259,28 @@ def _whole_along(x: DTensor, dim: int) -> bool:
     )
 
 
-def _shared_classes(x: DTensor, dim: int) -> ClassShard | None:
-    """Which classes of its rows along `dim` this rank has, if those are sharded over one mesh dimension."""
+def _mesh_dim_along(x: DTensor, dim: int) -> int | None:
+    """The mesh dimension that `dim` is sharded over; None if there is none, or if there are several."""
     from torch.distributed.tensor import Replicate, Shard
 
     if x.device_mesh.get_coordinate() is None or x.dtype not in _FLOATS or x.shape[dim] == 0:
         return None
-    of_classes = [i for i, p in enumerate(x.placements) if type(p) is Shard and p.dim == dim]
-    if len(of_classes) != 1 or any(type(p) is not Replicate and type(p) is not Shard for p in x.placements):
+    found = [i for i, p in enumerate(x.placements) if type(p) is Shard and p.dim == dim]
+    if len(found) != 1 or any(type(p) is not Replicate and type(p) is not Shard for p in x.placements):
+        return None
+    return found[0]
+
+
+def _shared_classes(x: DTensor, dim: int) -> ClassShard | None:
+    """Which classes of its rows along `dim` this rank has, if those are sharded over one mesh dimension."""
+    mesh_dim = _mesh_dim_along(x, dim)
+    if mesh_dim is None:
         return None
     from softkern.parallel import _shards
 
     with torch.no_grad():
         rows = torch.Size([n for i, n in enumerate(x.to_local().shape) if i != dim]).numel()
-    return _shards.of_mesh(x.device_mesh, of_classes[0], x.shape[dim], rows)
+    return _shards.of_mesh(x.device_mesh, mesh_dim, x.shape[dim], rows)
 
 
 def _row_losses_of(

@@ -14,6 +14,7 @@ from softkern._dtensor import (
     _NONE,
     _all_mass,
     _like_rows,
+    _mesh_dim_along,
     _placed,
     _row_placements,
     _share,
@@ -106,12 +107,9 @@ def linear_cross_entropy(
 
 def _classes_of_layer(linear_weight: Tensor, *linear_bias: Tensor) -> int | None:
     """The mesh dimension whose ranks share the classes of a layer; None: there is none, or several."""
-    from torch.distributed.tensor import Shard
-
     assert is_dtensor(linear_weight)
-    found = [i for i, p in enumerate(linear_weight.placements) if type(p) is Shard and p.dim == 0]
     same = all(is_dtensor(t) and t.placements == linear_weight.placements for t in linear_bias)
-    return found[0] if len(found) == 1 and same else None
+    return _mesh_dim_along(linear_weight, 0) if same else None
 
 
 def _compute_by_classes(

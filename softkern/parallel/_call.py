@@ -182,7 +182,6 @@ def _ranks(
     if torch.compiler.is_compiling():
         if classes is None:
             raise ValueError("in a compiled program, classes must be given: the ranks can't be asked")
-        told = [own] * ranks
         widths = even_widths(classes, ranks) if isinstance(classes, int) else tuple(classes)
         told = [(width, own[1]) for width in widths]
         if widths[dist.get_rank(group)] != width:

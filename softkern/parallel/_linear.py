@@ -39,6 +39,13 @@ def linear_row_losses(
     return apply(*layer, *given, options, shard, input_gradient)
 
 
+def by_row(t: Any, many: bool) -> Any:
+    """(rows), or with `many` (rows, K), for a tensor of any leading dims; other values stay."""
+    if not isinstance(t, Tensor):
+        return t
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1]) if many and t.dim() else t.reshape(-1)
+
+
 def of_any_lead(
     layer: tuple[Tensor, Tensor, Tensor | None], given: Given, options: LinearOptions, shard: Shard
 ) -> tuple[Tensor, ...]:
@@ -47,10 +54,6 @@ def of_any_lead(
     lead = input.shape[:-1]
     target, weight, row_weight, num_items, target_probs = given
     several = target is not None and target.dim() == input.dim()
-
-    def by_row(t: Tensor | None, many: bool) -> Tensor | None:
-        return None if t is None else t.reshape(lead.numel(), t.shape[-1]) if many else t.reshape(-1)
-
     flat = (by_row(target, several), weight, by_row(row_weight, False), num_items, by_row(target_probs, True))
     x = input.reshape(lead.numel(), input.shape[-1])
     how = InputGradient(reduced=True, scattered=False)

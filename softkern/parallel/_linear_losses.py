@@ -14,7 +14,7 @@ from softkern.linear_losses import LinearCrossEntropyOptions
 from softkern.options import PLANS, LinearOptions, RowOptions, StatsKeywords
 from softkern.parallel._agreement import tell_failure
 from softkern.parallel._call import Call, compute
-from softkern.parallel._linear import InputGradient, linear_row_losses
+from softkern.parallel._linear import InputGradient, by_row, linear_row_losses
 from softkern.parallel._rows import Shard
 from softkern.row_losses import Given, RowStats, all_keywords, with_keywords
 
@@ -103,7 +103,7 @@ def linear_cross_entropy(
     try:
         layer = _checked(input, linear_weight, linear_bias, target)
         of_rows = [
-            _by_row(t, many) for t, many in ((target, several), (row_weight, False), (target_probs, True))
+            by_row(t, many) for t, many in ((target, several), (row_weight, False), (target_probs, True))
         ]
     except Exception as error:
         if not torch.compiler.is_compiling():
@@ -113,7 +113,9 @@ def linear_cross_entropy(
     rows = x.shape[0] * (dist.get_world_size(group) if sequence_parallel else 1)
     # In place of the logits: shape, dtype and device without memory.
     logits = x.detach().new_empty(()).expand(rows, linear_weight.shape[0])
-    lead = target.shape if sequence_parallel else input.shape[:-1]
+    lead = input.shape[:-1]
+    if sequence_parallel:  # the targets have all rows
+        lead = target.shape[:-1] if several else target.shape
 
     target, keywords["row_weight"], keywords["target_probs"] = of_rows
     call = Call(
@@ -137,8 +139,6 @@ def linear_cross_entropy(
         return linear_row_losses((x, *layer[1:]), given, of_layer, shard, how)
 
     result = compute(logits, group, classes, call, losses)
-    if several:
-        lead = lead[:-1] if sequence_parallel else lead
     if not isinstance(result, tuple):
         return result.reshape(lead) if reduction == "none" else result
     loss, found = result
@@ -162,13 +162,6 @@ def _checked(
 
 def _is_floating(t: Any) -> bool:
     return isinstance(t, Tensor) and t.is_floating_point()
-
-
-def _by_row(t: Any, many: bool) -> Any:
-    """(rows), or (rows, K)."""
-    if not isinstance(t, Tensor):
-        return t
-    return t.reshape(t.shape[:-1].numel(), t.shape[-1]) if many and t.dim() else t.reshape(-1)
 
 
 def _as_autocast(*layer: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -140,6 +140,7 @@ def gathered_parts(
 
     compute = own_parts or of_logits
     form = _Form.of(x, given, options, shard)
+    wanted = options._replace(outputs=options.outputs | (_ARGMAX if form.largest else 0))
     bounds = [x.shape[0] * i // shard.chunks for i in range(shard.chunks + 1)]
     waiting = []
     failure: Exception | None = None
@@ -149,7 +150,6 @@ def gathered_parts(
         sent = None
         if failure is None:
             try:
-                wanted = options._replace(outputs=options.outputs | (_ARGMAX if form.largest else 0))
                 sent = _own(x, compute(slice(begin, end), of_rows, wanted), shard, form)
             except Exception as error:
                 if torch.compiler.is_compiling():
