@@ -126,7 +126,7 @@ SOFTKERN_OP(softkern, row_losses_backward_, 4,
 
 /// The numbers of the classes of each tile of `tile_classes` classes, (kPartNumbers, tiles, N); the z of each
 /// of several indices, or 0 for other classes, (N, K); and the first class of the largest z of each tile,
-/// (tiles, N), if `outputs` has kArgmax (largest_classes in row_losses/driver.h). `first`: the class of whole
+/// (tiles, N), if `outputs` has kArgmax (compute_part in row_losses/driver.h). `first`: the class of whole
 /// rows that the logits begin with. Raises for targets that are no classes of whole rows.
 SOFTKERN_OP(softkern, row_parts, 0,
             "(Tensor self" SOFTKERN_ROW_TENSORS_SCHEMA SOFTKERN_ROW_OPTIONS_SCHEMA

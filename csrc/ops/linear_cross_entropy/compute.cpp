@@ -215,16 +215,11 @@ ComputedParts compute_parts(const LinearCall& call, const LinearPlan& plan, int6
     call.products.logits(call.input.narrow(0, first, count), matrix, bias, logits);
     for (int64_t tile = 0; tile * tile_classes < classes; ++tile) {
       const int64_t begin = tile * tile_classes, width = std::min(tile_classes, classes - begin);
-      RowOutputs outputs;
-      outputs.parts = parts.numbers.select(1, tile).narrow(1, first, count);
-      if (several) outputs.hot_z = new_numbers(call.input, {count, call.per_row()}, call.compute);
-      if (argmax) outputs.argmax = parts.argmax[tile].narrow(0, first, count);
       const Tensor of_tile = logits.narrow(1, begin, width);
-      call.kernels.row_losses(call.part(of_tile, first, count, begin), outputs, {}, Tensor());
-      if (several) parts.hot_z.narrow(0, first, count).add_(outputs.hot_z);
-      if (argmax) {
-        outputs.argmax.copy_(largest_classes(of_tile, outputs.argmax, call.first() + begin, call.options));
-      }
+      compute_part(call.kernels, call.part(of_tile, first, count, begin),
+                   parts.numbers.select(1, tile).narrow(1, first, count),
+                   several ? parts.hot_z.narrow(0, first, count) : Tensor(),
+                   argmax ? parts.argmax[tile].narrow(0, first, count) : Tensor());
     }
   }
   return parts;

@@ -17,22 +17,9 @@ Tensor or_empty(const Tensor& x, const Tensor& like, at::ScalarType type) {
 RowGradients upstream_of(const LinearCall& call, const OptionalTensor& grad_loss,
                          const OptionalTensor& grad_log_prob, const OptionalTensor& grad_lse,
                          const OptionalTensor& grad_entropy) {
-  const auto by_row = [&](const OptionalTensor& g) {
-    return g.has_value() && g->defined() ? call.kept(g->to(call.compute)).contiguous() : Tensor();
-  };
-  RowGradients upstream;
-  upstream.log_prob = by_row(grad_log_prob);
-  upstream.lse = by_row(grad_lse);
-  upstream.entropy = by_row(grad_entropy);
-  if (grad_loss.has_value() && grad_loss->defined()) {
-    if (call.options.reduction == kNone) {
-      upstream.loss = by_row(grad_loss);
-      upstream.factor = {1};
-    } else {
-      upstream.factor = factor_of(*grad_loss, call.divisor, call.compute);
-    }
-  }
-  return upstream;
+  return upstream_of(
+      grad_loss, grad_log_prob, grad_lse, grad_entropy, call.options, call.compute,
+      [&](const Tensor& g) { return call.kept(g); }, [&] { return call.divisor; });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_forward(

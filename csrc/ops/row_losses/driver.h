@@ -16,8 +16,35 @@ Divisor divisor_of(const CrossEntropyKernels& kernels, const RowCall& call, cons
 /// The upstream gradient of all rows' losses: that of the reduced loss, of one element, over the divisor.
 Number factor_of(const Tensor& grad_loss, const Divisor& divisor, at::ScalarType compute);
 
-/// The class that `argmax` has among `logits` (N, C), as a class of whole rows, where those logits begin with
-/// `first`: -1 stays, and a class c whose z is NaN becomes -2 - c, as it counts as larger than all numbers.
-Tensor largest_classes(const Tensor& logits, const Tensor& argmax, int64_t first, const RowOptions& options);
+/// Computes the numbers of some classes of rows (RowOutputs::parts), adds the z of several indices to
+/// `hot_z`, where it is defined, and writes the first class of the largest z to `argmax`, where that is
+/// defined: a class of whole rows, -1 if there is none, and -2 - c for a class c whose z is NaN, since that
+/// counts as larger than all numbers.
+void compute_part(const CrossEntropyKernels& kernels, const RowCall& call, const Tensor& numbers,
+                  Tensor hot_z, Tensor argmax);
+
+/// The upstream gradients of some classes of rows. by_row converts numbers of rows, and `divisor` gives that
+/// of a mean.
+template <class ByRow, class OfMean>
+RowGradients upstream_of(const OptionalTensor& grad_loss, const OptionalTensor& grad_log_prob,
+                         const OptionalTensor& grad_lse, const OptionalTensor& grad_entropy,
+                         const RowOptions& options, at::ScalarType compute, ByRow by_row, OfMean divisor) {
+  const auto numbers = [&](const OptionalTensor& g) {
+    return g.has_value() && g->defined() ? by_row(g->to(compute)).contiguous() : Tensor();
+  };
+  RowGradients upstream;
+  upstream.log_prob = numbers(grad_log_prob);
+  upstream.lse = numbers(grad_lse);
+  upstream.entropy = numbers(grad_entropy);
+  if (grad_loss.has_value() && grad_loss->defined()) {
+    if (options.reduction == kNone) {
+      upstream.loss = numbers(grad_loss);
+      upstream.factor = {1};
+    } else {
+      upstream.factor = factor_of(*grad_loss, divisor(), compute);
+    }
+  }
+  return upstream;
+}
 
 }  // namespace softkern

@@ -13,13 +13,28 @@
 #include "driver.h"
 
 namespace softkern {
-Tensor largest_classes(const Tensor& logits, const Tensor& argmax, int64_t first, const RowOptions& options) {
-  const Tensor x = logits.gather(1, argmax.clamp_min(0).unsqueeze(1)).squeeze(1);
+namespace {
+
+Tensor largest_classes(const RowCall& call, const Tensor& argmax) {
+  const Tensor x = call.logits.gather(1, argmax.clamp_min(0).unsqueeze(1)).squeeze(1);
   // As the transformation: -inf stays, and 0 * inf is NaN.
   const Tensor is_nan =
-      x.mul(options.logit_scale).isnan().logical_and(x.ne(-std::numeric_limits<double>::infinity()));
-  const Tensor whole = argmax.add(argmax.ge(0), first);
+      x.mul(call.options.logit_scale).isnan().logical_and(x.ne(-std::numeric_limits<double>::infinity()));
+  const Tensor whole = argmax.add(argmax.ge(0), call.first);
   return at::where(is_nan.logical_and(argmax.ge(0)), -2 - whole, whole);
+}
+
+}  // namespace
+
+void compute_part(const CrossEntropyKernels& kernels, const RowCall& call, const Tensor& numbers,
+                  Tensor hot_z, Tensor argmax) {
+  RowOutputs outputs;
+  outputs.parts = numbers;
+  if (hot_z.defined()) outputs.hot_z = new_numbers(call.logits, hot_z.sizes(), call.compute);
+  outputs.argmax = argmax;
+  kernels.row_losses(call, outputs, {}, Tensor());
+  if (hot_z.defined()) hot_z.add_(outputs.hot_z);
+  if (argmax.defined()) argmax.copy_(largest_classes(call, argmax));
 }
 
 namespace {
@@ -106,13 +121,8 @@ std::tuple<Tensor, Tensor, Tensor> parts_of(const Tensor& self, SOFTKERN_ROW_TEN
     call.layout = {{count, 1}, rows};
     call.compute = all.compute;
     call.first = first + begin;
-    RowOutputs outputs;
-    outputs.parts = numbers.select(1, tile);
-    if (several) outputs.hot_z = tiles == 1 ? hot_z : new_numbers(self, hot_z.sizes(), all.compute);
-    if (argmax) outputs.argmax = largest[tile];
-    kernels.row_losses(call, outputs, {}, Tensor());
-    if (several && tiles > 1) hot_z.add_(outputs.hot_z);
-    if (argmax) outputs.argmax.copy_(largest_classes(logits, outputs.argmax, first + begin, call.options));
+    compute_part(kernels, call, numbers.select(1, tile), several ? hot_z : Tensor(),
+                 argmax ? largest[tile] : Tensor());
   }
   return {numbers, hot_z, largest};
 }
@@ -169,21 +179,9 @@ Tensor gradient_of(const OptionalTensor& grad_loss, const OptionalTensor& grad_l
   const RowTensors of(self, target, weight, row_weight, num_items, target_probs);
   RowCall call = part_call(kernels, of, options, as_int(first));
   call.whole = whole.contiguous();
-  const auto by_row = [&](const OptionalTensor& g) {
-    return g.has_value() && g->defined() ? g->to(call.compute).contiguous() : Tensor();
-  };
-  RowGradients upstream;
-  upstream.log_prob = by_row(grad_log_prob);
-  upstream.lse = by_row(grad_lse);
-  upstream.entropy = by_row(grad_entropy);
-  if (grad_loss.has_value() && grad_loss->defined()) {
-    if (call.options.reduction == kNone) {
-      upstream.loss = by_row(grad_loss);
-      upstream.factor = {1};
-    } else {
-      upstream.factor = factor_of(*grad_loss, divisor_of(kernels, call, of.num_items), call.compute);
-    }
-  }
+  const RowGradients upstream = upstream_of(
+      grad_loss, grad_log_prob, grad_lse, grad_entropy, call.options, call.compute,
+      [](const Tensor& g) { return g; }, [&] { return divisor_of(kernels, call, of.num_items); });
   Tensor grad = kernels.new_output(self);
   if (grad.numel() > 0) kernels.row_losses(call, {}, upstream, grad);
   return grad;
