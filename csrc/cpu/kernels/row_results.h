@@ -85,7 +85,8 @@ class RowResults {
     put(a_.lse, r, 0);
     put(a_.entropy, r, 0);
   }
-  /// The rows first, first + 1, ... or those in `row`, with one logarithm for several of them.
+  /// Results of `count` rows, whose logarithms are computed together. Row k is row_of(k), and hot_of(k) are
+  /// the logits of its indices.
   template <class RowOf, class HotOf>
   SK_INLINE void put_rows(int count, RowNumbers<A>* of, RowOf row_of, HotOf hot_of) const {
     double q[kResultRows];
