@@ -262,9 +262,10 @@ def test_a_target_out_of_range_reads_and_writes_nothing_outside(wrong):
         (torch.tensor([[2, 3], [1, wrong], [5, 5]]), torch.rand(3, 2)),
     ):
         given = (target, probs, None, torch.rand(7), None, *options, 0, None, 1.0, *[None] * 5)
+        results = step.Results(*[None] * len(step.Results._fields))
         for grad in (torch.empty(3, 7), x):
             loss, log_prob = torch.empty(3), torch.empty(target.shape)
-            step.row_losses(x, *given, loss, log_prob, *[None] * 5, grad)
+            step.row_losses(x, *given, *results._replace(loss=loss, log_prob=log_prob), grad)
             assert loss.isnan().tolist() == [False, True, False]
             assert log_prob.reshape(3, -1).isnan().any(1).tolist() == [False, True, False]
             assert bool(grad[1].isnan().all()) and bool(grad[[0, 2]].isfinite().all())
@@ -279,10 +280,12 @@ def test_the_factor_of_the_losses_gradient_may_be_on_the_device():
     """A kernel multiplies it, so that the host does not wait for it."""
     x, target = logits(4, 9), torch.tensor([0, 8, 3, 3])
     options = softkern.options.RowOptions(valid_classes=9, reduction=0)
+    results = step.Results(*[None] * len(step.Results._fields))
     grads = []
     for factor, on_device in ((0.375, None), (1.0, torch.tensor(0.375))):
+        upstream = step.Upstream(factor, on_device, *[None] * (len(step.Upstream._fields) - 2))
         grads.append(torch.empty_like(x))
-        step.row_losses(x, target, *[None] * 4, *options, 0, None, factor, on_device, *[None] * 11, grads[-1])
+        step.row_losses(x, target, *[None] * 4, *options, 0, None, *upstream, *results, grads[-1])
     assert_same_bits(*grads)
     torch.testing.assert_close(grads[0], 0.375 * (x.softmax(1) - torch.eye(9)[target]))
 
