@@ -49,7 +49,7 @@ def of_binding(sources: list[str], binding: str) -> list[str]:
     return [source for source in sources if source not in others]
 
 
-def together(sources: list[str], root: Path) -> list[str]:
+def together(sources: list[str], root: Path, folder: str = FOLDER) -> list[str]:
     """The units that include these sources, and the sources that belong to no unit."""
     left = list(sources)
     units = []
@@ -58,10 +58,10 @@ def together(sources: list[str], root: Path) -> list[str]:
         if not members:
             continue
         left = [s for s in left if s not in members]
-        unit = root / FOLDER / f"{name}.cpp"
+        unit = root / folder / f"{name}.cpp"
         text = "".join(f'#include "../../{member}"\n' for member in members)
         unit.parent.mkdir(parents=True, exist_ok=True)
         if not unit.is_file() or unit.read_text() != text:  # an unchanged unit is not compiled again
             unit.write_text(text)
-        units.append(f"{FOLDER}/{name}.cpp")
+        units.append(f"{folder}/{name}.cpp")
     return units + left

@@ -16,13 +16,14 @@ import os
 import re
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-LIBRARIES = Path(__file__).parent.parent / "lib"
+PACKAGE = Path(__file__).parent.parent
+LIBRARIES = PACKAGE / "lib"
 OLDEST = (2, 11)
 _RELEASE = re.compile(r"(\d+\.\d+)\.\d+(\.post\d+)?(\+(cpu|cu\d+|rocm[\d.]+|xpu))?")
 _SUFFIX = ".so"
@@ -47,7 +48,8 @@ def choose() -> Binding:
             f"softkern needs torch 2.11 or newer; this environment has {version}: pip install 'torch>=2.11'"
         )
     named = os.environ.get("SOFTKERN_GLUE", "")
-    if not named and find_spec("softkern._pybind") is not None:
+    # Beside this file alone: an editable installation's finder knows the extension of that one.
+    if not named and any((PACKAGE / f"_pybind{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
         return _finished(Binding("pybind", "", _pybind(version)))
     if named:
         return _finished(Binding(named, "SOFTKERN_GLUE names it", _named(named)))
