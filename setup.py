@@ -45,6 +45,7 @@ if TORCH_RELEASE < (2, 11):
 PIN_TORCH = os.environ.get("SOFTKERN_PIN_TORCH") == "1"
 MINOR = "{}.{}".format(*TORCH_RELEASE)
 
+
 def sources(*suffixes: str) -> list[str]:
     files = (path for path in (ROOT / "csrc").rglob("*") if path.suffix in suffixes)
     return sorted(str(path.relative_to(ROOT)) for path in files)

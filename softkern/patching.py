@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, update_wrapper
+from functools import cache
 from types import FunctionType
 from typing import Any, TypeGuard
 
@@ -30,7 +30,7 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from softkern import _C, _dtensor, _tracing, functional, linear_losses
+from softkern import _C, _dtensor, _stand_ins, _tracing, functional, linear_losses
 from softkern._arguments import by_torch, torch_loss
 
 Function = Callable[..., Tensor]
@@ -55,7 +55,7 @@ def install() -> tuple[str, ...]:
             _put_behind()
             for place in _PLACES:
                 was = vars(place.owner).get(place.attribute, _INHERITED)
-                if not place.is_torchs():
+                if not place.is_torchs() or (place.torchs is not None and not _EXCHANGES):
                     _before[place] = was
                     was = _stand_in(place, getattr(place.owner, place.attribute))
                     setattr(place.owner, place.attribute, was)
@@ -328,14 +328,10 @@ def _has_no_values(input: object) -> bool:
 
 @cache  # always the same function: code that torch.compile made for it is valid after the next install
 def _stand_in(place: _Place, theirs: Function) -> Function:
-    """The function for a name that holds another patch: softkern for plain tensors, the patch for others."""
-
-    def stand_in(*args: Any, **kwargs: Any) -> Tensor:
-        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-        return (place.ours if plain else theirs)(*args, **kwargs)
-
-    function = update_wrapper(stand_in, theirs)
+    if place.is_torchs():
+        function = _stand_ins.for_c(place.attribute, _OTHERS[place.attribute], theirs)
+    else:
+        function = _stand_ins.for_a_patch(place.ours, theirs)
     # With these names it can be pickled, and loaded without softkern.
     function.__module__, function.__qualname__ = place.module, place.qualname
     function.__name__ = place.attribute
@@ -363,7 +359,9 @@ _PLACES = (
     *_in_c(Tensor, "torch", "Tensor.", torch._C.TensorBase),
     *_in_c(torch.special, "torch.special", "", torch._C._special, "special_"),  # type: ignore[attr-defined]
 )
-_IN_C = {place.torchs: place.attribute for place in _PLACES if place.torchs is not None}
+# Where no extension can exchange their code, the six names hold stand-ins.
+_EXCHANGES = hasattr(_C, "put_behind")
+_IN_C = {place.torchs: place.attribute for place in _PLACES if place.torchs is not None and _EXCHANGES}
 _OTHERS = {op: _others(op) for op in ("softmax", "log_softmax")}
 
 

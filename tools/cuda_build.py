@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the kernels of softkern._pybind for setup.py (CUDA's with nvcc); docs/building.md has the variables.
+"""Compiles the kernels for setup.py (CUDA's with nvcc); docs/building.md has the variables.
 
 torch's CUDAExtension can't be used: with a torch without CUDA it never finds a toolkit. The kernels do not
 depend on torch or Python, so their objects stay in build for every torch and Python.

@@ -20,13 +20,25 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from cuda_build import CPU_KERNELS, CUDA_ONLY, KERNELS, Compiler, Unit, choose, compile_all, digest, host, jobs, units
-from glue_build import ALONE, FLAGS, of_binding, together
+from cuda_build import (
+    CPU_KERNELS,
+    CUDA_ONLY,
+    KERNELS,
+    Compiler,
+    Unit,
+    choose,
+    compile_all,
+    digest,
+    host,
+    jobs,
+    units,
+)
+from glue_build import FLAGS, of_binding, together
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "softkern/_version.py").read_text())[1]  # type: ignore[index]
 KERNEL_LIBRARY = "softkern"
-# Functions of the kernels and tables, and nothing that the compiler made of templates of the standard library.
+# Functions of the kernels, and nothing that the compiler made of the standard library's templates.
 EXPORTS = """{
   global: extern "C++" { softkern::cpu::*; *softkern::cuda::*; };
   local: *;
@@ -102,7 +114,9 @@ def _flags(cuda: Compiler | None) -> list[str]:
 def _unit(compiler: Compiler, source: str, folder: str, of: list[str], headers: list[str]) -> Unit:
     """An object that is compiled again if a source or a header of these folders has changed."""
     files = [p for place in headers for p in (ROOT / place).rglob("*") if p.is_file()]
-    content = {str(path.relative_to(ROOT)): digest(path.read_bytes()) for path in sorted({*files, ROOT / source})}
+    content = {
+        str(path.relative_to(ROOT)): digest(path.read_bytes()) for path in sorted({*files, ROOT / source})
+    }
     command = [*compiler.command, "-c", source]
     key = digest(json.dumps([compiler.identity, command, content, of]).encode())
     return Unit(source, command, ROOT / folder / f"{Path(source).stem}.o", key)

@@ -87,13 +87,10 @@ class CApi:
         self._function("set_patience")(seconds)
 
     def build(self) -> dict[str, str | int]:
-        found: dict[str, str | int] = dict(
-            line.split("\t", 1) for line in self._text("build").splitlines()  # type: ignore[misc]
-        )
-        return found | {
-            "cxx_standard": int(found["cxx_standard"]),
-            "cuda_emulated": bool(found["cuda_emulated"]),
-        }
+        lines = (line.partition("\t") for line in self._text("build").splitlines())
+        found: dict[str, str | int] = {name: value for name, _, value in lines}
+        standard, emulated = int(found["cxx_standard"]), bool(found["cuda_emulated"])
+        return {**found, "cxx_standard": standard, "cuda_emulated": emulated}
 
     def _function(self, name: str) -> Any:
         return getattr(self._library, f"softkern_{name}")

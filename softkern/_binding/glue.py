@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from softkern._binding import c_api
+from softkern._binding import behind, c_api
 from softkern._binding.modes import makes_a_graph
 
 _PREFIX = "softkern_calls::"
 
 
 def load(path: Path) -> dict[str, Callable[..., Any]]:
-    torch.ops.load_library(str(path))
-    return {**c_api.load(path), **_calls(), "makes_a_graph": makes_a_graph}
+    torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+    found = {**c_api.load(path), **_calls(), "makes_a_graph": makes_a_graph}
+    return found | behind.functions(found)
 
 
 def _calls() -> dict[str, Callable[..., Any]]:
@@ -29,7 +30,7 @@ def _calls() -> dict[str, Callable[..., Any]]:
     """
     any_key = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     names = [n.removeprefix(_PREFIX) for n in torch._C._dispatch_get_all_op_names() if n.startswith(_PREFIX)]
-    found = {}
+    found: dict[str, Callable[..., Any]] = {}
     for name in names:
         handle = torch._C._dispatch_find_schema_or_throw(_PREFIX + name, "")
         found[name] = partial(handle.redispatch_boxed, any_key)
