@@ -4,6 +4,7 @@ torch of the interpreter that runs this.
 
     python tools/library_build.py kernels build/library    # libsoftkern.so
     python tools/library_build.py glue build/library       # torch2.13.so, for all 2.13 releases
+    python tools/library_build.py behind build/library     # _behind.abi3.so, for every Python
     python tools/library_build.py stable build/library     # stable.so, for every torch
 
 Variables are those of setup.py (docs/building.md).
@@ -17,6 +18,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +102,16 @@ def glue(out: Path) -> Path:
     return _link(out, f"torch{minor}.so", objects, f"-L{out}", f"-l{KERNEL_LIBRARY}", *libraries, *_BESIDE)
 
 
+def behind(out: Path) -> Path:
+    """For Python's limited API, which has one header for all versions from 3.10 on."""
+    compiler = os.environ.get("CC") or "cc"
+    include = sysconfig.get_paths()["include"]
+    flags = ["-O2", "-g0", "-Wall", "-fPIC", "-fvisibility=hidden", f"-isystem{include}"]
+    return _link(out, "_behind.abi3.so", [*flags, "csrc/behind_abi3.c"], *_NEEDS_C, compiler=compiler)
+
+
+# It calls nothing of the C library, but auditwheel has to see which one it is for.
+_NEEDS_C = ("-Wl,--no-as-needed",)
 # Found where this library is; torch's are loaded before it.
 _BESIDE = ("-Wl,-rpath,$ORIGIN", "-Wl,-z,defs")
 
@@ -122,17 +134,17 @@ def _unit(compiler: Compiler, source: str, folder: str, of: list[str], headers: 
     return Unit(source, command, ROOT / folder / f"{Path(source).stem}.o", key)
 
 
-def _link(out: Path, name: str, inputs: list[str], *flags: str) -> Path:
+def _link(out: Path, name: str, inputs: list[str], *flags: str, compiler: str = "") -> Path:
     out.mkdir(parents=True, exist_ok=True)
-    cxx = shlex.split(os.environ.get("CXX") or "c++")
-    command = [*cxx, "-shared", "-g0", "-s", f"-Wl,-soname,{name}", *inputs, *flags, "-o", str(out / name)]
+    linker = shlex.split(compiler or os.environ.get("CXX") or "c++")
+    command = [*linker, "-shared", "-g0", "-s", f"-Wl,-soname,{name}", *inputs, *flags, "-o", str(out / name)]
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         raise SystemExit(f"{shlex.join(command)}\n{name} does not link")
     print(f"softkern: {out / name}, {(out / name).stat().st_size >> 10} KiB", flush=True)
     return out / name
 
 
-BUILT = {"kernels": kernels, "glue": glue}
+BUILT = {"kernels": kernels, "glue": glue, "behind": behind}
 
 
 def main() -> None:
