@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build sdist and wheel, check their files, and use the wheel in a new environment.
+"""Make the wheels out of an sdist, check their files and libraries, and use them in other environments.
 
-    python tools/check_wheel.py                     # the extension is compiled once: minutes
-    python tools/check_wheel.py --out dist          # leave both files in dist
+    python tools/check_wheel.py                     # everything is compiled once: minutes
+    python tools/check_wheel.py --out dist          # leave the files in dist
     python tools/check_wheel.py --out dist --built  # check the files that are in dist
     python tools/check_wheel.py --objects build     # compile only kernels that differ from those objects
+    python tools/check_wheel.py --torch own         # with this torch alone; see tools/torches.py
 
-It needs the packages of the extra `wheel`, and the interpreter needs the torch to compile against.
+It needs the packages of the extra `wheel`, and the interpreter needs a torch.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+import check_libraries
+import torches
 from cuda_build import find_toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED_FROM = ("*.cpp", "*.h", "*.cu", "*.cuh")
-BUILD_TOOLS = ("tools/build_progress.py", "tools/cuda_build.py")
+COMPILED_FROM = ("*.cpp", "*.c", "*.h", "*.cu", "*.cuh")
+BUILD_TOOLS = (
+    "tools/build_progress.py",
+    "tools/cuda_build.py",
+    "tools/make_wheels.py",
+    "tools/wheel_setup.py",
+)
 COMPILED = ("*.so", "*.o", "*.a", "*.py[co]")
 
 
@@ -51,14 +59,16 @@ def sdist_problems(names: list[str]) -> list[str]:
     return problems + [f"sdist: {name} was compiled here" for name in sorted(_like(names, *COMPILED))]
 
 
-def wheel_problems(names: list[str]) -> list[str]:
-    """Missing and unwanted files of a wheel."""
+def wheel_problems(names: list[str], libraries: bool) -> list[str]:
+    """Missing and unwanted files of a wheel, with or without libraries."""
     problems = [f"wheel: {name} is missing" for name in sorted(modules() - set(names))]
     info = "softkern-*.dist-info/"
-    for what in ("softkern/_C.*.so", f"{info}METADATA", f"{info}licenses/LICENSE"):
+    once = [f"{info}METADATA", f"{info}licenses/LICENSE"]
+    once += ["softkern/lib/libsoftkern.so", "softkern/lib/stable.so", "softkern/_behind.abi3.so"] * libraries
+    for what in once:
         if len(found := _like(names, what)) != 1:
             problems.append(f"wheel: expected one {what}, found {sorted(found)}")
-    allowed = modules() | _like(names, "softkern/_C.*.so", f"{info}*")
+    allowed = modules() | _like(names, f"{info}*", *once, *["softkern/lib/torch*.so"] * libraries)
     return problems + [f"wheel: {name} should not be in it" for name in sorted(set(names) - allowed)]
 
 
@@ -74,12 +84,12 @@ def contents(archive: Path) -> list[str]:
         return [member.name.partition("/")[2] for member in tar if member.isfile()]
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> None:
-    print("$", *command, flush=True)
+def run(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
+    print("$", *(f"{name}={value}" for name, value in (env or {}).items()), *command, flush=True)
     # Nothing of this environment may replace a file that the wheel lacks.
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    env |= forced(env)
-    if (code := subprocess.run(command, cwd=cwd, env=env).returncode) != 0:
+    given = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    given |= forced(given) | dict(env or {})
+    if (code := subprocess.run(command, cwd=cwd, env=given).returncode) != 0:
         raise SystemExit(f"exit code {code}: {' '.join(map(str, command))}")
 
 
@@ -97,31 +107,33 @@ def only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def build(out: Path, scratch: Path, objects: Path | None) -> None:
-    """Make the wheel from the unpacked sdist: a file that the sdist lacks makes this fail."""
+def build(out: Path, scratch: Path, objects: Path | None, minors: list[str], folder: Path) -> None:
+    """Make the wheels from the unpacked sdist: a file that the sdist lacks makes this fail."""
     run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", out, ROOT)
     with tarfile.open(only(out, "*.tar.gz")) as tar:
         tar.extractall(scratch / "source", filter="data")
     source = only(scratch / "source", "*")
-    for folder in ("cpu", "cuda"):
+    for name in ("cpu", "cuda"):
         # The build uses an object again if the hash of all its inputs equals that of the sdist's files.
-        if objects and (objects / folder).is_dir():
-            shutil.copytree(objects / folder, source / "build" / folder)
-    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, source)
+        if objects and (objects / name).is_dir():
+            shutil.copytree(objects / name, source / "build" / name)
+    tool = (sys.executable, source / "tools" / "make_wheels.py", "--out", out)
+    run(*tool, "--torch", *minors, "--torches", folder, cwd=source)
 
 
-def use(wheel: Path, scratch: Path) -> None:
-    """Install the wheel as a user does, and call softkern from an empty folder."""
-    venv, empty = scratch / "venv", scratch / "empty"
-    empty.mkdir()
-    run(sys.executable, "-m", "venv", venv)
-    python = venv / "bin" / "python"
-    torch = version("torch").partition("+")[0]  # this version also matches a local build
-    run(python, "-m", "pip", "install", "--quiet", f"torch=={torch}", wheel.resolve())
-    from_here = "import softkern, sys; assert softkern.__file__.startswith(sys.prefix), softkern.__file__"
-    run(python, "-c", from_here, cwd=empty)
-    run(python, "-m", "softkern.info", cwd=empty)
-    run(python, "-m", "softkern.verify", "--quick", cwd=empty)
+def use(wheel: Path, python: Path, scratch: Path, bindings: tuple[str, ...]) -> None:
+    """Install a wheel for an interpreter that has torch, and call softkern from an empty folder."""
+    place, empty = Path(tempfile.mkdtemp(dir=scratch)), Path(tempfile.mkdtemp(dir=scratch))
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", place)
+    run(python, *pip, wheel.resolve())
+    from_here = f"import softkern; assert softkern.__file__.startswith({str(place)!r}), softkern.__file__"
+    for binding in bindings:
+        env = {"PYTHONPATH": str(place), "SOFTKERN_GLUE": binding}
+        is_it = f"{from_here}; assert softkern._C.binding()[0] == {binding!r} != '' or {binding!r} == ''"
+        run(python, "-P", "-c", is_it, cwd=empty, env=env)
+        run(python, "-P", "-m", "softkern.info", cwd=empty, env=env)
+        if binding != "none":
+            run(python, "-P", "-m", "softkern.verify", "--quick", cwd=empty, env=env)
 
 
 def main() -> None:
@@ -131,6 +143,14 @@ def main() -> None:
     parser.add_argument(
         "--objects", type=Path, metavar="DIR", help="build/ of another build, for its kernels"
     )
+    parser.add_argument(
+        "--torch",
+        nargs="+",
+        default=["own", "2.11", "2.14", "2.14:python3.12"],
+        metavar="MINOR",
+        help="environments to use the wheel in; default: %(default)s",
+    )
+    parser.add_argument("--torches", type=Path, default=torches.FOLDER, help="folder of these environments")
     args = parser.parse_args()
     if args.built and not args.out:
         parser.error("--built needs --out")
@@ -138,13 +158,24 @@ def main() -> None:
         scratch = Path(folder)
         out = (args.out or scratch / "dist").resolve()
         if not args.built:
-            build(out, scratch, args.objects)
-        sdist, wheel = only(out, "*.tar.gz"), only(out, "*.whl")
-        if problems := sdist_problems(contents(sdist)) + wheel_problems(contents(wheel)):
-            raise SystemExit("\n".join(problems))
-        run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
-        use(wheel, scratch)
-    print(f"{sdist.name} and {wheel.name}: complete, and they work")
+            minors = list(dict.fromkeys(name.partition(":")[0] for name in args.torch))
+            build(out, scratch, args.objects, minors, args.torches)
+        sdist, wheel, without = only(out, "*.tar.gz"), only(out, "*linux*.whl"), only(out, "*-any.whl")
+        found = sdist_problems(contents(sdist)) + wheel_problems(contents(wheel), libraries=True)
+        found += wheel_problems(contents(without), libraries=False)
+        shutil.unpack_archive(wheel, scratch / "unpacked", "zip")
+        if found := found + check_libraries.problems(scratch / "unpacked"):
+            raise SystemExit("\n".join(found))
+        run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel, without)
+        run(sys.executable, "-m", "auditwheel", "show", wheel)
+        for named in args.torch:
+            python = torches.interpreter(named, args.torches)
+            if isinstance(python, str):
+                print(f"softkern: not used with torch {named}: {python}", flush=True)
+                continue
+            use(wheel, python, scratch, ("", "stable"))
+            use(without, python, scratch, ("",))
+    print(f"{sdist.name}, {wheel.name} and {without.name}: complete, and they work")
 
 
 if __name__ == "__main__":

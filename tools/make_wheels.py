@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
+
+import torches
 
 ROOT = Path(__file__).resolve().parent.parent
 MINORS = ("2.11", "2.12", "2.13", "2.14")
 LIBRARIES = ROOT / "build" / "libraries"
-# What a glue's build imports: torch, and what torch.utils.cpp_extension needs.
-BESIDE_TORCH = ("numpy", "setuptools>=77,<82")
 # Of torch's libraries the process has a copy already; a second one would be a second dispatcher without ops.
 TORCHS = ("libtorch*.so", "libc10*.so")
 
@@ -36,34 +34,13 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
         raise SystemExit(f"exit code {code}: {' '.join(map(str, command))}")
 
 
-def interpreter(minor: str, torches: Path) -> Path | str:
-    """An interpreter with this minor release of torch, or the reason why there is none."""
-    if minor == ".".join(version("torch").split(".")[:2]):
-        return Path(sys.executable)
-    folder = torches / minor
-    python = folder / "bin" / "python"
-    if not (folder / ".complete").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        print(f"softkern: torch {minor} comes into {folder}", flush=True)
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [str(python), "-m", "pip", "install", "-q", f"torch=={minor}.*", *BESIDE_TORCH],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode != 0:
-                shutil.rmtree(folder, ignore_errors=True)
-                return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        (folder / ".complete").touch()
-    return python
-
-
-def build_libraries(minors: list[str], torches: Path) -> None:
+def build_libraries(minors: list[str], folder: Path) -> None:
     tool = ROOT / "tools" / "library_build.py"
     shutil.rmtree(LIBRARIES, ignore_errors=True)  # a library of an earlier build would be packed as well
     for name in ("kernels", "behind"):
         run(sys.executable, tool, name, LIBRARIES)
     for minor in minors:
-        python = interpreter(minor, torches)
+        python = torches.interpreter(minor, folder)
         if isinstance(python, str):
             print(f"softkern: no library for torch {minor}: {python}", flush=True)
         else:
@@ -104,12 +81,9 @@ def main() -> None:
     parser.add_argument(
         "--torch", nargs="+", default=list(MINORS), metavar="MINOR", help="or `own`; default: %(default)s"
     )
-    parser.add_argument(
-        "--torches", type=Path, default=ROOT / "build" / "torches", help="folder of the environments"
-    )
+    parser.add_argument("--torches", type=Path, default=torches.FOLDER, help="folder of the environments")
     args = parser.parse_args()
-    own = ".".join(re.findall(r"\d+", version("torch"))[:2])
-    build_libraries([own if minor == "own" else minor for minor in args.torch], args.torches)
+    build_libraries(args.torch, args.torches)
     archive = sdist(args.out.resolve())
     wheels = [build(args.out.resolve(), archive, libraries) for libraries in (str(LIBRARIES), "none")]
     for made in (archive, *wheels):
