@@ -121,19 +121,27 @@ def build(out: Path, scratch: Path, objects: Path | None, minors: list[str], fol
     run(*tool, "--torch", *minors, "--torches", folder, cwd=source)
 
 
-def use(wheel: Path, python: Path, scratch: Path, bindings: tuple[str, ...]) -> None:
-    """Install a wheel for an interpreter that has torch, and call softkern from an empty folder."""
+def use(wheel: Path, python: Path, scratch: Path, bindings: Mapping[str, str]) -> None:
+    """Install a wheel for an interpreter that has torch, and call softkern from an empty folder.
+
+    bindings: values of SOFTKERN_GLUE, and how softkern then has to reach its kernels ("minor": by the library
+    for this torch).
+    """
     place, empty = Path(tempfile.mkdtemp(dir=scratch)), Path(tempfile.mkdtemp(dir=scratch))
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", place)
     run(python, *pip, wheel.resolve())
-    from_here = f"import softkern; assert softkern.__file__.startswith({str(place)!r}), softkern.__file__"
-    for binding in bindings:
-        env = {"PYTHONPATH": str(place), "SOFTKERN_GLUE": binding}
-        is_it = f"{from_here}; assert softkern._C.binding()[0] == {binding!r} != '' or {binding!r} == ''"
-        run(python, "-P", "-c", is_it, cwd=empty, env=env)
-        run(python, "-P", "-m", "softkern.info", cwd=empty, env=env)
-        if binding != "none":
-            run(python, "-P", "-m", "softkern.verify", "--quick", cwd=empty, env=env)
+    check = (
+        "import softkern, sys, torch; binding, reason = softkern._C.binding(); print(binding, reason); "
+        f"assert softkern.__file__.startswith({str(place)!r}), softkern.__file__; "
+        "minor = '.'.join(torch.__version__.split('.')[:2]); "
+        "assert binding == (minor if sys.argv[1] == 'minor' else sys.argv[1])"
+    )
+    for named, expected in bindings.items():
+        env = {"PYTHONPATH": str(place), "SOFTKERN_GLUE": named}
+        run(python, "-c", check, expected, cwd=empty, env=env)
+        run(python, "-m", "softkern.info", cwd=empty, env=env)
+        if expected != "none":
+            run(python, "-m", "softkern.verify", "--quick", cwd=empty, env=env)
 
 
 def main() -> None:
@@ -173,8 +181,8 @@ def main() -> None:
             if isinstance(python, str):
                 print(f"softkern: not used with torch {named}: {python}", flush=True)
                 continue
-            use(wheel, python, scratch, ("", "stable"))
-            use(without, python, scratch, ("",))
+            use(wheel, python, scratch, {"": "minor", "stable": "stable"})
+            use(without, python, scratch, {"": "none"})
     print(f"{sdist.name}, {wheel.name} and {without.name}: complete, and they work")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -25,7 +26,9 @@ import torch
 PACKAGE = Path(__file__).parent.parent
 LIBRARIES = PACKAGE / "lib"
 OLDEST = (2, 11)
+_MACH_O = (b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")  # of macOS, whose loader checks the size itself
 _RELEASE = re.compile(r"(\d+\.\d+)\.\d+(\.post\d+)?(\+(cpu|cu\d+|rocm[\d.]+|xpu))?")
+KERNELS = "libsoftkern.so"
 _SUFFIX = ".so"
 
 
@@ -109,11 +112,31 @@ def _pybind(version: str) -> dict[str, Callable[..., Any]]:
 
 def _load(name: str) -> dict[str, Callable[..., Any]]:
     path = path_of(name)
-    if name != "none" and (other := _ops_of_others(path)):
-        raise ImportError(other)
+    if name != "none":
+        refuse_truncated(path)
+        refuse_truncated(LIBRARIES / KERNELS)
+        if other := _ops_of_others(path):
+            raise ImportError(other)
     module = {"stable": "stable", "none": "none"}.get(name, "glue")
     functions: dict[str, Callable[..., Any]] = import_module(f"softkern._binding.{module}").load(path)
     return functions
+
+
+def refuse_truncated(path: Path) -> None:
+    """Raises OSError for a part of a library: the system's loader would end the process with SIGBUS.
+
+    The table of sections is the last part of an ELF file.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+        size = file.seek(0, os.SEEK_END)
+    if header[:5] == b"\x7fELF\x02" and len(header) == 64:
+        table, each, count = struct.unpack_from("<40xQ10xHH", header)
+        if table + each * count <= size:
+            return
+    elif header[:4] in _MACH_O:
+        return
+    raise OSError(f"{path}: not a whole library ({size} bytes); reinstall softkern")
 
 
 def _ops_of_others(path: Path) -> str:
