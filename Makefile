@@ -1,4 +1,5 @@
-# make demo | make test | make isas | make triton | make emulate | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
+# make demo | make test | make isas | make triton | make emulate | make verify | make bench | make harden | make lint |
+# make wheels | make wheel-test: each sets up what it needs.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +12,7 @@ CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
 LOCKED := $(if $(shell command -v flock),flock $(VENV))
 PIP := $(LOCKED) $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test isas triton emulate verify bench harden lint format wheel-test clean
+.PHONY: demo test isas triton emulate verify bench harden lint format wheels wheel-test clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -98,12 +99,15 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# sdist, wheel out of the sdist, and the wheel in an environment of its own.
+# The sdist and the wheels in dist/; then the same out of the sdist, and used with other torches and another Python.
+# Both bring these torches into build/torches: gigabytes. WHEEL_ARGS="--torch own" does with the one that is there.
+wheels: $(VENV)/.wheel
+	$(BIN)/python tools/make_wheels.py $(WHEEL_ARGS)
 wheel-test: $(VENV)/.wheel
 	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST-9.0}" $(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
 
 clean:
-	rm -rf build dist *.egg-info softkern/_C.*.so $(VENV)
+	rm -rf build dist *.egg-info softkern/_pybind.*.so $(VENV)
 
 # The interpreter's own torch serves if it has one that a virtual environment can see; a second copy would be
 # several hundred megabytes.

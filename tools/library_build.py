@@ -40,12 +40,14 @@ from glue_build import FLAGS, of_binding, together
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "softkern/_version.py").read_text())[1]  # type: ignore[index]
 KERNEL_LIBRARY = "softkern"
+MACOS = sys.platform == "darwin"
 # Functions of the kernels, and nothing that the compiler made of the standard library's templates.
 EXPORTS = """{
   global: extern "C++" { softkern::cpu::*; *softkern::cuda::*; };
   local: *;
 };
 """
+EXPORTS_OF_MACOS = "__ZN8softkern3cpu*\n__ZNK8softkern3cpu*\n"
 # Above the kernels in the library of the kernels: which instruction set runs, and huge pages.
 BESIDE_KERNELS = ("csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp", "csrc/cuda/device.cpp")
 
@@ -75,9 +77,10 @@ def kernels(out: Path) -> Path:
     made += [_unit(seen, name, "build/library/kernels", [], [*cpu.headers, KERNELS]) for name in beside]
     objects = compile_all(made, ROOT, jobs(os.environ))
     script = ROOT / "build/library/kernels/exports"
-    script.write_text(EXPORTS)
+    script.write_text(EXPORTS_OF_MACOS if MACOS else EXPORTS)
     archives = [*cuda.archives, *cuda.link_args] if cuda is not None else []
-    return _link(out, f"lib{KERNEL_LIBRARY}.so", [*objects, *archives], f"-Wl,--version-script={script}")
+    exported = f"-Wl,-exported_symbols_list,{script}" if MACOS else f"-Wl,--version-script={script}"
+    return _link(out, f"lib{KERNEL_LIBRARY}.so", [*objects, *archives], exported)
 
 
 def glue(out: Path) -> Path:
@@ -111,9 +114,9 @@ def behind(out: Path) -> Path:
 
 
 # It calls nothing of the C library, but auditwheel has to see which one it is for.
-_NEEDS_C = ("-Wl,--no-as-needed",)
-# Found where this library is; torch's are loaded before it.
-_BESIDE = ("-Wl,-rpath,$ORIGIN", "-Wl,-z,defs")
+_NEEDS_C = ("-undefined", "dynamic_lookup") if MACOS else ("-Wl,--no-as-needed",)
+# Found where this library is; torch's are loaded before it. macOS's linker refuses undefined symbols by itself.
+_BESIDE = ("-Wl,-rpath,@loader_path",) if MACOS else ("-Wl,-rpath,$ORIGIN", "-Wl,-z,defs")
 
 
 def _flags(cuda: Compiler | None) -> list[str]:
@@ -137,7 +140,8 @@ def _unit(compiler: Compiler, source: str, folder: str, of: list[str], headers: 
 def _link(out: Path, name: str, inputs: list[str], *flags: str, compiler: str = "") -> Path:
     out.mkdir(parents=True, exist_ok=True)
     linker = shlex.split(compiler or os.environ.get("CXX") or "c++")
-    command = [*linker, "-shared", "-g0", "-s", f"-Wl,-soname,{name}", *inputs, *flags, "-o", str(out / name)]
+    named = ["-Wl,-x", f"-Wl,-install_name,@rpath/{name}"] if MACOS else ["-s", f"-Wl,-soname,{name}"]
+    command = [*linker, "-shared", "-g0", *named, *inputs, *flags, "-o", str(out / name)]
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         raise SystemExit(f"{shlex.join(command)}\n{name} does not link")
     print(f"softkern: {out / name}, {(out / name).stat().st_size >> 10} KiB", flush=True)

@@ -63,7 +63,7 @@ def build(out: Path, archive: Path, libraries: str) -> Path:
         env = {"SOFTKERN_LIBRARIES": libraries}
         run(sys.executable, "-m", "build", "-n", "-w", "-o", f"{scratch}/dist", source, env=env)
         (made,) = Path(scratch, "dist").glob("*.whl")
-        if libraries == "none":
+        if libraries == "none" or not sys.platform.startswith("linux"):
             return Path(shutil.copy2(made, out))
         excluded = [argument for name in TORCHS for argument in ("--exclude", name)]
         # Nothing is to be repaired: this names the wheel after the oldest system that its libraries fit.
