@@ -36,6 +36,7 @@ class Backend:
         active: whether it computes the calling thread's tensors on at least one of its devices: "cuda" may be
             compiled for one GPU while "triton" computes on another. An interpreted "triton" and an emulated
             "cuda" are active only if they were named.
+        note: why its calls take a slower way than they could, with the same bits; empty if they don't.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Backend:
     usable: bool
     reason: str
     active: bool
+    note: str = ""
 
 
 def backends() -> list[Backend]:
@@ -55,18 +57,24 @@ def backends() -> list[Backend]:
         >>> [b.name for b in softkern.backends() if b.active and b.device == "cpu"]
         ['avx512']
     """
-    named, isa = _C.required(), _C.active_isa()
+    named, isa, note = _C.required(), _C.active_isa(), _why_slower()
     found = [
-        Backend(name, "cpu", compiled, not reason, reason, name == isa and named in ("", name))
+        Backend(name, "cpu", compiled, not reason, reason, name == isa and named in ("", name), note)
         for name, compiled, reason in _C.isas()
     ]
     device, reason = _cuda_device(), _why_no_cuda()
     chosen = named == CUDA or (not named and device == "cuda")
-    cuda = Backend(CUDA, device, _cuda_compiled(), not reason, reason, chosen and not reason)
+    cuda = Backend(CUDA, device, _cuda_compiled(), not reason, reason, chosen and not reason, note)
 
     device, reason = _triton_device(), _why_no_triton()
     chosen = named == TRITON or (not named and device != "cpu" and (not cuda.active or any(_cuda_refusals())))
-    return [*found, cuda, Backend(TRITON, device, True, not reason, reason, chosen and not reason)]
+    return [*found, cuda, Backend(TRITON, device, True, not reason, reason, chosen and not reason, note)]
+
+
+def _why_slower() -> str:
+    """Why derivatives are computed in Python; empty if they are computed in C++."""
+    name, reason = _C.binding()
+    return f"called through torch's stable ABI: {reason}" if name == "stable" else ""
 
 
 @contextmanager

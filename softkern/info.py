@@ -13,7 +13,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy
 import torch
 
 from softkern import _C, __version__, backends
@@ -32,7 +31,7 @@ PAGES = "/sys/kernel/mm/transparent_hugepage"
 
 def environment() -> dict[str, str]:
     """Names and values in the order of printing; "unknown" if the system does not tell."""
-    rows = {"softkern": __version__, "compiled with": _compiled_with()}
+    rows = {"softkern": __version__, "compiled with": _compiled_with(), "called by": _binding()}
     rows.update(_torch_rows())
     rows.update(_cuda_rows())
     rows.update(_system_rows())
@@ -52,6 +51,13 @@ def _compiled_with() -> str:
     return f"{str(build['compiler']).strip()}, C++ {build['cxx_standard']}, torch {build['torch']}"
 
 
+def _binding() -> str:
+    """How Python reaches the kernels, and why not in a better way."""
+    name, reason = _C.binding()
+    way = {"pybind": "an extension", "stable": "a library for every torch", "none": "nothing compiled"}
+    return way.get(name, f"a library for torch {name}") + (f": {reason}" if reason else "")
+
+
 def _torch_rows() -> Iterator[tuple[str, str]]:
     built, parallel = torch.__config__.show(), torch.__config__.parallel_info()
     compiler = _match(r"- ((?:GCC|clang|MSVC|C\+\+ Compiler)[^\n]*)", built)
@@ -64,16 +70,16 @@ def _torch_rows() -> Iterator[tuple[str, str]]:
     yield "OpenMP", _match(r"^(OpenMP [^\n]+)", parallel)
     libraries = re.findall(r"^(Intel\(R\) (?:oneAPI Math|MKL-DNN|Math)[^\n]+)", parallel, re.MULTILINE)
     yield "math libraries", "; ".join(libraries) or "neither MKL nor oneDNN"
-    yield "numpy", numpy.__version__
-    yield "triton", _triton()
+    yield "numpy", _version("numpy")
+    yield "triton", _version("triton")
 
 
-def _triton() -> str:
-    if find_spec("triton") is None:
+def _version(package: str) -> str:
+    if find_spec(package) is None:
         return "not installed"
     try:
-        return str(import_module("triton").__version__)
-    except Exception as error:  # any error is a reason why there are no Triton kernels
+        return str(import_module(package).__version__)
+    except Exception as error:  # any error is a reason why it is not there
         return f"not importable: {type(error).__name__}: {error}"
 
 

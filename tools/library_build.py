@@ -115,7 +115,7 @@ def behind(out: Path) -> Path:
 
 # It calls nothing of the C library, but auditwheel has to see which one it is for.
 _NEEDS_C = ("-undefined", "dynamic_lookup") if MACOS else ("-Wl,--no-as-needed",)
-# Found where this library is; torch's are loaded before it. macOS's linker refuses undefined symbols by itself.
+# Found where this library is; torch's are loaded before it. macOS refuses undefined symbols by itself.
 _BESIDE = ("-Wl,-rpath,@loader_path",) if MACOS else ("-Wl,-rpath,$ORIGIN", "-Wl,-z,defs")
 
 

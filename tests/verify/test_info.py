@@ -19,6 +19,7 @@ from softkern import _C, info
 ROWS = (
     "softkern",
     "compiled with",
+    "called by",
     "torch",
     "torch built with",
     "torch's kernels",
@@ -176,3 +177,18 @@ def test_another_libc_than_glibc_is_named_or_unknown(monkeypatch, error):
 def test_importing_says_nothing():
     done = subprocess.run([sys.executable, "-c", "import softkern.info"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("binding", "row", "note"),
+    (
+        (("pybind", ""), "an extension", ""),
+        (("2.13", ""), "a library for torch 2.13", ""),
+        (("stable", "why"), "a library for every torch: why", "called through torch's stable ABI: why"),
+        (("none", "why"), "nothing compiled: why", ""),
+    ),
+)
+def test_how_the_kernels_are_called(monkeypatch, binding, row, note):
+    monkeypatch.setattr(_C, "binding", lambda: binding)
+    assert info.environment()["called by"] == row
+    assert {backend.note for backend in softkern.backends()} == {note}
