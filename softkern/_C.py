@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled part of softkern, in the way that serves this torch; the stub lists its functions."""
 
-from softkern._binding import choose
+from softkern import _binding
 
-globals().update(choose().functions)
+globals().update(_binding.choose().functions)

@@ -32,6 +32,10 @@ from cuda_build import find_toolkit
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED_FROM = ("*.cpp", "*.c", "*.h", "*.cu", "*.cuh")
 BUILD_TOOLS = (
+    "tools/library_build.py",
+    "tools/source_setup.py",
+    "tools/glue_build.py",
+    "tools/torches.py",
     "tools/build_progress.py",
     "tools/cuda_build.py",
     "tools/make_wheels.py",

@@ -14,7 +14,8 @@ from types import ModuleType
 import pytest
 from places import ROOT
 
-INFO = "softkern-1.0+torch2.13.dist-info"
+INFO = "softkern-1.0.dist-info"
+LIBRARIES = [f"softkern/{name}" for name in ("lib/libsoftkern.so", "lib/stable.so", "_behind.abi3.so")]
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +37,20 @@ def load() -> ModuleType:
 def sdist(tool: ModuleType) -> list[str]:
     csrc = tool.tree("csrc", *tool.COMPILED_FROM)
     others = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "PKG-INFO")
-    return [*tool.modules(), *csrc, *others, "tools/build_progress.py", "tools/cuda_build.py"]
+    return [*tool.modules(), *csrc, *others, *tool.BUILD_TOOLS]
 
 
 @pytest.fixture
 def wheel(tool: ModuleType) -> list[str]:
-    binary = "softkern/_C.cpython-311-x86_64-linux-gnu.so"
-    return [*tool.modules(), binary, f"{INFO}/METADATA", f"{INFO}/RECORD", f"{INFO}/licenses/LICENSE"]
+    """Without anything compiled."""
+    return [*tool.modules(), f"{INFO}/METADATA", f"{INFO}/RECORD", f"{INFO}/licenses/LICENSE"]
 
 
 def test_complete_archives_pass(tool: ModuleType, sdist: list[str], wheel: list[str]) -> None:
     assert tool.sdist_problems(sdist) == []
-    assert tool.wheel_problems(wheel) == []
+    assert tool.wheel_problems(wheel, libraries=False) == []
+    compiled = [*wheel, *LIBRARIES, "softkern/lib/torch2.11.so", "softkern/lib/torch2.13.so"]
+    assert tool.wheel_problems(compiled, libraries=True) == []
 
 
 @pytest.mark.parametrize("name", ["softkern/py.typed", "softkern/_C.pyi", "softkern/functional.py"])
@@ -55,32 +58,54 @@ def test_a_missing_module_is_noticed(tool: ModuleType, sdist: list[str], wheel: 
     sdist.remove(name)
     wheel.remove(name)
     assert tool.sdist_problems(sdist) == [f"sdist: {name} is missing"]
-    assert tool.wheel_problems(wheel) == [f"wheel: {name} is missing"]
+    assert tool.wheel_problems(wheel, libraries=False) == [f"wheel: {name} is missing"]
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "setup.py", "tools/build_progress.py", "csrc/cpu/dispatch.h"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LICENSE",
+        "setup.py",
+        "tools/build_progress.py",
+        "tools/library_build.py",
+        "csrc/cpu/dispatch.h",
+        "csrc/behind_abi3.c",
+    ],
+)
 def test_what_the_sdist_is_built_from_is_missed(tool: ModuleType, sdist: list[str], name: str) -> None:
     sdist.remove(name)
     assert tool.sdist_problems(sdist) == [f"sdist: {name} is missing"]
 
 
-@pytest.mark.parametrize("name", ["softkern/_C.cpython-311-x86_64-linux-gnu.so", "a/b.pyc", "build/x.o"])
+@pytest.mark.parametrize("name", ["softkern/lib/stable.so", "a/b.pyc", "build/x.o"])
 def test_nothing_compiled_goes_into_the_sdist(tool: ModuleType, sdist: list[str], name: str) -> None:
     assert tool.sdist_problems([*sdist, name]) == [f"sdist: {name} was compiled here"]
 
 
-@pytest.mark.parametrize("name", ["tests/project/test_wheel.py", "csrc/python.cpp", "softkern/notes.txt"])
-def test_nothing_else_goes_into_the_wheel(tool: ModuleType, wheel: list[str], name: str) -> None:
-    assert tool.wheel_problems([*wheel, name]) == [f"wheel: {name} should not be in it"]
+@pytest.mark.parametrize(
+    "name", ["tests/project/test_wheel.py", "csrc/python.cpp", "softkern/notes.txt", "softkern/_pybind.so"]
+)
+@pytest.mark.parametrize("libraries", (True, False))
+def test_nothing_else_goes_into_the_wheel(
+    tool: ModuleType, wheel: list[str], name: str, libraries: bool
+) -> None:
+    names = [*wheel, *LIBRARIES * libraries, name]
+    assert tool.wheel_problems(names, libraries) == [f"wheel: {name} should not be in it"]
 
 
-def test_a_wheel_has_its_binary_and_its_licence_once(tool: ModuleType, wheel: list[str]) -> None:
-    without = [name for name in wheel if not name.endswith((".so", "LICENSE"))]
-    assert [p.partition(",")[0] for p in tool.wheel_problems(without)] == [
-        "wheel: expected one softkern/_C.*.so",
-        "wheel: expected one softkern-*.dist-info/licenses/LICENSE",
-    ]
-    assert len(tool.wheel_problems([*wheel, "softkern/_C.cpython-312-x86_64-linux-gnu.so"])) == 1
+@pytest.mark.parametrize("missing", (*LIBRARIES, f"{INFO}/licenses/LICENSE"))
+def test_a_wheel_has_each_library_and_its_licence_once(
+    tool: ModuleType, wheel: list[str], missing: str
+) -> None:
+    names = [name for name in (*wheel, *LIBRARIES) if name != missing]
+    what = missing.replace(INFO, "softkern-*.dist-info")
+    assert tool.wheel_problems(names, libraries=True) == [f"wheel: expected one {what}, found []"]
+
+
+def test_a_wheel_without_anything_compiled_has_no_library(tool: ModuleType, wheel: list[str]) -> None:
+    names = [*wheel, "softkern/lib/torch2.13.so"]
+    expected = ["wheel: softkern/lib/torch2.13.so should not be in it"]
+    assert tool.wheel_problems(names, libraries=False) == expected
 
 
 @pytest.mark.parametrize("name", ["csrc/cuda/rows.cu", "csrc/cuda/rows.cuh"])
@@ -120,16 +145,16 @@ def test_the_wheel_is_made_of_the_sdist_and_of_objects_if_they_are_given(
     out.mkdir()
     seen: list[list[str]] = []
 
-    def run(*command: str | Path) -> None:
+    def run(*command: str | Path, cwd: Path = ROOT) -> None:
         if "--sdist" in command:
             with tarfile.open(out / "a-1.tar.gz", "w:gz") as tar:
                 tar.add(tmp_path / "setup.py", "a-1/setup.py")
         else:
-            source = Path(command[-1])
-            seen.append(sorted(str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()))
+            assert command[1] == cwd / "tools" / "make_wheels.py"
+            seen.append(sorted(str(p.relative_to(cwd)) for p in cwd.rglob("*") if p.is_file()))
 
     monkeypatch.setattr(tool, "run", run)
-    tool.build(out, tmp_path / "scratch", objects if given else None)
+    tool.build(out, tmp_path / "scratch", objects if given else None, ["own"], tmp_path)
     assert seen == [["build/cpu/avx2.o", "setup.py"] if given else ["setup.py"]]
 
 
