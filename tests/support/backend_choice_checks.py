@@ -267,7 +267,9 @@ def a_probe_that_raises():
         assert any(op.startswith("aten::") and "softmax" in op for op in seen.ops), seen.ops
         _C.choose_for_thread("triton")
         try:
-            with raises(OSError, "no such library"):
+            # Through a library of C, the exception's type is a part of the text.
+            extension = _C.binding()[0] == "pybind"
+            with raises(OSError if extension else RuntimeError, "no such library"):
                 softkern.softmax(X, 1)
         finally:
             _C.choose_for_thread("")
