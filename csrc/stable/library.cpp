@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The library of ops in the stable build, and the softmaxes on the devices that have kernels. Everything above
-// the kernels in the dispatcher is registered by Python: autograd, transforms, and ATen for what no kernel takes.
+// The library of ops in the stable build, and the softmaxes on the devices that have kernels. Everything
+// above the kernels in the dispatcher is registered by Python: autograd, transforms, and ATen for what no
+// kernel takes.
 #include "../ops/checks.h"
 #include "../ops/ops.h"
 

@@ -17,12 +17,10 @@ namespace softkern::stable {
 
 inline void check(AOTITorchError error, const char* what) {
   if (error == TORCH_SUCCESS) return;
-  std::string text;
-  if (torch_exception_get_what_without_backtrace != nullptr) {
-    const char* const cause = torch_exception_get_what_without_backtrace();
-    if (cause != nullptr) text = cause;
-  }
-  raise("", text.empty() ? joined("softkern: ", what, " failed in torch") : text);
+  const char* const cause = torch_exception_get_what_without_backtrace == nullptr
+                                ? nullptr
+                                : torch_exception_get_what_without_backtrace();
+  throw std::runtime_error(cause != nullptr ? cause : joined("softkern: ", what, " failed in torch"));
 }
 
 }  // namespace softkern::stable

@@ -24,12 +24,6 @@
 
 namespace softkern::stable {
 
-/// torch turns exceptions of other libraries into RuntimeError. Python reads the type that was meant from the
-/// first word of the text (softkern/_native/stable/errors.py).
-[[noreturn]] inline void raise(const char* type, const std::string& text) {
-  throw std::runtime_error(type[0] == '\0' ? text : std::string("softkern.") + type + ": " + text);
-}
-
 template <class... Parts>
 std::string joined(const Parts&... parts) {
   std::ostringstream text;
@@ -39,13 +33,15 @@ std::string joined(const Parts&... parts) {
 
 }  // namespace softkern::stable
 
-#define SOFTKERN_STABLE_CHECK(type, condition, ...) \
-  if (condition) {                                  \
-  } else                                            \
-    ::softkern::stable::raise(type, ::softkern::stable::joined(__VA_ARGS__))
-#define TORCH_CHECK(condition, ...) SOFTKERN_STABLE_CHECK("", condition, __VA_ARGS__)
-#define TORCH_CHECK_INDEX(condition, ...) SOFTKERN_STABLE_CHECK("IndexError", condition, __VA_ARGS__)
-#define TORCH_CHECK_VALUE(condition, ...) SOFTKERN_STABLE_CHECK("ValueError", condition, __VA_ARGS__)
+// torch's own exceptions are classes of its C++ library. For those of the standard library, pybind11 raises
+// the same exceptions in Python.
+#define SOFTKERN_STABLE_CHECK(Exception, condition, ...) \
+  if (condition) {                                       \
+  } else                                                 \
+    throw Exception(::softkern::stable::joined(__VA_ARGS__))
+#define TORCH_CHECK(condition, ...) SOFTKERN_STABLE_CHECK(std::runtime_error, condition, __VA_ARGS__)
+#define TORCH_CHECK_INDEX(condition, ...) SOFTKERN_STABLE_CHECK(std::out_of_range, condition, __VA_ARGS__)
+#define TORCH_CHECK_VALUE(condition, ...) SOFTKERN_STABLE_CHECK(std::invalid_argument, condition, __VA_ARGS__)
 #define TORCH_INTERNAL_ASSERT(condition) TORCH_CHECK(condition, "softkern: expected " #condition)
 
 namespace c10 {
