@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds softkern._C. Metadata is in pyproject.toml."""
+"""Builds softkern._pybind. Metadata is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 sys.path.insert(0, str(ROOT / "tools"))  # a build backend is not started as a script of this folder
 from build_progress import compiled_lines
 from cuda_build import BEGUN, add_kernels
-from glue_build import together
+from glue_build import FLAGS, of_binding, together
 
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "softkern/_version.py").read_text()).group(1)
 
@@ -44,20 +44,6 @@ if TORCH_RELEASE < (2, 11):
 # torch's C++ interface holds within a minor release only.
 PIN_TORCH = os.environ.get("SOFTKERN_PIN_TORCH") == "1"
 MINOR = "{}.{}".format(*TORCH_RELEASE)
-
-FLAGS = [
-    "-O0" if os.environ.get("DEBUG") == "1" else "-O3",
-    "-g" if os.environ.get("DEBUG") == "1" else "-g0",  # some Pythons add -g, which triples the size
-    "-fvisibility=hidden",
-    # The compiler may not form a fused multiply-add by itself: which ones are fused is part of the kernels'
-    # definition, and equal on every ISA. Never -ffast-math, which also sets flush-to-zero for the process.
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wall",
-    "-Wno-psabi",  # notes on the ABI of 64-byte vectors, which never cross a file
-]
-
 
 def sources(*suffixes: str) -> list[str]:
     files = (path for path in (ROOT / "csrc").rglob("*") if path.suffix in suffixes)
@@ -91,8 +77,8 @@ setup(
     options={"egg_info": {"tag_build": f"+torch{MINOR}"}} if PIN_TORCH else {},
     ext_modules=[
         CppExtension(
-            "softkern._C",
-            sources=sources(".cpp"),
+            "softkern._pybind",
+            sources=of_binding(sources(".cpp"), "pybind"),
             depends=sources(".h", ".cuh", ".cu"),
             extra_compile_args={"cxx": FLAGS},
             extra_link_args=["-g0"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the kernels of softkern._C for setup.py (CUDA's with nvcc); docs/building.md has the variables.
+"""Compiles the kernels of softkern._pybind for setup.py (CUDA's with nvcc); docs/building.md has the variables.
 
 torch's CUDAExtension can't be used: with a torch without CUDA it never finds a toolkit. The kernels do not
 depend on torch or Python, so their objects stay in build for every torch and Python.
@@ -51,7 +51,7 @@ NVCC_FLAGS = [
     "-O3",
     "-fmad=false",
     "--expt-relaxed-constexpr",
-    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-Xcompiler=-fPIC",  # visible: the wheel has the kernels in a library of their own
     "-Xfatbin=-compress-all",  # a quarter of the size
     "-Xptxas=-v",
 ]
@@ -330,21 +330,21 @@ def emulator(root: Path, env: Environment) -> Compiler:
 def units(compiler: Compiler, kernels: list[str], root: Path) -> list[Unit]:
     """One object per file and element type: they compile in parallel, and each stays small."""
     headers = [p for folder in compiler.headers for p in (root / folder).rglob("*") if p.suffix in HEADERS]
-    shared = {str(path.relative_to(root)): _digest(path.read_bytes()) for path in sorted(headers)}
+    shared = {str(path.relative_to(root)): digest(path.read_bytes()) for path in sorted(headers)}
     result = []
     for source in kernels:
         path = Path(source)
         for element in [""] if path.name in ONE_TYPE else ELEMENTS:
             define = [f"-DSOFTKERN_ELEMENT={ELEMENTS[element]}"] if element else []
             command = [*compiler.command, *define, "-c", source]
-            content = _digest((root / source).read_bytes())
-            key = _digest(json.dumps([compiler.identity, command, content, shared]).encode())
+            content = digest((root / source).read_bytes())
+            key = digest(json.dumps([compiler.identity, command, content, shared]).encode())
             target = root / compiler.folder / ".".join(filter(None, (path.stem, element, "o")))
             result.append(Unit(source, command, target, key))
     return result
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
