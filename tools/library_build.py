@@ -20,6 +20,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import stable_build
 from cuda_build import CPU_KERNELS, CUDA_ONLY, KERNELS, Compiler, Unit, choose, compile_all, digest, host, jobs, units
 from glue_build import ALONE, FLAGS, of_binding, together
 
@@ -88,6 +89,14 @@ def glue(out: Path) -> Path:
     return _link(out, f"torch{minor}.so", objects, f"-L{out}", f"-l{KERNEL_LIBRARY}", *libraries, *_BESIDE)
 
 
+def stable(out: Path) -> Path:
+    import torch
+
+    cuda = cuda_compiler()
+    macros = [f'-DSOFTKERN_VERSION="{VERSION}"', f'-DSOFTKERN_TORCH_VERSION="{torch.__version__}"']
+    return stable_build.build(out, out, [*macros, *_flags(cuda)], cuda is not None)
+
+
 # Found where this library is; torch's are loaded before it.
 _BESIDE = ("-Wl,-rpath,$ORIGIN", "-Wl,-z,defs")
 
@@ -118,7 +127,7 @@ def _link(out: Path, name: str, inputs: list[str], *flags: str) -> Path:
     return out / name
 
 
-BUILT = {"kernels": kernels, "glue": glue}
+BUILT = {"kernels": kernels, "glue": glue, "stable": stable}
 
 
 def main() -> None:

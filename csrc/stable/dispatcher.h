@@ -9,10 +9,6 @@
 namespace c10 {
 inline namespace softkern_stable {
 
-struct DispatchKeySet {
-  explicit DispatchKeySet(DispatchKey) {}
-};
-
 struct OperatorName {
   const char* name;
   const char* overload;

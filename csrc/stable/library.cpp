@@ -36,3 +36,14 @@ TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_softmaxes(m); }
 TORCH_LIBRARY_IMPL(softkern, XPU, m) { register_softmaxes(m); }
 
 }  // namespace softkern
+
+/// For the checks in Python: whether a backend computes tensors on a device. -1: the backend that was asked
+/// for by name raised an exception, which the op will raise, too.
+extern "C" __attribute__((visibility("default"))) int softkern_computes_on(int device_type, int index) {
+  try {
+    const c10::Device device(static_cast<c10::DeviceType>(device_type), index);
+    return softkern::backend_for(device) != softkern::Backend::kNone ? 1 : 0;
+  } catch (...) {
+    return -1;
+  }
+}

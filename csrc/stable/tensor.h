@@ -110,6 +110,7 @@ class Tensor {
   /// function asks about gradients.
   bool is_nested() const { return false; }
   bool requires_grad() const { return false; }
+  c10::DispatchKeySet key_set() const { return c10::DispatchKeySet(options().computeDispatchKey()); }
 
   bool is_contiguous() const {
     bool result = false;

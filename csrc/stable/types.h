@@ -85,7 +85,14 @@ inline std::string DeviceTypeName(DeviceType type, bool /*lower_case*/) {
   }
 }
 
-enum class DispatchKey { CPU, CUDA, XPU };
+/// Of tensors that kernels see. Python's key is gone by then.
+enum class DispatchKey { CPU, CUDA, XPU, Python };
+struct DispatchKeySet {
+  explicit DispatchKeySet(DispatchKey own) : key(own) {}
+  bool has(DispatchKey other) const { return key == other; }
+  DispatchKey key;
+};
+
 using DeviceIndex = int8_t;
 
 class Device {
@@ -173,6 +180,13 @@ inline IntArrayRef::IntArrayRef(const DimVector& sizes) : IntArrayRef(sizes.data
 
 }  // namespace softkern_stable
 }  // namespace at
+
+/// Kernels are not traced; Python asks before it calls them.
+namespace at::tracer::impl {
+inline namespace softkern_stable {
+inline bool is_dispatch_enabled() { return false; }
+}  // namespace softkern_stable
+}  // namespace at::tracer::impl
 
 namespace c10 {
 inline namespace softkern_stable {
