@@ -75,7 +75,7 @@ def scaled(
 ) -> Tensor:
     """The stored gradient, saved[0], times the upstream gradient: in place if nobody else can see it, or if the
     user allowed to overwrite it. Nobody else has a reference to saved[0]."""
-    alone = ctx.in_place or (ctx.may_be_alone and is_alone(saved))
+    alone = not ctx.has_graph and (ctx.in_place or (ctx.may_be_alone and is_alone(saved)))
     (grad, *_), saved = saved, ()
     assert grad is not None
     if (
@@ -103,31 +103,32 @@ class _Loss(torch.autograd.Function):
         target: Tensor,
         weight: Tensor | None,
         options: CrossEntropyOptions,
-        in_place: bool,
+        over: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        # With `over`, a tensor of the memory of the logits, the gradient is written over them.
         of_logits, *others = ctx.needs_input_grad[:3]
         of_others = any(others)
         # Before the logits are overwritten.
         log_p = ops.log_softmax(x, class_dim(x)) if of_others else None
         grad: Tensor | None
-        if in_place:
+        if over is not None:
             loss, scale = ops.cross_entropy_forward_(x, target, weight, *options)
             # Ops that saved the logits must find them modified. The gradient shares the version counter of the
             # logits: if they are modified again before the backward, autograd raises.
             torch.autograd.graph.increment_version(x)
-            grad = x.detach()
+            grad = over
         else:
             loss, grad, scale = ops.cross_entropy_forward(x, target, weight, *options, of_logits)
         if not of_logits:
             grad = scale = None
-        ctx.options, ctx.in_place, ctx.may_be_alone = options, in_place, not has_hooks()
+        ctx.options, ctx.in_place, ctx.may_be_alone = options, over is not None, not has_hooks()
         # Weights are read by further derivatives alone, unless they have a gradient themselves. They may be
         # modified until then, as F allows.
         ctx.weight, ctx.weight_version = None, 0
         if weight is not None and not of_others:
             ctx.weight, ctx.weight_version = weight, 0 if weight.is_inference() else weight._version
         link = link_to(x)
-        ctx.has_graph = False
+        ctx.has_graph = False  # of the gradient, which then must not change
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, scale, target, weight if of_others else None, log_p, link)
         return loss, link
@@ -147,10 +148,7 @@ class _Loss(torch.autograd.Function):
                 result[0] = _with_graph(ctx, g, saved)
             else:
                 with below_autograd():
-                    if ctx.has_graph:
-                        result[0] = ops.cross_entropy_backward(g, saved[0], scale, y, options.ignore_index)
-                    else:
-                        result[0] = scaled(ctx, g, saved, scale, y, options.ignore_index)
+                    result[0] = scaled(ctx, g, saved, scale, y, options.ignore_index)
         else:
             compute = compute_dtype(stored)
             log_p = stored.to(compute)
@@ -162,7 +160,7 @@ class _Loss(torch.autograd.Function):
                 result[0] = (row * masses.gradient(log_p.exp())).to(stored.dtype)
             elif of_logits:
                 with below_autograd():
-                    result[0] = ops.cross_entropy_backward(g, saved[0], scale, y, options.ignore_index)
+                    result[0] = scaled(ctx, g, saved, scale, y, options.ignore_index)
             if of_target:
                 result[1] = probability_gradient(row, log_p, masses).to(y.dtype)
             if of_weight:
@@ -251,11 +249,13 @@ def _with_history(
     if wants_composite(x, target, weight) or not takes_cross_entropy(x, target, weight, options):
         return by_aten(torchs(x, target, weight, options))
     loss: Tensor
+    # Shares the version counter, as tensors made below autograd don't.
+    over = x.detach() if in_place and x.requires_grad else None
     with below_autograd():
         if not requires_grad(x, target, weight):
             loss, _, _ = ops.cross_entropy_forward(x, target, weight, *options, False)
             return loss
-        loss, _ = _Loss.apply(x, target, weight, options, in_place and x.requires_grad)
+        loss, _ = _Loss.apply(x, target, weight, options, over)
         return loss
 
 

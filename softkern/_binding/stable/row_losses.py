@@ -21,6 +21,7 @@ from softkern._binding.stable.tensors import (
     is_for_onnx,
     is_plain,
     is_traced_for_onnx,
+    kept,
     keeps_graph,
     ops,
     requires_grad,
@@ -52,27 +53,40 @@ class _RowLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, of: RowTensors, options: RowOptions, in_place: bool, x: Tensor
+        ctx: Any, of: RowTensors, options: RowOptions, over: Tensor | None, x: Tensor
     ) -> tuple[Tensor, ...]:
+        """over: a tensor of the memory of the logits, if the gradient may be written over them."""
+        statistics = bool(options.outputs & _STATISTICS)
         # float16 gradients are stored only after the upstream gradient is known: the 1/N of a mean would make
         # them subnormal.
         has_grad = bool(options.outputs & _LOSS) and x.dtype != torch.float16
         # The statistics' gradients need the logits.
-        over_logits = in_place and has_grad and not options.outputs & _STATISTICS
-        if in_place and not over_logits:
+        over_logits = over is not None and has_grad and not statistics
+        if over is not None and not over_logits:
             has_grad = False  # no second tensor of the logits' size
         grad: Tensor | None
+        # The version of the logits before they are overwritten: whoever needs them later gets torch's error.
         if over_logits:
+            ctx.kept = kept(*of)
             results = ops.row_losses_forward_(x, *of[1:], *options)
             # As in cross_entropy: the gradient shares the version counter of the logits.
             torch.autograd.graph.increment_version(x)
-            grad = x.detach()
+            grad = over
         else:
             *results, grad = ops.row_losses_forward(x, *of[1:], *options, has_grad)
-        ctx.options, ctx.has_grad, ctx.in_place = options, has_grad, in_place
-        ctx.over_logits, ctx.may_be_alone = over_logits, not has_hooks()
+        ctx.options, ctx.has_grad, ctx.in_place = options, has_grad, over is not None
+        ctx.may_be_alone, ctx.has_graph = not has_hooks(), False
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad if has_grad else None, None if over_logits else x, *of[1:])
+        # The gradient of the loss alone needs the target, for the ignored rows: logits and weights may have been
+        # modified. Gradients of statistics need the logits, and not the stored gradient.
+        ctx.apart = "logits" if has_grad and not statistics else "gradient"
+        if ctx.apart == "logits":
+            if not over_logits:
+                ctx.kept = kept(*of)
+            ctx.save_for_backward(grad, of.target)
+        else:
+            ctx.kept = kept(grad, of.target) if has_grad else None
+            ctx.save_for_backward(*of)
         ctx.mark_non_differentiable(*results[DIFFERENTIABLE:])
         return tuple(results)
 
@@ -81,28 +95,31 @@ class _RowLosses(torch.autograd.Function):
         options = ctx.options
         upstream = upstream_of(gradients, options.outputs)
         of_rows = any(g is not None for g in upstream[1:])
+        nothing = (None, None, None)
         if not of_rows and upstream.loss is None:
-            return None, None, None, None
-        saved = ctx.saved_tensors
+            return *nothing, None
+        own = ctx.saved_tensors
+        of_logits = ctx.kept if ctx.apart == "logits" else None
         if torch.is_grad_enabled():
-            if ctx.over_logits:
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace "
-                    "operation: the logits of inplace_backward=True, which second derivatives need"
-                )
-            of = RowTensors(*saved[1:])
-            return None, None, None, row_losses_gradient_in_aten(upstream, of, options)
+            of = RowTensors(*(own if of_logits is None else of_logits.saved_tensors))
+            return *nothing, row_losses_gradient_in_aten(upstream, of, options)
         with below_autograd():
             if not ctx.has_grad or of_rows:
-                return None, None, None, _recomputed(ctx, upstream, RowTensors(*saved[1:]))
+                of = RowTensors(*(own if of_logits is None else of_logits.saved_tensors))
+                if not keeps_graph():
+                    ctx.kept = None  # its memory, before the result's
+                return *nothing, _recomputed(ctx, upstream, of)
             assert upstream.loss is not None
+            saved = own if of_logits is not None else ctx.kept.saved_tensors
+            grad_scale = torch.ones((), dtype=compute_dtype(saved[0]), device=saved[0].device)
             # Only one class index a row can be ignored. A target of the gradient's shape says that no row is.
-            y, dims = saved[2], saved[0].dim()
-            one = torch.ones((), dtype=compute_dtype(saved[0]), device=saved[0].device)
-            if y is not None and y.dim() == dims - 1:
-                return None, None, None, scaled(ctx, upstream.loss, saved, one, y, options.ignore_index)
-            like = one.expand(saved[0].shape)
-            return None, None, None, scaled(ctx, upstream.loss, saved, one, like, options.ignore_index)
+            y = saved[1]
+            if y is None or y.dim() != saved[0].dim() - 1:
+                y = grad_scale.expand(saved[0].shape)
+            result = scaled(ctx, upstream.loss, saved, grad_scale, y, options.ignore_index)
+            if not keeps_graph():
+                ctx.kept = None
+            return *nothing, result
 
 
 def _recomputed(ctx: Any, upstream: Upstream, of: RowTensors) -> Tensor:
@@ -123,9 +140,11 @@ def _by_aten(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
 def _with_history(of: RowTensors, options: RowOptions, in_place: bool) -> tuple[Tensor, ...]:
     if wants_composite(*of) or not takes_row_losses(of, options) or requires_grad(*of[1:]):
         return by_aten(row_losses_in_aten(of, options))
+    # Shares the version counter, as tensors made below autograd don't.
+    over = of.self.detach() if in_place else None
     with below_autograd():
         if requires_grad(of.self):
-            tracked: tuple[Tensor, ...] = _RowLosses.apply(of, options, in_place, of.self)
+            tracked: tuple[Tensor, ...] = _RowLosses.apply(of, options, over, of.self)
             return tracked
         return tuple(ops.row_losses_forward(*of, *options, False)[:RESULTS])
 

@@ -123,3 +123,24 @@ def is_alone(saved: tuple[Tensor | None, ...]) -> bool:
     references, owners, memory = _owners(saved)
     # One owner more: the Function's own.
     return references <= _ALONE[0] and owners <= _ALONE[1] + 1 and memory <= _ALONE[2]
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, *tensors: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(*tensors)
+        return torch.empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        raise AssertionError("a place for tensors, in no graph")
+
+
+_ROOT = torch.empty(0, requires_grad=True)
+
+
+def kept(*tensors: Tensor | None) -> Any:
+    """An object with these as its `saved_tensors`, apart from those of the Function that has it: they are unpacked
+    and checked when they are asked for, and freed with the object."""
+    with torch.enable_grad():
+        return _Kept.apply(_ROOT, *tensors).grad_fn
