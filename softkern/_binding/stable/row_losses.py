@@ -25,6 +25,7 @@ from softkern._binding.stable.tensors import (
     keeps_graph,
     ops,
     requires_grad,
+    unpacked,
     wants_composite,
 )
 from softkern.options import OUTPUTS, RowOptions
@@ -101,16 +102,16 @@ class _RowLosses(torch.autograd.Function):
         own = ctx.saved_tensors
         of_logits = ctx.kept if ctx.apart == "logits" else None
         if torch.is_grad_enabled():
-            of = RowTensors(*(own if of_logits is None else of_logits.saved_tensors))
+            of = RowTensors(*(own if of_logits is None else unpacked(of_logits)))
             return *nothing, row_losses_gradient_in_aten(upstream, of, options)
         with below_autograd():
             if not ctx.has_grad or of_rows:
-                of = RowTensors(*(own if of_logits is None else of_logits.saved_tensors))
+                of = RowTensors(*(own if of_logits is None else unpacked(of_logits)))
                 if not keeps_graph():
                     ctx.kept = None  # its memory, before the result's
                 return *nothing, _recomputed(ctx, upstream, of)
             assert upstream.loss is not None
-            saved = own if of_logits is not None else ctx.kept.saved_tensors
+            saved = own if of_logits is not None else unpacked(ctx.kept)
             grad_scale = torch.ones((), dtype=compute_dtype(saved[0]), device=saved[0].device)
             # Only one class index a row can be ignored. A target of the gradient's shape says that no row is.
             y = saved[1]

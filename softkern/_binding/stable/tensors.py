@@ -106,25 +106,6 @@ def has_hooks() -> bool:
     return _C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
-def _owners(saved: tuple[Tensor | None, ...]) -> tuple[int, int, int]:
-    """Of the first tensor: references from Python, owners in C++, owners of its memory."""
-    x = saved[0]
-    assert x is not None
-    memory = _C._storage_Use_Count(x.untyped_storage()._cdata)
-    return sys.getrefcount(x), x._use_count(), memory  # type: ignore[attr-defined]
-
-
-_ALONE = _owners((torch.empty(0),))
-
-
-def is_alone(saved: tuple[Tensor | None, ...]) -> bool:
-    """Whether nothing but a Function and the caller's `saved_tensors` can see the first of them. The caller has
-    no other reference to it."""
-    references, owners, memory = _owners(saved)
-    # One owner more: the Function's own.
-    return references <= _ALONE[0] and owners <= _ALONE[1] + 1 and memory <= _ALONE[2]
-
-
 class _Kept(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _: Tensor, *tensors: Tensor | None) -> Tensor:  # type: ignore[override]
@@ -139,8 +120,34 @@ class _Kept(torch.autograd.Function):
 _ROOT = torch.empty(0, requires_grad=True)
 
 
-def kept(*tensors: Tensor | None) -> Any:
-    """An object with these as its `saved_tensors`, apart from those of the Function that has it: they are unpacked
-    and checked when they are asked for, and freed with the object."""
+def kept(*tensors: Tensor | None) -> Tensor:
+    """Keeps tensors apart from those of the Function that has the result: they are unpacked and checked when they
+    are asked for, and freed with the result."""
     with torch.enable_grad():
-        return _Kept.apply(_ROOT, *tensors).grad_fn
+        result: Tensor = _Kept.apply(_ROOT, *tensors)
+    return result
+
+
+def unpacked(place: Tensor) -> tuple[Any, ...]:
+    """What kept() has kept."""
+    tensors: tuple[Any, ...] = place.grad_fn.saved_tensors  # type: ignore[union-attr]
+    return tensors
+
+
+def _owners(saved: tuple[Tensor | None, ...]) -> tuple[int, int, int]:
+    """Of the first tensor: references from Python, owners in C++, owners of its memory."""
+    x = saved[0]
+    assert x is not None
+    memory = _C._storage_Use_Count(x.untyped_storage()._cdata)
+    return sys.getrefcount(x), x._use_count(), memory  # type: ignore[attr-defined]
+
+
+_place = kept(torch.empty(1))
+_ALONE = _owners(unpacked(_place))
+del _place
+
+
+def is_alone(saved: tuple[Tensor | None, ...]) -> bool:
+    """Whether nothing but a Function and the caller's `saved_tensors` can see the first of them. The caller has
+    no other reference to it."""
+    return all(found <= alone for found, alone in zip(_owners(saved), _ALONE, strict=True))
