@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 RULES = {
     "libsoftkern.so": Rule(set(), [PYTHON, TORCHS_CXX], re.compile(r"_Z\w*8softkern(3cpu|4cuda)")),
-    "stable.so": Rule({"libsoftkern.so", "libtorch_cpu.so"}, [PYTHON, TORCHS_CXX], None),
+    "stable.so": Rule({"libsoftkern.so", "libtorch.so", "libtorch_cpu.so"}, [PYTHON, TORCHS_CXX], None),
     "torch*.so": Rule({"libsoftkern.so", "libc10.so", "libtorch_cpu.so"}, [PYTHON], None),
     "_behind.abi3.so": Rule(set(), [TORCHS_CXX], re.compile("PyInit__behind")),
 }  # fmt: skip

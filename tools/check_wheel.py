@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPILED_FROM = ("*.cpp", "*.c", "*.h", "*.cu", "*.cuh")
 BUILD_TOOLS = (
     "tools/library_build.py",
+    "tools/stable_build.py",
     "tools/source_setup.py",
     "tools/glue_build.py",
     "tools/torches.py",

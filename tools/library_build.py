@@ -22,6 +22,7 @@ import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
+import stable_build
 from cuda_build import (
     CPU_KERNELS,
     CUDA_ONLY,
@@ -105,6 +106,14 @@ def glue(out: Path) -> Path:
     return _link(out, f"torch{minor}.so", objects, f"-L{out}", f"-l{KERNEL_LIBRARY}", *libraries, *_BESIDE)
 
 
+def stable(out: Path) -> Path:
+    import torch
+
+    cuda = cuda_compiler()
+    macros = [f'-DSOFTKERN_VERSION="{VERSION}"', f'-DSOFTKERN_TORCH_VERSION="{torch.__version__}"']
+    return stable_build.build(out, out, [*macros, *_flags(cuda)], cuda is not None)
+
+
 def behind(out: Path) -> Path:
     """For Python's limited API, which has one header for all versions from 3.10 on."""
     compiler = os.environ.get("CC") or "cc"
@@ -148,7 +157,7 @@ def _link(out: Path, name: str, inputs: list[str], *flags: str, compiler: str = 
     return out / name
 
 
-BUILT = {"kernels": kernels, "glue": glue, "behind": behind}
+BUILT = {"kernels": kernels, "glue": glue, "stable": stable, "behind": behind}
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
 def build_libraries(minors: list[str], folder: Path) -> None:
     tool = ROOT / "tools" / "library_build.py"
     shutil.rmtree(LIBRARIES, ignore_errors=True)  # a library of an earlier build would be packed as well
-    for name in ("kernels", "behind"):
+    for name in ("kernels", "behind", "stable"):
         run(sys.executable, tool, name, LIBRARIES)
     for minor in minors:
         python = torches.interpreter(minor, folder)

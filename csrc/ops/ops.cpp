@@ -26,8 +26,8 @@ Tensor cross_entropy_below_autograd_(Tensor self, const Tensor& target, const Op
 }
 
 void register_losses(torch::Library& m) {
-  m.impl(cross_entropy.kName, unpacked<&cross_entropy_below_autograd>);
-  m.impl(cross_entropy_.kName, unpacked<&cross_entropy_below_autograd_>);
+  m.impl(cross_entropy.kName, TORCH_FN(unpacked<&cross_entropy_below_autograd>));
+  m.impl(cross_entropy_.kName, TORCH_FN(unpacked<&cross_entropy_below_autograd_>));
 }
 
 }  // namespace

@@ -146,8 +146,8 @@ std::tuple<Tensor, Tensor> forward_(Tensor self, const Tensor& target, const Opt
 }
 
 void register_forward(torch::Library& m) {
-  m.impl(cross_entropy_forward.kName, unpacked<&forward>);
-  m.impl(cross_entropy_forward_.kName, unpacked<&forward_>);
+  m.impl(cross_entropy_forward.kName, TORCH_FN(unpacked<&forward>));
+  m.impl(cross_entropy_forward_.kName, TORCH_FN(unpacked<&forward_>));
 }
 
 }  // namespace

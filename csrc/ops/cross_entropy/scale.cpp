@@ -50,8 +50,8 @@ void backward_(const Tensor& grad_output, Tensor grad, const Tensor& grad_scale,
 }
 
 void register_backward(torch::Library& m) {
-  m.impl(cross_entropy_backward.kName, &backward);
-  m.impl(cross_entropy_backward_.kName, &backward_);
+  m.impl(cross_entropy_backward.kName, TORCH_FN(&backward));
+  m.impl(cross_entropy_backward_.kName, TORCH_FN(&backward_));
 }
 
 }  // namespace

@@ -118,16 +118,16 @@ RowResults linear_below_autograd(SOFTKERN_LINEAR_TENSORS, const SymLinearOptions
 }
 
 void register_linear(torch::Library& m) {
-  m.impl(linear_cross_entropy_forward.kName, unpacked<&linear_forward>);
-  m.impl(linear_cross_entropy_backward.kName, unpacked<&linear_backward>);
-  m.impl(linear_row_parts.kName, unpacked<&linear_parts>);
-  m.impl(linear_row_parts_backward.kName, unpacked<&linear_parts_backward>);
+  m.impl(linear_cross_entropy_forward.kName, TORCH_FN(unpacked<&linear_forward>));
+  m.impl(linear_cross_entropy_backward.kName, TORCH_FN(unpacked<&linear_backward>));
+  m.impl(linear_row_parts.kName, TORCH_FN(unpacked<&linear_parts>));
+  m.impl(linear_row_parts_backward.kName, TORCH_FN(unpacked<&linear_parts_backward>));
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
-  m.impl(linear_cross_entropy.kName, unpacked<&linear_below_autograd>);
+  m.impl(linear_cross_entropy.kName, TORCH_FN(unpacked<&linear_below_autograd>));
 }
 
 TORCH_LIBRARY_IMPL(softkern, CPU, m) { register_linear(m); }

@@ -297,17 +297,17 @@ RowResults rows_below_autograd_(Tensor self, SOFTKERN_ROW_TENSORS, const SymRowO
 }
 
 void register_row_losses(torch::Library& m) {
-  m.impl(row_losses_forward.kName, unpacked<&rows_forward>);
-  m.impl(row_losses_forward_.kName, unpacked<&rows_forward_>);
-  m.impl(row_losses_backward.kName, unpacked<&rows_backward>);
-  m.impl(row_losses_backward_.kName, unpacked<&rows_backward_>);
+  m.impl(row_losses_forward.kName, TORCH_FN(unpacked<&rows_forward>));
+  m.impl(row_losses_forward_.kName, TORCH_FN(unpacked<&rows_forward_>));
+  m.impl(row_losses_backward.kName, TORCH_FN(unpacked<&rows_backward>));
+  m.impl(row_losses_backward_.kName, TORCH_FN(unpacked<&rows_backward_>));
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softkern, CompositeExplicitAutograd, m) {
-  m.impl(row_losses.kName, unpacked<&rows_below_autograd>);
-  m.impl(row_losses_.kName, unpacked<&rows_below_autograd_>);
+  m.impl(row_losses.kName, TORCH_FN(unpacked<&rows_below_autograd>));
+  m.impl(row_losses_.kName, TORCH_FN(unpacked<&rows_below_autograd_>));
 }
 
 TORCH_LIBRARY_IMPL(softkern, CPU, m) { register_row_losses(m); }

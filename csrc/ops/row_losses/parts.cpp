@@ -188,10 +188,10 @@ Tensor gradient_of(const OptionalTensor& grad_loss, const OptionalTensor& grad_l
 }
 
 void register_parts(torch::Library& m) {
-  m.impl(row_parts.kName, unpacked<&parts_of>);
-  m.impl(row_parts_merge.kName, unpacked<&merged_parts>);
-  m.impl(row_parts_results.kName, unpacked<&results_of>);
-  m.impl(row_parts_backward.kName, unpacked<&gradient_of>);
+  m.impl(row_parts.kName, TORCH_FN(unpacked<&parts_of>));
+  m.impl(row_parts_merge.kName, TORCH_FN(unpacked<&merged_parts>));
+  m.impl(row_parts_results.kName, TORCH_FN(unpacked<&results_of>));
+  m.impl(row_parts_backward.kName, TORCH_FN(unpacked<&gradient_of>));
 }
 
 }  // namespace

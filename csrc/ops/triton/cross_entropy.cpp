@@ -10,8 +10,12 @@ namespace {
 /// The same memory in a tensor that Python has never seen. Once Python has seen a tensor, its Python object
 /// stays one of the owners. The backward would then assume another owner and scale into a new tensor.
 Tensor unseen(const Tensor& x) {
+#ifdef TORCH_TARGET_VERSION
+  return x;  // the stable build, whose backward is in Python and has seen them all
+#else
   return Tensor(x.unsafeGetTensorImpl()->shallow_copy_and_detach(/*version_counter=*/0,
                                                                  /*allow_tensor_metadata_change=*/true));
+#endif
 }
 
 class TritonKernels final : public CrossEntropyKernels {
