@@ -23,6 +23,7 @@ _DEVICE_TYPES = {"cpu": 0, "cuda": 1, "xpu": 12}  # torch's numbers of those tha
 _LOSS, _LOG_PROB, _CORRECT = OUTPUTS["loss"], OUTPUTS["log_prob"], OUTPUTS["correct"]
 
 computes_on: Callable[[int, int], int]  # softkern_computes_on, set by load()
+has_row_kernels = True  # also of row_losses and linear_cross_entropy
 
 
 def is_true(condition: Any) -> bool:
@@ -154,7 +155,7 @@ def _is_row_number(logits: Tensor, x: Tensor, with_classes: bool) -> bool:
 
 def takes_row_losses(of: RowTensors, options: RowOptions | LinearOptions) -> bool:
     x, y, kind = of.self, of.target, of.kind
-    if not takes_tensor(x) or x.dim() < 1 or not _takes_options(options):
+    if not has_row_kernels or not takes_tensor(x) or x.dim() < 1 or not _takes_options(options):
         return False
     c = class_dim(x)
     if is_true(x.shape[c] == 0):
