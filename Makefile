@@ -21,12 +21,13 @@ demo: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# What an instruction set can change, once more on each but the best, which `make test` runs.
+# What an instruction set can change, once more on each but the best, which `make test` runs. .ci/run takes a part.
+ISA_TESTS := tests/values tests/kernels/cpu
 OTHER_ISAS := import softkern; print(*[name for name, _, reason in softkern._C.isas() if not reason][1:])
 isas: $(VENV)/.built $(VENV)/.test
 	for isa in $$($(BIN)/python -c '$(OTHER_ISAS)'); do \
 		echo "SOFTKERN_CPU_ISA=$$isa"; \
-		SOFTKERN_CPU_ISA=$$isa $(BIN)/python -m pytest tests/values tests/kernels/cpu $(PYTEST_ARGS) || exit; done
+		SOFTKERN_CPU_ISA=$$isa $(BIN)/python -m pytest $(ISA_TESTS) $(PYTEST_ARGS) || exit; done
 
 # The Triton kernels without a GPU: compiled for NVIDIA's, and interpreted. A quarter of an hour, of which .ci/run
 # takes a third: a third of the programs compiled, each value of each option interpreted once.
