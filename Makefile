@@ -1,4 +1,4 @@
-# make demo | make test | make isas | make triton | make emulate | make verify | make bench | make harden | make lint | make wheel-test: each sets up what it needs.
+# make demo | make test | make isas | make triton | make emulate | make verify | make bench | make harden | make arm | make lint | make wheel-test: each sets up what it needs.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +11,7 @@ CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
 LOCKED := $(if $(shell command -v flock),flock $(VENV))
 PIP := $(LOCKED) $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test isas triton emulate verify bench harden lint format wheel-test clean
+.PHONY: demo test isas triton emulate verify bench harden arm lint format wheel-test clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/lab.py --loss both
@@ -85,6 +85,17 @@ $(HARDEN)/dispatch.o: csrc/cpu/dispatch.cpp $(CXX_FILES)
 	mkdir -p $(@D) && $(CXX) $(HARDEN_FLAGS) -c $< -o $@
 $(HARDEN)/%: tests/native/%.cpp $(HARDEN_OBJECTS) tests/native/sweep.hashes $(wildcard tests/native/*.h)
 	$(CXX) $(HARDEN_FLAGS) -pthread $< $(HARDEN_OBJECTS) -o $@
+
+# The same on 64-bit ARM without such a CPU: cross-compiled, and run by an emulator against the same hashes.
+ARM := build/arm
+ARM_CXX := aarch64-linux-gnu-g++
+ARM_RUN := qemu-aarch64-static -L /usr/aarch64-linux-gnu
+ARM_SWEEP := 65
+ARM_EXHAUSTIVE := 20011
+arm:
+	$(MAKE) HARDEN=$(ARM) CXX="$(ARM_CXX)" $(ARM)/sweep $(ARM)/exhaustive
+	$(ARM_RUN) $(ARM)/sweep $(ARM_SWEEP)
+	$(ARM_RUN) $(ARM)/exhaustive $(ARM_EXHAUSTIVE)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
