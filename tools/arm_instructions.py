@@ -3,7 +3,7 @@
 
 An emulator counts them, one call of a kernel on one thread:
 
-    make arm ARM=build/arm-O3 ARM_LEVEL=-O3 ARM_CLASSES=3
+    make arm ARM=build/arm-O3 ARM_LEVEL=-O3
     python tools/arm_instructions.py build/arm-O3
 
 Needs g++-aarch64-linux-gnu and qemu-user-static. Instructions are not time: they say what a compiler made of

@@ -67,9 +67,8 @@ def test_those_of_another_kind_of_cpu_are_not_compiled_and_say_so():
     is_arm = platform.machine() in ("aarch64", "arm64")
     reasons = {b.name: b.reason for b in softkern.backends() if not b.compiled and b.device == "cpu"}
     text = "softkern was compiled for a CPU that is not "
-    missing = (
-        {"avx512": f"{text}x86-64", "avx2": f"{text}x86-64"} if is_arm else {"neon": f"{text}64-bit ARM"}
-    )
+    of_x86 = dict.fromkeys(("avx512", "avx2"), f"{text}x86-64")
+    missing = of_x86 if is_arm else {"neon": f"{text}64-bit ARM"}
     assert {name: reason for name, reason in reasons.items() if name in ISAS} == missing
     for isa in missing:
         with pytest.raises(RuntimeError, match=missing[isa]), softkern.use_backend(isa):
