@@ -20,6 +20,7 @@ from softkern import _C, __version__, backends
 UNKNOWN = "unknown"
 # The flags that softkern's kernels are compiled for, and those by which torch chooses its own.
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
+ARM_FEATURES = ("asimd", "bf16", "sve", "svebf16")  # "asimd" is NEON
 # Variables that change which kernels run, on how many threads, and where memory comes from.
 VARIABLES = re.compile(
     r"(SOFTKERN|OMP|KMP|GOMP|MKL|MALLOC|TRITON|CUDA)_\w+|THP_MEM_ALLOC_ENABLE|ATEN_CPU_CAPABILITY|GLIBC_TUNABLES|LD_PRELOAD"
@@ -116,7 +117,7 @@ def _system_rows() -> Iterator[tuple[str, str]]:
     yield "python", sys.version.split()[0]
     yield "platform", platform.platform()
     yield "libc", _libc()
-    yield "cpu", _match(r"^model name\s*:\s*(.+)$", cpuinfo)
+    yield "cpu", _cpu(cpuinfo)
     yield "cpu flags", _flags(cpuinfo)
     yield "cores", _cores()
     yield "threads", str(torch.get_num_threads())
@@ -149,13 +150,21 @@ def _libc() -> str:
         return " ".join(filter(None, platform.libc_ver())) or UNKNOWN
 
 
+def _cpu(cpuinfo: str) -> str:
+    """By name, or on ARM by the numbers that Linux has instead."""
+    numbers = [_match(rf"^CPU {number}\s*:\s*(.+)$", cpuinfo, "") for number in ("implementer", "part")]
+    otherwise = "implementer {}, part {}".format(*numbers) if all(numbers) else UNKNOWN
+    return _match(r"^model name\s*:\s*(.+)$", cpuinfo, otherwise)
+
+
 def _flags(cpuinfo: str) -> str:
-    line = _match(r"^flags\s*:\s*(.+)$", cpuinfo, "")
-    if not line:
-        return UNKNOWN
-    have = set(line.split())
-    missing = " ".join(flag for flag in CPU_FLAGS if flag not in have)
-    return " ".join(flag for flag in CPU_FLAGS if flag in have) + (f"; without {missing}" if missing else "")
+    for named, known in (("flags", CPU_FLAGS), ("Features", ARM_FEATURES)):
+        if line := _match(rf"^{named}\s*:\s*(.+)$", cpuinfo, ""):
+            have = set(line.split())
+            missing = " ".join(flag for flag in known if flag not in have)
+            found = " ".join(flag for flag in known if flag in have)
+            return found + (f"; without {missing}" if missing else "")
+    return UNKNOWN
 
 
 def _cores() -> str:

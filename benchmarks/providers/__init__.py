@@ -24,7 +24,7 @@ from benchmarks.providers.torch_out import TorchOut
 from benchmarks.providers.trl import Trl
 
 # Those of softkern.backends(), which a peer's process cannot ask: softkern imports torch. A test compares.
-ISAS = ("avx512", "avx2", "portable")
+ISAS = ("avx512", "avx2", "neon", "portable")
 
 # In the order of the columns. Ratios compare with the first one.
 PROVIDERS: dict[str, Provider] = {

@@ -10,12 +10,13 @@ namespace softkern {
 namespace {
 
 /// The sum of a_c (m - z_c), converted to a larger maximum. Masked classes, whose maximum is -inf, are
-/// infinitely far below a finite one, if they have mass.
+/// infinitely far below a finite one, if they have mass. Without mass the sum stays what it is: 0 if no class
+/// has a share, NaN if there are shares and they are 0, as 0 times infinity is NaN in torch.
 template <class S>
 SK_INLINE typename S::Reg mass_below_moved(const typename S::Reg& to, const typename S::Reg& m,
                                            const typename S::Reg& mass, const typename S::Reg& below) {
-  const auto zero = S::broadcast(0);
-  const auto infinite = S::if_equal(mass, zero, zero, S::mul(mass, S::broadcast(__builtin_inf())));
+  const auto infinite =
+      S::if_equal(mass, S::broadcast(0), below, S::mul(mass, S::broadcast(__builtin_inf())));
   return S::if_finite(m, below_moved<S>(to, m, mass, below), infinite);
 }
 

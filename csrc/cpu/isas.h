@@ -8,7 +8,7 @@
 
 #include "api.h"
 
-/// X(trait, name, compiled, missing), best first; the last one runs everywhere.
+/// X(trait, name, compiled, missing), best first for each kind of CPU; the last one runs everywhere.
 ///   trait      names its kernels, KernelsOf<trait, T>, which isa/<name>.cpp exports
 ///   name       for users
 ///   compiled   whether this build has it
@@ -16,6 +16,7 @@
 #define SOFTKERN_ISAS(X)                                \
   X(Avx512, avx512, SOFTKERN_IS_X86_64, missing_avx512) \
   X(Avx2, avx2, SOFTKERN_IS_X86_64, missing_avx2)       \
+  X(Neon, neon, SOFTKERN_IS_AARCH64, missing_neon)      \
   X(Portable, portable, true, missing_nothing)
 
 namespace softkern::cpu {
@@ -48,6 +49,16 @@ inline const char* missing_avx512() {
 inline const char* missing_x86_64() { return "softkern was compiled for a CPU that is not x86-64"; }
 inline const char* missing_avx2() { return missing_x86_64(); }
 inline const char* missing_avx512() { return missing_x86_64(); }
+#endif
+
+#if defined(__aarch64__)
+#define SOFTKERN_IS_AARCH64 true
+
+inline const char* missing_neon() { return missing_nothing(); }  // every such CPU has it
+#else
+#define SOFTKERN_IS_AARCH64 false
+
+inline const char* missing_neon() { return "softkern was compiled for a CPU that is not 64-bit ARM"; }
 #endif
 
 #define SOFTKERN_DECLARE_KERNELS(Trait, name, compiled, missing) \

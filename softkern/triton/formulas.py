@@ -263,7 +263,7 @@ def term_pull(scale, slope, e, below):
 
 @triton.jit
 def mass_below_moved(m_to, m, mass, below):
-    infinite = tl.where(mass == 0, 0.0, mass * float("inf"))
+    infinite = tl.where(mass == 0, below, mass * float("inf"))
     return tl.where(is_finite(m), below_moved(m_to, m, mass, below), infinite)
 
 

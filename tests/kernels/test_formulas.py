@@ -46,14 +46,15 @@ def problems() -> list[list[float]]:
     found = []
     for case in range(256):
         m = generator.choice(offsets) + generator.uniform(-3, 3)
-        m_from = (-math.inf, math.inf, m)[min(case, 2)]
+        m_from = (-math.inf, math.inf, -math.inf, m)[min(case, 3)]
         m_to = max(m_from, m + generator.choice((0.0, 0.5, 20.0, 80.0, 400.0, 1500.0)))
         ties = float(generator.choice((1, 1, 2, 7)))
         hits = generator.random() < 0.5 and math.isfinite(m_from)
         x = m_from if hits else m - generator.uniform(0, 9)
         row = [m_from, m_to, ties, generator.random() * 3, x, generator.random(), generator.random()]
         others = [generator.uniform(0.5, 2), generator.choice((0.0, 0.1)), generator.uniform(-2, 2)]
-        found.append([*row, *others, generator.random(), generator.uniform(0, 9)])
+        masses = 0.0 if case == 2 else generator.random()
+        found.append([*row, *others, masses, generator.uniform(0, 9)])
     # As floats, which doubles are too.
     return [list(struct.unpack(f"{len(row)}f", struct.pack(f"{len(row)}f", *row))) for row in found]
 

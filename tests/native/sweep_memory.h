@@ -27,7 +27,9 @@ class Guarded {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     size_ = (bytes + page - 1) / page * page + 2 * page;
     base_ = static_cast<char*>(mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED || mprotect(base_ + page, size_ - 2 * page, PROT_READ | PROT_WRITE) != 0) abort();
+    if (base_ == MAP_FAILED) abort();
+    // Without bytes there is no page between them: an emulator may refuse to change none.
+    if (bytes > 0 && mprotect(base_ + page, size_ - 2 * page, PROT_READ | PROT_WRITE) != 0) abort();
     data = at_end ? base_ + size_ - page - bytes : base_ + page;
   }
   Guarded(const Guarded&) = delete;

@@ -89,6 +89,20 @@ def test_merging_has_no_sides_and_a_neutral_element(dtype):
             assert_same_bits(ops.row_parts_merge(x, torch.cat(pair, 1)), one[:, 0])
 
 
+def test_a_share_of_0_of_a_masked_class_is_nan_as_in_torch():
+    """Also if all classes of a tile are masked and have no share. Class indices are no shares."""
+    x, options = row_problem((3, 16), target="probs")
+    x[:, :8], options["target"][:, :8] = -torch.inf, 0
+    for tiles in (2, 4, 16):
+        assert merged(x, (8, 8), tiles, **options)[0].loss.isnan().all()
+        assert (
+            merged(x, (8, 8), tiles, **{**options, "target": torch.tensor([8, 9, 15])})[0]
+            .loss.isfinite()
+            .all()
+        )
+    assert torch.nn.functional.cross_entropy(x, options["target"], reduction="none").isnan().all()
+
+
 def test_a_tree_of_any_number_of_parts():
     """The op merges pairs, then pairs of these; what is left over comes last."""
     x, options = row_problem((3, 70), target="index")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -42,7 +43,9 @@ INCLUDES_TORCH = r'#\s*include\s*[<"](torch|ATen|c10|caffe2|pybind11|Python\.h)'
 INCLUDES_PYTHON = r'#\s*include\s*[<"](pybind11|Python\.h|torch/csrc/(utils|python_headers|Exceptions))'
 TESTS_PATH = r"(\b|-I)tests/"
 IMPORTS_TESTS = rf"^\s*(from|import)\s+({'|'.join(('tests', *(p.stem for p in SUPPORT.glob('*.py'))))})\b"
-INTRINSIC = r"\b_mm\d*_|\b__m(128|256|512)|immintrin\.h"
+OF_X86 = r"\b_mm\d*_|\b__m(128|256|512)"
+OF_ARM = r"\bv\w+_[fsu](8|16|32|64)\b|\b(float|u?int)\d+x\d"
+INTRINSIC = rf"{OF_X86}|{OF_ARM}|(immintrin|arm_neon)\.h"
 
 
 @pytest.mark.parametrize("folder", ("common", "cpu", "cuda"))
@@ -84,7 +87,7 @@ def test_intrinsics_stay_in_their_instruction_sets_file():
     rest = [p for p in files if p not in isa_headers]
     assert not offenders(rest, INTRINSIC)
     # The translation unit of an ISA opens the target region, so it includes the header before it.
-    assert not offenders(isa_headers, r"\b_mm\d*_|\b__m(128|256|512)")
+    assert not offenders(isa_headers, rf"{OF_X86}|{OF_ARM}")
 
 
 def test_kernels_use_no_standard_containers():
@@ -102,11 +105,11 @@ def test_production_code_takes_nothing_from_the_tests():
 
 
 def test_instruction_sets_are_listed_by_the_registry_alone():
-    """A file may name one that it means, or compare two; all in one line are a list to keep up to date."""
-    every = "".join(rf"(?=.*\b{isa}\b)" for isa in ISAS)
+    """A file may name one that it means, or compare two; three in one line are a list to keep up to date."""
+    three = "|".join("".join(rf"(?=.*\b{isa}\b)" for isa in some) for some in itertools.combinations(ISAS, 3))
     python = [*sources(ROOT / "tests", ".py"), *sources(ROOT / "tools", ".py"), ROOT / "setup.py"]
     continuous = [ROOT / ".ci/run", *(ROOT / ".github/workflows").glob("*.yml")]  # not in an sdist
-    assert not offenders([*python, ROOT / "Makefile", *(p for p in continuous if p.is_file())], every)
+    assert not offenders([*python, ROOT / "Makefile", *(p for p in continuous if p.is_file())], three)
 
 
 def test_no_file_is_too_long():
@@ -142,6 +145,8 @@ def test_the_rules_can_be_broken(tmp_path, monkeypatch):
     assert len(offenders([bad], INCLUDES_TORCH)) == 2
     assert len(offenders([bad], INCLUDES_PYTHON)) == 1
     assert [o.split(":")[1] for o in offenders([bad], INTRINSIC)] == ["4"]
+    bad.write_text("float32x4_t x;\nauto y = vaddq_f32(a, b);\nint vectors;\n#include <arm_neon.h>\n")
+    assert [o.split(":")[1] for o in offenders([bad], INTRINSIC)] == ["1", "2", "4"]
     bad.write_text('#include "../../tests/native/simt.h"\n// tests/native\nflag = "-Itests/native"\n')
     assert [o.split(":")[1] for o in offenders([bad], TESTS_PATH)] == ["1", "3"]
     bad.write_text("from benchmarks import compare\nfrom . import cases\n    from compare import close\n")

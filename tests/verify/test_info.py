@@ -128,6 +128,14 @@ def test_what_the_system_says_is_read(monkeypatch):
     assert rows["cuda driver"] == "580.95.05"
 
 
+def test_an_arm_cpu_has_features_and_numbers(monkeypatch):
+    said = "processor\t: 0\nFeatures\t: fp asimd asimdhp sve\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n"
+    monkeypatch.setattr(info, "_read", lambda path: said if path == "/proc/cpuinfo" else "")
+    rows = info.environment()
+    assert rows["cpu"] == "implementer 0x41, part 0xd40"
+    assert rows["cpu flags"] == "asimd sve; without bf16 svebf16"
+
+
 def test_triton_that_cannot_be_imported_says_why(monkeypatch):
     monkeypatch.setattr(info, "find_spec", lambda name: None)
     assert info.environment()["triton"] == "not installed"

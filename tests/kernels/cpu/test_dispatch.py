@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 
 import pytest
@@ -60,6 +61,18 @@ def test_the_registry_lists_every_instruction_set_in_order_of_preference():
         assert b.usable <= b.compiled
         assert bool(b.reason) != b.usable, f"{b.name}: a reason if and only if it cannot run"
     assert next(b for b in backends if b.name == "portable").compiled
+
+
+def test_those_of_another_kind_of_cpu_are_not_compiled_and_say_so():
+    is_arm = platform.machine() in ("aarch64", "arm64")
+    reasons = {b.name: b.reason for b in softkern.backends() if not b.compiled and b.device == "cpu"}
+    text = "softkern was compiled for a CPU that is not "
+    of_x86 = dict.fromkeys(("avx512", "avx2"), f"{text}x86-64")
+    missing = of_x86 if is_arm else {"neon": f"{text}64-bit ARM"}
+    assert {name: reason for name, reason in reasons.items() if name in ISAS} == missing
+    for isa in missing:
+        with pytest.raises(RuntimeError, match=missing[isa]), softkern.use_backend(isa):
+            pytest.fail("entered a backend of another kind of CPU")
 
 
 def test_the_active_one_is_the_best_that_runs_or_the_forced_one():
