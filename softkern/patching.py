@@ -313,7 +313,8 @@ def _linear_loss(
 def _is_torchs(input: object) -> bool:
     """Whether torch's own code has to run, so that a saved graph has torch's ops."""
     if torch.compiler.is_dynamo_compiling():
-        return torch.compiler.is_exporting()
+        # torch 2.11's compiler takes is_exporting() for true; all read this flag.
+        return torch.compiler._is_exporting_flag
     return _has_no_values(input) or _C.makes_a_graph()
 
 
