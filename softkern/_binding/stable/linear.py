@@ -17,6 +17,7 @@ from softkern._binding.stable.rows_in_aten import linear_gradients_in_aten, row_
 from softkern._binding.stable.tensors import (
     below_autograd,
     compute_dtype,
+    in_backward,
     is_for_onnx,
     is_traced_for_onnx,
     ops,
@@ -87,7 +88,7 @@ def _flat(of: LinearTensors) -> tuple[Tensor | None, ...]:
     return (of.input, of.matrix, of.bias, *of.rows[1:])
 
 
-class _Linear(torch.autograd.Function):
+class SoftkernLinearCrossEntropy(torch.autograd.Function):
     """Keeps the gradients of the loss that the forward has computed, or else the numbers of the rows from which
     the backward computes them."""
 
@@ -122,7 +123,7 @@ class _Linear(torch.autograd.Function):
         if torch.is_grad_enabled():
             of = linear_tensors(*tensors)
             return *nothing, *linear_gradients_in_aten(upstream, of, ctx.options, needed)
-        with below_autograd():
+        with in_backward():
             if ctx.has_grads and not of_rows:
                 assert upstream.loss is not None
                 return *nothing, *(
@@ -154,7 +155,7 @@ def _with_history(of: LinearTensors, options: LinearOptions) -> tuple[Tensor, ..
     with below_autograd():
         with_plan = _with_plan(of, options, needs)
         if needs:
-            tracked: tuple[Tensor, ...] = _Linear.apply(of, with_plan, needs, *inputs)
+            tracked: tuple[Tensor, ...] = SoftkernLinearCrossEntropy.apply(of, with_plan, needs, *inputs)
             return tracked
         return tuple(ops.linear_cross_entropy_forward(*_flat(of), *with_plan, 0)[:RESULTS])
 

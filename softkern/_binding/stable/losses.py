@@ -19,6 +19,7 @@ from softkern._binding.stable.tensors import (
     class_dim,
     compute_dtype,
     has_hooks,
+    in_backward,
     is_alone,
     is_for_onnx,
     is_plain,
@@ -75,6 +76,9 @@ def scaled(
 ) -> Tensor:
     """The stored gradient, saved[0], times the upstream gradient: in place if nobody else can see it, or if the
     user allowed to overwrite it. Nobody else has a reference to saved[0]."""
+    if torch.compiler.is_dynamo_compiling():  # in compiled autograd
+        traced: Tensor = ops.cross_entropy_backward(g, saved[0], scale, y, ignore_index)
+        return traced
     alone = not ctx.has_graph and (ctx.in_place or (ctx.may_be_alone and is_alone(saved)))
     (grad, *_), saved = saved, ()
     assert grad is not None
@@ -92,7 +96,7 @@ def scaled(
     return result
 
 
-class _Loss(torch.autograd.Function):
+class SoftkernCrossEntropy(torch.autograd.Function):
     """The results are the loss and link_to(x). The Function keeps the gradient, which the forward computes, and
     of the logits nothing."""
 
@@ -147,7 +151,7 @@ class _Loss(torch.autograd.Function):
             if graph:
                 result[0] = _with_graph(ctx, g, saved)
             else:
-                with below_autograd():
+                with in_backward():
                     result[0] = scaled(ctx, g, saved, scale, y, options.ignore_index)
         else:
             compute = compute_dtype(stored)
@@ -159,7 +163,7 @@ class _Loss(torch.autograd.Function):
                 log_p = with_history("log_softmax", link, log_p, masses.dim)
                 result[0] = (row * masses.gradient(log_p.exp())).to(stored.dtype)
             elif of_logits:
-                with below_autograd():
+                with in_backward():
                     result[0] = scaled(ctx, g, saved, scale, y, options.ignore_index)
             if of_target:
                 result[1] = probability_gradient(row, log_p, masses).to(y.dtype)
@@ -180,7 +184,7 @@ def _with_graph(ctx: Any, g: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
         )
     ctx.has_graph = True
     result: Tensor
-    if not is_plain(g) or not is_plain(grad):
+    if torch.compiler.is_dynamo_compiling() or not is_plain(g) or not is_plain(grad):
         # Transforms and tracers record the history themselves, and only ATen's ops are differentiable for them.
         compute = scale.dtype
         masses = Masses(grad, y, weight, ctx.options)
@@ -188,11 +192,11 @@ def _with_graph(ctx: Any, g: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
             p = masses.probabilities(grad.to(compute) * scale)
         p = with_history("softmax", link, p, masses.dim)
         return (by_row(g, masses, ctx.options, compute) * masses.gradient(p)).to(grad.dtype)
-    result = _Gradient.apply(g, link, grad, scale, y, weight, ctx.options)
+    result = SoftkernCrossEntropyBackward.apply(g, link, grad, scale, y, weight, ctx.options)
     return result
 
 
-class _Gradient(torch.autograd.Function):
+class SoftkernCrossEntropyBackward(torch.autograd.Function):
     """The gradient as a function of the upstream gradient and of the logits, which `link` stands for.
     Derivatives of it recover p; those of higher order go through ATen."""
 
@@ -236,7 +240,7 @@ class _Gradient(torch.autograd.Function):
             if torch.is_grad_enabled():
                 of_logits = derivative("softmax", of_p, p, dim).to(stored.dtype)
             else:
-                with below_autograd():
+                with in_backward():
                     of_logits = ops.softmax_backward(of_p.expand(p.shape).contiguous(), p, dim).to(
                         stored.dtype
                     )
@@ -255,7 +259,7 @@ def _with_history(
         if not requires_grad(x, target, weight):
             loss, _, _ = ops.cross_entropy_forward(x, target, weight, *options, False)
             return loss
-        loss, _ = _Loss.apply(x, target, weight, options, over)
+        loss, _ = SoftkernCrossEntropy.apply(x, target, weight, options, over)
         return loss
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -68,6 +69,11 @@ def class_dim(logits: Tensor) -> int:
 
 
 below_autograd = _C._AutoDispatchBelowADInplaceOrView
+
+
+def in_backward() -> Any:
+    """The same, where no graph is made. Compiled autograd traces the code of a backward, and can't trace this."""
+    return nullcontext() if torch.compiler.is_dynamo_compiling() else below_autograd()
 
 
 def by_aten(result: Result) -> Result:
