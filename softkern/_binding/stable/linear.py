@@ -19,6 +19,7 @@ from softkern._binding.stable.tensors import (
     compute_dtype,
     in_backward,
     is_for_onnx,
+    is_seen,
     is_traced_for_onnx,
     ops,
     requires_grad,
@@ -153,6 +154,9 @@ def _with_history(of: LinearTensors, options: LinearOptions) -> tuple[Tensor, ..
     inputs = (of.input, of.matrix, of.bias)
     needs = sum(1 << i for i, x in enumerate(inputs) if requires_grad(x))
     with below_autograd():
+        if not needs and is_seen(*_flat(of)):
+            seen: tuple[Tensor, ...] = ops.linear_cross_entropy(*_flat(of), *options)
+            return seen
         with_plan = _with_plan(of, options, needs)
         if needs:
             tracked: tuple[Tensor, ...] = SoftkernLinearCrossEntropy.apply(of, with_plan, needs, *inputs)

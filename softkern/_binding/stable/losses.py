@@ -23,6 +23,7 @@ from softkern._binding.stable.tensors import (
     is_alone,
     is_for_onnx,
     is_plain,
+    is_seen,
     is_traced_for_onnx,
     keeps_graph,
     ops,
@@ -257,6 +258,9 @@ def _with_history(
     over = x.detach() if in_place and x.requires_grad else None
     with below_autograd():
         if not requires_grad(x, target, weight):
+            if is_seen(x, target, weight):
+                loss = ops.cross_entropy(x, target, weight, *options)
+                return loss
             loss, _, _ = ops.cross_entropy_forward(x, target, weight, *options, False)
             return loss
         loss, _ = SoftkernCrossEntropy.apply(x, target, weight, options, over)

@@ -21,6 +21,7 @@ from softkern._binding.stable.tensors import (
     in_backward,
     is_for_onnx,
     is_plain,
+    is_seen,
     is_traced_for_onnx,
     keeps_graph,
     kept,
@@ -148,6 +149,9 @@ def _with_history(of: RowTensors, options: RowOptions, in_place: bool) -> tuple[
         if requires_grad(of.self):
             tracked: tuple[Tensor, ...] = SoftkernRowLosses.apply(of, options, over, of.self)
             return tracked
+        if is_seen(*of):
+            seen: tuple[Tensor, ...] = ops.row_losses(*of, *options)
+            return seen
         return tuple(ops.row_losses_forward(*of, *options, False)[:RESULTS])
 
 

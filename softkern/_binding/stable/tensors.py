@@ -56,6 +56,12 @@ def is_plain(x: Tensor) -> bool:
     return not _has_any(x, _WRAPPED)
 
 
+def is_seen(*tensors: Tensor | None) -> bool:
+    """Whether a mode or a wrapper has to see the op that is called here. Otherwise the call goes to the kernels
+    without a second dispatch."""
+    return _C._len_torch_dispatch_stack() > 0 or not all(x is None or is_plain(x) for x in tensors)
+
+
 def requires_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
