@@ -22,7 +22,7 @@ from pathlib import Path
 
 import stable_build
 from cuda_build import CPU_KERNELS, CUDA_ONLY, KERNELS, Compiler, Unit, choose, compile_all, digest, host, jobs, units
-from glue_build import ALONE, FLAGS, of_binding, together
+from glue_build import FLAGS, of_binding, together
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "softkern/_version.py").read_text())[1]  # type: ignore[index]

@@ -47,7 +47,7 @@ def _without_autocast(device: str, function: Callable[..., Any]) -> Callable[...
 
 class _NotDifferentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, results: tuple[Tensor, ...], *inputs: Tensor) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, name: str, results: tuple[Tensor, ...], *inputs: Tensor) -> Any:
         ctx.op = name
         outputs = tuple(x.view_as(x) for x in results)
         ctx.mark_non_differentiable(*(x for x in outputs if not x.is_floating_point()))

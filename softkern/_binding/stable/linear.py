@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softkern._binding.stable import keys
+from softkern._binding.stable import keys, native
 from softkern._binding.stable.checks import LinearTensors, linear_tensors, takes_linear_cross_entropy
 from softkern._binding.stable.row_losses import DIFFERENTIABLE, RESULTS, upstream_of
 from softkern._binding.stable.rows_in_aten import linear_gradients_in_aten, row_losses_in_aten, rows_of_layer
@@ -31,7 +30,6 @@ _TENSORS = 8
 _INPUTS = 3  # input, matrix and bias
 _NONE = 0
 _AUTO, _FAST, _LEAN = PLANS.index("auto"), PLANS.index("fast"), PLANS.index("lean")
-library: ctypes.CDLL  # set by load()
 _STATISTICS = OUTPUTS["log_prob"] | OUTPUTS["lse"] | OUTPUTS["entropy"]
 
 
@@ -71,18 +69,15 @@ def _fitting_plan(of: LinearTensors, options: LinearOptions, needs: int) -> int:
     """Sizes decide: symbolic ones are specialized."""
     x = of.input
     classes = options.valid_classes if options.valid_classes >= 0 else of.matrix.shape[0]
-    integers = map(ctypes.c_int64, map(int, (x.shape[0], classes, x.shape[1])))
-    plan: int = library.softkern_chosen_plan(
-        *integers,
+    sizes = (int(x.shape[0]), int(classes), int(x.shape[1]))
+    limits = (options.max_bytes, options.chunk_rows, needs)
+    return native.chosen_plan(
+        sizes,
         x.element_size(),
-        int(x.device.type == "cpu"),
-        *map(ctypes.c_int64, (options.plan, options.outputs, options.reduction)),
-        *map(ctypes.c_int64, (options.max_bytes, options.chunk_rows, needs)),
-        int(x.dtype == torch.float16),
+        x.device.type == "cpu",
+        (options.plan, options.outputs, options.reduction, *limits),
+        x.dtype == torch.float16,
     )
-    if plan == _AUTO:
-        raise ValueError(library.softkern_plan_error().decode())
-    return plan
 
 
 def _flat(of: LinearTensors) -> tuple[Tensor | None, ...]:
@@ -90,11 +85,11 @@ def _flat(of: LinearTensors) -> tuple[Tensor | None, ...]:
 
 
 class SoftkernLinearCrossEntropy(torch.autograd.Function):
-    """Keeps the gradients of the loss that the forward has computed, or else the numbers of the rows from which
-    the backward computes them."""
+    """Keeps the gradients of the loss that the forward has computed, or else the numbers of the rows from
+    which the backward computes them."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, of: LinearTensors, options: LinearOptions, needs: int, *inputs: Tensor | None
     ) -> tuple[Tensor, ...]:
         results = ops.linear_cross_entropy_forward(*_flat(of), *options, needs)
@@ -128,7 +123,7 @@ class SoftkernLinearCrossEntropy(torch.autograd.Function):
             if ctx.has_grads and not of_rows:
                 assert upstream.loss is not None
                 return *nothing, *(
-                    _scaled(upstream.loss, g) if need else None for g, need in zip(grads, needed)
+                    _scaled(upstream.loss, g) if need else None for g, need in zip(grads, needed, strict=True)
                 )
             results = ops.linear_cross_entropy_backward(*upstream, numbers, *tensors, *ctx.options, needs)
         return *nothing, *(g if need else None for g, need in zip(results, needed, strict=True))

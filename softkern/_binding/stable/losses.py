@@ -37,9 +37,9 @@ _INDEX_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 
 def torchs(x: Tensor, target: Tensor, weight: Tensor | None, options: CrossEntropyOptions) -> Tensor:
-    """ATen's loss. Class indices are converted to int64 if the kernels take their dtype, since ATen does not take
-    all of these dtypes on every device. A target with as many dims as the logits has no class indices. It keeps
-    its dtype, because ATen's error message names it."""
+    """ATen's loss. Class indices are converted to int64 if the kernels take their dtype, since ATen does not
+    take all of these dtypes on every device. A target with as many dims as the logits has no class indices.
+    It keeps its dtype, because ATen's error message names it."""
     if target.dtype in _INDEX_DTYPES and target.dim() != x.dim():
         target = target.to(torch.int64)
     return torch._C._nn.cross_entropy_loss(x, target, weight, *options)  # type: ignore[arg-type]
@@ -50,8 +50,8 @@ def _by_aten(x: Tensor, target: Tensor, weight: Tensor | None = None, *given: An
 
 
 def check_in_place(x: Tensor) -> None:
-    """As for torch's own in-place ops, the tensor must be neither a leaf that requires a gradient nor a view of
-    one, and its elements must not share memory."""
+    """As for torch's own in-place ops, the tensor must be neither a leaf that requires a gradient nor a view
+    of one, and its elements must not share memory."""
     if x.is_leaf:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
     base = x._base if x._is_view() else None
@@ -67,16 +67,16 @@ def check_in_place(x: Tensor) -> None:
 
 
 def link_to(x: Tensor) -> Tensor:
-    """A tensor of the shape of x without its memory. As a second result of a Function, it stands for the logits
-    in the graph of a gradient."""
+    """A tensor of the shape of x without its memory. As a second result of a Function, it stands for the
+    logits in the graph of a gradient."""
     return x.new_empty(()).expand(x.shape)
 
 
 def scaled(
     ctx: Any, g: Tensor, saved: tuple[Tensor | None, ...], scale: Tensor, y: Tensor, ignore_index: int
 ) -> Tensor:
-    """The stored gradient, saved[0], times the upstream gradient: in place if nobody else can see it, or if the
-    user allowed to overwrite it. Nobody else has a reference to saved[0]."""
+    """The stored gradient, saved[0], times the upstream gradient: in place if nobody else can see it, or if
+    the user allowed to overwrite it. The caller has no other reference to saved[0]."""
     if torch.compiler.is_dynamo_compiling():  # in compiled autograd
         traced: Tensor = ops.cross_entropy_backward(g, saved[0], scale, y, ignore_index)
         return traced
@@ -98,11 +98,11 @@ def scaled(
 
 
 class SoftkernCrossEntropy(torch.autograd.Function):
-    """The results are the loss and link_to(x). The Function keeps the gradient, which the forward computes, and
-    of the logits nothing."""
+    """The results are the loss and link_to(x). The Function keeps the gradient, which the forward computes,
+    and of the logits nothing."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         target: Tensor,
@@ -118,8 +118,8 @@ class SoftkernCrossEntropy(torch.autograd.Function):
         grad: Tensor | None
         if over is not None:
             loss, scale = ops.cross_entropy_forward_(x, target, weight, *options)
-            # Ops that saved the logits must find them modified. The gradient shares the version counter of the
-            # logits: if they are modified again before the backward, autograd raises.
+            # Ops that saved the logits must find them modified. The gradient shares the version counter of
+            # the logits: if they are modified again before the backward, autograd raises.
             torch.autograd.graph.increment_version(x)
             grad = over
         else:
@@ -139,7 +139,7 @@ class SoftkernCrossEntropy(torch.autograd.Function):
         return loss, link
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, of_link: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor | None, of_link: Tensor | None) -> Any:
         if g is None:
             return of_link, None, None, None, None
         of_logits, of_target, of_weight = ctx.needs_input_grad[:3]
@@ -180,13 +180,14 @@ def _with_graph(ctx: Any, g: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
     weight = ctx.weight
     if weight is not None and not weight.is_inference() and weight._version != ctx.weight_version:
         raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace operation: the "
-            "weight of softkern.cross_entropy, which second derivatives need"
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            "the weight of softkern.cross_entropy, which second derivatives need"
         )
     ctx.has_graph = True
     result: Tensor
     if torch.compiler.is_dynamo_compiling() or not is_plain(g) or not is_plain(grad):
-        # Transforms and tracers record the history themselves, and only ATen's ops are differentiable for them.
+        # Transforms and tracers record the history themselves, and only ATen's ops are differentiable for
+        # them.
         compute = scale.dtype
         masses = Masses(grad, y, weight, ctx.options)
         with torch.no_grad():
@@ -202,7 +203,7 @@ class SoftkernCrossEntropyBackward(torch.autograd.Function):
     Derivatives of it recover p; those of higher order go through ATen."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         g: Tensor,
         link: Tensor,
@@ -219,7 +220,7 @@ class SoftkernCrossEntropyBackward(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         g, link, stored, scale, target, weight = ctx.saved_tensors
         options, compute = ctx.options, scale.dtype
         masses = Masses(stored, target, weight, options)

@@ -55,7 +55,7 @@ class SoftkernRowLosses(torch.autograd.Function):
     """Keeps the logits, which the gradients of the statistics and further derivatives need."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, of: RowTensors, options: RowOptions, over: Tensor | None, x: Tensor
     ) -> tuple[Tensor, ...]:
         """over: a tensor of the memory of the logits, if the gradient may be written over them."""
@@ -80,8 +80,8 @@ class SoftkernRowLosses(torch.autograd.Function):
         ctx.options, ctx.has_grad, ctx.in_place = options, has_grad, over is not None
         ctx.may_be_alone, ctx.has_graph = not has_hooks(), False
         ctx.set_materialize_grads(False)
-        # The gradient of the loss alone needs the target, for the ignored rows: logits and weights may have been
-        # modified. Gradients of statistics need the logits, and not the stored gradient.
+        # The gradient of the loss alone needs the target, for the ignored rows: logits and weights may have
+        # been modified. Gradients of statistics need the logits, and not the stored gradient.
         ctx.apart = "logits" if has_grad and not statistics else "gradient"
         if ctx.apart == "logits":
             if not over_logits:

@@ -38,14 +38,14 @@ def derivative(name: str, g: Tensor, y: Tensor, dim: int) -> Tensor:
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, op: str, x: Tensor, dim: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, op: str, x: Tensor, dim: int) -> Tensor:
         y: Tensor = getattr(ops, op)(x, dim)
         ctx.save_for_backward(y)
         ctx.op, ctx.dim = op, dim
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         (y,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, derivative(ctx.op, g, y, ctx.dim), None
@@ -63,14 +63,14 @@ class SoftkernLogSoftmax(_Softmax):
 
 class _Output(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, of: Tensor, y: Tensor, dim: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, name: str, of: Tensor, y: Tensor, dim: int) -> Tensor:
         y = y.view_as(y)
         ctx.save_for_backward(y)
         ctx.op, ctx.dim = name, dim
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         (y,) = ctx.saved_tensors
         return None, derivative(ctx.op, g, y, ctx.dim), None, None
 
