@@ -11,11 +11,13 @@ from torch import Tensor
 
 from softkern._binding.stable import keys, native
 from softkern._binding.stable.checks import LinearTensors, linear_tensors, takes_linear_cross_entropy
+from softkern._binding.stable.losses import scaled
 from softkern._binding.stable.row_losses import DIFFERENTIABLE, RESULTS, upstream_of
 from softkern._binding.stable.rows_in_aten import linear_gradients_in_aten, row_losses_in_aten, rows_of_layer
 from softkern._binding.stable.tensors import (
     below_autograd,
     compute_dtype,
+    has_hooks,
     in_backward,
     is_for_onnx,
     is_seen,
@@ -100,6 +102,7 @@ class SoftkernLinearCrossEntropy(torch.autograd.Function):
         ]
         ctx.options = options
         ctx.has_grads = any(g is not None for g in grads)
+        ctx.in_place, ctx.has_graph, ctx.may_be_alone = False, False, not has_hooks()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*_flat(of), results[-1], *grads)
         ctx.mark_non_differentiable(*results[DIFFERENTIABLE:RESULTS])
@@ -115,27 +118,33 @@ class SoftkernLinearCrossEntropy(torch.autograd.Function):
         if needs == 0 or (not of_rows and upstream.loss is None):
             return *nothing, *nothing
         saved = ctx.saved_tensors  # raises if one of them was modified after the forward
-        tensors, numbers, grads = saved[:_TENSORS], saved[_TENSORS], saved[_TENSORS + 1 :]
+        tensors, numbers = saved[:_TENSORS], saved[_TENSORS]
         if torch.is_grad_enabled():
             of = linear_tensors(*tensors)
             return *nothing, *linear_gradients_in_aten(upstream, of, ctx.options, needed)
         with in_backward():
             if ctx.has_grads and not of_rows:
                 assert upstream.loss is not None
+                places = range(_TENSORS + 1, len(saved))
                 return *nothing, *(
-                    _scaled(upstream.loss, g) if need else None for g, need in zip(grads, needed, strict=True)
+                    _scaled(ctx, upstream.loss, saved, place) if need else None
+                    for place, need in zip(places, needed, strict=True)
                 )
             results = ops.linear_cross_entropy_backward(*upstream, numbers, *tensors, *ctx.options, needs)
         return *nothing, *(g if need else None for g, need in zip(results, needed, strict=True))
 
 
-def _scaled(upstream: Tensor, grad: Tensor) -> Tensor:
-    compute = compute_dtype(grad)
-    one = torch.ones((), dtype=compute, device=grad.device)
+def _scaled(ctx: Any, upstream: Tensor, saved: tuple[Tensor, ...], index: int) -> Tensor:
+    dims, device = saved[index].dim(), saved[index].device
+    compute = compute_dtype(saved[index])
+    one = torch.ones((), dtype=compute, device=device)
+    g = upstream.to(compute)
     # A target of the gradient's shape says that no row is ignored.
-    rows = grad.unsqueeze(0) if grad.dim() == 1 else grad
-    result: Tensor = ops.cross_entropy_backward(upstream.to(compute), rows, one, rows, 0)
-    return result.view_as(grad)
+    if dims == 1:
+        rows = saved[index].unsqueeze(0)
+        of_bias: Tensor = ops.cross_entropy_backward(g, rows, one, rows, 0)
+        return of_bias.squeeze(0)
+    return scaled(ctx, g, saved, one, one.expand(saved[index].shape), 0, index)
 
 
 def _with_history(of: LinearTensors, options: LinearOptions) -> tuple[Tensor, ...]:

@@ -73,23 +73,22 @@ def link_to(x: Tensor) -> Tensor:
 
 
 def scaled(
-    ctx: Any, g: Tensor, saved: tuple[Tensor | None, ...], scale: Tensor, y: Tensor, ignore_index: int
+    ctx: Any,
+    g: Tensor,
+    saved: tuple[Tensor | None, ...],
+    scale: Tensor,
+    y: Tensor,
+    ignore_index: int,
+    index: int = 0,
 ) -> Tensor:
-    """The stored gradient, saved[0], times the upstream gradient: in place if nobody else can see it, or if
-    the user allowed to overwrite it. The caller has no other reference to saved[0]."""
-    if torch.compiler.is_dynamo_compiling():  # in compiled autograd
-        traced: Tensor = ops.cross_entropy_backward(g, saved[0], scale, y, ignore_index)
-        return traced
-    alone = not ctx.has_graph and (ctx.in_place or (ctx.may_be_alone and is_alone(saved)))
-    (grad, *_), saved = saved, ()
+    """The stored gradient, saved[index], times the upstream gradient: in place if nobody else can see it, or
+    if the user allowed to overwrite it. The caller has no other reference to it."""
+    traced = torch.compiler.is_dynamo_compiling()  # in compiled autograd
+    free = not traced and not ctx.has_graph and not keeps_graph() and is_plain(g)
+    alone = free and (ctx.in_place or (ctx.may_be_alone and is_alone(saved, index)))
+    grad = saved[index]
     assert grad is not None
-    if (
-        alone
-        and not keeps_graph()
-        and is_plain(g)
-        and is_plain(grad)
-        and (ctx.in_place or grad.is_contiguous())
-    ):
+    if alone and is_plain(grad) and (ctx.in_place or grad.is_contiguous()):
         ops.cross_entropy_backward_(g, grad, scale, y, ignore_index)
         # Another tensor of the same memory, which torch need not copy into .grad.
         return grad.detach()

@@ -145,20 +145,20 @@ def unpacked(place: Tensor) -> tuple[Any, ...]:
     return tensors
 
 
-def _owners(saved: tuple[Tensor | None, ...]) -> tuple[int, int, int]:
-    """Of the first tensor: references from Python, owners in C++, owners of its memory."""
-    x = saved[0]
+def _owners(saved: tuple[Tensor | None, ...], index: int) -> tuple[int, int, int]:
+    """Of a tensor: references from Python, owners in C++, owners of its memory."""
+    x = saved[index]
     assert x is not None
     memory = _C._storage_Use_Count(x.untyped_storage()._cdata)
     return sys.getrefcount(x), x._use_count(), memory  # type: ignore[attr-defined]
 
 
 _place = kept(torch.empty(1))
-_ALONE = _owners(unpacked(_place))
+_ALONE = _owners(unpacked(_place), 0)
 del _place
 
 
-def is_alone(saved: tuple[Tensor | None, ...]) -> bool:
-    """Whether nothing but a Function and the caller's `saved_tensors` can see the first of them. The caller
+def is_alone(saved: tuple[Tensor | None, ...], index: int) -> bool:
+    """Whether nothing but a Function and the caller's `saved_tensors` can see the one at `index`. The caller
     has no other reference to it."""
-    return all(found <= alone for found, alone in zip(_owners(saved), _ALONE, strict=True))
+    return all(found <= alone for found, alone in zip(_owners(saved, index), _ALONE, strict=True))
