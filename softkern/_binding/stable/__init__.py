@@ -2,7 +2,7 @@
 """A library for torch's stable ABI: the kernels and their drivers in C++ (``csrc/stable/``), all that is
 above them in the dispatcher in Python.
 
-A call costs some ten microseconds more than with a library for one release of torch. On the CPU,
+Small calls take several times as long as with a library for one release of torch. On the CPU,
 linear_cross_entropy has no products of packed bfloat16 matrices: it converts the operands.
 """
 
