@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds stable.so: the ops on torch's stable ABI, for a torch that no glue was compiled against.
 
-It is csrc/ops, compiled with csrc/stable/torch.h in the place of torch's C++ headers. So one file serves every
-torch from 2.11 on.
+It is csrc/ops, compiled with csrc/stable/torch.h in the place of torch's C++ headers. So one file serves
+every torch from 2.11 on.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def sources(cuda: bool) -> list[str]:
 
 
 def build(out: Path, kernels: Path, macros: list[str], cuda: bool = False) -> Path:
-    """Compiles `out`/stable.so with the headers of this interpreter's torch and links it with libsoftkern.so in
-    `kernels`. `macros`: further flags of the compiler; cuda: whether that library has CUDA kernels.
+    """Compiles `out`/stable.so with the headers of this interpreter's torch, and links it with libsoftkern.so
+    in `kernels`. `macros`: further flags of the compiler; cuda: whether that library has CUDA kernels.
     """
     from torch.utils.cpp_extension import TORCH_LIB_PATH, include_paths
 

@@ -27,10 +27,9 @@ def load(_: Path) -> dict[str, Callable[..., Any]]:
     _define(schemas)
     # Here, since they register functions for the ops.
     from softkern._binding.none import choice, kernels
-    from softkern._binding.stable import checks, linear, losses, row_losses, softmaxes, tensors
+    from softkern._binding.stable import checks, linear, losses, native, row_losses, softmaxes
 
-    tensors.required = choice.required
-    checks.computes_on = choice.computes_on
+    native.required, native.computes_on = choice.required, choice.computes_on
     checks.has_row_kernels = False
     functions: dict[str, Callable[..., Any]] = {}
     for part in (softmaxes, losses, row_losses, linear):

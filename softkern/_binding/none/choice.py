@@ -50,13 +50,13 @@ def required() -> str:
     return _thread.named or _process
 
 
-def computes_on(device_type: int, _: int) -> int:
+def computes_on(device_type: int, index: int) -> bool:
     """Whether Triton computes tensors on devices of a type. Interpreted, on the CPU, it has to be named."""
     if _TYPES[device_type] == "cpu" and required() != TRITON:
-        return 0
+        return False
     if device_type not in _answers:
         _answers[device_type] = _asked(_TYPES[device_type])
-    return int(_answers[device_type])
+    return _answers[device_type]
 
 
 def _asked(device_type: str) -> bool:

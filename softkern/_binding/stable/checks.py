@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which arguments the kernels take: csrc/ops/checks.h and the checks of row_losses and linear_cross_entropy.
 
-ATen computes all others, or raises its own exception. Only devices, dims, dtypes and sizes are read, so that
-fake tensors pass too. No comparison of symbolic sizes requires an answer; sizes that must be equal are recorded
-as checks for the run.
+ATen computes all others, or raises its own exception. Only devices, dims, dtypes and sizes are read, so
+that fake tensors pass too. No comparison of symbolic sizes requires an answer; sizes that must be equal are
+recorded as checks for the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from softkern._binding.stable import native
 from softkern._binding.stable.tensors import class_dim, compute_dtype
 from softkern.options import OUTPUTS, PLANS, CrossEntropyOptions, LinearOptions, RowOptions
 
@@ -22,7 +22,6 @@ _INDEX_DTYPES = {torch.int64, torch.int32, torch.uint8}
 _DEVICE_TYPES = {"cpu": 0, "cuda": 1, "xpu": 12}  # torch's numbers of those that have a backend
 _LOSS, _LOG_PROB, _CORRECT = OUTPUTS["loss"], OUTPUTS["log_prob"], OUTPUTS["correct"]
 
-computes_on: Callable[[int, int], int]  # softkern_computes_on, set by load()
 has_row_kernels = True  # also of row_losses and linear_cross_entropy
 
 
@@ -49,7 +48,8 @@ def takes_tensor(x: Tensor) -> bool:
         return False
     device = x.device
     number = _DEVICE_TYPES.get(device.type)
-    return number is not None and computes_on(number, -1 if device.index is None else device.index) != 0
+    index = -1 if device.index is None else device.index  # type: ignore[redundant-expr]
+    return number is not None and native.computes_on(number, index)
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:
@@ -135,7 +135,7 @@ class RowTensors(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What the targets are: a tensor of class indices has one a row, or K of them in the class dimension."""
+        """What the targets are. A tensor of class indices has one a row, or K in the class dimension."""
         if self.target is None:
             return "none"
         if self.target.is_floating_point():
@@ -197,7 +197,7 @@ def takes_row_losses(of: RowTensors, options: RowOptions | LinearOptions) -> boo
 
 
 class LinearTensors(NamedTuple):
-    """The tensors of linear_cross_entropy. The logits of `rows` have the shape of its logits, and no memory."""
+    """The tensors of linear_cross_entropy. `rows` has logits of the shape of its own, without memory."""
 
     input: Tensor
     matrix: Tensor

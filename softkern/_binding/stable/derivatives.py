@@ -26,7 +26,7 @@ class Masses:
     def __init__(
         self, like: Tensor, target: Tensor, weight: Tensor | None, options: CrossEntropyOptions
     ) -> None:
-        """`like` has the shape of the logits. If target and weight have a history, the masses have one too."""
+        """`like` has the shape of the logits. The masses have a history if target and weight have one."""
         self.dim = class_dim(like)
         self.indices = not same_shape(like, target)
         self.keep = 1 - options.label_smoothing
@@ -76,8 +76,8 @@ class Masses:
         return x if self.divisor is None else x / self.divisor
 
     def probabilities(self, gradient: Tensor) -> Tensor:
-        """Recovers p from G, in the memory of G. In rows without mass p can't be recovered, but nothing depends
-        on it."""
+        """Recovers p from G, in the memory of G. In rows without mass p can't be recovered, but nothing
+        depends on it."""
         if self.divisor is not None:
             gradient.mul_(self.divisor)
         if self.spread is not None:
@@ -103,7 +103,7 @@ def by_row(g: Tensor, masses: Masses, options: CrossEntropyOptions, compute: tor
     return g.unsqueeze(masses.dim) if options.reduction == _NONE else g
 
 
-# The gradients of class probabilities and of weights, computed from log p. With the upstream gradient g of a row,
+# The gradients of class probabilities and of weights from log p, with the upstream gradient g of a row:
 #   dt_c = -g w_c (1 - s) log p_c / D,   dw_c = -sum over rows of g ((1 - s) t_c + s/C) log p_c / D.
 
 

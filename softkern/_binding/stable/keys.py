@@ -47,15 +47,15 @@ def _without_autocast(device: str, function: Callable[..., Any]) -> Callable[...
 
 class _NotDifferentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, results: tuple[Tensor, ...], *inputs: Tensor) -> Any:  # type: ignore[override]
-        ctx.name = name
+    def forward(ctx: Any, name: str, results: tuple[Tensor, ...], *inputs: Tensor) -> Any:
+        ctx.op = name
         outputs = tuple(x.view_as(x) for x in results)
         ctx.mark_non_differentiable(*(x for x in outputs if not x.is_floating_point()))
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(f"derivative for softkern::{ctx.name} is not implemented")
+        raise RuntimeError(f"derivative for softkern::{ctx.op} is not implemented")
 
 
 def without_derivative(name: str) -> None:

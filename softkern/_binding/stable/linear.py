@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softkern._binding.stable import keys
+from softkern._binding.stable import keys, native
 from softkern._binding.stable.checks import LinearTensors, linear_tensors, takes_linear_cross_entropy
+from softkern._binding.stable.losses import scaled
 from softkern._binding.stable.row_losses import DIFFERENTIABLE, RESULTS, upstream_of
 from softkern._binding.stable.rows_in_aten import linear_gradients_in_aten, row_losses_in_aten, rows_of_layer
 from softkern._binding.stable.tensors import (
     below_autograd,
     compute_dtype,
+    has_hooks,
+    in_backward,
     is_for_onnx,
+    is_seen,
     is_traced_for_onnx,
     ops,
     requires_grad,
@@ -29,7 +32,6 @@ _TENSORS = 8
 _INPUTS = 3  # input, matrix and bias
 _NONE = 0
 _AUTO, _FAST, _LEAN = PLANS.index("auto"), PLANS.index("fast"), PLANS.index("lean")
-library: ctypes.CDLL  # set by load()
 _STATISTICS = OUTPUTS["log_prob"] | OUTPUTS["lse"] | OUTPUTS["entropy"]
 
 
@@ -69,30 +71,27 @@ def _fitting_plan(of: LinearTensors, options: LinearOptions, needs: int) -> int:
     """Sizes decide: symbolic ones are specialized."""
     x = of.input
     classes = options.valid_classes if options.valid_classes >= 0 else of.matrix.shape[0]
-    integers = map(ctypes.c_int64, map(int, (x.shape[0], classes, x.shape[1])))
-    plan: int = library.softkern_chosen_plan(
-        *integers,
+    sizes = (int(x.shape[0]), int(classes), int(x.shape[1]))
+    limits = (options.max_bytes, options.chunk_rows, needs)
+    return native.chosen_plan(
+        sizes,
         x.element_size(),
-        int(x.device.type == "cpu"),
-        *map(ctypes.c_int64, (options.plan, options.outputs, options.reduction)),
-        *map(ctypes.c_int64, (options.max_bytes, options.chunk_rows, needs)),
-        int(x.dtype == torch.float16),
+        x.device.type == "cpu",
+        (options.plan, options.outputs, options.reduction, *limits),
+        x.dtype == torch.float16,
     )
-    if plan == _AUTO:
-        raise ValueError(library.softkern_plan_error().decode())
-    return plan
 
 
 def _flat(of: LinearTensors) -> tuple[Tensor | None, ...]:
     return (of.input, of.matrix, of.bias, *of.rows[1:])
 
 
-class _Linear(torch.autograd.Function):
-    """Keeps the gradients of the loss that the forward has computed, or else the numbers of the rows from which
-    the backward computes them."""
+class SoftkernLinearCrossEntropy(torch.autograd.Function):
+    """Keeps the gradients of the loss that the forward has computed, or else the numbers of the rows from
+    which the backward computes them."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, of: LinearTensors, options: LinearOptions, needs: int, *inputs: Tensor | None
     ) -> tuple[Tensor, ...]:
         results = ops.linear_cross_entropy_forward(*_flat(of), *options, needs)
@@ -103,6 +102,7 @@ class _Linear(torch.autograd.Function):
         ]
         ctx.options = options
         ctx.has_grads = any(g is not None for g in grads)
+        ctx.in_place, ctx.has_graph, ctx.may_be_alone = False, False, not has_hooks()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*_flat(of), results[-1], *grads)
         ctx.mark_non_differentiable(*results[DIFFERENTIABLE:RESULTS])
@@ -118,27 +118,33 @@ class _Linear(torch.autograd.Function):
         if needs == 0 or (not of_rows and upstream.loss is None):
             return *nothing, *nothing
         saved = ctx.saved_tensors  # raises if one of them was modified after the forward
-        tensors, numbers, grads = saved[:_TENSORS], saved[_TENSORS], saved[_TENSORS + 1 :]
+        tensors, numbers = saved[:_TENSORS], saved[_TENSORS]
         if torch.is_grad_enabled():
             of = linear_tensors(*tensors)
             return *nothing, *linear_gradients_in_aten(upstream, of, ctx.options, needed)
-        with below_autograd():
+        with in_backward():
             if ctx.has_grads and not of_rows:
                 assert upstream.loss is not None
+                places = range(_TENSORS + 1, len(saved))
                 return *nothing, *(
-                    _scaled(upstream.loss, g) if need else None for g, need in zip(grads, needed)
+                    _scaled(ctx, upstream.loss, saved, place) if need else None
+                    for place, need in zip(places, needed, strict=True)
                 )
             results = ops.linear_cross_entropy_backward(*upstream, numbers, *tensors, *ctx.options, needs)
         return *nothing, *(g if need else None for g, need in zip(results, needed, strict=True))
 
 
-def _scaled(upstream: Tensor, grad: Tensor) -> Tensor:
-    compute = compute_dtype(grad)
-    one = torch.ones((), dtype=compute, device=grad.device)
+def _scaled(ctx: Any, upstream: Tensor, saved: tuple[Tensor, ...], index: int) -> Tensor:
+    dims, device = saved[index].dim(), saved[index].device
+    compute = compute_dtype(saved[index])
+    one = torch.ones((), dtype=compute, device=device)
+    g = upstream.to(compute)
     # A target of the gradient's shape says that no row is ignored.
-    rows = grad.unsqueeze(0) if grad.dim() == 1 else grad
-    result: Tensor = ops.cross_entropy_backward(upstream.to(compute), rows, one, rows, 0)
-    return result.view_as(grad)
+    if dims == 1:
+        rows = saved[index].unsqueeze(0)
+        of_bias: Tensor = ops.cross_entropy_backward(g, rows, one, rows, 0)
+        return of_bias.squeeze(0)
+    return scaled(ctx, g, saved, one, one.expand(saved[index].shape), 0, index)
 
 
 def _with_history(of: LinearTensors, options: LinearOptions) -> tuple[Tensor, ...]:
@@ -152,9 +158,12 @@ def _with_history(of: LinearTensors, options: LinearOptions) -> tuple[Tensor, ..
     inputs = (of.input, of.matrix, of.bias)
     needs = sum(1 << i for i, x in enumerate(inputs) if requires_grad(x))
     with below_autograd():
+        if not needs and is_seen(*_flat(of)):
+            seen: tuple[Tensor, ...] = ops.linear_cross_entropy(*_flat(of), *options)
+            return seen
         with_plan = _with_plan(of, options, needs)
         if needs:
-            tracked: tuple[Tensor, ...] = _Linear.apply(of, with_plan, needs, *inputs)
+            tracked: tuple[Tensor, ...] = SoftkernLinearCrossEntropy.apply(of, with_plan, needs, *inputs)
             return tracked
         return tuple(ops.linear_cross_entropy_forward(*_flat(of), *with_plan, 0)[:RESULTS])
 

@@ -19,9 +19,11 @@ from softkern._binding.stable.tensors import (
     class_dim,
     compute_dtype,
     has_hooks,
+    in_backward,
     is_alone,
     is_for_onnx,
     is_plain,
+    is_seen,
     is_traced_for_onnx,
     keeps_graph,
     ops,
@@ -35,9 +37,9 @@ _INDEX_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 
 def torchs(x: Tensor, target: Tensor, weight: Tensor | None, options: CrossEntropyOptions) -> Tensor:
-    """ATen's loss. Class indices are converted to int64 if the kernels take their dtype, since ATen does not take
-    all of these dtypes on every device. A target with as many dims as the logits has no class indices. It keeps
-    its dtype, because ATen's error message names it."""
+    """ATen's loss. Class indices are converted to int64 if the kernels take their dtype, since ATen does not
+    take all of these dtypes on every device. A target with as many dims as the logits has no class indices.
+    It keeps its dtype, because ATen's error message names it."""
     if target.dtype in _INDEX_DTYPES and target.dim() != x.dim():
         target = target.to(torch.int64)
     return torch._C._nn.cross_entropy_loss(x, target, weight, *options)  # type: ignore[arg-type]
@@ -48,8 +50,8 @@ def _by_aten(x: Tensor, target: Tensor, weight: Tensor | None = None, *given: An
 
 
 def check_in_place(x: Tensor) -> None:
-    """As for torch's own in-place ops, the tensor must be neither a leaf that requires a gradient nor a view of
-    one, and its elements must not share memory."""
+    """As for torch's own in-place ops, the tensor must be neither a leaf that requires a gradient nor a view
+    of one, and its elements must not share memory."""
     if x.is_leaf:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
     base = x._base if x._is_view() else None
@@ -65,26 +67,28 @@ def check_in_place(x: Tensor) -> None:
 
 
 def link_to(x: Tensor) -> Tensor:
-    """A tensor of the shape of x without its memory. As a second result of a Function, it stands for the logits
-    in the graph of a gradient."""
+    """A tensor of the shape of x without its memory. As a second result of a Function, it stands for the
+    logits in the graph of a gradient."""
     return x.new_empty(()).expand(x.shape)
 
 
 def scaled(
-    ctx: Any, g: Tensor, saved: tuple[Tensor | None, ...], scale: Tensor, y: Tensor, ignore_index: int
+    ctx: Any,
+    g: Tensor,
+    saved: tuple[Tensor | None, ...],
+    scale: Tensor,
+    y: Tensor,
+    ignore_index: int,
+    index: int = 0,
 ) -> Tensor:
-    """The stored gradient, saved[0], times the upstream gradient: in place if nobody else can see it, or if the
-    user allowed to overwrite it. Nobody else has a reference to saved[0]."""
-    alone = not ctx.has_graph and (ctx.in_place or (ctx.may_be_alone and is_alone(saved)))
-    (grad, *_), saved = saved, ()
+    """The stored gradient, saved[index], times the upstream gradient: in place if nobody else can see it, or
+    if the user allowed to overwrite it. The caller has no other reference to it."""
+    traced = torch.compiler.is_dynamo_compiling()  # in compiled autograd
+    free = not traced and not ctx.has_graph and not keeps_graph() and is_plain(g)
+    alone = free and (ctx.in_place or (ctx.may_be_alone and is_alone(saved, index)))
+    grad = saved[index]
     assert grad is not None
-    if (
-        alone
-        and not keeps_graph()
-        and is_plain(g)
-        and is_plain(grad)
-        and (ctx.in_place or grad.is_contiguous())
-    ):
+    if alone and is_plain(grad) and (ctx.in_place or grad.is_contiguous()):
         ops.cross_entropy_backward_(g, grad, scale, y, ignore_index)
         # Another tensor of the same memory, which torch need not copy into .grad.
         return grad.detach()
@@ -92,12 +96,12 @@ def scaled(
     return result
 
 
-class _Loss(torch.autograd.Function):
-    """The results are the loss and link_to(x). The Function keeps the gradient, which the forward computes, and
-    of the logits nothing."""
+class SoftkernCrossEntropy(torch.autograd.Function):
+    """The results are the loss and link_to(x). The Function keeps the gradient, which the forward computes,
+    and of the logits nothing."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         target: Tensor,
@@ -113,8 +117,8 @@ class _Loss(torch.autograd.Function):
         grad: Tensor | None
         if over is not None:
             loss, scale = ops.cross_entropy_forward_(x, target, weight, *options)
-            # Ops that saved the logits must find them modified. The gradient shares the version counter of the
-            # logits: if they are modified again before the backward, autograd raises.
+            # Ops that saved the logits must find them modified. The gradient shares the version counter of
+            # the logits: if they are modified again before the backward, autograd raises.
             torch.autograd.graph.increment_version(x)
             grad = over
         else:
@@ -134,7 +138,7 @@ class _Loss(torch.autograd.Function):
         return loss, link
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, of_link: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor | None, of_link: Tensor | None) -> Any:
         if g is None:
             return of_link, None, None, None, None
         of_logits, of_target, of_weight = ctx.needs_input_grad[:3]
@@ -147,7 +151,7 @@ class _Loss(torch.autograd.Function):
             if graph:
                 result[0] = _with_graph(ctx, g, saved)
             else:
-                with below_autograd():
+                with in_backward():
                     result[0] = scaled(ctx, g, saved, scale, y, options.ignore_index)
         else:
             compute = compute_dtype(stored)
@@ -159,7 +163,7 @@ class _Loss(torch.autograd.Function):
                 log_p = with_history("log_softmax", link, log_p, masses.dim)
                 result[0] = (row * masses.gradient(log_p.exp())).to(stored.dtype)
             elif of_logits:
-                with below_autograd():
+                with in_backward():
                     result[0] = scaled(ctx, g, saved, scale, y, options.ignore_index)
             if of_target:
                 result[1] = probability_gradient(row, log_p, masses).to(y.dtype)
@@ -175,29 +179,30 @@ def _with_graph(ctx: Any, g: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
     weight = ctx.weight
     if weight is not None and not weight.is_inference() and weight._version != ctx.weight_version:
         raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace operation: the "
-            "weight of softkern.cross_entropy, which second derivatives need"
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            "the weight of softkern.cross_entropy, which second derivatives need"
         )
     ctx.has_graph = True
     result: Tensor
-    if not is_plain(g) or not is_plain(grad):
-        # Transforms and tracers record the history themselves, and only ATen's ops are differentiable for them.
+    if torch.compiler.is_dynamo_compiling() or not is_plain(g) or not is_plain(grad):
+        # Transforms and tracers record the history themselves, and only ATen's ops are differentiable for
+        # them.
         compute = scale.dtype
         masses = Masses(grad, y, weight, ctx.options)
         with torch.no_grad():
             p = masses.probabilities(grad.to(compute) * scale)
         p = with_history("softmax", link, p, masses.dim)
         return (by_row(g, masses, ctx.options, compute) * masses.gradient(p)).to(grad.dtype)
-    result = _Gradient.apply(g, link, grad, scale, y, weight, ctx.options)
+    result = SoftkernCrossEntropyBackward.apply(g, link, grad, scale, y, weight, ctx.options)
     return result
 
 
-class _Gradient(torch.autograd.Function):
+class SoftkernCrossEntropyBackward(torch.autograd.Function):
     """The gradient as a function of the upstream gradient and of the logits, which `link` stands for.
     Derivatives of it recover p; those of higher order go through ATen."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         g: Tensor,
         link: Tensor,
@@ -214,7 +219,7 @@ class _Gradient(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         g, link, stored, scale, target, weight = ctx.saved_tensors
         options, compute = ctx.options, scale.dtype
         masses = Masses(stored, target, weight, options)
@@ -236,7 +241,7 @@ class _Gradient(torch.autograd.Function):
             if torch.is_grad_enabled():
                 of_logits = derivative("softmax", of_p, p, dim).to(stored.dtype)
             else:
-                with below_autograd():
+                with in_backward():
                     of_logits = ops.softmax_backward(of_p.expand(p.shape).contiguous(), p, dim).to(
                         stored.dtype
                     )
@@ -253,9 +258,12 @@ def _with_history(
     over = x.detach() if in_place and x.requires_grad else None
     with below_autograd():
         if not requires_grad(x, target, weight):
+            if is_seen(x, target, weight):
+                loss = ops.cross_entropy(x, target, weight, *options)
+                return loss
             loss, _, _ = ops.cross_entropy_forward(x, target, weight, *options, False)
             return loss
-        loss, _ = _Loss.apply(x, target, weight, options, over)
+        loss, _ = SoftkernCrossEntropy.apply(x, target, weight, options, over)
         return loss
 
 

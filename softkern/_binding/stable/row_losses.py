@@ -18,11 +18,13 @@ from softkern._binding.stable.tensors import (
     by_aten,
     compute_dtype,
     has_hooks,
+    in_backward,
     is_for_onnx,
     is_plain,
+    is_seen,
     is_traced_for_onnx,
-    kept,
     keeps_graph,
+    kept,
     ops,
     requires_grad,
     unpacked,
@@ -49,11 +51,11 @@ def upstream_of(gradients: tuple[Tensor | None, ...], outputs: int) -> Upstream:
     return Upstream(*(g if outputs & bit else None for g, bit in zip(gradients, bits, strict=False)))
 
 
-class _RowLosses(torch.autograd.Function):
+class SoftkernRowLosses(torch.autograd.Function):
     """Keeps the logits, which the gradients of the statistics and further derivatives need."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, of: RowTensors, options: RowOptions, over: Tensor | None, x: Tensor
     ) -> tuple[Tensor, ...]:
         """over: a tensor of the memory of the logits, if the gradient may be written over them."""
@@ -78,8 +80,8 @@ class _RowLosses(torch.autograd.Function):
         ctx.options, ctx.has_grad, ctx.in_place = options, has_grad, over is not None
         ctx.may_be_alone, ctx.has_graph = not has_hooks(), False
         ctx.set_materialize_grads(False)
-        # The gradient of the loss alone needs the target, for the ignored rows: logits and weights may have been
-        # modified. Gradients of statistics need the logits, and not the stored gradient.
+        # The gradient of the loss alone needs the target, for the ignored rows: logits and weights may have
+        # been modified. Gradients of statistics need the logits, and not the stored gradient.
         ctx.apart = "logits" if has_grad and not statistics else "gradient"
         if ctx.apart == "logits":
             if not over_logits:
@@ -104,10 +106,10 @@ class _RowLosses(torch.autograd.Function):
         if torch.is_grad_enabled():
             of = RowTensors(*(own if of_logits is None else unpacked(of_logits)))
             return *nothing, row_losses_gradient_in_aten(upstream, of, options)
-        with below_autograd():
+        with in_backward():
             if not ctx.has_grad or of_rows:
                 of = RowTensors(*(own if of_logits is None else unpacked(of_logits)))
-                if not keeps_graph():
+                if not torch.compiler.is_dynamo_compiling() and not keeps_graph():
                     ctx.kept = None  # its memory, before the result's
                 return *nothing, _recomputed(ctx, upstream, of)
             assert upstream.loss is not None
@@ -118,13 +120,13 @@ class _RowLosses(torch.autograd.Function):
             if y is None or y.dim() != saved[0].dim() - 1:
                 y = grad_scale.expand(saved[0].shape)
             result = scaled(ctx, upstream.loss, saved, grad_scale, y, options.ignore_index)
-            if not keeps_graph():
+            if not torch.compiler.is_dynamo_compiling() and not keeps_graph():
                 ctx.kept = None
             return *nothing, result
 
 
 def _recomputed(ctx: Any, upstream: Upstream, of: RowTensors) -> Tensor:
-    if ctx.in_place and not keeps_graph() and is_plain(of.self):
+    if ctx.in_place and not torch.compiler.is_dynamo_compiling() and not keeps_graph() and is_plain(of.self):
         x = of.self.detach()
         ops.row_losses_backward_(*upstream, x, *of[1:], *ctx.options)
         # Ops that saved the logits must find them modified.
@@ -145,8 +147,11 @@ def _with_history(of: RowTensors, options: RowOptions, in_place: bool) -> tuple[
     over = of.self.detach() if in_place else None
     with below_autograd():
         if requires_grad(of.self):
-            tracked: tuple[Tensor, ...] = _RowLosses.apply(of, options, over, of.self)
+            tracked: tuple[Tensor, ...] = SoftkernRowLosses.apply(of, options, over, of.self)
             return tracked
+        if is_seen(*of):
+            seen: tuple[Tensor, ...] = ops.row_losses(*of, *options)
+            return seen
         return tuple(ops.row_losses_forward(*of, *options, False)[:RESULTS])
 
 

@@ -27,8 +27,8 @@ class Upstream(NamedTuple):
 
 
 class _Rows:
-    """The quantities of a call. Tensors of classes have the logits' dims, those of rows have a class dimension
-    of size 1."""
+    """The quantities of a call. Tensors of classes have the logits' dims, those of rows have a class
+    dimension of size 1."""
 
     def __init__(self, of: RowTensors, options: RowOptions | LinearOptions) -> None:
         self.of, self.options, self.kind = of, options, of.kind
@@ -39,7 +39,8 @@ class _Rows:
         self.index: Tensor | None = None  # class indices, 0 in ignored rows
         self.counts: Tensor | None = None  # the rows that are not ignored
         self._set_indices()
-        # Zeros, because the gradient of where() does not reach what it has not selected: 0 * NaN must not arise.
+        # Zeros, because the gradient of where() does not reach what it has not selected: 0 * NaN must not
+        # arise.
         x = self.kept(self._narrowed(of.self).to(self.compute))
         self.x = x
         self.masked = x == -math.inf
@@ -50,7 +51,7 @@ class _Rows:
         else:
             z = x * (options.logit_scale / options.temperature)
         self.z = torch.where(self.masked, x, z)
-        self.log_p = torch.ops.aten.log_softmax.int(self.z, self.dim)
+        self.log_p: Tensor = torch.ops.aten.log_softmax.int(self.z, self.dim)
         self.lse = torch.logsumexp(self.z, self.dim, keepdim=True)
         self.hot: Tensor | None = None  # masses of the indices
         self.spread: Tensor | None = None  # and of all classes

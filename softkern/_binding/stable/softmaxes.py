@@ -14,6 +14,7 @@ from softkern._binding.stable.checks import takes_tensor
 from softkern._binding.stable.tensors import (
     below_autograd,
     by_aten,
+    in_backward,
     is_for_onnx,
     is_traced_for_onnx,
     ops,
@@ -37,33 +38,41 @@ def derivative(name: str, g: Tensor, y: Tensor, dim: int) -> Tensor:
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, x: Tensor, dim: int) -> Tensor:  # type: ignore[override]
-        y: Tensor = getattr(ops, name)(x, dim)
+    def forward(ctx: Any, op: str, x: Tensor, dim: int) -> Tensor:
+        y: Tensor = getattr(ops, op)(x, dim)
         ctx.save_for_backward(y)
-        ctx.name, ctx.dim = name, dim
+        ctx.op, ctx.dim = op, dim
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         (y,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, derivative(ctx.name, g, y, ctx.dim), None
-        with below_autograd():
-            return None, getattr(ops, f"{ctx.name}_backward")(g, y, ctx.dim), None
+            return None, derivative(ctx.op, g, y, ctx.dim), None
+        with in_backward():
+            return None, getattr(ops, f"{ctx.op}_backward")(g, y, ctx.dim), None
+
+
+class SoftkernSoftmax(_Softmax):
+    """Its name is that of the node in a graph."""
+
+
+class SoftkernLogSoftmax(_Softmax):
+    """As SoftkernSoftmax."""
 
 
 class _Output(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, of: Tensor, y: Tensor, dim: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, name: str, of: Tensor, y: Tensor, dim: int) -> Tensor:
         y = y.view_as(y)
         ctx.save_for_backward(y)
-        ctx.name, ctx.dim = name, dim
+        ctx.op, ctx.dim = name, dim
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         (y,) = ctx.saved_tensors
-        return None, derivative(ctx.name, g, y, ctx.dim), None, None
+        return None, derivative(ctx.op, g, y, ctx.dim), None, None
 
 
 def with_history(name: str, of: Tensor, y: Tensor, dim: int) -> Tensor:
@@ -73,6 +82,8 @@ def with_history(name: str, of: Tensor, y: Tensor, dim: int) -> Tensor:
 
 
 def _at_autograd(name: str) -> Callable[[Tensor, int], Tensor]:
+    function = SoftkernSoftmax if name == "softmax" else SoftkernLogSoftmax
+
     def call(x: Tensor, dim: int) -> Tensor:
         if is_for_onnx(x):
             return torchs(name, x, dim)
@@ -80,7 +91,7 @@ def _at_autograd(name: str) -> Callable[[Tensor, int], Tensor]:
             return by_aten(torchs(name, x, dim))
         with below_autograd():
             if requires_grad(x):
-                tracked: Tensor = _Softmax.apply(name, x, dim)
+                tracked: Tensor = function.apply(name, x, dim)
                 return tracked
             result: Tensor = getattr(ops, name)(x, dim)
             return result

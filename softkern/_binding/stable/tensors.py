@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from softkern._binding.stable import native
+
 Result = TypeVar("Result")
 
 _C = torch._C
 _PYTHON = _C.DispatchKey.Python
 ops = torch.ops.softkern
-
-required: Callable[[], str]  # set by load()
 
 
 def _keys(*names: str) -> Any:
@@ -33,7 +33,7 @@ _WRAPPED = _keys("FuncTorchGradWrapper", "FuncTorchBatched", "Batched", "Python"
 
 
 def _has_any(x: Tensor, keys: Any) -> bool:
-    return (_C._dispatch_keys(x) & keys).raw_repr() != 0
+    return bool((_C._dispatch_keys(x) & keys).raw_repr())
 
 
 def wants_composite(*tensors: Tensor | None) -> bool:
@@ -50,9 +50,15 @@ def wants_composite(*tensors: Tensor | None) -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether the tensor is no fake, functional, batched or other wrapper: it has values to read and memory to
-    overwrite."""
+    """Whether the tensor is no fake, functional, batched or other wrapper: it has values to read and memory
+    to overwrite."""
     return not _has_any(x, _WRAPPED)
+
+
+def is_seen(*tensors: Tensor | None) -> bool:
+    """Whether a mode or a wrapper has to see the op that is called here. Otherwise the call goes to the
+    kernels without a second dispatch."""
+    return _C._len_torch_dispatch_stack() > 0 or not all(x is None or is_plain(x) for x in tensors)
 
 
 def requires_grad(*tensors: Tensor | None) -> bool:
@@ -70,10 +76,15 @@ def class_dim(logits: Tensor) -> int:
 below_autograd = _C._AutoDispatchBelowADInplaceOrView
 
 
+def in_backward() -> Any:
+    """The same in a backward, whose code compiled autograd traces: it can't trace the other."""
+    return nullcontext() if torch.compiler.is_dynamo_compiling() else below_autograd()
+
+
 def by_aten(result: Result) -> Result:
-    """Raises if a backend was required by name: it must not be replaced silently. The argument is the result, so
-    that ATen raises its own errors about bad arguments first."""
-    if named := required():
+    """Raises if a backend was required by name: it must not be replaced silently. The argument is the result,
+    so that ATen raises its own errors about bad arguments first."""
+    if named := native.required():
         raise RuntimeError(
             f"backend {named!r} was asked for and does not compute these arguments (device, layout, dtypes, "
             "transforms); where the choice is softkern's, torch does"
@@ -82,7 +93,7 @@ def by_aten(result: Result) -> Result:
 
 
 def is_for_onnx(x: Tensor) -> bool:
-    """Whether the new exporter to ONNX traces a call with this tensor. It knows torch's ops, not softkern's."""
+    """Whether the new exporter to ONNX traces a call with this tensor. It knows torch's ops alone."""
     return _C._dispatch_keys(x).has(_PYTHON) and exports_to_onnx()
 
 
@@ -108,7 +119,7 @@ def has_hooks() -> bool:
 
 class _Kept(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _: Tensor, *tensors: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, _: Tensor, *tensors: Tensor | None) -> Tensor:
         ctx.save_for_backward(*tensors)
         return torch.empty(0)
 
@@ -121,8 +132,8 @@ _ROOT = torch.empty(0, requires_grad=True)
 
 
 def kept(*tensors: Tensor | None) -> Tensor:
-    """Keeps tensors apart from those of the Function that has the result: they are unpacked and checked when they
-    are asked for, and freed with the result."""
+    """Keeps tensors apart from those of the Function that has the result: they are unpacked and checked when
+    they are asked for, and freed with the result."""
     with torch.enable_grad():
         result: Tensor = _Kept.apply(_ROOT, *tensors)
     return result
@@ -134,20 +145,20 @@ def unpacked(place: Tensor) -> tuple[Any, ...]:
     return tensors
 
 
-def _owners(saved: tuple[Tensor | None, ...]) -> tuple[int, int, int]:
-    """Of the first tensor: references from Python, owners in C++, owners of its memory."""
-    x = saved[0]
+def _owners(saved: tuple[Tensor | None, ...], index: int) -> tuple[int, int, int]:
+    """Of a tensor: references from Python, owners in C++, owners of its memory."""
+    x = saved[index]
     assert x is not None
     memory = _C._storage_Use_Count(x.untyped_storage()._cdata)
     return sys.getrefcount(x), x._use_count(), memory  # type: ignore[attr-defined]
 
 
 _place = kept(torch.empty(1))
-_ALONE = _owners(unpacked(_place))
+_ALONE = _owners(unpacked(_place), 0)
 del _place
 
 
-def is_alone(saved: tuple[Tensor | None, ...]) -> bool:
-    """Whether nothing but a Function and the caller's `saved_tensors` can see the first of them. The caller has
-    no other reference to it."""
-    return all(found <= alone for found, alone in zip(_owners(saved), _ALONE, strict=True))
+def is_alone(saved: tuple[Tensor | None, ...], index: int) -> bool:
+    """Whether nothing but a Function and the caller's `saved_tensors` can see the one at `index`. The caller
+    has no other reference to it."""
+    return all(found <= alone for found, alone in zip(_owners(saved, index), _ALONE, strict=True))
