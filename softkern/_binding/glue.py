@@ -17,7 +17,7 @@ _PREFIX = "softkern_calls::"
 
 
 def load(path: Path) -> dict[str, Callable[..., Any]]:
-    torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+    torch.ops.load_library(str(path))
     found = {**c_api.load(path), **_calls(), "makes_a_graph": makes_a_graph}
     return found | behind.functions(found)
 
