@@ -39,6 +39,7 @@ UNITS = {
 BINDINGS = {
     "pybind": ("csrc/behind.cpp", "csrc/python.cpp"),
     "library": ("csrc/c_api.cpp", "csrc/calls.cpp"),
+    "stable": ("csrc/stable/library.cpp",),  # tools/stable_build.py
 }
 ALONE = ("csrc/ops/cuda/", "csrc/cuda/")  # compiled in some builds only
 
