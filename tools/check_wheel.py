@@ -53,7 +53,7 @@ def tree(folder: str, *patterns: str) -> set[str]:
 
 
 def modules() -> set[str]:
-    return tree("softkern", "*.py", "*.pyi", "py.typed")
+    return tree("softkern", "*.py", "*.pyi", "*.txt", "py.typed")
 
 
 def sdist_problems(names: list[str]) -> list[str]:

@@ -19,15 +19,19 @@ namespace {
 template <auto kRoute>
 Tensor softmax_on_device(const Tensor& self, int64_t dim) {
   TORCH_CHECK(takes_tensor(self), "softkern: the kernels don't take a tensor of ", self.scalar_type(), " on ",
-              self.device(), "; call softkern.softmax or softkern.log_softmax");
+              self.device(), "; call the function of softkern");
   return kRoute(self, dim);
 }
 
 void register_softmaxes(torch::Library& m) {
-  m.impl(softmax.kName, TORCH_FN(&softmax_on_device<&softmax.route>));
-  m.impl(log_softmax.kName, TORCH_FN(&softmax_on_device<&log_softmax.route>));
-  m.impl(softmax_backward.kName, TORCH_FN(&softmax_backward.route));
-  m.impl(log_softmax_backward.kName, TORCH_FN(&log_softmax_backward.route));
+  for_each_softmax_op([&](auto op) {
+    using Op = decltype(op);
+    if constexpr (std::is_same_v<typename Op::Function, decltype(softmax)::Function>) {
+      m.impl(Op::kName, TORCH_FN(&softmax_on_device<&Op::route>));
+    } else {
+      m.impl(Op::kName, TORCH_FN(&Op::route));
+    }
+  });
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ def lines(binding: str | None) -> list[str]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**variables, "PYTHONPATH": str(ROOT)},
+        env={**variables, "PYTHONPATH": str(path_of("stable").parent.parent.parent)},
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()

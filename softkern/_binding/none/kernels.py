@@ -14,7 +14,7 @@ from torch import Tensor
 from softkern._binding.none import choice
 from softkern._binding.stable import keys
 from softkern._binding.stable.checks import same_shape
-from softkern._binding.stable.softmaxes import torchs
+from softkern._binding.stable.softmaxes import SOFTMAXES, torchs
 from softkern._binding.stable.tensors import class_dim, compute_dtype
 from softkern.options import CrossEntropyOptions
 
@@ -181,6 +181,6 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "cross_entropy_forward_": _forward_,
     "cross_entropy_backward": _backward,
     "cross_entropy_backward_": _backward_,
-    **{name: _softmax(name) for name in ("softmax", "log_softmax")},
-    **{f"{name}_backward": _softmax_backward(name) for name in ("softmax", "log_softmax")},
+    **{name: _softmax(name) for name in SOFTMAXES},
+    **{f"{name}_backward": _softmax_backward(name) for name in SOFTMAXES},
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from softkern._binding.stable import keys
 from softkern._binding.stable.checks import has_simple_strides, takes_cross_entropy
 from softkern._binding.stable.derivatives import Masses, by_row, probability_gradient, weight_gradient
-from softkern._binding.stable.softmaxes import derivative, with_history
+from softkern._binding.stable.softmaxes import LOG_SOFTMAX, derivative, with_history
 from softkern._binding.stable.tensors import (
     below_autograd,
     by_aten,
@@ -160,7 +160,7 @@ class SoftkernCrossEntropy(torch.autograd.Function):
             row = by_row(g, masses, options, compute)
             if of_logits and graph:
                 # The gradient of the logits is differentiable with respect to the others too.
-                log_p = with_history("log_softmax", link, log_p, masses.dim)
+                log_p = with_history(LOG_SOFTMAX, link, log_p, masses.dim)
                 result[0] = (row * masses.gradient(log_p.exp())).to(stored.dtype)
             elif of_logits:
                 with in_backward():

@@ -22,6 +22,7 @@ from softkern._binding.stable.tensors import (
     wants_composite,
 )
 
+SOFTMAX, LOG_SOFTMAX = SOFTMAXES = ("softmax", "log_softmax")
 _aten = torch.ops.aten
 
 
@@ -112,7 +113,7 @@ def _in_float32(name: str) -> Callable[..., Tensor]:
 
 
 def register() -> None:
-    for name in ("softmax", "log_softmax"):
+    for name in SOFTMAXES:
         keys.at("Autograd", name, _at_autograd(name))
         # Other devices, nested tensors with and without autograd, and vmap.
         for key in ("CompositeExplicitAutograd", "CompositeImplicitAutogradNestedTensor", "FuncTorchBatched"):
@@ -140,4 +141,4 @@ def _entry(name: str) -> Callable[[Tensor, int], Tensor]:
 
 
 def entries() -> dict[str, Callable[..., Any]]:
-    return {name: _entry(name) for name in ("softmax", "log_softmax")}
+    return {name: _entry(name) for name in SOFTMAXES}
