@@ -106,8 +106,8 @@ def table(found: dict[str, Any]) -> str:
 
 def with_table(page: str, found: dict[str, Any]) -> str:
     """The page with the table between its two marks."""
-    marks = r"(<!-- times: begin -->\n).*(\n<!-- times: end -->)"
-    return re.sub(marks, lambda m: m[1] + table(found) + m[2], page, flags=re.S)
+    marks = r"(<!-- times: begin -->\n).*(<!-- times: end -->)"
+    return re.sub(marks, lambda m: f"{m[1]}{table(found)}\n{m[2]}", page, flags=re.S)
 
 
 def main() -> None:

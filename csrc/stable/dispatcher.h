@@ -106,7 +106,7 @@ class Library {
   }                                                              \
   void softkern_define_##library(::torch::Library m)
 
-// Functions for devices. Python registers those of all other keys (softkern/_native/stable/).
+// Functions for devices. Python registers those of all other keys (softkern/_binding/stable/).
 #define TORCH_LIBRARY_IMPL(library, key, m) SOFTKERN_STABLE_IMPL_##key(library, key, m, C10_UID)
 #define SOFTKERN_STABLE_IMPL_CPU(library, key, m, id) SOFTKERN_STABLE_IMPL(library, key, m, id)
 #define SOFTKERN_STABLE_IMPL_CUDA(library, key, m, id) SOFTKERN_STABLE_IMPL(library, key, m, id)
