@@ -68,7 +68,7 @@ def choose() -> Binding:
                 return _finished(Binding(name, "; ".join(reasons), _load(name)))
         except (OSError, ImportError) as error:  # the text of OSError has the library's path
             reasons.append(str(error).partition("\n")[0])
-    return _finished(Binding("none", "; ".join(reasons), _load("none")))
+    return _finished(Binding("none", "; ".join(dict.fromkeys(reasons)), _load("none")))
 
 
 def path_of(name: str) -> Path:
