@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import builtins
 import ctypes
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from softkern._binding.modes import exports_to_onnx
 
 _TEXT = ("op_names", "isas", "active_isa", "last_isa", "last_path", "thread_choice", "required", "build")
 _TritonProbe = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
@@ -31,7 +32,7 @@ class CApi:
             self._function(name).restype = None
         # ctypes frees a callback that nothing refers to.
         self._triton_probe: Any = None
-        self._onnx_probe = _OnnxProbe(_exports_to_onnx)
+        self._onnx_probe = _OnnxProbe(exports_to_onnx)
         self._function("set_onnx_probe")(self._onnx_probe)
 
     def op_names(self) -> list[str]:
@@ -105,9 +106,3 @@ def _raised(outcome: str) -> None:
     if outcome:
         name, _, text = outcome.partition("\t")
         raise getattr(builtins, name)(text)
-
-
-def _exports_to_onnx() -> int:
-    # An export loads torch.onnx, so there is none before it is loaded.
-    onnx = sys.modules.get("torch.onnx")
-    return int(onnx is not None and onnx.is_in_onnx_export())

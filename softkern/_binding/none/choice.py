@@ -6,8 +6,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from softkern._binding.stable.checks import DEVICE_TYPES
+
 TRITON = "triton"
-_TYPES = {0: "cpu", 1: "cuda", 12: "xpu"}  # torch's numbers of device types
+_TYPES = {number: name for name, number in DEVICE_TYPES.items()}
 
 
 class _OfThread(threading.local):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from softkern._binding.none import choice
 from softkern._binding.stable import keys
-from softkern._binding.stable.checks import same_shape
+from softkern._binding.stable.checks import DEVICE_TYPES, same_shape
 from softkern._binding.stable.softmaxes import SOFTMAXES, torchs
 from softkern._binding.stable.tensors import class_dim, compute_dtype
 from softkern.options import CrossEntropyOptions
@@ -49,7 +49,7 @@ def _module(name: str) -> Any:
 def _softmax(name: str) -> Callable[[Tensor, int], Tensor]:
     def call(x: Tensor, dim: int) -> Tensor:
         # Inference tensors come here past autograd, whose function asks this too.
-        if not choice.computes_on(_DEVICE_NUMBERS[x.device.type], -1):
+        if not choice.computes_on(DEVICE_TYPES[x.device.type], -1):
             return torchs(name, x, dim)
         result: Tensor = getattr(_module(name), name)(x, dim % max(1, x.dim()))
         return result
@@ -174,7 +174,6 @@ def _backward(g: Tensor, grad: Tensor, scale: Tensor, target: Tensor, ignore_ind
     return out
 
 
-_DEVICE_NUMBERS = {"cpu": 0, "cuda": 1, "xpu": 12}
 _ABOVE = {"cross_entropy", "cross_entropy_", "row_losses", "row_losses_", "linear_cross_entropy"}
 _KERNELS: dict[str, Callable[..., Any]] = {
     "cross_entropy_forward": _forward,

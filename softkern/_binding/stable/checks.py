@@ -19,7 +19,7 @@ from softkern.options import OUTPUTS, PLANS, CrossEntropyOptions, LinearOptions,
 
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 _INDEX_DTYPES = {torch.int64, torch.int32, torch.uint8}
-_DEVICE_TYPES = {"cpu": 0, "cuda": 1, "xpu": 12}  # torch's numbers of those that have a backend
+DEVICE_TYPES = {"cpu": 0, "cuda": 1, "xpu": 12}  # torch's numbers of those that have a backend
 _LOSS, _LOG_PROB, _CORRECT = OUTPUTS["loss"], OUTPUTS["log_prob"], OUTPUTS["correct"]
 
 has_row_kernels = True  # also of row_losses and linear_cross_entropy
@@ -47,7 +47,7 @@ def takes_tensor(x: Tensor) -> bool:
     if x.layout is not torch.strided or x.dtype not in _DTYPES or x.is_nested:
         return False
     device = x.device
-    number = _DEVICE_TYPES.get(device.type)
+    number = DEVICE_TYPES.get(device.type)
     index = -1 if device.index is None else device.index  # type: ignore[redundant-expr]
     return number is not None and native.computes_on(number, index)
 

@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from softkern._binding.modes import exports_to_onnx
 from softkern._binding.stable import native
 
 Result = TypeVar("Result")
@@ -100,12 +101,6 @@ def is_for_onnx(x: Tensor) -> bool:
 def is_traced_for_onnx(x: Tensor) -> bool:
     """The same, or the old exporter, which traces plain tensors above autograd."""
     return is_for_onnx(x) or (_C._get_tracing_state() is not None and exports_to_onnx())
-
-
-def exports_to_onnx() -> bool:
-    # An export loads torch.onnx, so there is none before it is loaded.
-    onnx = sys.modules.get("torch.onnx")
-    return onnx is not None and bool(onnx.is_in_onnx_export())
 
 
 def keeps_graph() -> bool:
