@@ -4,14 +4,13 @@ here; tools/check_wheel.py uses real ones."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from places import ROOT
+from places import tool
 
 from softkern import _binding
 
@@ -172,10 +171,7 @@ def test_a_second_copy_of_the_ops_is_not_loaded(monkeypatch, libraries):
 
 
 def test_the_page_has_the_times_that_were_measured():
-    spec = importlib.util.spec_from_file_location("binding_times", ROOT / "tools" / "binding_times.py")
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    page = tool.PAGE.read_text()
+    times = tool("binding_times")
+    page = times.PAGE.read_text()
     assert "| 101x7, forward |" in page
-    assert tool.with_table(page, json.loads(tool.JSON.read_text())) == page
+    assert times.with_table(page, json.loads(times.JSON.read_text())) == page

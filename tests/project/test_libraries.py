@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import places
 import pytest
-from places import ROOT
 
 pytest.importorskip("elftools", reason="pyelftools comes with the extra `wheel`")
 COMPILER = shutil.which("c++")
@@ -20,11 +19,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_libraries", ROOT / "tools" / "check_libraries.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return places.tool("check_libraries")
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
-from places import ROOT, SUPPORT
+from places import SUPPORT, tool
 
 
 def run(**variables: str) -> None:
@@ -31,8 +30,5 @@ def test_triton_computes():
 
 
 def test_the_ops_are_those_of_the_compiled_ones():
-    spec = importlib.util.spec_from_file_location("write_schemas", ROOT / "tools" / "write_schemas.py")
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.PATH.read_text() == tool.schemas(), "run tools/write_schemas.py"
+    schemas = tool("write_schemas")
+    assert schemas.PATH.read_text() == schemas.schemas(), "run tools/write_schemas.py"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tarfile
 import zipfile
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import places
 import pytest
 from places import ROOT
 
@@ -22,15 +22,7 @@ LIBRARIES = [f"softkern/{name}" for name in ("lib/libsoftkern.so", "lib/stable.s
 def tool() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "tools")  # where it is run, a script's own folder is on the path
-        yield load()
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / "tools" / "check_wheel.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        yield places.tool("check_wheel")
 
 
 @pytest.fixture
