@@ -11,11 +11,14 @@
 
 namespace softkern::cuda {
 
-/// Where to launch: a stream of the current device, and whether the device supports clusters.
+/// Where to launch: a stream of the current device, and what plans depend on. device.h makes it.
 struct DeviceStream {
   void* handle = nullptr;
-  bool clusters = false;  // compute capability 9.0 and above
   int device = 0;
+  int most_blocks = 1;  // of a cluster; 1 below compute capability 9.0
+  // Bytes of shared memory.
+  int shared_of_block = 48 << 10;
+  int shared_of_multiprocessor = 48 << 10;
 };
 
 /// Why a launch failed, or null; and the name of the way that computed the rows.

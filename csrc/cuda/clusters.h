@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether a device has room for a cluster of a kernel's blocks. Some devices don't: with MPS, in a green
-// context or in a slice of a GPU, a process may have few multiprocessors. The blocks of a cluster have to run
-// at the same time on neighbouring multiprocessors.
+// How many clusters of a kernel's blocks, or blocks without clusters, a device runs at a time. It may have no
+// room for any cluster: with MPS, in a green context or in a slice of a GPU, a process may have few
+// multiprocessors. The blocks of a cluster have to run at the same time on neighbouring multiprocessors.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@ struct ClusterLaunch {
   int device;
   void* stream;
   const void* kernel;
-  int blocks;  // per cluster
+  int blocks;  // per cluster, or 1
   int threads;
   size_t shared;
 
@@ -29,13 +29,15 @@ struct ClusterLaunch {
   }
 };
 
+/// Of a launch about which CUDA can't be asked now.
+constexpr int kUnknown = -1;
+
 /// The answers so far, shared by all threads.
 class KnownClusters {
  public:
-  /// ask() returns how many clusters can run at a time, or a negative number if that can't be known now. In
-  /// that case the clusters are launched, and the next call asks again.
+  /// ask() returns how many run at a time, or kUnknown. In that case the next call asks again.
   template <class Ask>
-  bool fit(const ClusterLaunch& launch, Ask ask) {
+  int at_a_time(const ClusterLaunch& launch, Ask ask) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto known = known_.find(launch);
@@ -43,19 +45,19 @@ class KnownClusters {
     }
     // ask() runs without the lock: the first query about a kernel loads it, and other threads need not wait
     // for this.
-    const int at_a_time = ask();
-    if (at_a_time < 0) return true;
+    const int found = ask();
+    if (found == kUnknown) return found;
     const std::lock_guard<std::mutex> lock(mutex_);
     // Streams are created and destroyed, so without a limit the map would grow.
     if (known_.size() >= kMost) known_.clear();
-    known_[launch] = at_a_time > 0;
-    return at_a_time > 0;
+    known_[launch] = found;
+    return found;
   }
 
  private:
   static constexpr size_t kMost = 4096;
   std::mutex mutex_;
-  std::map<ClusterLaunch, bool> known_;
+  std::map<ClusterLaunch, int> known_;
 };
 
 /// The answers of the process. Never destroyed, since threads may still launch while the process ends.

@@ -11,12 +11,13 @@
 namespace softkern::cuda {
 namespace {
 
-/// Beside the row, a thread needs registers for the hot class. With spread mass, it also needs registers for
-/// more sums and another tensor.
-template <class T, bool kSpread>
+/// Beside the row, a thread needs registers for the hot class. With mass that is spread, it also needs them
+/// for more sums, and for another tensor if the mass is not uniform.
+template <class T, Spread kMass>
 struct LossLimits : OneTensor<T> {
+  static constexpr bool kSpread = kMass == Spread::kAny;
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
-  static constexpr int kMany = kSpread ? 0 : OneTensor<T>::kMany;
+  static constexpr int kMany = kMass != Spread::kNone ? 0 : OneTensor<T>::kMany;
   static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads;
   static constexpr int kMostWithMany = kMostThreads;
   // Enough threads for 51,200 classes of 16 bits.
@@ -24,6 +25,10 @@ struct LossLimits : OneTensor<T> {
   static constexpr int kMostWithElements = !kSpread ? 512 : sizeof(T) == 8 ? 256 : 384;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : kSpread ? 96 : 64;
   static constexpr bool kSpans = !kSpread;
+  static constexpr int kSharedTensors = kSpread ? 0 : 1;
+  // A thread that keeps many elements has no registers left for uniform mass.
+  static constexpr int kSharedFrom = OneTensor<T>::kSharedFrom / (kMass == Spread::kUniform ? 2 : 1);
+  static constexpr int kSpansSharedFrom = kSharedFrom;
 };
 
 /// CrossEntropyArgs in the form that kernels take.
@@ -51,39 +56,57 @@ struct Hot {
 };
 
 /// The target of a row, which is read before the row's logits.
-template <class T, bool kSpread, class Index>
+template <class T, Spread kMass, class Index>
 struct RowTarget {
   using A = Compute<T>;
   Hot<A, Index> hot;
-  bool spread_counts;
-  typename MassOf<T, kSpread>::type mass;
+  bool spread_counts = false;
+  typename MassOf<T, kMass>::type mass;
   /// Whether the row exists, and is not ignored.
-  SK_INLINE bool counts() const { return kSpread ? spread_counts : hot.index >= 0; }
+  SK_INLINE bool counts() const { return kMass == Spread::kAny ? spread_counts : hot.index >= 0; }
 };
 
-template <class T, bool kSpread, class Index>
-SK_INLINE RowTarget<T, kSpread, Index> target_of(const Grid& grid, const Call<T>& call, int64_t row) {
+/// The class index of a row; that of ignored rows, if the row does not exist or has no index.
+template <class T>
+SK_INLINE int64_t index_of(const Grid& grid, const Call<T>& call, int64_t row) {
+  return row < grid.rows && call.target.at != nullptr ? call.target.of(row) : call.target.ignore_index;
+}
+
+/// y: index_of() the row. The logit of this class is not read.
+template <class T, Spread kMass, class Index>
+SK_INLINE RowTarget<T, kMass, Index> target_of(const Grid& grid, const Call<T>& call, int64_t row,
+                                               int64_t y) {
   using A = Compute<T>;
-  RowTarget<T, kSpread, Index> result;
+  RowTarget<T, kMass, Index> result;
   bool counts = row < grid.rows;
   if (counts && call.target.at != nullptr) {
-    const int64_t y = call.target.of(row);
     counts = y != call.target.ignore_index;
     if (counts) {
       // Stops before anything is read for a class that is out of range.
       stop_unless(y >= 0 && y < grid.shape.classes, kOutOfBounds);
-      const T* x = row_of<const T>(call.logits, row, grid.shape.inner);
       result.hot.index = static_cast<Index>(y);
-      result.hot.x = widen(x[y * call.logits.class_stride]);
       result.hot.mass = hot_mass<Lane<A>>(call.numbers);
       if (call.weight != nullptr) result.hot.mass = weighted<Lane<A>>(result.hot.mass, widen(call.weight[y]));
     }
   }
-  if constexpr (kSpread) {
+  if constexpr (kMass == Spread::kUniform) {
+    result.mass = {uniform_mass<Lane<A>>(call.numbers), counts ? grid.shape.classes : 0};
+  } else if constexpr (kMass == Spread::kAny) {
     result.spread_counts = counts;
     Span<const T> t{nullptr, 0, 0};
     if (call.probabilities.data != nullptr) t = span_of<const T>(call.probabilities, grid, row);
     result.mass = {t, call.weight, call.numbers, counts ? grid.shape.classes : 0};
+  }
+  return result;
+}
+
+/// The same, with the logit of the class.
+template <class T, Spread kMass, class Index>
+SK_INLINE RowTarget<T, kMass, Index> target_of(const Grid& grid, const Call<T>& call, int64_t row) {
+  auto result = target_of<T, kMass, Index>(grid, call, row, index_of(grid, call, row));
+  if (result.hot.index >= 0) {
+    const T* x = row_of<const T>(call.logits, row, grid.shape.inner);
+    result.hot.x = widen(x[result.hot.index * call.logits.class_stride]);
   }
   return result;
 }
@@ -97,8 +120,8 @@ SK_INLINE void store_loss(const Call<T>& call, int64_t row, Compute<T> loss) {
   }
 }
 
-template <class T, bool kSpread, class Index, class Row>
-SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, kSpread, Index>& target,
+template <class T, Spread kMass, class Index, class Row>
+SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, kMass, Index>& target,
                               const Span<T>& out, const Stats<Compute<T>>& s) {
   using A = Compute<T>;
   using L = Lane<A>;
@@ -110,7 +133,11 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
   if (!Row::kHoldsTerms && !target.counts()) scale = 0;
   A hot_dx = hot_gradient<L>(factor, target.hot.mass, s.mass, target.hot.x,
                              Terms<A>(finite(s.m)).of(target.hot.x), s.m, s.ties, s.rest, divisor);
-  if constexpr (kSpread) {
+  A share = 0;  // g a_c, if all classes have the same mass a_c
+  if constexpr (kMass == Spread::kUniform) {
+    hot_dx = less_mass<L>(hot_dx, target.mass.share, -factor);
+    share = target.counts() ? factor * target.mass.share : A(0);
+  } else if constexpr (kMass == Spread::kAny) {
     A a[1];
     if (target.hot.index >= 0 && target.mass.load(target.hot.index, a))
       hot_dx = less_mass<L>(hot_dx, a[0], -factor);
@@ -120,10 +147,11 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
     constexpr int V = sizeof(v) / sizeof(A);
     SK_UNROLL
     for (int i = 0; i < V; ++i) {
-      v[i] = (Row::kHoldsTerms ? v[i] : terms.of(v[i])) * scale;
+      const A e = Row::kHoldsTerms ? v[i] : terms.of(v[i]);
+      v[i] = kMass == Spread::kUniform ? fused(e, scale, -share) : e * scale;
       if (Row::kHoldsTerms && !target.counts()) v[i] = 0;
     }
-    if constexpr (kSpread) {
+    if constexpr (kMass == Spread::kAny) {
       A a[V];
       if (target.mass.load(c, a)) {
         SK_UNROLL
@@ -141,84 +169,121 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
 
 /// `out` has no memory if no gradient is wanted. number() returns the row whose loss this thread writes, or
 /// -1.
-template <class T, bool kSpread, class Index, class Team, class Row, class Number>
+template <class T, Spread kMass, class Index, class Team, class Row, class Number>
 SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
-                                 const RowTarget<T, kSpread, Index>& target, const Span<T>& out,
+                                 const RowTarget<T, kMass, Index>& target, const Span<T>& out,
                                  Number number) {
   using A = Compute<T>;
   using L = Lane<A>;
-  const Stats<A> s = statistics<true, true, T>(team, row, target.mass);
+  // A kept row in shared memory has this logit itself.
+  const bool reads = Row::kKeeps && !Row::kInShared && target.hot.index >= 0;
+  const Stats<A> s = statistics<true, true, T>(team, row, target.mass, reads ? target.hot.x : A(-INFINITY));
   const A d_less_one = s.d_less_one(), below = s.m - target.hot.x;
   const auto write_loss = [&] {
     const int64_t own = number();
     if (own < 0) return;
     const A log_d = L::log_one_plus(d_less_one);
     A loss = target.hot.index >= 0 ? hot_loss<L>(target.hot.mass, below, log_d) : A(0);
-    if (kSpread) loss += spread_loss<L>(s.mass, s.below, log_d);
+    if (kMass != Spread::kNone) loss += spread_loss<L>(s.mass, s.below, log_d);
     store_loss(call, own, target.counts() ? loss : A(0));
   };
   // The logarithm takes registers. A kept row leaves few of them until it is written, so its loss comes last.
   if (!Row::kKeeps) write_loss();
-  if (call.grad.data != nullptr) write_gradient<T, kSpread, Index>(row, call, target, out, s);
+  if (call.grad.data != nullptr) write_gradient<T, kMass, Index>(row, call, target, out, s);
   if (Row::kKeeps) write_loss();
 }
 
-template <class T, bool kSpread, Access kAccess, int E>
-__global__ void SK_BOUNDS(LossLimits<T, kSpread>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
-  TeamOf<LossLimits<T, kSpread>, T, E> team(grid.team);
+template <class T, Spread kMass, Access kAccess, int E>
+__global__ void SK_BOUNDS(LossLimits<T, kMass>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
+  TeamOf<LossLimits<T, kMass>, T, E> team(grid.team);
   const int64_t number = team.row();
   // A row that threads keep has few enough classes for an int.
   using Index = std::conditional_t<(E > 0), int, int64_t>;
   Span<T> x = span_of<T>(call.logits, grid, number);
   using Row = typename RowOf<T, kAccess, E>::type;
   Row row(team);
-  // Ignored rows need not be read. But finding out takes as long as reading a short row, so a short row is
+  // Ignored rows need not be read. But finding out takes as long as reading a short row, so a kept row is
   // read at the same time as its target.
-  const bool at_once = Row::kKeeps && !kSpread && grid.team.kind != TeamKind::kCluster;
-  if (at_once) row.load(x, -INFINITY);
-  const auto target = target_of<T, kSpread, Index>(grid, call, number);
-  if (!at_once) {
+  constexpr bool kAtOnce = Row::kKeeps && kMass != Spread::kAny;
+  if (kAtOnce) row.load(x, -INFINITY);
+  const auto target = target_of<T, kMass, Index>(grid, call, number);
+  if constexpr (!kAtOnce) {
     if (!target.counts()) x.classes = 0;
     row.load(x, -INFINITY);
-  } else if constexpr (!Row::kHoldsTerms && Row::kKeeps) {
+  } else if constexpr (!Row::kHoldsTerms) {
     if (!target.counts()) row.clear();
   }
-  // In place, one block overwrites the logit of the target class, which every block reads. So no block goes
-  // on before all of them have read it.
   team.meet();
   const Span<T> out = call.grad.data != nullptr ? span_of<T>(call.grad, grid, number) : Span<T>{};
-  cross_entropy_row<T, kSpread, Index>(team, row, call, target, out, [&] {
+  cross_entropy_row<T, kMass, Index>(team, row, call, target, out, [&] {
     const int64_t again = team.row();
     return team.rank() == 0 && again < grid.rows ? again : -1;
   });
 }
 
-template <class T, bool kSpread>
+/// Rows in shared memory. The thread that has the target class reads its logit there, and writes the loss.
+template <class T, Spread kMass, Access kAccess>
+__global__ void SK_SHARED_BOUNDS(T) cross_entropy_shared_kernel(Grid grid, Call<T> call) {
+  Team<Compute<T>, Kinds::kBlocks> team(grid.team);
+  SharedRow<T, kAccess> row(team, grid, -INFINITY);
+  const bool writes = call.grad.data != nullptr;
+  const int64_t step = team.rows_at_a_time();
+  int64_t number = team.row();
+  row.ask(span_of<T>(call.logits, grid, number));
+  auto target = target_of<T, kMass, int>(grid, call, number, index_of(grid, call, number));
+  int64_t next_y = index_of(grid, call, number + step);
+  team.meet();
+  while (number < grid.rows) {
+    row.arrive();
+    const int hot = target.hot.index;
+    if (!target.counts()) {
+      row.clear();
+    } else if (row.has(hot)) {
+      target.hot.x = row.at(hot);
+    }
+    // The index of the row after the next one is loaded now, so that nothing waits for it: ignored rows are
+    // not asked for.
+    const int64_t next = number + step;
+    const auto next_target = target_of<T, kMass, int>(grid, call, next, next_y);
+    next_y = index_of(grid, call, next + step);
+    row.set_next(next_target.counts() ? span_of<T>(call.logits, grid, next) : Span<T>{}, !writes);
+    const Span<T> out = writes ? span_of<T>(call.grad, grid, number) : Span<T>{};
+    cross_entropy_row<T, kMass, int>(team, row, call, target, out, [&] {
+      return (hot >= 0 ? row.has(hot) : team.rank() == 0) ? number : -1;
+    });
+    target = next_target;
+    number = next;
+  }
+}
+
+template <class T, Spread kMass>
 __global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call) {
   using A = Compute<T>;
   const Tile<T> tile(grid, 0);
   const int64_t number = tile.row();
-  const auto target = target_of<T, kSpread, int>(grid, call, number);
+  const auto target = target_of<T, kMass, int>(grid, call, number);
   tile.load(call.logits);
   sync_block();
   Alone<A> team;
   const int classes = tile.own_classes();
   TileRow<T> row(tile.own(), target.counts() ? classes : 0, classes);
-  cross_entropy_row<T, kSpread, int>(team, row, call, target, Span<T>{},
-                                     [&] { return number < grid.rows ? number : -1; });
+  cross_entropy_row<T, kMass, int>(team, row, call, target, Span<T>{},
+                                   [&] { return number < grid.rows ? number : -1; });
   if (call.grad.data == nullptr) return;
   sync_block();
   tile.store(call.grad);
 }
 
-template <class T, bool kSpread>
+template <class T, Spread kMass>
 Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
+  using Limits = LossLimits<T, kMass>;
+  constexpr int kSums = 2 + static_cast<int>(kMass);
   const Plan plan =
-      make_plan(args.shape, traits_of<T, LossLimits<T, kSpread>>(stream),
-                {&args.logits, &args.probabilities, &args.grad}, kSpread ? args.weight : nullptr);
-  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSpread ? 4 : 2, 1);
-  const Grid grid{args.rows, args.shape, team_shape_of(plan)};
+      make_plan(args.shape, traits_of<T, Limits>(stream, kSums),
+                {&args.logits, &args.probabilities, &args.grad}, Limits::kSpread ? args.weight : nullptr);
+  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSums, 1);
+  const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
   const Call<T> call{args.logits,
                      {args.target, args.target_type, args.options.ignore_index},
                      args.probabilities,
@@ -230,11 +295,19 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
                      args.narrow_loss,
                      args.grad};
   if (plan.way == Way::kTile) {
-    return {start(cross_entropy_tile_kernel<T, kSpread>, dims, stream, grid, call), plan.path};
+    return {start(cross_entropy_tile_kernel<T, kMass>, dims, stream, grid, call), plan.path};
   }
-  const char* error = with_kernel<T, LossLimits<T, kSpread>>(plan, [&](auto kernel) {
+  if constexpr (Limits::kSharedTensors > 0) {
+    if (plan.way == Way::kShared) {
+      const char* error = with_access(plan, [&](auto access) {
+        return start(cross_entropy_shared_kernel<T, kMass, access>, dims, stream, grid, call);
+      });
+      return {error, plan.path};
+    }
+  }
+  const char* error = with_kernel<T, Limits>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(cross_entropy_kernel<T, kSpread, K::kAccess, K::E>, dims, stream, grid, call);
+    return start(cross_entropy_kernel<T, kMass, K::kAccess, K::E>, dims, stream, grid, call);
   });
   return {error, plan.path};
 }
@@ -313,9 +386,12 @@ inline bool is_dense(const Rows& rows, const Shape& shape, int64_t count) {
 
 template <class T>
 Outcome cross_entropy(const CrossEntropyArgs& args, const DeviceStream& stream) {
-  const bool spread = has_spread_mass(args.options, args.probabilities.data != nullptr);
+  const bool probabilities = args.probabilities.data != nullptr;
+  const bool spread = has_spread_mass(args.options, probabilities);
   return with_clusters_that_fit(stream, [&](const DeviceStream& on) {
-    return spread ? launch<T, true>(args, on) : launch<T, false>(args, on);
+    if (!spread) return launch<T, Spread::kNone>(args, on);
+    if (!probabilities && args.weight == nullptr) return launch<T, Spread::kUniform>(args, on);
+    return launch<T, Spread::kAny>(args, on);
   });
 }
 

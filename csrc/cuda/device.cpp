@@ -2,16 +2,11 @@
 #include "device.h"
 
 #if defined(SOFTKERN_EMULATED)
-
-#include <cstdlib>
-#include <cstring>
-
+#include "hardware/simt_device.h"
 #else
-
 #include <cuda_runtime_api.h>
 
 #include <atomic>
-
 #endif
 
 #include <cstdio>
@@ -43,9 +38,12 @@ bool runs_on(const char* architectures, int major, int minor) {
 std::string why_not(int) { return ""; }
 
 /// SIMT_CLUSTERS=0 emulates a device without clusters, such as compute capability 8.0.
-bool has_clusters(int) {
-  const char* wanted = getenv("SIMT_CLUSTERS");
-  return wanted == nullptr || strcmp(wanted, "0") != 0;
+DeviceStream on_device(int device, void* stream) {
+  DeviceStream found{stream, device};
+  found.most_blocks = simt::number_from("SIMT_CLUSTERS", 1) != 0 ? 16 : 1;
+  found.shared_of_block = simt::shared_of_block();
+  found.shared_of_multiprocessor = simt::shared_of_multiprocessor();
+  return found;
 }
 
 #else
@@ -71,17 +69,43 @@ std::string why_not(int device) {
          ", and the CUDA kernels of this build are compiled for " SOFTKERN_CUDA_ARCHITECTURES;
 }
 
-bool has_clusters(int device) {
-  // Every call asks this, so the answers are kept.
-  enum : signed char { kUnasked, kNo, kYes };
-  constexpr int kKnown = 64;
-  static std::atomic<signed char> known[kKnown];
-  const bool keeps = device >= 0 && device < kKnown;
-  if (keeps && known[device] != kUnasked) return known[device] == kYes;
+namespace {
+
+/// What is asked of a device once, since every call needs it.
+struct Properties {
+  std::atomic<bool> known{false};
+  std::atomic<int> most_blocks{1}, shared_of_block{0}, shared_of_multiprocessor{0};
+};
+
+/// The attribute, or `otherwise` if it can't be read.
+int attribute(cudaDeviceAttr which, int device, int otherwise) {
+  int value = 0;
+  if (cudaDeviceGetAttribute(&value, which, device) == cudaSuccess) return value;
+  cudaGetLastError();
+  return otherwise;
+}
+
+void ask(int device, Properties& answer) {
   int major = 0, minor = 0;
-  const bool has = capability(device, &major, &minor) == cudaSuccess && major >= 9;
-  if (keeps) known[device] = has ? kYes : kNo;
-  return has;
+  // More than 8 blocks are not portable: known_clusters() asks whether they fit.
+  const bool clusters = capability(device, &major, &minor) == cudaSuccess && major >= 9;
+  const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, 48 << 10);
+  answer.most_blocks = clusters ? 16 : 1;
+  answer.shared_of_block = shared;
+  answer.shared_of_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device, shared);
+  answer.known = true;
+}
+
+}  // namespace
+
+DeviceStream on_device(int device, void* stream) {
+  constexpr int kKept = 64;
+  static Properties of_devices[kKept];
+  Properties unkept;
+  Properties& found = device >= 0 && device < kKept ? of_devices[device] : unkept;
+  // Threads that ask at the same time get the same answers.
+  if (!found.known) ask(device, found);
+  return {stream, device, found.most_blocks, found.shared_of_block, found.shared_of_multiprocessor};
 }
 
 #endif

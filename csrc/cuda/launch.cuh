@@ -8,8 +8,7 @@
 softkern::BFloat16 and softkern::Half, as tools/cuda_build.py does"
 #endif
 
-#include "plan.h"
-#include "spans.cuh"
+#include "shared_spans.cuh"
 #include "tile.cuh"
 
 namespace softkern::cuda {
@@ -26,11 +25,16 @@ struct OneTensor {
   static constexpr int kMostWithElements = 512, kMostWithMany = kMostThreads,
                        kMostSpansWithMany = kMostThreads;
   static constexpr int kSmallRegisters = sizeof(T) == 8 ? 128 : 64;
-  static constexpr bool kSpans = true;
+  static constexpr bool kSpans = true, kManyFirst = sizeof(T) < 8, kManyInClusters = false;
+  static constexpr int kSharedTensors = 1, kSharedFrom = cuda::kSharedFrom,
+                       kSpansSharedFrom = cuda::kSharedFrom;
 };
 template <class T>
 struct TwoTensors : OneTensor<T> {
   static constexpr int kSome = sizeof(T) == 8 ? 8 : 16, kMany = sizeof(T) == 2 ? 32 : 0;
+  static constexpr bool kManyFirst = false, kManyInClusters = true;
+  // Up to 131,072 classes of float32, clusters keep both rows in registers at the speed of a copy.
+  static constexpr int kSharedTensors = 2, kSharedFrom = 512 << 10;
 };
 
 template <class K, Access kAccess, int E>
@@ -61,8 +65,15 @@ constexpr int most_registers() {
 #define SK_BOUNDS(...) __maxnreg__((most_registers<__VA_ARGS__>()))
 #endif
 
+#if defined(SOFTKERN_EMULATED) || CUDART_VERSION < 12040
+#define SK_SHARED_BOUNDS(T) __launch_bounds__(threads_of_shared(sizeof(T)))
+#else
+#define SK_SHARED_BOUNDS(T) __maxnreg__(65536 / threads_of_shared(sizeof(T)) / 8 * 8)
+#endif
+
+/// sums: the most numbers that the kernel's threads add up at once.
 template <class T, class K>
-Traits traits_of(const DeviceStream& stream) {
+Traits traits_of(const DeviceStream& stream, int sums) {
   return {static_cast<int>(sizeof(T)),
           K::kFew,
           K::kSome,
@@ -72,23 +83,32 @@ Traits traits_of(const DeviceStream& stream) {
           K::kMostWithMany,
           K::kMostSpansWithMany,
           K::kSpans,
-          stream.clusters};
+          K::kManyFirst,
+          K::kManyInClusters,
+          K::kSharedTensors,
+          K::kSharedFrom,
+          K::kSpansSharedFrom,
+          sums,
+          static_cast<int>(sizeof(Compute<T>)),
+          stream};
 }
 
-/// Calls launch(stream), and again without clusters if the device has no room for them.
+/// Calls launch(stream), and again with smaller clusters, or without any, if the device has no room for them.
 template <class F>
 Outcome with_clusters_that_fit(const DeviceStream& stream, F launch) {
-  const Outcome outcome = launch(stream);
-  if (outcome.error != kNoRoom) return outcome;
-  DeviceStream without = stream;
-  without.clusters = false;
-  return launch(without);
+  DeviceStream on = stream;
+  for (;;) {
+    const Outcome outcome = launch(on);
+    if (outcome.error != kNoRoom || on.most_blocks == 1) return outcome;
+    on.most_blocks /= 2;
+  }
 }
 
-inline TeamShape team_shape_of(const Plan& plan) {
-  const TeamKind kinds[] = {TeamKind::kLanes, TeamKind::kLanes, TeamKind::kBlock, TeamKind::kCluster,
-                            TeamKind::kColumn};
-  return {kinds[static_cast<int>(plan.way)], plan.team, plan.blocks};
+inline TeamShape team_shape_of(const Plan& plan, int sums) {
+  const TeamKind in_blocks = plan.blocks > 1 ? TeamKind::kCluster : TeamKind::kBlock;
+  const TeamKind kinds[] = {TeamKind::kLanes, TeamKind::kLanes,  in_blocks,
+                            in_blocks,        TeamKind::kColumn, in_blocks};
+  return {kinds[static_cast<int>(plan.way)], plan.team, plan.blocks, sums};
 }
 
 inline int rows_of_a_block(const Plan& plan) {
@@ -104,12 +124,22 @@ inline int rows_of_a_block(const Plan& plan) {
   }
 }
 
+/// tiles: the tensors whose rows the kernel keeps in shared memory.
 template <class A>
 Dims dims_of(const Plan& plan, const Shape& shape, int64_t rows, int sums, int tiles) {
   const int each = rows_of_a_block(plan);
+  const bool in_shared = plan.way == Way::kShared;
   const size_t shared = plan.way == Way::kTile ? tile_bytes<A>(shape.classes, plan.threads, tiles)
-                                               : team_bytes<A>(team_shape_of(plan), plan.threads, sums);
-  return {(rows + each - 1) / each * plan.blocks, plan.threads, plan.blocks, shared};
+                        : in_shared ? static_cast<size_t>(plan.shared.offset + tiles * plan.shared.bytes)
+                                    : team_bytes<A>(team_shape_of(plan, sums), plan.threads);
+  return {(rows + each - 1) / each * plan.blocks, plan.threads, plan.blocks, shared, in_shared};
+}
+
+/// Calls start(Access) for the kernel with rows in shared memory that the plan names.
+template <class F>
+const char* with_access(const Plan& plan, F start) {
+  if (plan.access == Access::kVectors) return start(std::integral_constant<Access, Access::kVectors>());
+  return start(std::integral_constant<Access, Access::kSpans>());
 }
 
 template <Access kOfAccess, int kKept>
@@ -157,7 +187,7 @@ const char* with_kernel(const Plan& plan, F start) {
 }
 
 template <class K, class T, int E>
-using TeamOf = Team<Compute<T>, (E > 0 && E == K::kMany)>;
+using TeamOf = Team<Compute<T>, E == 0 || E != K::kMany ? Kinds::kAll : Kinds::kBlocks>;
 
 /// The type of a thread's part of a row, kept in registers or read again.
 template <class T, Access kAccess, int E, int kTensors = 1>
@@ -172,6 +202,10 @@ template <class T, Access kAccess, int kTensors>
 struct RowOf<T, kAccess, 0, kTensors> {
   using type = StreamedRow<T, kAccess, kTensors>;
 };
+
+/// The type of a row in shared memory.
+template <class T, Access kAccess>
+using SharedRow = std::conditional_t<kAccess == Access::kVectors, SharedVectors<T>, SharedSpans<T>>;
 
 }  // namespace
 }  // namespace softkern::cuda

@@ -13,7 +13,7 @@ template <class T>
 struct SpreadMass {
   using A = Compute<T>;
   using L = Lane<A>;
-  static constexpr bool kSpread = true;
+  static constexpr bool kSpread = true, kUniform = false;
   Span<const T> t;  // t.at is null with class indices
   const T* weight;
   MassNumbers<A> numbers;
@@ -41,13 +41,41 @@ struct SpreadMass {
   }
 };
 
-template <class T, bool kSpread>
-struct MassOf {
-  using type = SpreadMass<T>;
+/// The same mass for every class: label smoothing without class weights. Statistics have the number of
+/// classes and the sum of m - x_c until the last sum is made (statistics()).
+template <class T>
+struct UniformMass {
+  using A = Compute<T>;
+  static constexpr bool kSpread = true, kUniform = true;
+  A share;
+  int64_t classes;  // 0 for ignored rows
+
+  template <class Index>
+  SK_INLINE bool has(Index c) const {
+    return c < static_cast<Index>(classes);
+  }
+};
+
+/// How the target mass of a row is spread.
+enum class Spread {
+  kNone,     // over no class but the hot one
+  kUniform,  // over all classes alike, and the hot one
+  kAny,
+};
+
+template <class T, Spread kSpread>
+struct MassOf;
+template <class T>
+struct MassOf<T, Spread::kNone> {
+  using type = NoMass;
 };
 template <class T>
-struct MassOf<T, false> {
-  using type = NoMass;
+struct MassOf<T, Spread::kUniform> {
+  using type = UniformMass<T>;
+};
+template <class T>
+struct MassOf<T, Spread::kAny> {
+  using type = SpreadMass<T>;
 };
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 namespace softkern::cuda {
 
-enum class Way : int { kTile, kLanes, kBlock, kCluster, kColumns };
+enum class Way : int { kTile, kLanes, kBlock, kCluster, kColumns, kShared };
 
 /// How many elements a thread keeps, in the sizes that kernels are compiled for. kNone: it reads the row
 /// again.
@@ -23,6 +23,13 @@ enum class Access : int {
   kSpans,     // one at a time, of contiguous classes; a span per warp; kept rows only
 };
 
+/// The rows of a kernel that keeps them in shared memory.
+struct SharedRows {
+  int steps = 0;   // how often a warp goes over its 32 lanes' slots
+  int offset = 0;  // of the first row in a block's memory; the team's memory comes before
+  int bytes = 0;   // of a row, or of a block's part of it
+};
+
 struct Plan {
   Way way;
   Kept kept;
@@ -31,6 +38,7 @@ struct Plan {
   int team;     // threads per row, in one block
   int blocks;   // per row
   const char* path;
+  SharedRows shared = {};
 };
 
 /// What a plan depends on, in addition to the rows' shape and strides.
@@ -40,15 +48,37 @@ struct Traits {
   // The most threads of a block: with vectors or spans; with elements; and if each thread keeps many
   // elements, with vectors and with spans.
   int most_threads, most_with_elements, most_with_many, most_spans_with_many;
-  bool spans;  // whether kernels with spans are compiled
-  bool clusters;
+  bool spans;       // whether kernels with spans are compiled
+  bool many_first;  // whether threads keep many elements, with vectors, also where they could keep some
+  bool many_in_clusters;
+  // Of kernels with rows in shared memory: how many tensors they keep, or 0 if none is compiled; and from how
+  // many bytes of a row on, with vectors and with spans.
+  int shared_tensors, shared_from, spans_shared_from;
+  int sums, number_size;  // the most numbers that a team adds up at once, and the size of one
+  DeviceStream device;
 };
+
+#if !defined(SOFTKERN_SHARED_FROM)
+#define SOFTKERN_SHARED_FROM (64 << 10)  // another number builds another plan, to compare their speed
+#endif
+constexpr int kSharedFrom = SOFTKERN_SHARED_FROM;
+/// Threads of all blocks of a multiprocessor whose rows are in shared memory: each of them has up to 80
+/// registers, or 168 with elements of 8 bytes.
+constexpr int threads_of_shared(int element_size) { return element_size == 8 ? 384 : 768; }
+/// What the hardware takes of each block's shared memory.
+constexpr int kReservedBytes = 1 << 10;
 
 constexpr int kVectorBytes = 16;
 /// Up to this number of classes, one thread computes a row alone.
 constexpr int64_t kTileClasses = 32;
 /// Threads of a block in which each row has one warp or a part of one.
 constexpr int kSmallBlock = 128;
+
+/// The bytes of shared memory that the reductions of a block need, of a row that `blocks` blocks share: two
+/// inboxes, and twice the numbers of each warp and block (team.cuh).
+constexpr int block_team_bytes(int blocks, int sums, int number_size) {
+  return (blocks > 1 ? 16 : 0) + 2 * sums * (32 + (blocks > 1 ? blocks : 0)) * number_size;
+}
 
 inline bool takes_vectors(const Rows& rows, int vector, int64_t inner) {
   return rows.class_stride == 1 && reinterpret_cast<uintptr_t>(rows.data) % kVectorBytes == 0 &&
@@ -71,11 +101,44 @@ inline bool is_columns(const Rows& rows, int64_t inner) {
   return rows.class_stride != 1 && (inner == 1 ? rows.outer_stride : rows.inner_stride) == 1;
 }
 
+/// How a block's part of a row lies in its shared memory. With spans, a warp's part is contiguous in the row,
+/// and 16-bit elements are in pairs. A pair may lie in two words, so a word of the next part follows, and
+/// three that are not used.
+inline SharedRows shared_rows(const Traits& traits, Access access, int64_t classes, int threads, int blocks,
+                              int offset) {
+  const bool vectors = access == Access::kVectors;
+  const int slot = vectors ? kVectorBytes : std::max(traits.element_size, 4);
+  const int64_t at_once = static_cast<int64_t>(slot / traits.element_size) * threads * blocks;
+  const int64_t steps = (classes + at_once - 1) / at_once;
+  const int64_t bytes = steps * slot * threads + (vectors ? 0 : threads / 32 * kVectorBytes);
+  constexpr int64_t kMost = 1 << 30;  // more than any device has
+  return {static_cast<int>(std::min(steps, kMost)), offset, static_cast<int>(std::min(bytes, kMost))};
+}
+
+/// The fewest blocks that keep the row in shared memory, if three of them can be on a multiprocessor, or two,
+/// or one: while one computes, the others read and write. No blocks if there is no room.
+inline Plan plan_in_shared_memory(const Traits& traits, Access access, int64_t classes) {
+  for (const int together : {3, 2, 1}) {
+    const int threads = threads_of_shared(traits.element_size) / together;
+    const int room = std::min(traits.device.shared_of_block,
+                              traits.device.shared_of_multiprocessor / together - kReservedBytes);
+    for (int blocks = 1; blocks <= traits.device.most_blocks; blocks *= 2) {
+      const int team = (block_team_bytes(blocks, traits.sums, traits.number_size) + 15) / 16 * 16;
+      const SharedRows rows = shared_rows(traits, access, classes, threads, blocks, team);
+      if (team + static_cast<int64_t>(traits.shared_tensors) * rows.bytes > room) continue;
+      const char* path = blocks > 1 ? "cluster, in shared memory" : "block, in shared memory";
+      return {Way::kShared, Kept::kNone, access, threads, threads, blocks, path, rows};
+    }
+  }
+  return {};
+}
+
 /// `operands` are all tensors of the rows; those without data are skipped. `weights` has one number per
 /// class, or is null.
 inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer_list<const Rows*> operands,
                       const void* weights = nullptr) {
-  constexpr int kWarp = 32, kClusterBlock = 512, kMostBlocksOfCluster = 8;
+  constexpr int kWarp = 32, kClusterBlock = 512;
+  const int most_blocks = std::min(traits.device.most_blocks, 8);
   const int64_t classes = shape.classes;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const auto power_of_two = [](int64_t n) {
@@ -127,11 +190,17 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
   }
   const int many = access == kElements ? 0 : traits.many;
   const int most_with_many = vectors ? traits.most_with_many : traits.most_spans_with_many;
+  const int shared_from = vectors ? traits.shared_from : traits.spans_shared_from;
+  if (traits.shared_tensors > 0 && access != kElements && classes * traits.element_size > shared_from) {
+    const Plan plan = plan_in_shared_memory(traits, access, classes);
+    if (plan.blocks > 0) return plan;
+  }
   // The more blocks a multiprocessor runs, the more of them read and write while others compute. So small
   // blocks come before large ones, even if their threads have to keep more. A block that fills the
   // multiprocessor is still faster than a cluster, whose blocks wait for each other.
+  const bool many_first = traits.many_first && vectors;
   for (const int limit : {256, 512, 1024}) {
-    for (const Kept kept : {Kept::kSome, Kept::kMany}) {
+    for (const Kept kept : {many_first ? Kept::kMany : Kept::kSome, many_first ? Kept::kSome : Kept::kMany}) {
       const int each = kept == Kept::kSome ? traits.some : many;
       const int most = std::min(limit, kept == Kept::kSome ? most_threads : most_with_many);
       if (classes > static_cast<int64_t>(most) * each) continue;
@@ -139,14 +208,14 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
       return {Way::kBlock, kept, access, threads, threads, 1, "block, kept"};
     }
   }
-  if (traits.clusters) {
+  if (traits.device.most_blocks > 1) {
     for (const Kept kept : {Kept::kMany, Kept::kSome}) {
-      const int each = kept == Kept::kSome ? traits.some : many;
+      const int each = kept == Kept::kSome ? traits.some : traits.many_in_clusters ? many : 0;
       const int64_t threads_of_block = kept == Kept::kSome ? most_threads : most_with_many;
-      if (classes > kMostBlocksOfCluster * threads_of_block * each) continue;
+      if (classes > most_blocks * threads_of_block * each) continue;
       const int64_t wanted_threads = std::min<int64_t>(kClusterBlock, threads_of_block);
       int blocks = 2;
-      while (blocks < kMostBlocksOfCluster && classes > blocks * wanted_threads * each) blocks *= 2;
+      while (blocks < most_blocks && classes > blocks * wanted_threads * each) blocks *= 2;
       const int threads = whole_warps(ceil_div(classes, static_cast<int64_t>(blocks) * each));
       return {Way::kCluster, kept, access, threads, threads, blocks, "cluster, kept"};
     }

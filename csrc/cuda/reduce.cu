@@ -45,9 +45,9 @@ struct Part {
 
 /// The team of all threads of a block, for sums.
 struct WholeBlock : Team<double> {
-  SK_INLINE WholeBlock() : Team<double>({TeamKind::kBlock, kThreads, 1}) {}
+  SK_INLINE WholeBlock() : Team<double>({TeamKind::kBlock, kThreads}) {}
 };
-constexpr size_t kSharedBytes = team_bytes<double>({TeamKind::kBlock, kThreads, 1}, kThreads, 2);
+constexpr size_t kSharedBytes = team_bytes<double>({TeamKind::kBlock, kThreads}, kThreads);
 
 SK_INLINE bool is_first_thread() { return threadIdx.x == 0; }
 

@@ -17,6 +17,7 @@ struct Grid {
   int64_t rows;
   Shape shape;
   TeamShape team;
+  SharedRows shared = {};
 };
 
 template <class T, Access kAccess>
@@ -75,7 +76,7 @@ class KeptRow {
   using Chunk = A[V];
 
  public:
-  static constexpr bool kKeeps = true, kHoldsTerms = !kPacked;
+  static constexpr bool kKeeps = true, kHoldsTerms = !kPacked, kInShared = false;
   template <class Team>
   explicit SK_INLINE KeptRow(const Team& team) : rank_(team.rank()), size_(team.size()) {}
   SK_INLINE void load(const Span<T>& row, A fill) {
@@ -125,6 +126,7 @@ class KeptRow {
   /// The same, and stores the changed chunks to `out`.
   template <class F>
   SK_INLINE void write(const Span<T>& out, F f) {
+    forget(rank_);  // or the positions of all chunks would be kept since load()
     SK_UNROLL
     for (int j = 0; j < E / V; ++j) {
       with(j, [&](Chunk& v) {
@@ -188,7 +190,7 @@ class StreamedRow {
   static constexpr int kAtOnce = (V == 1 ? 32 : 64 / V) / static_cast<int>(sizeof(A)) / kTensors;
 
  public:
-  static constexpr bool kKeeps = false, kHoldsTerms = false;
+  static constexpr bool kKeeps = false, kHoldsTerms = false, kInShared = false;
   template <class Team>
   explicit SK_INLINE StreamedRow(const Team& team)
       : first_(static_cast<int64_t>(team.rank()) * V), step_(team.size() * V) {}
@@ -263,7 +265,7 @@ class StreamedRow {
 
 /// No target mass is spread over several classes.
 struct NoMass {
-  static constexpr bool kSpread = false;
+  static constexpr bool kSpread = false, kUniform = false;
 };
 
 /// Adds the statistics of a chunk's classes, relative to the maximum s.m, to s. Only the rest is added to
@@ -272,7 +274,13 @@ struct NoMass {
 template <bool kTerms, bool kTies, class A, int V, class E, class Mass>
 SK_INLINE void add_chunk(Stats<A>& s, A& rest, A (&v)[V], int64_t c, const E& terms, A held,
                          const Mass& mass) {
-  if constexpr (Mass::kSpread) {
+  if constexpr (Mass::kUniform) {
+    if (mass.has(c)) {
+      s.mass += V;
+      SK_UNROLL
+      for (int i = 0; i < V; ++i) s.below += held - v[i];
+    }
+  } else if constexpr (Mass::kSpread) {
     A a[V];
     if (mass.load(c, a)) {
       SK_UNROLL
@@ -294,18 +302,24 @@ SK_INLINE void add_chunk(Stats<A>& s, A& rest, A (&v)[V], int64_t c, const E& te
   }
 }
 
-/// 1 max and 2 sum-exp. With kTerms, a kept row holds its terms afterwards.
+/// 1 max and 2 sum-exp. With kTerms, a kept row holds its terms afterwards. `logit`: one of a kept row, or
+/// -inf. Its load has ended when others know the maximum, and may store over it.
 template <bool kTerms, bool kTies, class T, class Team, class Row, class Mass>
-SK_INLINE Stats<Compute<T>> statistics(Team& team, Row& row, const Mass& mass) {
+SK_INLINE Stats<Compute<T>> statistics(Team& team, Row& row, const Mass& mass, Compute<T> logit = -INFINITY) {
   using A = Compute<T>;
   Stats<A> s;
   if constexpr (Row::kKeeps) {
     // Adding 0 turns -0 into +0. Otherwise the sign of a maximum of zeros would depend on their order.
-    s.m = team.max_of(row.max()) + A(0);
+    s.m = team.max_of(larger(row.max(), logit)) + A(0);
     const A held = finite(s.m);
     const TermsOf<T> terms(held);
     A rest = 0;
-    row.each([&](auto& v, auto c) { add_chunk<kTerms, kTies>(s, rest, v, c, terms, held, mass); });
+    const auto add = [&](auto& v, auto c) { add_chunk<kTerms, kTies>(s, rest, v, c, terms, held, mass); };
+    if constexpr (Row::kInShared && Row::kHoldsTerms && kTerms) {
+      row.change(add);
+    } else {
+      row.each(add);
+    }
     s.rest = rest * TermsOf<T>::kUnit;
   } else {
     row.each_block([&](auto& block, int64_t c) {
@@ -327,7 +341,12 @@ SK_INLINE Stats<Compute<T>> statistics(Team& team, Row& row, const Mass& mass) {
     });
     s.move_to(team.max_of(s.m));
   }
-  if constexpr (Mass::kSpread) {
+  if constexpr (Mass::kUniform) {
+    A sums[3] = {s.ties, s.rest, s.below};
+    team.sum(sums);
+    s.ties = sums[0], s.rest = sums[1], s.below = mass.share * sums[2];
+    s.mass = mass.share * static_cast<A>(mass.classes);
+  } else if constexpr (Mass::kSpread) {
     A sums[4] = {s.ties, s.rest, s.mass, s.below};
     team.sum(sums);
     s.ties = sums[0], s.rest = sums[1], s.mass = sums[2], s.below = sums[3];

@@ -22,7 +22,8 @@ struct RowLimits : OneTensor<T> {
   static constexpr int kMostSpansWithMany = kMostWithMany;
   static constexpr int kMostWithElements = kDouble ? 256 : 384;
   static constexpr int kSmallRegisters = kDouble ? 128 : kSpread ? 112 : 96;
-  static constexpr bool kSpans = !kSpread;
+  static constexpr bool kSpans = !kSpread, kManyFirst = false, kManyInClusters = true;
+  static constexpr int kSharedTensors = 0;
 };
 
 template <Form kForm, class A, class Team>
@@ -49,8 +50,13 @@ SK_INLINE void row_losses_row(Team& team, Row& row, const Grid& grid, const RowL
                               const RowTarget<T, kForm, Index>& target, const Span<T>& out, Number number) {
   First<Index> first;
   Whole<Compute<T>> w;
-  w.s = thread_statistics<kForm, T>(team, row, target.mass, call.logit, call.wants_first(), first);
-  if constexpr (kForm == Form::kSpread) w.hot = sum_indices(team, grid, call, number(), w.s.m);
+  const Compute<T> hot_z = target.hot >= 0 ? target.hot_z : Compute<T>(-INFINITY);
+  w.s = thread_statistics<kForm, T>(team, row, target.mass, call.logit, hot_z, call.wants_first(), first);
+  if constexpr (kForm == Form::kSpread) {
+    w.hot = sum_indices(team, grid, call, number(), w.s.m);
+    // The row's other blocks read what this one has stored for its indices.
+    if (call.per_row > 0) team.publish();
+  }
   add_up<kForm>(team, w.s, w.hot);
   w.find();
   const int64_t argmax = call.wants_first() ? first.template of_row<Compute<T>>(team) : Index(0);
@@ -68,12 +74,11 @@ __global__ void SK_BOUNDS(RowLimits<T, kForm>, kAccess, E) row_losses_kernel(Gri
   Span<T> x = span_of<T>(call.logits, grid, number);
   using Row = typename RowOf<T, kAccess, E>::type;
   Row row(team);
-  // As in cross_entropy.cu: a short row is read at the same time as its target, and no block of a cluster
-  // goes on before all of them have read the logit of the target class.
-  const bool at_once = Row::kKeeps && kForm != Form::kSpread && grid.team.kind != TeamKind::kCluster;
-  if (at_once) row.load(x, -INFINITY);
+  // As in cross_entropy.cu: a kept row is read at the same time as its target.
+  constexpr bool kAtOnce = Row::kKeeps && kForm != Form::kSpread;
+  if (kAtOnce) row.load(x, -INFINITY);
   const auto target = target_of<T, kForm, Index>(grid, call, number);
-  if (!at_once) {
+  if constexpr (!kAtOnce) {
     if (!target.counts) x.classes = 0;
     row.load(x, -INFINITY);
   }
@@ -105,12 +110,12 @@ Outcome launch(const RowLossArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
   using Limits = RowLimits<T, kForm>;
   const RowLossCall<T> call = call_of<T>(args);
-  const Plan plan =
-      make_plan(args.shape, traits_of<T, Limits>(stream), {&args.logits, &args.probabilities, &args.grad},
-                kForm == Form::kSpread ? call.own_weights() : nullptr);
-  // The class of argmax takes two more rounds of one number.
-  const Dims dims = dims_of<A>(plan, args.shape, args.rows, (kForm == Form::kSpread ? 7 : 3) + 2, 1);
-  const Grid grid{args.rows, args.shape, team_shape_of(plan)};
+  constexpr int kSums = kForm == Form::kSpread ? 7 : 3;
+  const Plan plan = make_plan(args.shape, traits_of<T, Limits>(stream, kSums),
+                              {&args.logits, &args.probabilities, &args.grad},
+                              kForm == Form::kSpread ? call.own_weights() : nullptr);
+  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSums, 1);
+  const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums)};
   if (plan.way == Way::kTile) {
     return {start(row_losses_tile_kernel<T, kForm>, dims, stream, grid, call), plan.path};
   }

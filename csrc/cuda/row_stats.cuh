@@ -108,11 +108,11 @@ SK_INLINE void add_z(RowStats<A>& s, A& rest, A& terms_below, A (&v)[V], int64_t
 
 /// 1 max and 2 sum-exp, without the sums over the team. The terms have the precision of the compute type,
 /// also for 16-bit elements, since the results have. Afterwards, a row that keeps changes holds its terms
-/// (kPlain) or z.
+/// (kPlain) or z. hot_z: as `logit` of statistics().
 template <Form kForm, class T, class Team, class Row, class Mass, class Index>
 SK_INLINE RowStats<Compute<T>> thread_statistics(Team& team, Row& row, const Mass& mass,
-                                                 const LogitNumbers<Compute<T>>& numbers, bool wants_first,
-                                                 First<Index>& first) {
+                                                 const LogitNumbers<Compute<T>>& numbers, Compute<T> hot_z,
+                                                 bool wants_first, First<Index>& first) {
   using A = Compute<T>;
   constexpr bool kPlain = kForm == Form::kPlain;
   RowStats<A> s;
@@ -126,7 +126,7 @@ SK_INLINE RowStats<Compute<T>> thread_statistics(Team& team, Row& row, const Mas
         for (const A z : v) m = larger(m, z);
       });
     }
-    s.m = team.max_of(m) + A(0);  // as in statistics()
+    s.m = team.max_of(larger(m, hot_z)) + A(0);  // as in statistics()
     if (wants_first) {
       row.each([&](auto& v, Index c) {
         to_z<kForm, Row>(numbers, v);

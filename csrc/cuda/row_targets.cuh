@@ -124,7 +124,7 @@ struct RowTarget {
   Index hot = -1;
   A hot_mass = 0, hot_z = 0;
   A weight = 1;
-  typename MassOf<T, kForm == Form::kSpread>::type mass;
+  typename MassOf<T, kForm == Form::kSpread ? Spread::kAny : Spread::kNone>::type mass;
 };
 
 /// The transformed logit of a class of a row.

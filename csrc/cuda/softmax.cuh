@@ -36,6 +36,21 @@ __global__ void SK_BOUNDS(OneTensor<T>, kAccess, E) forward_kernel(Grid grid, Ro
   forward_row<Op, T>(team, row, span_of<T>(output, grid, team.row()));
 }
 
+template <class Op, class T, Access kAccess>
+__global__ void SK_SHARED_BOUNDS(T) forward_shared_kernel(Grid grid, Rows input, Rows output) {
+  Team<Compute<T>, Kinds::kBlocks> team(grid.team);
+  SharedRow<T, kAccess> row(team, grid, -INFINITY);
+  const int64_t step = team.rows_at_a_time();
+  int64_t number = team.row();
+  row.ask(span_of<T>(input, grid, number));
+  team.meet();
+  for (; number < grid.rows; number += step) {
+    row.arrive();
+    row.set_next(span_of<T>(input, grid, number + step), false);
+    forward_row<Op, T>(team, row, span_of<T>(output, grid, number));
+  }
+}
+
 template <class Op, class T>
 __global__ void forward_tile_kernel(Grid grid, Rows input, Rows output) {
   using A = Compute<T>;
@@ -52,11 +67,19 @@ __global__ void forward_tile_kernel(Grid grid, Rows input, Rows output) {
 template <class Op, class T>
 Outcome forward(const ForwardArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
-  const Plan plan = make_plan(args.shape, traits_of<T, OneTensor<T>>(stream), {&args.input, &args.output});
-  const Dims dims = dims_of<A>(plan, args.shape, args.rows, 2, 1);
-  const Grid grid{args.rows, args.shape, team_shape_of(plan)};
+  constexpr int kSums = 2;
+  const Plan plan =
+      make_plan(args.shape, traits_of<T, OneTensor<T>>(stream, kSums), {&args.input, &args.output});
+  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSums, 1);
+  const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
   if (plan.way == Way::kTile) {
     return {start(forward_tile_kernel<Op, T>, dims, stream, grid, args.input, args.output), plan.path};
+  }
+  if (plan.way == Way::kShared) {
+    const char* error = with_access(plan, [&](auto access) {
+      return start(forward_shared_kernel<Op, T, access>, dims, stream, grid, args.input, args.output);
+    });
+    return {error, plan.path};
   }
   const char* error = with_kernel<T, OneTensor<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
@@ -94,6 +117,25 @@ __global__ void SK_BOUNDS(TwoTensors<T>, kAccess, E)
   backward_row<Op, T>(team, g, y, span_of<T>(grad_input, grid, team.row()));
 }
 
+template <class Op, class T, Access kAccess>
+__global__ void SK_SHARED_BOUNDS(T)
+    backward_shared_kernel(Grid grid, Rows grad_output, Rows output, Rows grad_input) {
+  Team<Compute<T>, Kinds::kBlocks> team(grid.team);
+  SharedRow<T, kAccess> g(team, grid, 0, 0), y(team, grid, 0, 1);
+  const int64_t step = team.rows_at_a_time();
+  int64_t number = team.row();
+  g.ask(span_of<T>(grad_output, grid, number));
+  y.ask(span_of<T>(output, grid, number));
+  team.meet();
+  for (; number < grid.rows; number += step) {
+    g.arrive();
+    y.arrive();
+    g.set_next(span_of<T>(grad_output, grid, number + step), false);
+    y.set_next(span_of<T>(output, grid, number + step), false);
+    backward_row<Op, T>(team, g, y, span_of<T>(grad_input, grid, number));
+  }
+}
+
 template <class Op, class T>
 __global__ void backward_tile_kernel(Grid grid, Rows grad_output, Rows output, Rows grad_input) {
   using A = Compute<T>;
@@ -112,14 +154,22 @@ __global__ void backward_tile_kernel(Grid grid, Rows grad_output, Rows output, R
 template <class Op, class T>
 Outcome backward(const BackwardArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
-  const Plan plan = make_plan(args.shape, traits_of<T, TwoTensors<T>>(stream),
+  constexpr int kSums = 1;
+  const Plan plan = make_plan(args.shape, traits_of<T, TwoTensors<T>>(stream, kSums),
                               {&args.grad_output, &args.output, &args.grad_input});
-  const Dims dims = dims_of<A>(plan, args.shape, args.rows, 1, 2);
-  const Grid grid{args.rows, args.shape, team_shape_of(plan)};
+  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSums, 2);
+  const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
   if (plan.way == Way::kTile) {
     return {start(backward_tile_kernel<Op, T>, dims, stream, grid, args.grad_output, args.output,
                   args.grad_input),
             plan.path};
+  }
+  if (plan.way == Way::kShared) {
+    const char* error = with_access(plan, [&](auto access) {
+      return start(backward_shared_kernel<Op, T, access>, dims, stream, grid, args.grad_output, args.output,
+                   args.grad_input);
+    });
+    return {error, plan.path};
   }
   const char* error = with_kernel<T, TwoTensors<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);

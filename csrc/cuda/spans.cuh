@@ -58,9 +58,8 @@ class Pairs {
     }
   }
 
-  /// Stores pair number j of N. The caller stores the pairs in ascending order.
-  template <int N>
-  SK_INLINE void store(int j, uint32_t pair) {
+  /// Stores pair number j, the last one or not. The caller stores the pairs in ascending order.
+  SK_INLINE void store(int j, bool last, uint32_t pair) {
     const uint32_t previous = shuffle(lane_ == kWarp - 1 ? before_ : pair, (lane_ + kWarp - 1) % kWarp);
     const uint32_t value = odd_ ? previous >> 16 | pair << 16 : pair;
     before_ = pair;
@@ -68,9 +67,8 @@ class Pairs {
     if (left_ >= j * kStep + 2 && !shared) *word(j) = value;
     if (shared && left_ >= 2) own_[1] = {static_cast<uint16_t>(pair)};
     if (left_ == j * kStep + 1) own_[j * kStep] = {static_cast<uint16_t>(value)};
-    if (j + 1 < N) return;
-    constexpr int kNext = (N - 1) * kStep + 2;
-    if (odd_ && lane_ == kWarp - 1 && left_ > kNext) own_[kNext] = {static_cast<uint16_t>(pair >> 16)};
+    const int next = j * kStep + 2;
+    if (last && odd_ && lane_ == kWarp - 1 && left_ > next) own_[next] = {static_cast<uint16_t>(pair >> 16)};
   }
 
  private:
@@ -98,7 +96,7 @@ class SpannedRow {
   using Chunk = A[1];
 
  public:
-  static constexpr bool kKeeps = true, kHoldsTerms = !kPacked;
+  static constexpr bool kKeeps = true, kHoldsTerms = !kPacked, kInShared = false;
   template <class Team>
   explicit SK_INLINE SpannedRow(const Team& team)
       : first_(team.rank() / kWarp * kWarp * E + team.rank() % kWarp * kEach) {}
@@ -184,7 +182,7 @@ class SpannedRow {
       Pairs<T> to(out.at, out.classes, first_);
       go([&](int j, Chunk(&v)[kEach]) {
         f(j, v);
-        to.template store<kSteps>(j, narrow_pair<T>(v[0][0], v[1][0]));
+        to.store(j, j + 1 == kSteps, narrow_pair<T>(v[0][0], v[1][0]));
       });
     } else {
       T* own = in_global_memory(out.at) + first_;

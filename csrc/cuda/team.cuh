@@ -4,6 +4,7 @@
 #pragma once
 
 #include "numbers.cuh"
+#include "plan.h"
 
 namespace softkern::cuda {
 namespace {
@@ -21,20 +22,23 @@ struct TeamShape {
   TeamKind kind;
   int size;        // threads of a row in one block
   int blocks = 1;  // blocks of a row, a power of two
+  int sums = 2;    // the most numbers that they add up at once, at least 1
 };
 
-// The most numbers that a row's threads add up at once.
+// The most that any kernel adds up at once.
 constexpr int kMostSums = 7;
 
-/// The bytes of shared memory that a block of so many threads needs, for a maximum and one round of `sums`
-/// sums.
+/// The bytes of shared memory that a block of so many threads needs for its reductions.
 template <class A>
-constexpr size_t team_bytes(const TeamShape& shape, int threads, int sums) {
-  const size_t numbers = shape.kind == TeamKind::kLanes    ? 0
-                         : shape.kind == TeamKind::kBlock  ? kWarp
-                         : shape.kind == TeamKind::kColumn ? static_cast<size_t>(threads)
-                                                           : kWarp + static_cast<size_t>(shape.blocks);
-  return numbers * static_cast<size_t>(1 + sums) * sizeof(A);
+constexpr size_t team_bytes(const TeamShape& shape, int threads) {
+  switch (shape.kind) {
+    case TeamKind::kLanes:
+      return 0;
+    case TeamKind::kColumn:
+      return static_cast<size_t>(2 * shape.sums * threads) * sizeof(A);
+    default:
+      return static_cast<size_t>(block_team_bytes(shape.blocks, shape.sums, sizeof(A)));
+  }
 }
 
 template <class A>
@@ -54,18 +58,20 @@ struct Alone {
   SK_INLINE int rank() const { return 0; }
   SK_INLINE int size() const { return 1; }
   SK_INLINE A max_of(A v) const { return v; }
+  SK_INLINE void publish() const {}
   template <int K>
   SK_INLINE void sum(A (&)[K]) const {}
 };
 
-/// kWhole: the team consists of whole blocks. Kernels whose threads keep many elements have no registers left
-/// to distinguish the other kinds.
-template <class A, bool kWhole = false>
+/// Which kinds of teams a kernel has. Kernels whose threads keep many elements have no registers left to
+/// distinguish the others.
+enum class Kinds { kAll, kBlocks };
+
+template <class A, Kinds kKinds = Kinds::kAll>
 class Team {
  public:
   explicit SK_INLINE Team(const TeamShape& shape) : shape_(shape) {
     const int thread = static_cast<int>(threadIdx.x);
-    free_ = reinterpret_cast<A*>(shared_memory());
     block_ = 0;
     switch (kind()) {
       case TeamKind::kLanes:
@@ -97,14 +103,19 @@ class Team {
         return block >> log2_of(shape_.blocks);
     }
   }
+  /// How many rows the launch computes at a time.
+  SK_INLINE int rows_at_a_time() const { return static_cast<int>(gridDim.x) >> log2_of(shape_.blocks); }
   /// The thread's rank among the threads of the row, and the number of these threads.
   SK_INLINE int rank() const { return block_ * shape_.size + rank_; }
   SK_INLINE int size() const { return shape_.blocks * shape_.size; }
 
-  /// To be called once, before anything is written to other blocks: blocks of a cluster may not have begun
-  /// yet.
+  /// To be called once, before the first reduction: blocks of a cluster may not have begun yet. They may
+  /// still read global memory afterwards.
   SK_INLINE void meet() const {
-    if (kind() == TeamKind::kCluster) sync_cluster();
+    if (kind() != TeamKind::kCluster) return;
+    if (threadIdx.x < 2) open_inbox(inboxes() + threadIdx.x);
+    show_inboxes();
+    meet_cluster();
   }
 
   SK_INLINE A max_of(A v) {
@@ -112,19 +123,25 @@ class Team {
     return v;
   }
 
+  /// What this thread has stored to global memory is visible to the row's other threads after the next
+  /// reduction.
+  SK_INLINE void publish() const {
+    if (kind() == TeamKind::kCluster) publish_to_cluster();
+  }
+
   template <int K>
   SK_INLINE void sum(A (&v)[K]) {
-    static_assert(K <= kMostSums);
     combine<K>(v, Plus<A>());
   }
 
  private:
   SK_INLINE TeamKind kind() const {
-    if (!kWhole || shape_.kind == TeamKind::kCluster) return shape_.kind;
+    if (kKinds == Kinds::kAll || shape_.kind == TeamKind::kCluster) return shape_.kind;
     return TeamKind::kBlock;
   }
   template <int K, class F>
   SK_INLINE void combine(A* v, F f) {
+    static_assert(K <= kMostSums);
     switch (kind()) {
       case TeamKind::kLanes:
         across_lanes<K>(v, shape_.size, f);
@@ -142,6 +159,7 @@ class Team {
         across_column<K>(v, f);
         break;
     }
+    ++round_;
   }
 
   template <int K, class F>
@@ -152,17 +170,17 @@ class Team {
     }
   }
 
-  // Every reduction takes new memory. To use it again, a second barrier would be needed, after the reads.
-  template <int K>
-  SK_INLINE A* take(int numbers) {
-    A* taken = free_;
-    free_ += K * numbers;
-    return taken;
+  // Reductions take turns with two pieces of memory. When one writes to its piece, all threads have read what
+  // the last but one wrote there: they did so before the barrier of the last one.
+  SK_INLINE uint64_t* inboxes() const { return reinterpret_cast<uint64_t*>(shared_memory()); }
+  SK_INLINE A* memory(int numbers) const {
+    char* first = shared_memory() + (kind() == TeamKind::kCluster ? 2 * sizeof(uint64_t) : 0);
+    return reinterpret_cast<A*>(first) + (round_ & 1) * shape_.sums * numbers;
   }
 
   template <int K, class F>
   SK_INLINE void across_block(A* v, F f) {
-    A* of_warps = take<K>(kWarp);
+    A* of_warps = memory(kWarp + (kind() == TeamKind::kCluster ? shape_.blocks : 0));
     const int warps = static_cast<int>(blockDim.x) / kWarp;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     across_lanes<K>(v, kWarp, f);
@@ -176,14 +194,19 @@ class Team {
     across_lanes<K>(v, kWarp, f);
   }
 
+  // Each block sends its numbers to all blocks, itself included. Its threads have read the numbers of the
+  // round before the last: this is why a block that has got all numbers of a round may send those of the next
+  // but one.
   template <int K, class F>
   SK_INLINE void across_blocks(A* v, F f) {
-    A* of_blocks = take<K>(shape_.blocks);
+    A* of_blocks = memory(kWarp + shape_.blocks) + shape_.sums * kWarp;
+    uint64_t* inbox = inboxes() + (round_ & 1);
+    if (threadIdx.x == 0) expect_bytes(inbox, K * shape_.blocks * static_cast<int>(sizeof(A)));
     if (rank_ < shape_.blocks) {
       SK_UNROLL
-      for (int k = 0; k < K; ++k) store_in_block(of_blocks + k * shape_.blocks + block_, rank_, v[k]);
+      for (int k = 0; k < K; ++k) send_to_block(of_blocks + k * shape_.blocks + block_, inbox, rank_, v[k]);
     }
-    sync_cluster();
+    wait_for_phase(inbox, round_ >> 1 & 1);
     SK_UNROLL
     for (int k = 0; k < K; ++k) {
       v[k] = of_blocks[k * shape_.blocks];
@@ -194,7 +217,7 @@ class Team {
   template <int K, class F>
   SK_INLINE void across_column(A* v, F f) {
     const int threads = static_cast<int>(blockDim.x);
-    A* of_threads = take<K>(threads);
+    A* of_threads = memory(threads);
     SK_UNROLL
     for (int k = 0; k < K; ++k) of_threads[k * threads + static_cast<int>(threadIdx.x)] = v[k];
     sync_block();
@@ -207,8 +230,7 @@ class Team {
   }
 
   TeamShape shape_;
-  A* free_;
-  int rank_, block_;
+  int rank_, block_, round_ = 0;
 };
 
 }  // namespace

@@ -105,7 +105,7 @@ class TileRow {
   using A = Compute<T>;
 
  public:
-  static constexpr bool kKeeps = true, kHoldsTerms = true;
+  static constexpr bool kKeeps = true, kHoldsTerms = true, kInShared = false;
   SK_INLINE TileRow(A* at, int readable, int classes) : at_(at), readable_(readable), classes_(classes) {}
   SK_INLINE A max() const {
     A m = -INFINITY;

@@ -9,6 +9,7 @@
 
 using softkern::cuda::ClusterLaunch;
 using softkern::cuda::KnownClusters;
+using softkern::cuda::kUnknown;
 
 namespace {
 
@@ -35,14 +36,15 @@ int main() {
   for (int round = 0; round < 2; ++round) {
     for (size_t i = 0; i < launches.size(); ++i) {
       const int at_a_time = i == 0 ? 0 : 66;
-      check(known.fit(launches[i], [&] { return ++asked, at_a_time; }) == (i > 0), "each has its own answer");
+      check(known.at_a_time(launches[i], [&] { return ++asked, at_a_time; }) == at_a_time,
+            "each has its own answer");
     }
     check(asked == 7, "asked once");
   }
 
   KnownClusters fresh;
-  check(fresh.fit(launches[0], [] { return -1; }), "clusters of which nothing can be known are launched");
-  check(!fresh.fit(launches[0], [] { return 0; }), "and asked about again");
+  check(fresh.at_a_time(launches[0], [] { return kUnknown; }) == kUnknown, "what is unknown is said to be");
+  check(fresh.at_a_time(launches[0], [] { return 0; }) == 0, "and asked about again");
 
   // More than are kept, written and read at the same time.
   KnownClusters shared;
@@ -53,7 +55,7 @@ int main() {
       ClusterLaunch launch = launches[0];
       for (launch.device = 0; launch.device < 10000; ++launch.device) {
         const int at_a_time = launch.device % 3;
-        others += shared.fit(launch, [&] { return at_a_time; }) != (at_a_time > 0);
+        others += shared.at_a_time(launch, [&] { return at_a_time; }) != at_a_time;
       }
     });
   }

@@ -50,13 +50,15 @@ SOFTMAXES = ("softmax", "log_softmax")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TILE, LANES, BLOCK = "a thread a row", "lanes, kept", "block, kept"
 CLUSTER, TWICE = "cluster, kept", "block, read twice"
+IN_BLOCK, IN_CLUSTER = "block, in shared memory", "cluster, in shared memory"
 
 
 def with_clusters(monkeypatch, there: bool) -> None:
-    """A GPU has them or not; the emulator is told."""
+    """A GPU has them or not; the emulator is told, and also how much shared memory such a GPU has."""
     if not EMULATED and there != (torch.cuda.get_device_capability()[0] >= 9):
         pytest.skip("a GPU of the other kind is needed")
     monkeypatch.setenv("SIMT_CLUSTERS", str(int(there)))
+    monkeypatch.setenv("SIMT_SHARED_KIB", "227" if there else "99")
 
 
 def way() -> str:

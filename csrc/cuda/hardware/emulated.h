@@ -19,7 +19,7 @@ SK_INLINE T* in_global_memory(T* p) {
 SK_INLINE char* shared_memory() { return simt::self().block->shared.get(); }
 SK_INLINE void sync_warp() { simt::wait_at(simt::Wait::kWarp); }
 SK_INLINE void sync_block() { simt::wait_at(simt::Wait::kBlock); }
-SK_INLINE void sync_cluster() { simt::wait_at(simt::Wait::kCluster); }
+SK_INLINE void meet_cluster() { simt::wait_at(simt::Wait::kCluster); }
 template <class A>
 SK_INLINE A shuffle_xor(A value, int offset) {
   return simt::shuffle_xor(value, offset);
@@ -27,9 +27,22 @@ SK_INLINE A shuffle_xor(A value, int offset) {
 SK_INLINE uint32_t shuffle(uint32_t value, int from) {
   return simt::shuffle(value, static_cast<unsigned>(from));
 }
+SK_INLINE void publish_to_cluster() {}
+SK_INLINE void open_inbox(uint64_t* inbox) { simt::open_inbox(inbox); }
+SK_INLINE void show_inboxes() {}
+SK_INLINE void expect_bytes(uint64_t* inbox, int bytes) { simt::expect_bytes(inbox, bytes); }
 template <class A>
-SK_INLINE void store_in_block(A* at, int block, A value) {
-  *simt::in_block(at, block) = value;
+SK_INLINE void send_to_block(A* at, uint64_t* inbox, int block, A value) {
+  simt::send_to_block(at, inbox, block, value);
+}
+SK_INLINE void wait_for_phase(uint64_t* inbox, int parity) { simt::wait_for_phase(inbox, parity); }
+template <int kBytes>
+SK_INLINE void begin_copy(char* to, const void* from, int valid) {
+  simt::begin_copy(to, from, kBytes, static_cast<size_t>(valid));
+}
+SK_INLINE void wait_for_copies() { simt::wait_for_copies(); }
+SK_INLINE uint32_t shift_pair(uint32_t low, uint32_t high, int bits) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> bits);
 }
 /// `power` is a power of two.
 SK_INLINE int log2_of(int power) { return 31 - __builtin_clz(static_cast<unsigned>(power)); }
@@ -69,10 +82,11 @@ SK_INLINE uint32_t larger_pair(uint32_t a, uint32_t b) {
 
 template <class... P>
 const char* start(void (*kernel)(P...), const Dims& dims, const DeviceStream&, P... arguments) {
-  if (dims.blocks > kMostBlocksOfGrid) return "too many rows for one launch";
   if (dims.cluster > 1 && dims.cluster > simt::promised_cluster_room()) return kNoRoom;
+  const int64_t blocks = blocks_of(dims, simt::at_a_time());
+  if (blocks > kMostBlocksOfGrid) return "too many rows for one launch";
   const char* error =
-      simt::run<P...>(kernel, static_cast<unsigned>(dims.blocks), static_cast<unsigned>(dims.threads),
+      simt::run<P...>(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(dims.threads),
                       dims.cluster, dims.shared, arguments...);
   return error == simt::kNoRoom ? kNoRoom : error;
 }

@@ -9,6 +9,10 @@
 #include "../clusters.h"
 #include "launch.h"
 
+#if !defined(SOFTKERN_INBOX_SCOPE)
+#define SOFTKERN_INBOX_SCOPE "cluster"  // "cta" builds kernels without CCTL.IVALL, to compare their speed
+#endif
+
 namespace softkern::cuda {
 namespace {
 
@@ -26,11 +30,11 @@ SK_INLINE char* shared_memory() {
 SK_INLINE void sync_warp() { __syncwarp(); }
 SK_INLINE void sync_block() { __syncthreads(); }
 // Clusters, and memory of other blocks, exist from compute capability 9.0 on. Below, the host launches no
-// clusters. The barrier releases and acquires, which is its default: after it, a block may overwrite what
-// another block has read before it.
-SK_INLINE void sync_cluster() {
+// clusters. Nothing that was written before the barrier is visible after it, except for opened inboxes: it is
+// relaxed, since a barrier that releases makes every thread wait for all of its accesses to memory.
+SK_INLINE void meet_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait;" ::: "memory");
 #endif
 }
 template <class A>
@@ -39,25 +43,96 @@ SK_INLINE A shuffle_xor(A value, int offset) {
 }
 /// The value of lane `from`.
 SK_INLINE uint32_t shuffle(uint32_t value, int from) { return __shfl_sync(0xffffffffu, value, from); }
-/// The address of `at` in the shared memory of another block of the cluster, for store_in_block().
+SK_INLINE uint32_t shared_address(const void* at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
+/// The address of `at` in the shared memory of another block of the cluster.
 SK_INLINE uint32_t address_in_block(const void* at, int block) {
-  uint32_t there = static_cast<uint32_t>(__cvta_generic_to_shared(at));
+  uint32_t there = shared_address(at);
 #if __CUDA_ARCH__ >= 900
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(there), "r"(block));
 #endif
   return there;
 }
-SK_INLINE void store_in_block(float* at, int block, float value) {
-  const uint32_t there = address_in_block(at, block);
+/// Makes the thread's accesses to memory so far come before those that other blocks of the cluster begin
+/// after its next message.
+SK_INLINE void publish_to_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+  asm volatile("fence.acq_rel.cluster;" ::: "memory");
 #endif
 }
-SK_INLINE void store_in_block(double* at, int block, double value) {
-  const uint32_t there = address_in_block(at, block);
+/// An inbox is a barrier in shared memory (mbarrier) that counts the bytes of messages from the blocks of the
+/// cluster. Each of its phases has one arrival, which says how many bytes it expects. Unlike a barrier of the
+/// cluster, it makes no thread wait until all its accesses to global memory are done.
+SK_INLINE void open_inbox(uint64_t* inbox) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(there), "d"(value) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(inbox)) : "memory");
 #endif
+}
+/// Shows opened inboxes to the blocks that pass the cluster's next barrier.
+SK_INLINE void show_inboxes() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+SK_INLINE void expect_bytes(uint64_t* inbox, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(inbox)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+/// Sends a number to the place that corresponds to `at` in another block, and its size to that block's inbox.
+template <class A>
+SK_INLINE void send_to_block(A* at, uint64_t* inbox, int block, A value) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t there = address_in_block(at, block), its_inbox = address_in_block(inbox, block);
+  if constexpr (sizeof(A) == 4) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(there),
+                 "r"(bits_as<uint32_t>(value)), "r"(its_inbox)
+                 : "memory");
+  } else {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(there),
+                 "l"(bits_as<uint64_t>(value)), "r"(its_inbox)
+                 : "memory");
+  }
+#endif
+}
+/// Waits for the end of the inbox's phase with this parity.
+SK_INLINE void wait_for_phase(uint64_t* inbox, int parity) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t ended = 0;
+  do {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire." SOFTKERN_INBOX_SCOPE
+        ".shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(ended)
+        : "r"(shared_address(inbox)), "r"(parity)
+        : "memory");
+  } while (ended == 0);
+#endif
+}
+/// Begins to copy kBytes (4, 8 or 16) from global to shared memory, both aligned to kBytes. The bytes after
+/// the first `valid` ones are not read and become 0.
+template <int kBytes>
+SK_INLINE void begin_copy(char* to, const void* from, int valid) {
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(__cvta_generic_to_global(from)), "r"(valid)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)),
+                 "l"(__cvta_generic_to_global(from)), "n"(kBytes), "r"(valid)
+                 : "memory");
+  }
+}
+/// Waits for the copies that this thread has begun. Others see them after a barrier.
+SK_INLINE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+/// The 32 bits from the given one on, of two words.
+SK_INLINE uint32_t shift_pair(uint32_t low, uint32_t high, int bits) {
+  return __funnelshift_r(low, high, static_cast<unsigned>(bits));
 }
 /// `power` is a power of two.
 SK_INLINE int log2_of(int power) { return 31 - __clz(power); }
@@ -152,25 +227,43 @@ SK_INLINE uint32_t larger_pair<Half>(uint32_t a, uint32_t b) {
   return result;
 }
 
-inline bool clusters_fit(const void* kernel, const cudaLaunchConfig_t& config, const Dims& dims,
-                         const DeviceStream& stream) {
+/// How many clusters, or blocks without clusters, run at a time.
+inline int at_a_time(const void* kernel, const cudaLaunchConfig_t& config, const Dims& dims,
+                     const DeviceStream& stream) {
   const ClusterLaunch launch{stream.device, stream.handle, kernel, dims.cluster, dims.threads, dims.shared};
-  return known_clusters().fit(launch, [&] {
-    int at_a_time = 0;
-    if (cudaOccupancyMaxActiveClusters(&at_a_time, kernel, &config) == cudaSuccess) return at_a_time;
+  return known_clusters().at_a_time(launch, [&] {
+    int found = 0, multiprocessors = 0;
+    cudaError_t error = cudaSuccess;
+    // Without these permissions, launches with so much shared memory or so large clusters fail.
+    if (dims.shared > (48 << 10)) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(dims.shared));
+    }
+    if (error == cudaSuccess && dims.cluster > 8) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+    if (error == cudaSuccess && dims.cluster > 1) {
+      error = cudaOccupancyMaxActiveClusters(&found, kernel, &config);
+    } else if (error == cudaSuccess) {
+      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found, kernel, dims.threads, dims.shared);
+      if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, stream.device);
+      }
+      found *= multiprocessors;
+    }
+    if (error == cudaSuccess) return found;
     cudaGetLastError();  // clears it, or a later caller would find it
-    return -1;
+    return kUnknown;
   });
 }
 
 /// Null, or why the launch failed.
 template <class... P>
 const char* start(void (*kernel)(P...), const Dims& dims, const DeviceStream& stream, P... arguments) {
-  if (dims.blocks > kMostBlocksOfGrid) return "too many rows for one launch";
   const void* entry = reinterpret_cast<const void*>(kernel);
   const bool clusters = dims.cluster > 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(dims.blocks));
+  config.gridDim = dim3(static_cast<unsigned>(dims.cluster));
   config.blockDim = dim3(static_cast<unsigned>(dims.threads));
   config.dynamicSmemBytes = dims.shared;
   config.stream = static_cast<cudaStream_t>(stream.handle);
@@ -180,7 +273,11 @@ const char* start(void (*kernel)(P...), const Dims& dims, const DeviceStream& st
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   config.attrs = &cluster;
   config.numAttrs = clusters ? 1 : 0;
-  if (clusters && !clusters_fit(entry, config, dims, stream)) return kNoRoom;
+  const int room = clusters || dims.stays ? at_a_time(entry, config, dims, stream) : kUnknown;
+  if (clusters && room == 0) return kNoRoom;
+  const int64_t blocks = blocks_of(dims, room);
+  if (blocks > kMostBlocksOfGrid) return "too many rows for one launch";
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
   void* pointers[] = {&arguments...};
   const cudaError_t error = cudaLaunchKernelExC(&config, entry, pointers);
   if (error == cudaSuccess) return nullptr;

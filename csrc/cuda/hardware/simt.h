@@ -8,10 +8,12 @@
 //   to tensors;
 // - reads of shared memory before it is written: it starts as NaNs;
 // - missing barriers: of two threads without a barrier between them, each is late in one of the orders
-//   (kOrders), which SIMT_ORDER selects;
+//   (kOrders of simt_device.h), which SIMT_ORDER selects;
 // - threads that wait for each other at different barriers, and lanes that have exited before a shuffle of
 //   their warp;
-// - accesses to shared memory of another block that may not have begun yet, or may have ended.
+// - accesses to shared memory of another block that may not have begun yet, or may have ended;
+// - reads of what an asynchronous copy or message brings, without waiting for it, and writes to where one is
+//   on its way: it arrives as early or as late as it may, depending on the order.
 // It can't find races between a block and the blocks that run after it, or effects of the hardware.
 #pragma once
 
@@ -33,6 +35,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#include "simt_device.h"
+
 #define __global__
 #define __launch_bounds__(...)
 
@@ -42,12 +46,37 @@ struct Dim {
   unsigned x = 1;
 };
 
-enum class Wait { kNothing, kWarp, kBlock, kCluster, kDone };
+enum class Wait { kNothing, kWarp, kBlock, kCluster, kInbox, kDone };
 
 constexpr int kWarpLanes = 32;
 constexpr size_t kStackBytes = 128 << 10;
 
 struct Block;
+
+/// A barrier in shared memory that counts arrivals and bytes (mbarrier), in its 8 bytes.
+struct Inbox {
+  int32_t bytes;  // expected and not there, or there and not expected
+  uint16_t mark;  // of an inbox that has been opened
+  uint8_t arrivals;
+  uint8_t phase;
+};
+static_assert(sizeof(Inbox) == 8);
+
+/// A copy to shared memory that a thread has begun (cp.async).
+struct Copy {
+  char* to;
+  const char* from;
+  size_t bytes, valid;
+};
+
+/// A number on its way to the shared memory of another block (st.async).
+struct Message {
+  char* to;
+  uint64_t value;
+  size_t bytes;
+  Inbox* inbox;
+  Block* block;
+};
 
 struct Thread {
   ucontext_t context;  // start of the thread
@@ -60,6 +89,11 @@ struct Thread {
   Block* block = nullptr;
   Wait wait = Wait::kNothing;
   unsigned shuffles = 0;
+  const Inbox* inbox = nullptr;  // for which it waits until the phase is not this one
+  uint8_t phase = 0;
+  std::vector<Copy> copies;
+
+  bool can_go_on() const { return wait == Wait::kNothing || (wait == Wait::kInbox && inbox->phase != phase); }
 };
 
 struct Warp {
@@ -79,46 +113,13 @@ struct Block {
   std::vector<Warp> warps;
 };
 
-/// Which threads run first. A block, or with `warps` each warp, runs as far as it can before the next one
-/// begins. If the threads of a block take turns at every shuffle, they stay in step. Then an early store of
-/// one thread and a late store of another end the same way in both directions. With `warps`, the last store
-/// of one warp comes before the first store of the next one.
-struct Order {
-  const char* name;
-  bool warps, reverse;
-};
-constexpr Order kOrders[] = {{"forward", false, false},
-                             {"reverse", false, true},
-                             {"warps", true, false},
-                             {"warps-reverse", true, true}};
-
-/// The order that SIMT_ORDER names, by default the first one. Null if no order has this name.
-inline const Order* chosen_order() {
-  const char* name = getenv("SIMT_ORDER");
-  if (name == nullptr) return &kOrders[0];
-  for (const Order& order : kOrders) {
-    if (strcmp(name, order.name) == 0) return &order;
-  }
-  return nullptr;
-}
-
-inline int number_from(const char* variable, int otherwise) {
-  const char* value = getenv(variable);
-  return value != nullptr ? atoi(value) : otherwise;
-}
-/// Blocks of the largest cluster that the device has room for: SIMT_CLUSTER_ROOM. 1 means no clusters.
-inline int cluster_room() { return number_from("SIMT_CLUSTER_ROOM", 8); }
-/// Blocks of the largest cluster that the device claims to have room for: SIMT_CLUSTER_PROMISE, by default
-/// the true number.
-inline int promised_cluster_room() { return number_from("SIMT_CLUSTER_PROMISE", cluster_room()); }
-/// The error of a launch with a larger cluster.
-inline constexpr char kNoRoom[] = "no room for a cluster of so many blocks";
-
 /// One launch: the dimensions and the body of its threads, and the error if it fails.
 struct Launch {
   Dim grid, block;
   int cluster = 1;
+  const Order* order = nullptr;
   std::function<void()> body;
+  std::vector<Message> messages;  // on their way
   const char* error = nullptr;
 };
 
@@ -191,6 +192,7 @@ inline void enter() {
   __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
 #endif
   m.launch->body();
+  if (!self().copies.empty()) fail("a thread ended before its copies");
   self().block->ended = true;
   wait_at(Wait::kDone);
 }
@@ -216,7 +218,15 @@ inline Thread& fresh_thread(Machine& m, size_t i) {
   t.begun = false;
   t.wait = Wait::kNothing;
   t.shuffles = 0;
+  t.copies.clear();
   return t;
+}
+
+/// Ends the phase of an inbox where all have arrived.
+inline void complete(Inbox& inbox) {
+  if (inbox.arrivals > 0 || inbox.bytes != 0) return;
+  inbox.arrivals = 1;
+  inbox.phase ^= 1;
 }
 
 /// Releases the threads [from, to) if all of them wait at this barrier. Without `all`, threads that are done
@@ -234,13 +244,21 @@ inline bool release(Machine& m, size_t from, size_t to, Wait barrier, bool all) 
   return true;
 }
 
+inline void deliver(Launch& launch, const Message& message) {
+  if (message.block->ended) launch.error = "a message to a block that may have ended";
+  memcpy(message.to, &message.value, message.bytes);
+  message.inbox->bytes -= static_cast<int32_t>(message.bytes);
+  complete(*message.inbox);
+}
+
 /// Runs the threads [first, first + count) until all of them are done or wait for others.
 inline void run_threads(Machine& m, Launch& launch, size_t first, size_t count, bool reverse) {
   for (bool went_on = true; went_on;) {
     went_on = false;
     for (size_t k = 0; k < count; ++k) {
       Thread& t = *m.threads[first + (reverse ? count - 1 - k : k)];
-      if (t.wait != Wait::kNothing) continue;
+      if (!t.can_go_on()) continue;
+      t.wait = Wait::kNothing;
       switch_to_thread(m, t);
       went_on = true;
       if (launch.error != nullptr) return;
@@ -291,6 +309,13 @@ inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t
       for (Block& block : blocks) block.begun = true;
       continue;
     }
+    const std::vector<Message> messages = std::move(launch.messages);
+    launch.messages.clear();
+    for (const Message& message : messages) deliver(launch, message);
+    if (launch.error != nullptr) return;
+    bool can_go_on = false;
+    for (size_t i = 0; i < count; ++i) can_go_on |= m.threads[i]->can_go_on();
+    if (can_go_on) continue;
     for (size_t i = 0; i < count; ++i) {
       if (m.threads[i]->wait != Wait::kDone)
         launch.error = "threads wait for each other at different barriers";
@@ -304,7 +329,7 @@ template <class... Parameters>
 const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, int cluster,
                 size_t shared_bytes, Parameters... arguments) {
   if (blocks == 0 || threads == 0 || threads > 1024 || threads % kWarpLanes != 0 || cluster < 1 ||
-      blocks % static_cast<unsigned>(cluster) != 0 || shared_bytes > (48 << 10)) {
+      blocks % static_cast<unsigned>(cluster) != 0 || static_cast<int>(shared_bytes) > shared_of_block()) {
     return "invalid configuration argument";
   }
   if (cluster > 1 && cluster > cluster_room()) return kNoRoom;
@@ -315,6 +340,7 @@ const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads
   launch.grid = {blocks};
   launch.block = {threads};
   launch.cluster = cluster;
+  launch.order = order;
   launch.body = [=] { kernel(arguments...); };
   m.launch = &launch;
   for (unsigned b = 0; b < blocks && launch.error == nullptr; b += static_cast<unsigned>(cluster)) {
@@ -355,6 +381,8 @@ T* in_block(T* at, int block) {
 }
 
 }  // namespace simt
+
+#include "simt_async.h"
 
 #define threadIdx (simt::self().index)
 #define blockIdx (simt::self().block->index)

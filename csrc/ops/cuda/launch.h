@@ -50,12 +50,12 @@ constexpr bool kStopsDevice = true;
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& x) : guard_(x.device()) {
-    target_.device = x.device().index();
-    target_.clusters = has_clusters(x.device().index());
+    void* stream = nullptr;
 #if !defined(SOFTKERN_EMULATED)
     const c10::impl::VirtualGuardImpl impl(x.device().type());
-    target_.handle = impl.getStream(x.device()).native_handle();
+    stream = impl.getStream(x.device()).native_handle();
 #endif
+    target_ = on_device(x.device().index(), stream);
   }
   const DeviceStream& target() const { return target_; }
 

@@ -15,6 +15,8 @@ from cuda_checks import (
     BLOCK,
     CLUSTER,
     DTYPES,
+    IN_BLOCK,
+    IN_CLUSTER,
     LANES,
     SOFTMAXES,
     TILE,
@@ -65,15 +67,14 @@ WAYS = {
 }
 LONG_WAYS = {
     (8193, True): (BLOCK, BLOCK, BLOCK),
-    (17001, True): (BLOCK, CLUSTER, BLOCK),
-    (17001, False): (BLOCK, TWICE, BLOCK),
-    (16388, True): (BLOCK, CLUSTER, BLOCK),
-    (16388, False): (BLOCK, TWICE, BLOCK),
-    (40000, True): (CLUSTER, CLUSTER, CLUSTER),
+    (17001, True): (IN_BLOCK, IN_CLUSTER, IN_BLOCK),
+    (17001, False): (IN_BLOCK, TWICE, IN_BLOCK),
+    (16388, True): (IN_BLOCK, CLUSTER, IN_BLOCK),
+    (16388, False): (IN_BLOCK, TWICE, IN_BLOCK),
+    (40000, True): (IN_CLUSTER, CLUSTER, IN_CLUSTER),
     (40000, False): (TWICE, TWICE, TWICE),
-    (70001, True): (CLUSTER, CLUSTER, CLUSTER),
-    (70001, False): (TWICE, TWICE, TWICE),
-    (131200, True): (CLUSTER, TWICE, CLUSTER),
+    (70001, True): (IN_CLUSTER, IN_CLUSTER, IN_CLUSTER),
+    (131200, True): (IN_CLUSTER, IN_CLUSTER, IN_CLUSTER),
 }
 
 
@@ -238,7 +239,7 @@ def test_what_is_not_finite_reaches_the_whole_row(clusters, classes, values):
 def test_parts_on_both_sides_of_the_direct_shift_are_merged(monkeypatch, classes, offset):
     """Rows that are read twice: threads meet maxima above and below 1024 in size, whose terms have different
     origins."""
-    monkeypatch.setenv("SIMT_CLUSTERS", "0")
+    with_clusters(monkeypatch, False)
     x = logits(3, classes, dtype=torch.float64)
     x[0, :8] += 30
     x[1, -8:] += 60
