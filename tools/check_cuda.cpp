@@ -3,11 +3,13 @@
 // program for each element type; tools/gpu/native.py compiles it, for a GPU or with the emulator. Prints a
 // JSON object a line: the cases, then a summary.
 //
-//   check_cuda [--only TEXT] [--most CLASSES] [--every N] [--seconds S] [--spoil] [--list]
+//   check_cuda [--only TEXT] [--most CLASSES] [--every N] [--seconds S] [--mixed] [--spoil] [--list]
 //
+// --mixed goes through the cases in another order: those before any point of time are of all kinds.
 // --spoil changes a number of each result before it is compared: every case has to be wrong then.
 // Exit code 1: a case is wrong (with --spoil: right); 3: the seconds were not enough for all.
 #include <cstring>
+#include <numeric>
 
 #include "cuda/cases.h"
 
@@ -21,7 +23,7 @@ struct Options {
   int64_t most = INT64_MAX;
   size_t every = 1;
   double seconds = 1e9;
-  bool spoil = false, list = false;
+  bool mixed = false, spoil = false, list = false;
 };
 
 Options options_of(int count, char** values) {
@@ -30,6 +32,8 @@ Options options_of(int count, char** values) {
     const std::string name = values[i];
     if (name == "--spoil") {
       options.spoil = true;
+    } else if (name == "--mixed") {
+      options.mixed = true;
     } else if (name == "--list") {
       options.list = true;
     } else if (i + 1 < count && name == "--only") {
@@ -84,6 +88,15 @@ std::vector<Case> all_cases() {
   return cases;
 }
 
+/// Each case once, with a step that has no divisor in common with their number.
+std::vector<Case> mixed(std::vector<Case> cases) {
+  std::vector<Case> result;
+  size_t step = cases.size() * 5 / 13 + 1;
+  while (std::gcd(step, cases.size()) != 1) ++step;
+  for (size_t i = 0; i < cases.size(); ++i) result.push_back(cases[i * step % cases.size()]);
+  return result;
+}
+
 std::string quoted(const std::string& text) {
   std::string result = "\"";
   for (const char c : text) {
@@ -99,7 +112,7 @@ int main(int count, char** values) {
   seconds();
   const Options options = options_of(count, values);
   size_t number = 0, left = 0, done = 0, failed = 0;
-  for (const Case& each : all_cases()) {
+  for (const Case& each : options.mixed ? mixed(all_cases()) : all_cases()) {
     const std::string name = each.name + " " + each.layout.name();
     if (each.layout.classes > options.most || name.find(options.only) == std::string::npos) continue;
     if (number++ % options.every != 0) continue;

@@ -31,8 +31,11 @@ MASKED = (
     Case((65536, 10), inputs="confident", edge=True),
 )
 
-# (M, N) of published comparisons of GPU kernels, then vocabularies of language models.
+# (M, N) of published comparisons of GPU kernels, then vocabularies of language models; rows of few classes.
 CUDA_ROWS = (
+    (1000000, 10),
+    (2048, 4096),
+    (8192, 4096),
     *((32768, 2**k) for k in range(8, 17)),
     (16384, 131072),
     (8192, 262144),
