@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -37,8 +38,7 @@ STEPS: dict[str, tuple[float, Step]] = {
     "check": (55, check_step.check),
     "extension": (60, build_step.extension),
     "suite": (75, suite_step.suite),
-    "times": (30, times_step.times),
-    "profile": (20, times_step.profile),
+    "times": (50, times_step.times),
     "variants": (30, variants_step.variants),
     "peers": (150, peers_step.peers),
 }
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "budget": args.seconds,
     }
     record = Record(args.out, about)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for name in args.steps:
             own, step = STEPS[name]

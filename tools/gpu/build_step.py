@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpu.run import WORK, NotRun, Run, found
+from gpu.run import TOOLS, WORK, NotRun, Run, found
 
 # A dry run compiles one type: half a minute on two cores.
 EMULATED_ELEMENT = "bfloat16"
+EXTENSION = ("setup.py", "-q", "build_ext", "--inplace")
 
 
 def native(run: Run) -> dict[str, Any]:
@@ -30,12 +31,11 @@ def native(run: Run) -> dict[str, Any]:
     if run.dry:
         run.would("programs", command)
         command += ["--emulate", "--element", EMULATED_ELEMENT]
-    commands.append(run.run("programs", command))
+    commands.append(run.run("programs", command, **TOOLS))
     if not run.dry:
         # The other cores work for the programs that compare on the host.
         jobs = str(max(1, run.jobs * 3 // 4))
-        extension = run.python("setup.py", "-q", "build_ext", "--inplace")
-        run.started["extension"] = run.start("extension", extension, MAX_JOBS=jobs, FORCE_CUDA="1")
+        run.started["extension"] = run.start("extension", run.python(*EXTENSION), MAX_JOBS=jobs)
     return found(commands)
 
 
@@ -57,7 +57,7 @@ def with_nvcc(run: Run) -> dict[str, Any]:
 
 def extension(run: Run) -> dict[str, Any]:
     """softkern for the torch that is there."""
-    command = run.python("setup.py", "-q", "build_ext", "--inplace")
+    command = run.python(*EXTENSION)
     if run.dry:
         run.would("extension", command)
         return with_nvcc(run)

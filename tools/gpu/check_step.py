@@ -14,7 +14,7 @@ import cuda_build
 
 from gpu.build_step import EMULATED_ELEMENT
 from gpu.command import Command
-from gpu.run import ROOT, Run, found, where_is
+from gpu.run import NOT_ALL, ROOT, Run, found, where_is
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = ("float", "bfloat16")
@@ -33,10 +33,12 @@ def check(run: Run) -> dict[str, Any]:
     cases = [line for command in commands for line in command.lines()]
     commands.append(run.run("spoiled", [run.program("check_cuda", "float"), "--spoil", "--most", "5000"]))
     commands += [run.finish(command) for command in sanitized]
+    lasts = [{"name": command.name, **(command.lines() or [{}])[-1]} for command in sanitized]
+    seen = "; ".join(f"{last['name']}: {last.get('cases', 0)} cases" for last in lasts)
     return {
-        **found(commands, summary_of(cases)),
+        **found(commands, "; ".join(part for part in (summary_of(cases), seen) if part)),
         **judged(cases, run.before),
-        "sanitized": [{"name": command.name, **(command.lines() or [{}])[-1]} for command in sanitized],
+        "sanitized": lasts,
         "mps": without_room(run),
     }
 
@@ -71,7 +73,7 @@ def sanitizers(run: Run, seconds: float) -> list[Command]:
         run.commands.append({"name": "compute-sanitizer", "reason": "not run: it is not on this machine"})
         return []
     return [
-        run.start(f"{tool} {element}", sanitizer(tool, run.program("check_cuda", element), seconds))
+        run.start(f"{tool} {element}", sanitizer(tool, run.program("check_cuda", element), seconds), NOT_ALL)
         for tool in TOOLS
         for element in SANITIZED
     ]

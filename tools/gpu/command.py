@@ -24,9 +24,14 @@ class Command:
     to end, and ended if they don't."""
 
     def __init__(
-        self, name: str, command: Sequence[str | Path], folder: Path, environment: Mapping[str, str]
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        folder: Path,
+        environment: Mapping[str, str],
+        accepted: Sequence[int] = (0,),
     ) -> None:
-        self.name, self.command = name, [str(part) for part in command]
+        self.name, self.command, self.accepted = name, [str(part) for part in command], accepted
         self.begun = time.monotonic()
         self.seconds = 0.0
         self.reason = ""
@@ -55,25 +60,26 @@ class Command:
         except subprocess.TimeoutExpired:
             self.reason = f"not done after {time.monotonic() - self.begun:.0f} s"
             self._end()
+        except BaseException:  # the run is ended: nothing that it started is left
+            self._end()
+            raise
         self.code = self.process.returncode
         self.seconds = time.monotonic() - self.begun
         return self
 
     def _end(self) -> None:
         assert self.process is not None
-        for number, grace in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(grace)
-                # Its children may be left.
-                number = signal.SIGKILL
         with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE)
+        with contextlib.suppress(ProcessLookupError):  # its children may be left
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     @property
     def ok(self) -> bool:
-        return self.code == 0 and not self.reason
+        return self.code in self.accepted and not self.reason
 
     def text(self) -> str:
         self.output.seek(0)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the programs that call the CUDA kernels without torch: tools/check_cuda.cpp and time_cuda.cpp.
 
-    python -m gpu.native --into FOLDER [--emulate] [--element float,...] [--variant SOURCE,... -D MACRO ...]
+    PYTHONPATH=tools python -m gpu.native --into FOLDER [--emulate] [--element float,...]
+        [--variant SOURCE,... -D MACRO ...]
 
 One program for each element type: FOLDER/check_cuda.float, ... The kernels are those of build/cuda, which
 setup.py takes as well, or with --emulate, run on the host. Objects that are current stay. With --variant, the
@@ -58,9 +59,7 @@ def build(
     every = sorted(str(path.relative_to(ROOT)) for path in (ROOT / cuda_build.KERNELS).glob("*.cu"))
     changed = [name for name in every if Path(name).name in sources]
     if len(changed) != len(sources):
-        raise SystemExit(
-            f"no such kernels: {', '.join(sorted({*sources} - {Path(n).name for n in changed}))}"
-        )
+        raise SystemExit(f"not all of these are kernels: {', '.join(sources)}")
     variant = replace(kernels, command=[*kernels.command, *macros], folder=own.folder)
     units = [
         *cuda_build.units(variant, changed, ROOT),
@@ -72,11 +71,9 @@ def build(
     units.sort(key=lambda unit: Path(unit.source).stem not in SLOWEST)
     cuda_build.compile_all(units, ROOT, cuda_build.jobs(os.environ))
     with ThreadPoolExecutor() as pool:
-        list(
-            pool.map(
-                lambda program: link(into, own, units, *program), [(p, e) for p in PROGRAMS for e in elements]
-            )
-        )
+        made = [pool.submit(link, into, own, units, name, e) for name in PROGRAMS for e in elements]
+    for each in made:
+        each.result()
 
 
 def element_of(unit: cuda_build.Unit) -> str:

@@ -16,6 +16,8 @@ from gpu.command import Command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORK = ROOT / "build/gpu-run-work"  # programs, and what is no result
+TOOLS = {"PYTHONPATH": str(ROOT / "tools")}  # the environment of programs that import these modules
+NOT_ALL = (0, 3)  # exit codes of the programs where the seconds may not be enough for all
 
 
 # Where NVIDIA's installers put programs that may not be on the path.
@@ -67,7 +69,7 @@ class Run:
 
     def environment(self) -> dict[str, str]:
         site = WORK / "site"
-        paths = [str(path) for path in (ROOT, ROOT / "tools", *([site] if site.is_dir() else []))]
+        paths = [str(path) for path in (ROOT, *([site] if site.is_dir() else []))]
         given = os.environ.get("PYTHONPATH")
         return {
             **os.environ,
@@ -77,9 +79,15 @@ class Run:
             "MAX_JOBS": str(self.jobs),
         }
 
-    def start(self, name: str, command: Sequence[str | Path], **environment: str) -> Command:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        accepted: Sequence[int] = (0,),
+        **environment: str,
+    ) -> Command:
         """Start a program; `finish` waits for it."""
-        return Command(name, command, ROOT, {**self.environment(), **environment})
+        return Command(name, command, ROOT, {**self.environment(), **environment}, accepted)
 
     def finish(self, command: Command, seconds: float = float("inf")) -> Command:
         """Wait until the program ends, so many seconds at most, and as long as the step may take."""
@@ -88,9 +96,14 @@ class Run:
         return command
 
     def run(
-        self, name: str, command: Sequence[str | Path], seconds: float = float("inf"), **environment: str
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        seconds: float = float("inf"),
+        accepted: Sequence[int] = (0,),
+        **environment: str,
     ) -> Command:
-        return self.finish(self.start(name, command, **environment), seconds)
+        return self.finish(self.start(name, command, accepted, **environment), seconds)
 
     def would(self, name: str, command: Sequence[str | Path]) -> None:
         """In a dry run: write down what would run."""

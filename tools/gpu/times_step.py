@@ -9,22 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpu.build_step import EMULATED_ELEMENT
-from gpu.run import NotRun, Run, found, where_is
+from gpu.run import NOT_ALL, WORK, Run, found, where_is
 
 ELEMENTS = ("bfloat16", "float")
 PROFILED = "=cross_entropy with gradient bfloat16 2048x128256"
 SECTIONS = ("SpeedOfLight", "WarpStateStats", "Occupancy", "LaunchStats", "MemoryWorkloadAnalysis")
 # What a dry run computes: every op on two rows of few classes.
 FEW = ("--rows", "2", "--most", "20000", "--calls", "1")
-SHOWN = (
-    "dram__",
-    "gpu__time_duration",
-    "issue_stalled",
-    "achieved",
-    "registers",
-    "throughput",
-    "warps_active",
-)
+KERNELS = ("--kernel-name", "regex:cross_entropy", "--launch-count", "2")
+SHARE = 0.4  # of the step's seconds that are left, for an element type
+SHOWN = ("dram__", "gpu__time_duration", "issue_stalled", "registers", "throughput", "warps_active")
 
 
 def times(run: Run) -> dict[str, Any]:
@@ -32,18 +26,18 @@ def times(run: Run) -> dict[str, Any]:
         program = run.program("time_cuda", EMULATED_ELEMENT)
         command = run.run("few", [program, *FEW])
         listed = run.run("listed", [program, "--list", "--only", PROFILED])
-        assert len(listed.text().split()) > 0, f"no cell {PROFILED}"
+        assert len(listed.text().splitlines()) == 1, f"no cell {PROFILED}, or several"
         for element in ELEMENTS:
             run.would("times", [run.program("time_cuda", element), "--seconds", "..."])
-        return found([command, listed], told(command.lines()))
+        return found([command, listed], told(command.lines()), profile=profile(run))
     commands = []
-    for i, element in enumerate(ELEMENTS):
+    for element in ELEMENTS:
         # One after the other: alone on the device.
-        seconds = run.budget.of_step() / (len(ELEMENTS) - i)
+        seconds = run.budget.of_step() * SHARE
         command = [run.program("time_cuda", element), "--seconds", f"{max(1.0, seconds - 3):.0f}"]
-        commands.append(run.run(f"times {element}", command, seconds))
+        commands.append(run.run(f"times {element}", command, seconds, NOT_ALL))
     lines = [line for command in commands for line in command.lines()]
-    return found(commands, told(lines), lines=lines)
+    return found(commands, told(lines), lines=lines, profile=profile(run))
 
 
 def told(lines: Sequence[dict[str, Any]]) -> str:
@@ -53,26 +47,24 @@ def told(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def profile(run: Run) -> dict[str, Any]:
+    """By ncu, or where it is missing or reads no counters, by nsys."""
     program = [run.program("time_cuda", "bfloat16"), "--only", PROFILED, "--calls", "1"]
     ncu, nsys = where_is("ncu"), where_is("nsys")
     sections = [part for section in SECTIONS for part in ("--section", section)]
     # As the device is found: another user's clocks are not to be changed.
-    options = ["--clock-control", "none", "--page", "raw", "--csv", "--launch-count", "2", *sections]
-    command = [ncu or "ncu", *options, *program]
+    options = ["--clock-control", "none", "--page", "raw", "--csv", *KERNELS, *sections]
     if run.dry:
-        run.would("ncu", command)
-        return {"status": "would run", "reason": "", "summary": "ncu is there" if ncu else "no ncu here"}
+        run.would("ncu", [ncu or "ncu", *options, *program])
+        return {"reason": "" if ncu else "no ncu on this machine"}
     if ncu is not None:
-        done = run.run("ncu", command)
-        metrics = metrics_of(done.text())
-        if metrics:
-            return found([done], f"{len(metrics)} kernels", kernels=metrics, raw=done.text())
+        text = run.run("ncu", [ncu, *options, *program], 25).text()
+        if kernels := metrics_of(text):
+            return {"reason": "", "by": "ncu", "kernels": kernels, "raw": text}
     if nsys is None:
-        raise NotRun("ncu reads no counters here, and there is no nsys" if ncu else "neither ncu nor nsys")
-    report = run.programs / "nsys"
+        return {"reason": "not run: " + ("ncu reads no counters, and no nsys" if ncu else "no ncu, no nsys")}
+    report = WORK / "nsys"
     command = [nsys, "profile", "--stats=true", "--force-overwrite=true", "-o", report, *program]
-    done = run.run("nsys", command)
-    return found([done], "nsys", raw=done.text())
+    return {"reason": "", "by": "nsys", "raw": run.run("nsys", command, 25).text()}
 
 
 def metrics_of(text: str) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpu.check_step import compared
 from gpu.command import Command
-from gpu.run import WORK, NotRun, Run, found
+from gpu.run import TOOLS, WORK, NotRun, Run, found
 
 ELEMENTS = ("bfloat16", "float")
 ROUNDS = 3
@@ -43,7 +43,7 @@ def begin(run: Run) -> None:
     """Compile them while the device computes other things."""
     for number, (name, variant) in enumerate(VARIANTS.items()):
         if number > 0 and not run.dry:
-            run.started[name] = run.start(name, command_of(run, variant, number))
+            run.started[name] = run.start(name, command_of(run, variant, number), **TOOLS)
 
 
 def variants(run: Run) -> dict[str, Any]:
