@@ -61,8 +61,9 @@ from benchmarks.cells import Cell
 
 SCHEMA = 1
 KEY = ("cell", "provider", "regime", "threads", "device")
-# How a row of a device was timed: replayed from a graph, which allocates its memory before its peak is
-# measured; or without a graph, followed by the reason.
+# How a row of a device was timed: replayed from a graph; without a graph, followed by the reason. Rows that say
+# CAPTURED are of earlier runs, whose peaks were measured after the graph had allocated its memory.
+REPLAYED = "replayed from a CUDA graph"
 CAPTURED = "CUDA graph"
 NOT_CAPTURED = "not captured in a CUDA graph"
 

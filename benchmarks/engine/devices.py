@@ -45,8 +45,9 @@ class Cpu:
         except (OSError, AttributeError):
             return None
 
-    def prepare(self, step: Step, size: int) -> tuple[Step, str]:
-        """The step to time, and how it was prepared; its logits have that many bytes."""
+    def prepare(self, step: Step, size: int, room: bool) -> tuple[Step, str]:
+        """The step to time, and how it was prepared. Its logits have `size` bytes. `room`: all workers of the
+        cell may keep results and temporaries at the same time."""
         return step, ""
 
     def to_check(self, cell: Cell, value: Any) -> Any:
@@ -74,12 +75,13 @@ def _kilobytes(field: str) -> int:
 
 
 class Cuda:
-    """Times each call by events, after overwriting the second-level cache. Short calls are replayed from CUDA
-    graphs, so that the host's time for launching does not count."""
+    """Times each call by events, after overwriting the second-level cache. Calls are replayed from CUDA
+    graphs, so that the host's time for launching does not count. Without a graph, the device waits for the
+    host in calls on less than 256 MiB: torch launches a forward and a backward in 60 microseconds. In longer
+    calls it waits where the host is interrupted, and the times scatter."""
 
-    # Bytes of logits: 60 microseconds at 4 TB/s. Torch needs that time to launch a forward and a backward, so
-    # with fewer bytes the device would wait for the host.
-    CAPTURED_BELOW = 256 << 20
+    # A graph keeps the memory of results and temporaries. With logits of fewer bytes, that is no matter.
+    SMALL = 256 << 20
 
     def __init__(self) -> None:
         import torch
@@ -109,9 +111,11 @@ class Cuda:
         cuda.synchronize()
         return int(cuda.max_memory_allocated() - before)
 
-    def prepare(self, step: Step, size: int) -> tuple[Step, str]:
-        if not 0 < size < self.CAPTURED_BELOW:
+    def prepare(self, step: Step, size: int, room: bool) -> tuple[Step, str]:
+        if size == 0:
             return step, ""
+        if size >= self.SMALL and not room:
+            return step, f"{results.NOT_CAPTURED}: the graphs of all providers would need too much memory"
         cuda = self.torch.cuda
         side = cuda.Stream()
         side.wait_stream(cuda.current_stream())
@@ -119,13 +123,14 @@ class Cuda:
             for _ in range(3):
                 step(0)
         cuda.current_stream().wait_stream(side)
+        self.release()  # the graph takes no memory of these calls, which would be there twice
         graph = cuda.CUDAGraph()
         try:
             with cuda.graph(graph):
                 step(0)
         except RuntimeError as error:
             return step, f"{results.NOT_CAPTURED}: {str(error).splitlines()[0]}"
-        return lambda _: graph.replay(), results.CAPTURED
+        return lambda _: graph.replay(), results.REPLAYED
 
     def to_check(self, cell: Cell, value: Any) -> Any:
         """The sampled rows: copying all rows from the device would take longer than the cell."""

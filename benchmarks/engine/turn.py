@@ -37,13 +37,14 @@ class Turn:
         self.peak: dict[str, int | None] = {}
 
     def prepare(self, at_once: bool = False) -> None:
-        """`at_once`: all workers prepare at the same time."""
+        """`at_once`: all workers prepare at the same time, and keep what their graphs allocate."""
         folder = self.group.inputs_of(self.cell)
         self.message = {
             "do": "prepare",
             "cell": self.cell.as_dict(),
             "folder": str(folder) if folder else None,
             "buffers": self.buffers,
+            "room": at_once,
         }
         if at_once:
             told = [worker for worker in self.asked if self._tell(worker, self.message)]

@@ -66,6 +66,11 @@ def block(results: Results, source: str, short: bool = False) -> str:
     return "\n".join([*lines, *_slower(results), *_slowed(results), *_without_times(results), ""])
 
 
+def _all_replayed(results: Results) -> bool:
+    """Whether the run replayed long calls as well, as runs do since rows say so."""
+    return any(row.get("how") == results_file.REPLAYED for row in results["rows"])
+
+
 def _caption(results: Results, source: str) -> str:
     environment = results["environment"]
     rows = headline(results)
@@ -79,7 +84,7 @@ def _caption(results: Results, source: str) -> str:
         f"torch {environment['torch']}",
         f"softkern {environment['softkern']} ({backend})",
         *(
-            ["short calls replayed from CUDA graphs"]
+            [f"{'' if _all_replayed(results) else 'short '}calls replayed from CUDA graphs"]
             if on_device
             else ["default allocator", f"transparent huge pages on {huge_page_mode(environment)}"]
         ),

@@ -286,9 +286,13 @@ def test_the_caption_of_a_device_names_it_and_its_backend() -> None:
     assert "Some GPU, CUDA 13.0, torch 2.13.0, softkern 0.1.0 (cuda), short calls replayed from CUDA" in text
     assert "Some CPU" not in text and "huge pages" not in text
     assert "| liger 0.50 with its launches |" in text
-    # The memory of what is captured was there before.
+    # The memory of what earlier runs captured was there before its peak was measured.
     captured = readme.block(results_of(torch_row(), row() | {"how": "CUDA graph"}), "r.json")
     assert "| 82 | 1.00 |  |  |" in captured
+    results = results_of(torch_row(), row() | {"how": "replayed from a CUDA graph"})
+    results["environment"] |= {"device": "Some GPU, CUDA 13.0", "active on cuda": "cuda"}
+    replayed = readme.block(results, "r.json")
+    assert "| 82 | 1.00 | 1.00 |  |" in replayed and " (cuda), calls replayed from CUDA" in replayed
 
 
 @pytest.mark.parametrize("where", ["json", "page"])

@@ -331,6 +331,8 @@ def test_all_may_prepare_at_once_but_are_timed_in_turn(at_once):
     for worker in workers:
         worker.answer = lambda worker=worker: answer(worker)
     turn = turn_of(*workers, at_once=at_once)
+    prepared = [message for worker in workers for message in worker.messages if message["do"] == "prepare"]
+    assert {message["room"] for message in prepared} == {at_once}  # for graphs, which keep memory
     if at_once:
         assert at_work[:3] == [["torch", "broken", "a"], ["broken", "a"], ["a"]]
         del at_work[:3]
