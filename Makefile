@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_NAMES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find csrc $(CXX_NAMES)) setup.py $(wildcard tools/*_build.py) tools/source_setup.py tools/build_progress.py pyproject.toml
-CXX_FILES := $(shell find csrc tests/native $(CXX_NAMES))
+CXX_FILES := $(shell find csrc tests/native tools $(CXX_NAMES))
 # One at a time in the same .venv, whatever -j or another terminal's make says: two pips undo each other's work.
 LOCKED := $(if $(shell command -v flock),flock $(VENV))
 PIP := $(LOCKED) $(BIN)/python -m pip install --disable-pip-version-check

@@ -61,8 +61,8 @@ from benchmarks.cells import Cell
 
 SCHEMA = 1
 KEY = ("cell", "provider", "regime", "threads", "device")
-# How a row of a device was timed: replayed from a graph; without a graph, followed by the reason. Rows that say
-# CAPTURED are of earlier runs, whose peaks were measured after the graph had allocated its memory.
+# How a row of a device was timed: replayed from a graph; without a graph, followed by the reason. Rows that
+# say CAPTURED are of earlier runs, whose peaks were measured after the graph had allocated its memory.
 REPLAYED = "replayed from a CUDA graph"
 CAPTURED = "CUDA graph"
 NOT_CAPTURED = "not captured in a CUDA graph"

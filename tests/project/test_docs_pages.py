@@ -123,16 +123,3 @@ def test_a_dead_link_is_noticed() -> None:
     here = DOCS / "softmax.md"
     text = "[a](softmax.md#errors) [b](#errors) [c](https://example.org/x) [d](nowhere.md)"
     assert dead_links(here, text) == [str(DOCS / "nowhere.md")]
-
-
-def test_the_times_of_the_cuda_kernels_are_those_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    times = importlib.import_module("cuda_times")
-    shown = times.PAGE.read_text(encoding="utf-8")
-    assert times.with_table(shown, json.loads(times.FIGURES.read_text(encoding="utf-8"))) == shown
-    assert (
-        times.with_table(
-            shown, {**json.loads(times.FIGURES.read_text(encoding="utf-8")), "device": "another"}
-        )
-        != shown
-    )

@@ -27,6 +27,7 @@ def native(run: Run) -> dict[str, Any]:
             run.would("wheels", command)
         else:
             commands.append(run.run("wheels", command, 60))
+            as_site(WORK / "site")
     command = run.python("-m", "gpu.native", "--into", run.programs)
     if run.dry:
         run.would("programs", command)
@@ -37,6 +38,12 @@ def native(run: Run) -> dict[str, Any]:
         jobs = str(max(1, run.jobs * 3 // 4))
         run.started["extension"] = run.start("extension", run.python(*EXTENSION), MAX_JOBS=jobs)
     return found(commands)
+
+
+def as_site(folder: Path) -> None:
+    """Have .pth files of the folder read, which Python does not do where PYTHONPATH names it."""
+    text = "import os, site\nsite.addsitedir(os.path.dirname(os.path.abspath(__file__)))\n"
+    (folder / "sitecustomize.py").write_text(text)
 
 
 def with_nvcc(run: Run) -> dict[str, Any]:
@@ -64,4 +71,4 @@ def extension(run: Run) -> dict[str, Any]:
     commands = [run.finish(run.started.pop("extension", None) or run.start("extension", command))]
     if commands[0].ok:
         commands.append(run.run("imported", run.python("-m", "softkern.info"), 60))
-    return found(commands, information=commands[-1].text() if commands[-1].ok else "")
+    return found(commands, information=commands[-1].written if commands[-1].ok else "")

@@ -57,7 +57,7 @@ def dry(run: Run) -> dict[str, Any]:
             run.would(tool, sanitizer(tool, run.program("check_cuda", element), 40))
     listed = run.run("listed", [program, "--list", "--only", MPS])
     cases = [line for command in commands[:2] for line in command.lines()]
-    assert listed.text().strip(), f"no case {MPS}"
+    assert listed.written.strip(), f"no case {MPS}"
     return {**found([*commands, listed], summary_of(cases)), **judged(cases, run.before)}
 
 

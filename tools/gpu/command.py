@@ -35,7 +35,8 @@ class Command:
         self.begun = time.monotonic()
         self.seconds = 0.0
         self.reason = ""
-        self.output = tempfile.TemporaryFile()  # noqa: SIM115 (read after the end)
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by finish)
+        self.written = ""
         self.process: subprocess.Popen[bytes] | None = None
         self.code: int | None = None
         try:
@@ -52,9 +53,16 @@ class Command:
             self.reason = str(error)
 
     def finish(self, seconds: float) -> Command:
-        """Wait so long for the end."""
-        if self.process is None:
-            return self
+        """Wait so long for the end, and read the output."""
+        with self.output:
+            if self.process is not None:
+                self._wait(seconds)
+            self.output.seek(0)
+            self.written = self.output.read().decode(errors="replace")
+        return self
+
+    def _wait(self, seconds: float) -> None:
+        assert self.process is not None
         try:
             self.process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
@@ -65,7 +73,6 @@ class Command:
             raise
         self.code = self.process.returncode
         self.seconds = time.monotonic() - self.begun
-        return self
 
     def _end(self) -> None:
         assert self.process is not None
@@ -81,14 +88,10 @@ class Command:
     def ok(self) -> bool:
         return self.code in self.accepted and not self.reason
 
-    def text(self) -> str:
-        self.output.seek(0)
-        return self.output.read().decode(errors="replace")
-
     def lines(self) -> list[dict[str, Any]]:
         """The JSON objects of its output, one a line."""
         found = []
-        for line in self.text().splitlines():
+        for line in self.written.splitlines():
             if line.startswith("{"):
                 with contextlib.suppress(ValueError):  # the last one, where the program was ended
                     found.append(json.loads(line))
@@ -101,5 +104,5 @@ class Command:
             "seconds": round(self.seconds, 1),
             "code": self.code,
             "reason": self.reason,
-            "tail": self.text()[-TAIL:],
+            "tail": self.written[-TAIL:],
         }

@@ -60,5 +60,5 @@ def dry(run: Run) -> dict[str, Any]:
         words = arguments(shapes, 60, "results.json")
         commands.append(run.run(name, run.python("-c", code, *words)))
         run.would(name, run.python("-m", "benchmarks", *words))
-    cells = [command.text().strip() for command in commands]
+    cells = [command.written.strip() for command in commands]
     return found(commands, f"{' + '.join(cells)} cells")

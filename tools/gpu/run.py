@@ -117,6 +117,6 @@ def found(commands: Sequence[Command], summary: str = "", **content: Any) -> dic
     """What a step returns: its status is that of its programs."""
     wrong = [command for command in commands if not command.ok]
     late = [command for command in wrong if command.reason.startswith("not done")]
-    reasons = [f"{c.name}: {c.reason or f'exit code {c.code}'}" for c in wrong]
+    reasons = dict.fromkeys(f"{c.name}: {c.reason or f'exit code {c.code}'}" for c in wrong)
     status = "ok" if not wrong else "timed out" if late == wrong else "failed"
-    return {"status": status, "reason": "; ".join(reasons), "summary": summary, **content}
+    return {"status": status, "reason": "; ".join(list(reasons)[:5]), "summary": summary, **content}

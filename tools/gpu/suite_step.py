@@ -29,9 +29,9 @@ def suite(run: Run) -> dict[str, Any]:
     kernels = run.run("kernels", run.python(*common, *parallel, *KERNELS), run.budget.of_step() * 2 / 3)
     on_gpu = run.run("on a GPU", run.python(*common, ON_GPU, "-k", NAMES))
     commands = [kernels, on_gpu]
-    lasts = [(command.text().strip().splitlines() or [""])[-1].strip("= ") for command in commands]
+    lasts = [(command.written.strip().splitlines() or [""])[-1].strip("= ") for command in commands]
     failed = sorted(
-        {line for c in commands for line in c.text().splitlines() if line.startswith(("FAILED", "ERROR"))}
+        {line for c in commands for line in c.written.splitlines() if line.startswith(("FAILED", "ERROR"))}
     )
     return found(commands, "; ".join(lasts), failed=failed)
 
@@ -39,7 +39,7 @@ def suite(run: Run) -> dict[str, Any]:
 def without(run: Run, names: tuple[str, ...]) -> list[str]:
     """Those that the interpreter of the programs does not have."""
     code = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
-    return run.run("packages", run.python("-c", code, *names), 30).text().split()
+    return run.run("packages", run.python("-c", code, *names), 30).written.split()
 
 
 def dry(run: Run) -> dict[str, Any]:

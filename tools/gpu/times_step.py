@@ -26,7 +26,7 @@ def times(run: Run) -> dict[str, Any]:
         program = run.program("time_cuda", EMULATED_ELEMENT)
         command = run.run("few", [program, *FEW])
         listed = run.run("listed", [program, "--list", "--only", PROFILED])
-        assert len(listed.text().splitlines()) == 1, f"no cell {PROFILED}, or several"
+        assert len(listed.written.splitlines()) == 1, f"no cell {PROFILED}, or several"
         for element in ELEMENTS:
             run.would("times", [run.program("time_cuda", element), "--seconds", "..."])
         return found([command, listed], told(command.lines()), profile=profile(run))
@@ -57,14 +57,14 @@ def profile(run: Run) -> dict[str, Any]:
         run.would("ncu", [ncu or "ncu", *options, *program])
         return {"reason": "" if ncu else "no ncu on this machine"}
     if ncu is not None:
-        text = run.run("ncu", [ncu, *options, *program], 25).text()
+        text = run.run("ncu", [ncu, *options, *program], 25).written
         if kernels := metrics_of(text):
             return {"reason": "", "by": "ncu", "kernels": kernels, "raw": text}
     if nsys is None:
         return {"reason": "not run: " + ("ncu reads no counters, and no nsys" if ncu else "no ncu, no nsys")}
     report = WORK / "nsys"
     command = [nsys, "profile", "--stats=true", "--force-overwrite=true", "-o", report, *program]
-    return {"reason": "", "by": "nsys", "raw": run.run("nsys", command, 25).text()}
+    return {"reason": "", "by": "nsys", "raw": run.run("nsys", command, 25).written}
 
 
 def metrics_of(text: str) -> list[dict[str, str]]:
