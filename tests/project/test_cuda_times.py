@@ -94,7 +94,7 @@ def test_what_the_emulator_took_is_no_figure(tool: ModuleType) -> None:
 
 
 def test_predictions_stand_beside_measurements(tool: ModuleType) -> None:
-    _, figures, predictions = committed(tool)
+    _, figures, _ = committed(tool)
     runs = tool.with_run(figures, tool.of_run(RUN))
     beside = {"before": "57-62", "predicted": 91, "target": None, "because": "of this"}
     here = {"op": SMOOTHED, "dtype": "float32", "shape": [2048, 32000], **beside}

@@ -234,6 +234,8 @@ def test_variants_are_measured_in_turns(
     assert gpu_run.taken(run, variants.variants, 60)["status"] == "not run"  # nothing to compare
     monkeypatch.setitem(variants.VARIANTS, "larger", variants.Variant(("SIZE=2",), ("softmax.cu",)))
     assert "-D SIZE=2" in " ".join(map(str, variants.command_of(run, variants.VARIANTS["larger"], 1)))
+    compiled = tmp_path / "compiled"
+    monkeypatch.setattr(variants, "command_of", lambda *_: ["sh", "-c", f"echo once >> {compiled}"])
     for folder, percent, bits in ((run.programs, 80, "11"), (tmp_path / "variant1", 90, "12")):
         cell = json.dumps({"op": "softmax", "dtype": "float32", "shape": [2, 3], "percent": percent})
         for element in ("float", "bfloat16"):
@@ -242,6 +244,10 @@ def test_variants_are_measured_in_turns(
     result = gpu_run.taken(run, variants.variants, 60)
     assert result["status"] == "ok"
     assert result["cells"] == [{"cell": "softmax float32 2x3", "baseline": 80, "larger": 90}]
+    assert compiled.read_text() == "once\n"
+    variants.begin(run)  # as in a run, beside an earlier step
+    gpu_run.taken(run, variants.variants, 60)
+    assert compiled.read_text() == "once\n" * 2
     assert result["bits"] == {"larger": {"equal": 0, "changed": ["a"], "new": 0}}
     turns = [command["name"] for command in result["commands"] if "round" in command["name"]]
     assert turns[:4] == ["baseline, round 1"] * 2 + ["larger, round 1"] * 2 and len(turns) == 12

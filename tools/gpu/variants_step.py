@@ -42,7 +42,7 @@ def command_of(run: Run, variant: Variant, number: int) -> list[Any]:
 def begin(run: Run) -> None:
     """Compile them while the device computes other things."""
     for number, (name, variant) in enumerate(VARIANTS.items()):
-        if number > 0 and not run.dry:
+        if number > 0 and name not in run.started and not run.dry:
             run.started[name] = run.start(name, command_of(run, variant, number), **TOOLS)
 
 
@@ -53,14 +53,14 @@ def variants(run: Run) -> dict[str, Any]:
         return {"status": "would run", "reason": "", "summary": f"{len(VARIANTS)} variants"}
     if len(VARIANTS) < 2:
         raise NotRun("there is only one variant")
+    begin(run)  # where no earlier step has
     commands: list[Command] = []
     folders = {}
     for number, name in enumerate(VARIANTS):
-        folders[name] = WORK / f"variant{number}" if number else run.programs
-        if name in run.started:
+        if number:
             commands.append(run.finish(run.started.pop(name)))
-            if not commands[-1].ok:
-                del folders[name]
+        if not number or commands[-1].ok:
+            folders[name] = WORK / f"variant{number}" if number else run.programs
     lines: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
     for turn in range(ROUNDS):
         for name, folder in folders.items():
