@@ -14,7 +14,7 @@
 #include <cstring>
 #include <string>
 
-#include "api.h"
+#include "../../csrc/cuda/device.h"
 
 namespace softkern::tools {
 
@@ -36,11 +36,6 @@ inline std::string device_name() { return "emulated"; }
 inline int runtime_version() { return 0; }
 inline size_t cache_bytes() { return 1 << 20; }
 inline size_t free_memory() { return size_t{1} << 30; }
-/// Clusters are emulated unless SIMT_CLUSTERS=0 says otherwise.
-inline bool has_clusters() {
-  const char* value = getenv("SIMT_CLUSTERS");
-  return value == nullptr || atoi(value) != 0;
-}
 
 /// Microseconds of a call.
 class Timer {
@@ -88,7 +83,6 @@ inline size_t free_memory() {
   check(cudaMemGetInfo(&there, &all));
   return there;
 }
-inline bool has_clusters() { return properties().major >= 9; }
 
 /// Microseconds of a call, by events on the device.
 class Timer {
@@ -147,7 +141,7 @@ class Memory {
 };
 
 /// The default stream of the first device.
-inline cuda::DeviceStream device_stream() { return {nullptr, has_clusters(), 0}; }
+inline cuda::DeviceStream device_stream() { return cuda::on_device(0, nullptr); }
 
 /// Seconds since the program began.
 inline double seconds() {

@@ -22,14 +22,16 @@ from pathlib import Path
 import cuda_build
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+BOTH = ("csrc/cuda/device.cpp",)
 PROGRAMS = {
     "check_cuda": (
+        *BOTH,
         "tools/check_cuda.cpp",
         "tools/cuda/check_softmax.cpp",
         "tools/cuda/check_losses.cpp",
         "tools/cuda/check_row_losses.cpp",
     ),
-    "time_cuda": ("tools/time_cuda.cpp", "tools/cuda/cells.cpp"),
+    "time_cuda": (*BOTH, "tools/time_cuda.cpp", "tools/cuda/cells.cpp"),
 }
 EMULATED = "build/emulated-alone"  # `make emulate` has its own, with sanitizers
 SLOWEST = ("row_losses", "cross_entropy")
@@ -38,7 +40,7 @@ HEADERS = ["csrc/common", "csrc/cpu", "csrc/cuda", "tools/cuda"]
 
 def compilers(emulate: bool) -> tuple[cuda_build.Compiler, cuda_build.Compiler]:
     """Of the kernels and of the programs."""
-    flags = ["-std=c++17", "-O2", "-I", "csrc/cuda", "-I", "tools"]
+    flags = ["-std=c++17", "-O2", "-I", "csrc/cuda", "-I", "tools", '-DSOFTKERN_CUDA_ARCHITECTURES=""']
     if emulate:
         kernels = replace(cuda_build.emulator(ROOT, {}), folder=EMULATED)
         own = [kernels.command[0], *flags, "-DSOFTKERN_EMULATED"]
@@ -64,7 +66,9 @@ def build(
     units = [
         *cuda_build.units(variant, changed, ROOT),
         *cuda_build.units(kernels, [name for name in every if name not in changed], ROOT),
-        *cuda_build.units(own, [name for names in PROGRAMS.values() for name in names], ROOT),
+        *cuda_build.units(
+            own, list(dict.fromkeys(name for names in PROGRAMS.values() for name in names)), ROOT
+        ),
     ]
     units = [unit for unit in units if element_of(unit) in ("", *elements)]
     # What takes longest is not the last to begin.
@@ -83,7 +87,7 @@ def element_of(unit: cuda_build.Unit) -> str:
 def link(
     into: Path, own: cuda_build.Compiler, units: Sequence[cuda_build.Unit], program: str, element: str
 ) -> None:
-    others = {source for name, sources in PROGRAMS.items() if name != program for source in sources}
+    others = {name for names in PROGRAMS.values() for name in names} - {*PROGRAMS[program]}
     objects = [u.object for u in units if element_of(u) in ("", element) and u.source not in others]
     target = into / f"{program}.{element}"
     done = subprocess.run([own.command[0], *objects, "-o", target], capture_output=True, text=True)
