@@ -16,6 +16,10 @@ SK_INLINE T* in_global_memory(T* p) {
   if (reinterpret_cast<uintptr_t>(p) % alignof(T) != 0) simt::fail("misaligned address");
   return p;
 }
+SK_INLINE void store_words(void* at, const uint32_t (&words)[4]) {
+  if (reinterpret_cast<uintptr_t>(at) % sizeof(words) != 0) simt::fail("misaligned address");
+  memcpy(at, words, sizeof(words));
+}
 SK_INLINE char* shared_memory() { return simt::self().block->shared.get(); }
 SK_INLINE void sync_warp() { simt::wait_at(simt::Wait::kWarp); }
 SK_INLINE void sync_block() { simt::wait_at(simt::Wait::kBlock); }
