@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include "../ops/cross_entropy/call.h"
 #include "../ops/onnx.h"
 #include "cross_entropy_derivatives.h"
 
@@ -125,6 +126,9 @@ struct CrossEntropyNode : SavingNode<CrossEntropyNode> {
   }
 };
 
+/// Whether an op with this tensor goes to the kernels of its device, past everything else.
+bool goes_to_kernels(const Tensor& x) { return !x.defined() || (is_plain(x) && !x._is_zerotensor()); }
+
 Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                     const SymCrossEntropyOptions& options, bool in_place) {
   const Tensor w = weight.has_value() ? *weight : Tensor();
@@ -136,9 +140,11 @@ Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTens
   const bool of_others = torch::autograd::compute_requires_grad(target, w);
   if (!of_logits && !of_others) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    // No mode or wrapper needs to see the call, so it goes to the kernels without a second dispatch.
-    if (is_plain(self) && is_plain(target) && !c10::impl::TorchDispatchModeTLS::any_modes_set()) {
-      return std::get<0>(cross_entropy_forward(self, target, weight, options, /*need_grad=*/false));
+    // No mode or wrapper needs to see the call, so it goes to the kernels without a second dispatch, and
+    // without tensors for a gradient.
+    if (goes_to_kernels(self) && goes_to_kernels(target) && goes_to_kernels(w) &&
+        !c10::impl::TorchDispatchModeTLS::any_modes_set()) {
+      return cross_entropy_loss(self, target, weight, options);
     }
     return cross_entropy(self, target, weight, options);
   }

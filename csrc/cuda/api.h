@@ -11,7 +11,7 @@
 
 namespace softkern::cuda {
 
-/// Where to launch: a stream of the current device, and what plans depend on. device.h makes it.
+/// Where and how to launch: a stream of the current device, and what plans depend on. device.h makes it.
 struct DeviceStream {
   void* handle = nullptr;
   int device = 0;
@@ -19,6 +19,18 @@ struct DeviceStream {
   // Bytes of shared memory.
   int shared_of_block = 48 << 10;
   int shared_of_multiprocessor = 48 << 10;
+  bool overlaps =
+      false;  // kernels may begin before the previous one of the stream has ended, also in a graph
+  // The previous kernel is of the same call, so the new one begins early if that is supported, and waits for
+  // it (follow_previous_kernel).
+  bool follows = false;
+
+  bool begins_early() const { return overlaps && follows; }
+  DeviceStream after_kernel() const {
+    DeviceStream result = *this;
+    result.follows = true;
+    return result;
+  }
 };
 
 /// Why a launch failed, or null; and the name of the way that computed the rows.
@@ -131,18 +143,24 @@ struct ScaleArgs {
   int64_t ignore_index;
 };
 
+/// The weights w_y of class indices, one per row.
+struct TargetWeights {
+  const void* target;
+  IndexType target_type;
+  int64_t classes, ignore_index;
+  const void* weight;  // of weight_type, or null
+  ElementType weight_type;
+};
+
 /// The sum of w_y over the targets that are not ignored, as a double, and its reciprocal. The sum is NaN if
 /// none of these targets has a nonzero weight.
 struct MassArgs {
-  const void* target;
-  IndexType target_type;
-  int64_t rows, classes, ignore_index;
-  const void* weight;  // of weight_type, or null
-  ElementType weight_type;
+  TargetWeights weights;
+  int64_t rows;
   double* mass;
   void* factor;  // double with factor_in_double, else float
   bool factor_in_double;
-  double* scratch;  // of mass_scratch(rows) numbers
+  double* scratch;  // of sum_scratch(rows) numbers
 };
 
 /// loss = sum / mass, and the factor of stored gradients: 1 if they are stored unscaled, 1 / (mass * storage)
@@ -151,14 +169,16 @@ struct ReduceArgs {
   const void* losses;  // double with in_double, else float
   bool in_double;
   int64_t rows;
-  double divisor;       // divides the sum
-  const double* mass;   // replaces divisor unless null
+  double divisor;      // divides the sum
+  const double* mass;  // replaces divisor unless null
+  bool by_weight;      // the sum of the weights, as in MassArgs, replaces both
+  TargetWeights weights;
   double storage;       // 0: gradients are stored unscaled
   const float* stored;  // replaces storage unless null
   void* loss;
   ElementType loss_type;
   void* grad_scale;  // double with in_double, else float; or null
-  double* scratch;   // of reduce_scratch(rows) numbers
+  double* scratch;   // of sum_scratch(rows) numbers
 };
 
 /// A softmax or its backward: Op is a tag that names it (`struct Softmax;`), and the op's .cu file has the
@@ -178,8 +198,7 @@ Outcome row_merge(const RowMergeArgs& args, const DeviceStream& stream);
 template <class T>
 Outcome scale(const ScaleArgs& args, const DeviceStream& stream);
 
-int64_t mass_scratch(int64_t rows);
-int64_t reduce_scratch(int64_t rows);
+int64_t sum_scratch(int64_t rows);
 const char* find_mass(const MassArgs& args, const DeviceStream& stream);
 const char* reduce_losses(const ReduceArgs& args, const DeviceStream& stream);
 

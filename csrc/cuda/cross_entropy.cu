@@ -195,6 +195,7 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
 
 template <class T, Spread kMass, Access kAccess, int E>
 __global__ void SK_BOUNDS(LossLimits<T, kMass>, kAccess, E) cross_entropy_kernel(Grid grid, Call<T> call) {
+  follow_previous_kernel();
   TeamOf<LossLimits<T, kMass>, T, E> team(grid.team);
   const int64_t number = team.row();
   // A row that threads keep has few enough classes for an int.
@@ -224,6 +225,7 @@ __global__ void SK_BOUNDS(LossLimits<T, kMass>, kAccess, E) cross_entropy_kernel
 /// Rows in shared memory. The thread that has the target class reads its logit there, and writes the loss.
 template <class T, Spread kMass, Access kAccess>
 __global__ void SK_SHARED_BOUNDS(T) cross_entropy_shared_kernel(Grid grid, Call<T> call) {
+  follow_previous_kernel();
   Team<Compute<T>, Kinds::kBlocks> team(grid.team);
   SharedRow<T, kAccess> row(team, grid, -INFINITY);
   const bool writes = call.grad.data != nullptr;
@@ -259,6 +261,7 @@ __global__ void SK_SHARED_BOUNDS(T) cross_entropy_shared_kernel(Grid grid, Call<
 template <class T, Spread kMass>
 __global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call) {
   using A = Compute<T>;
+  follow_previous_kernel();
   const Tile<T> tile(grid, 0);
   const int64_t number = tile.row();
   const auto target = target_of<T, kMass, int>(grid, call, number);

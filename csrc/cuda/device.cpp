@@ -41,6 +41,7 @@ std::string why_not(int) { return ""; }
 DeviceStream on_device(int device, void* stream) {
   DeviceStream found{stream, device};
   found.most_blocks = simt::number_from("SIMT_CLUSTERS", 1) != 0 ? 16 : 1;
+  found.overlaps = found.most_blocks > 1;
   found.shared_of_block = simt::shared_of_block();
   found.shared_of_multiprocessor = simt::shared_of_multiprocessor();
   return found;
@@ -74,6 +75,7 @@ namespace {
 /// What is asked of a device once, since every call needs it.
 struct Properties {
   std::atomic<bool> known{false};
+  std::atomic<bool> overlaps{false};
   std::atomic<int> most_blocks{1}, shared_of_block{0}, shared_of_multiprocessor{0};
 };
 
@@ -85,12 +87,20 @@ int attribute(cudaDeviceAttr which, int device, int otherwise) {
   return otherwise;
 }
 
+/// Whether the driver captures launches that overlap in a graph.
+bool captures_early_kernels() {
+  constexpr int kCaptured = 12030;
+  int version = 0;
+  return CUDART_VERSION >= kCaptured && cudaDriverGetVersion(&version) == cudaSuccess && version >= kCaptured;
+}
+
 void ask(int device, Properties& answer) {
   int major = 0, minor = 0;
   // More than 8 blocks are not portable: known_clusters() asks whether they fit.
   const bool clusters = capability(device, &major, &minor) == cudaSuccess && major >= 9;
   const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, 48 << 10);
   answer.most_blocks = clusters ? 16 : 1;
+  answer.overlaps = clusters && captures_early_kernels();
   answer.shared_of_block = shared;
   answer.shared_of_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device, shared);
   answer.known = true;
@@ -105,7 +115,10 @@ DeviceStream on_device(int device, void* stream) {
   Properties& found = device >= 0 && device < kKept ? of_devices[device] : unkept;
   // Threads that ask at the same time get the same answers.
   if (!found.known) ask(device, found);
-  return {stream, device, found.most_blocks, found.shared_of_block, found.shared_of_multiprocessor};
+  DeviceStream result{stream, device, found.most_blocks, found.shared_of_block,
+                      found.shared_of_multiprocessor};
+  result.overlaps = found.overlaps;
+  return result;
 }
 
 #endif

@@ -11,6 +11,13 @@
 namespace softkern::cuda {
 namespace {
 
+/// The beginning of each kernel that may begin before the previous one of its stream has ended. Before it,
+/// nothing may be accessed.
+SK_INLINE void follow_previous_kernel() {
+  let_next_kernel_begin();
+  wait_for_previous_kernel();
+}
+
 SK_INLINE double at_least(double x, double least) { return x < least ? least : x; }
 
 }  // namespace

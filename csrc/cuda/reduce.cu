@@ -10,13 +10,17 @@ namespace softkern::cuda {
 namespace {
 
 // A thread loads kAtOnce rows before it adds the first one, so that it waits for memory once.
-constexpr int kThreads = 512, kAtOnce = 8;
-// One block adds up to kRowsAlone rows. For more rows there are as many blocks as needed, at most kMostParts.
-constexpr int64_t kRowsAlone = kThreads * kAtOnce, kMostParts = 1024;
+constexpr int kThreads = 1024, kAtOnce = 8;
+constexpr int64_t kRowsOfRound = kThreads * kAtOnce;
+// Two rounds of one block take as long as a second launch.
+constexpr int64_t kRowsAlone = 2 * kRowsOfRound;
+// For more rows there are as many blocks as needed for one round each, at most kMostParts.
+constexpr int64_t kMostParts = 1024;
 
 int64_t parts_of(int64_t rows) {
-  const int64_t parts = (rows + kRowsAlone - 1) / kRowsAlone;
-  return parts < 1 ? 1 : parts > kMostParts ? kMostParts : parts;
+  if (rows <= kRowsAlone) return 1;
+  const int64_t parts = (rows + kRowsOfRound - 1) / kRowsOfRound;
+  return parts > kMostParts ? kMostParts : parts;
 }
 
 /// Rows r, r + kThreads, ... of a block's part.
@@ -26,7 +30,7 @@ struct Part {
   /// Calls f(at(r)) for each row r of the part, and f(none) after its end.
   template <class At, class Found, class F>
   SK_INLINE void each(At at, Found none, F f) const {
-    for (int64_t r = first; r < end; r += kRowsAlone) {
+    for (int64_t r = first; r < end; r += kRowsOfRound) {
       Found v[kAtOnce];
       SK_UNROLL
       for (int j = 0; j < kAtOnce; ++j) v[j] = r + j * kThreads < end ? at(r + j * kThreads) : none;
@@ -43,13 +47,8 @@ struct Part {
   }
 };
 
-/// The team of all threads of a block, for sums.
-struct WholeBlock : Team<double> {
-  SK_INLINE WholeBlock() : Team<double>({TeamKind::kBlock, kThreads}) {}
-};
-constexpr size_t kSharedBytes = team_bytes<double>({TeamKind::kBlock, kThreads}, kThreads);
-
-SK_INLINE bool is_first_thread() { return threadIdx.x == 0; }
+/// All threads of a block, which add up so many sums.
+constexpr TeamShape whole_block(int sums) { return {TeamKind::kBlock, kThreads, 1, sums}; }
 
 struct FloatOrDouble {
   void* at;  // null: none
@@ -64,52 +63,50 @@ struct FloatOrDouble {
   }
 };
 
-/// If all weights are 0, there is no mean: it is 0/0, even if label smoothing alone would make it x/0.
-SK_INLINE void store_mass(const double (&sums)[2], double* mass, const FloatOrDouble& factor) {
-  *mass = sums[1] == 0 ? static_cast<double>(NAN) : sums[0];
-  factor.set(1 / *mass);
-}
+/// The weights of the targets that are not ignored: their sum, and how many of them are not 0.
+struct WeightSums {
+  IndexTarget target;
+  const void* weight;
+  ElementType weight_type;
+  int64_t classes;
 
-/// Sums the weights of the targets that are not ignored, and counts the nonzero ones.
-__global__ void __launch_bounds__(kThreads)
-    mass_kernel(IndexTarget target, const void* weight, ElementType weight_type, int64_t rows,
-                int64_t classes, double* mass, FloatOrDouble factor, double* scratch) {
-  const Part part(rows);
-  double sums[2] = {0, 0};
-  part.each([&](int64_t r) { return target.of(r); }, target.ignore_index,
-            [&](int64_t y) {
-              // Skips targets that are neither a class nor ignored. The kernel of the losses stops the device
-              // for them.
-              if (y == target.ignore_index || y < 0 || y >= classes) return;
-              const double w = weight != nullptr ? element(weight, weight_type, y) : 1.0;
-              sums[0] += w;
-              sums[1] += w != 0 ? 1.0 : 0.0;
-            });
-  WholeBlock team;
-  team.sum(sums);
-  if (!is_first_thread()) return;
-  if (gridDim.x == 1) {
-    store_mass(sums, mass, factor);
-  } else {
-    scratch[2 * blockIdx.x] = sums[0];
-    scratch[2 * blockIdx.x + 1] = sums[1];
+  SK_INLINE void add(double* sums, int64_t y) const {
+    // Skips targets that are neither a class nor ignored. The kernel of the losses stops the device for them.
+    if (y == target.ignore_index || y < 0 || y >= classes) return;
+    const double w = weight != nullptr ? element(weight, weight_type, y) : 1.0;
+    sums[0] += w;
+    sums[1] += w != 0 ? 1.0 : 0.0;
   }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    merge_mass_kernel(const double* scratch, int64_t parts, double* mass, FloatOrDouble factor) {
-  double sums[2] = {0, 0};
-  for (int64_t p = static_cast<int>(threadIdx.x); p < parts; p += kThreads) {
-    sums[0] += scratch[2 * p];
-    sums[1] += scratch[2 * p + 1];
+  /// If all weights are 0, there is no mean: it is 0/0, even if label smoothing alone would make it x/0.
+  static SK_INLINE double mass_of(const double* sums) {
+    return sums[1] == 0 ? static_cast<double>(NAN) : sums[0];
   }
-  WholeBlock team;
-  team.sum(sums);
-  if (is_first_thread()) store_mass(sums, mass, factor);
-}
+};
 
-/// Makes the loss and grad_scale from the sum of the losses.
-struct Result {
+/// Before the losses.
+struct Mass {
+  static constexpr int kSums = 2;
+  WeightSums weights;
+  double* mass;
+  FloatOrDouble factor;
+
+  SK_INLINE void add(const Part& part, double (&sums)[kSums]) const {
+    part.each([&](int64_t r) { return weights.target.of(r); }, weights.target.ignore_index,
+              [&](int64_t y) { weights.add(sums, y); });
+  }
+  SK_INLINE void store(const double (&sums)[kSums]) const {
+    *mass = WeightSums::mass_of(sums);
+    factor.set(1 / *mass);
+  }
+};
+
+/// The loss and grad_scale, from the sum of the losses. kWithWeights: and from the sum of the weights.
+template <bool kWithWeights>
+struct Loss {
+  static constexpr int kSums = kWithWeights ? 3 : 1;
+  const void* losses;
+  bool in_double;
+  WeightSums weights;
   double divisor;
   const double* mass;
   double storage;
@@ -118,9 +115,30 @@ struct Result {
   ElementType loss_type;
   FloatOrDouble grad_scale;
 
-  SK_INLINE void store(double total) const {
-    const double by = mass != nullptr ? *mass : divisor;
-    const double value = total / by;
+  struct Row {
+    double loss;
+    int64_t y;
+  };
+  SK_INLINE double loss_of(int64_t row) const {
+    return in_double ? static_cast<const double*>(losses)[row]
+                     : static_cast<double>(static_cast<const float*>(losses)[row]);
+  }
+  SK_INLINE void add(const Part& part, double (&sums)[kSums]) const {
+    if constexpr (kWithWeights) {
+      part.each([&](int64_t r) { return Row{loss_of(r), weights.target.of(r)}; },
+                Row{0, weights.target.ignore_index},
+                [&](const Row& row) {
+                  sums[0] += row.loss;
+                  weights.add(sums + 1, row.y);
+                });
+    } else {
+      part.each([&](int64_t r) { return loss_of(r); }, 0.0, [&](double v) { sums[0] += v; });
+    }
+  }
+  SK_INLINE void store(const double (&sums)[kSums]) const {
+    double by = mass != nullptr ? *mass : divisor;
+    if constexpr (kWithWeights) by = WeightSums::mass_of(sums + 1);
+    const double value = sums[0] / by;
     // 16-bit types are rounded to float first, as a sum in float would be.
     switch (loss_type) {
       case kDouble:
@@ -140,64 +158,81 @@ struct Result {
   }
 };
 
-__global__ void __launch_bounds__(kThreads)
-    loss_kernel(const void* losses, bool in_double, int64_t rows, Result result, double* scratch) {
-  const Part part(rows);
-  double sums[1] = {0};
-  const auto loss = [&](int64_t r) {
-    return in_double ? static_cast<const double*>(losses)[r]
-                     : static_cast<double>(static_cast<const float*>(losses)[r]);
-  };
-  part.each(loss, 0.0, [&](double v) { sums[0] += v; });
-  WholeBlock team;
+/// Number k of part p is at scratch[p * kSums + k].
+template <class Of>
+SK_INLINE void finish(const Of& of, double (&sums)[Of::kSums], double* scratch) {
+  Team<double> team(whole_block(Of::kSums));
   team.sum(sums);
-  if (!is_first_thread()) return;
+  if (threadIdx.x != 0) return;
   if (gridDim.x == 1) {
-    result.store(sums[0]);
+    of.store(sums);
   } else {
-    scratch[blockIdx.x] = sums[0];
+    SK_UNROLL
+    for (int k = 0; k < Of::kSums; ++k) scratch[blockIdx.x * Of::kSums + k] = sums[k];
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    merge_loss_kernel(const double* scratch, int64_t parts, Result result) {
-  double sums[1] = {0};
-  for (int64_t p = static_cast<int>(threadIdx.x); p < parts; p += kThreads) sums[0] += scratch[p];
-  WholeBlock team;
-  team.sum(sums);
-  if (is_first_thread()) result.store(sums[0]);
+template <class Of>
+__global__ void __launch_bounds__(kThreads) sum_kernel(Of of, int64_t rows, double* scratch) {
+  follow_previous_kernel();
+  double sums[Of::kSums] = {};
+  of.add(Part(rows), sums);
+  finish(of, sums, scratch);
+}
+
+template <class Of>
+__global__ void __launch_bounds__(kThreads) merge_kernel(Of of, int64_t parts, double* scratch) {
+  follow_previous_kernel();
+  double sums[Of::kSums] = {};
+  for (int64_t p = static_cast<int>(threadIdx.x); p < parts; p += kThreads) {
+    SK_UNROLL
+    for (int k = 0; k < Of::kSums; ++k) sums[k] += scratch[p * Of::kSums + k];
+  }
+  finish(of, sums, scratch);
+}
+
+template <class Of>
+const char* add_up(const Of& of, int64_t rows, double* scratch, const DeviceStream& stream) {
+  constexpr size_t kShared = team_bytes<double>(whole_block(Of::kSums), kThreads);
+  const int64_t parts = parts_of(rows);
+  const char* error = start(sum_kernel<Of>, {parts, kThreads, 1, kShared}, stream, of, rows, scratch);
+  if (error != nullptr || parts == 1) return error;
+  return start(merge_kernel<Of>, {1, kThreads, 1, kShared}, stream.after_kernel(), of, parts, scratch);
+}
+
+WeightSums weight_sums(const TargetWeights& of) {
+  return {{of.target, of.target_type, of.ignore_index}, of.weight, of.weight_type, of.classes};
+}
+
+template <bool kWithWeights>
+const char* reduce(const ReduceArgs& args, const DeviceStream& stream) {
+  const Loss<kWithWeights> loss{args.losses,
+                                args.in_double,
+                                weight_sums(args.weights),
+                                args.divisor,
+                                args.mass,
+                                args.storage,
+                                args.stored,
+                                args.loss,
+                                args.loss_type,
+                                {args.grad_scale, args.in_double}};
+  return add_up(loss, args.rows, args.scratch, stream);
 }
 
 }  // namespace
 
-int64_t mass_scratch(int64_t rows) { return parts_of(rows) > 1 ? 2 * parts_of(rows) : 0; }
-int64_t reduce_scratch(int64_t rows) { return parts_of(rows) > 1 ? parts_of(rows) : 0; }
+int64_t sum_scratch(int64_t rows) {
+  const int64_t parts = parts_of(rows);
+  return parts > 1 ? Loss<true>::kSums * parts : 0;
+}
 
 const char* find_mass(const MassArgs& args, const DeviceStream& stream) {
-  const int64_t parts = parts_of(args.rows);
-  const FloatOrDouble factor{args.factor, args.factor_in_double};
-  const char* error = start(mass_kernel, {parts, kThreads, 1, kSharedBytes}, stream,
-                            IndexTarget{args.target, args.target_type, args.ignore_index}, args.weight,
-                            args.weight_type, args.rows, args.classes, args.mass, factor, args.scratch);
-  if (error != nullptr || parts == 1) return error;
-  return start(merge_mass_kernel, {1, kThreads, 1, kSharedBytes}, stream,
-               static_cast<const double*>(args.scratch), parts, args.mass, factor);
+  const Mass mass{weight_sums(args.weights), args.mass, {args.factor, args.factor_in_double}};
+  return add_up(mass, args.rows, args.scratch, stream);
 }
 
 const char* reduce_losses(const ReduceArgs& args, const DeviceStream& stream) {
-  const int64_t parts = parts_of(args.rows);
-  const Result result{args.divisor,
-                      args.mass,
-                      args.storage,
-                      args.stored,
-                      args.loss,
-                      args.loss_type,
-                      {args.grad_scale, args.in_double}};
-  const char* error = start(loss_kernel, {parts, kThreads, 1, kSharedBytes}, stream, args.losses,
-                            args.in_double, args.rows, result, args.scratch);
-  if (error != nullptr || parts == 1) return error;
-  return start(merge_loss_kernel, {1, kThreads, 1, kSharedBytes}, stream,
-               static_cast<const double*>(args.scratch), parts, result);
+  return args.by_weight ? reduce<true>(args, stream) : reduce<false>(args, stream);
 }
 
 }  // namespace softkern::cuda

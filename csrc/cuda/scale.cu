@@ -225,6 +225,7 @@ SK_INLINE void scale_pieces(const Grid& grid, const Pieces& pieces, const Factor
 template <class T, Walk kWalk>
 __global__ void SK_BOUNDS(ScaleLimits<T>, Access::kElements, 0)
     scale_kernel(Grid grid, Pieces pieces, Place step, Factors<T> factors, Rows input, Rows output) {
+  follow_previous_kernel();
   const int64_t first =
       static_cast<int64_t>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
   const int64_t threads = static_cast<int64_t>(gridDim.x) * static_cast<int>(blockDim.x);

@@ -14,6 +14,7 @@ namespace {
 template <class T>
 SK_INLINE T* in_global_memory(T* p) {
   if (reinterpret_cast<uintptr_t>(p) % alignof(T) != 0) simt::fail("misaligned address");
+  if (simt::is_early()) simt::fail("an access to memory before the previous kernel has ended");
   return p;
 }
 SK_INLINE void store_words(void* at, const uint32_t (&words)[4]) {
@@ -24,6 +25,8 @@ SK_INLINE char* shared_memory() { return simt::self().block->shared.get(); }
 SK_INLINE void sync_warp() { simt::wait_at(simt::Wait::kWarp); }
 SK_INLINE void sync_block() { simt::wait_at(simt::Wait::kBlock); }
 SK_INLINE void meet_cluster() { simt::wait_at(simt::Wait::kCluster); }
+SK_INLINE void wait_for_previous_kernel() { simt::self().waited = true; }
+SK_INLINE void let_next_kernel_begin() {}
 template <class A>
 SK_INLINE A shuffle_xor(A value, int offset) {
   return simt::shuffle_xor(value, offset);
@@ -85,13 +88,13 @@ SK_INLINE uint32_t larger_pair(uint32_t a, uint32_t b) {
 }
 
 template <class... P>
-const char* start(void (*kernel)(P...), const Dims& dims, const DeviceStream&, P... arguments) {
+const char* start(void (*kernel)(P...), const Dims& dims, const DeviceStream& stream, P... arguments) {
   if (dims.cluster > 1 && dims.cluster > simt::promised_cluster_room()) return kNoRoom;
   const int64_t blocks = blocks_of(dims, simt::at_a_time());
   if (blocks > kMostBlocksOfGrid) return "too many rows for one launch";
   const char* error =
       simt::run<P...>(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(dims.threads),
-                      dims.cluster, dims.shared, arguments...);
+                      dims.cluster, dims.shared, stream.begins_early(), arguments...);
   return error == simt::kNoRoom ? kNoRoom : error;
 }
 

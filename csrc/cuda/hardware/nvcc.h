@@ -44,6 +44,19 @@ SK_INLINE void meet_cluster() {
   asm volatile("barrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait;" ::: "memory");
 #endif
 }
+/// Waits until the previous kernel of the stream has ended and its results are in memory. For kernels that
+/// begin early; for others, it does nothing.
+SK_INLINE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// Lets the next kernel of the stream begin as soon as all blocks of this one have called this.
+SK_INLINE void let_next_kernel_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
 template <class A>
 SK_INLINE A shuffle_xor(A value, int offset) {
   return __shfl_xor_sync(0xffffffffu, value, offset);
@@ -274,17 +287,24 @@ const char* start(void (*kernel)(P...), const Dims& dims, const DeviceStream& st
   config.blockDim = dim3(static_cast<unsigned>(dims.threads));
   config.dynamicSmemBytes = dims.shared;
   config.stream = static_cast<cudaStream_t>(stream.handle);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(dims.cluster);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = clusters ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (clusters) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(dims.cluster);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  }
   const int room = clusters || dims.stays ? at_a_time(entry, config, dims, stream) : kUnknown;
   if (clusters && room == 0) return kNoRoom;
   const int64_t blocks = blocks_of(dims, room);
   if (blocks > kMostBlocksOfGrid) return "too many rows for one launch";
   config.gridDim = dim3(static_cast<unsigned>(blocks));
+  if (stream.begins_early()) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
   void* pointers[] = {&arguments...};
   const cudaError_t error = cudaLaunchKernelExC(&config, entry, pointers);
   if (error == cudaSuccess) return nullptr;

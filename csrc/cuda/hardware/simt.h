@@ -11,6 +11,7 @@
 //   (kOrders of simt_device.h), which SIMT_ORDER selects;
 // - threads that wait for each other at different barriers, and lanes that have exited before a shuffle of
 //   their warp;
+// - kernels that begin early and don't wait for the previous one, or access tensors before;
 // - accesses to shared memory of another block that may not have begun yet, or may have ended;
 // - reads of what an asynchronous copy or message brings, without waiting for it, and writes to where one is
 //   on its way: it arrives as early or as late as it may, depending on the order.
@@ -94,6 +95,7 @@ struct Thread {
   std::vector<Copy> copies;
 
   bool can_go_on() const { return wait == Wait::kNothing || (wait == Wait::kInbox && inbox->phase != phase); }
+  bool waited = false;  // for the previous kernel
 };
 
 struct Warp {
@@ -118,6 +120,7 @@ struct Launch {
   Dim grid, block;
   int cluster = 1;
   const Order* order = nullptr;
+  bool early = false;  // it may begin before the previous kernel has ended
   std::function<void()> body;
   std::vector<Message> messages;  // on their way
   const char* error = nullptr;
@@ -186,6 +189,8 @@ inline void fail(const char* why) {
   wait_at(Wait::kDone);
 }
 
+inline bool is_early() { return machine().launch->early && !self().waited; }
+
 inline void enter() {
   Machine& m = machine();
 #if defined(__SANITIZE_ADDRESS__)
@@ -193,6 +198,7 @@ inline void enter() {
 #endif
   m.launch->body();
   if (!self().copies.empty()) fail("a thread ended before its copies");
+  if (is_early()) fail("the kernel began early and did not wait for the previous one");
   self().block->ended = true;
   wait_at(Wait::kDone);
 }
@@ -219,6 +225,7 @@ inline Thread& fresh_thread(Machine& m, size_t i) {
   t.wait = Wait::kNothing;
   t.shuffles = 0;
   t.copies.clear();
+  t.waited = false;
   return t;
 }
 
@@ -327,7 +334,7 @@ inline void run_cluster(Machine& m, Launch& launch, unsigned first_block, size_t
 /// Null, or why the launch failed.
 template <class... Parameters>
 const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, int cluster,
-                size_t shared_bytes, Parameters... arguments) {
+                size_t shared_bytes, bool early, Parameters... arguments) {
   if (blocks == 0 || threads == 0 || threads > 1024 || threads % kWarpLanes != 0 || cluster < 1 ||
       blocks % static_cast<unsigned>(cluster) != 0 || static_cast<int>(shared_bytes) > shared_of_block()) {
     return "invalid configuration argument";
@@ -341,6 +348,8 @@ const char* run(void (*kernel)(Parameters...), unsigned blocks, unsigned threads
   launch.block = {threads};
   launch.cluster = cluster;
   launch.order = order;
+  launch.early = early;
+  note_launch(blocks, threads, early);
   launch.body = [=] { kernel(arguments...); };
   m.launch = &launch;
   for (unsigned b = 0; b < blocks && launch.error == nullptr; b += static_cast<unsigned>(cluster)) {

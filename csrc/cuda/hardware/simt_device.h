@@ -3,6 +3,7 @@
 // variables.
 #pragma once
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -52,5 +53,14 @@ inline int at_a_time() { return number_from("SIMT_AT_A_TIME", 1); }
 /// 9.0, or one more KiB than SIMT_SHARED_KIB for the latter.
 inline int shared_of_block() { return number_from("SIMT_SHARED_KIB", 227) << 10; }
 inline int shared_of_multiprocessor() { return shared_of_block() + (1 << 10); }
+
+/// For tests: a line for each launch, in the file that SIMT_LAUNCHES names.
+inline void note_launch(unsigned blocks, unsigned threads, bool early) {
+  const char* name = getenv("SIMT_LAUNCHES");
+  FILE* file = name != nullptr ? fopen(name, "a") : nullptr;
+  if (file == nullptr) return;
+  fprintf(file, "%u blocks of %u%s\n", blocks, threads, early ? ", early" : "");
+  fclose(file);
+}
 
 }  // namespace simt

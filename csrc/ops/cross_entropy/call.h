@@ -22,6 +22,9 @@ struct Number {
   }
 };
 
+/// Whether gradients are stored at that scale: 0 says that they are stored unscaled.
+inline bool is_scaled(const Number& storage) { return storage.value != 0 || storage.on_device.defined(); }
+
 /// Arguments that takes_cross_entropy() has accepted.
 struct CrossEntropyCall {
   const Tensor& logits;
@@ -40,6 +43,12 @@ struct CrossEntropyCall {
 struct Divisor {
   Number divisor, reciprocal;
 };
+
+/// Of a mean with class probabilities.
+inline Divisor divisor_of_rows(const CrossEntropyCall& call) {
+  const auto rows = static_cast<double>(call.layout.rows);
+  return {{rows}, {1 / rows}};
+}
 
 struct RowCall;
 struct RowParts;
@@ -76,6 +85,11 @@ class CrossEntropyKernels {
   virtual void reduce(const Tensor& losses, const Number& divisor, const Number& storage, const Tensor& loss,
                       const Tensor& grad_scale) const = 0;
 
+  /// The loss of a mean or a sum and, if `grad` is defined, the gradient and its grad_scale: by default with
+  /// the steps above.
+  virtual void reduced_loss(const CrossEntropyCall& call, const Number& storage, const Tensor& loss,
+                            const Tensor& grad, const Tensor& grad_scale) const;
+
   /// out = grad * (grad_output * grad_scale), with one factor for all rows or one for each row. out may be
   /// grad. `target` has the class indices, whose ignored rows stay zeros; it is undefined with class
   /// probabilities.
@@ -103,6 +117,10 @@ class CrossEntropyKernels {
 bool set_cross_entropy_kernels(Backend backend, const CrossEntropyKernels& kernels);
 /// The kernels of the backend that computes a device's tensors. Raises if there is none.
 const CrossEntropyKernels& cross_entropy_kernels(c10::Device device);
+
+/// The loss of cross_entropy_forward alone, for tensors that no mode and no wrapper watches.
+Tensor cross_entropy_loss(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
+                          const SymCrossEntropyOptions& options);
 
 /// Raises torch's exception for the first target that is out of range.
 [[noreturn]] void raise_out_of_bounds(const CrossEntropyCall& call);

@@ -42,6 +42,20 @@ void CrossEntropyKernels::set(const Tensor& scalar, double value) const { scalar
 
 Tensor CrossEntropyKernels::new_output(const Tensor& like) const { return softkern::new_output(like); }
 
+void CrossEntropyKernels::reduced_loss(const CrossEntropyCall& call, const Number& storage,
+                                       const Tensor& loss, const Tensor& grad,
+                                       const Tensor& grad_scale) const {
+  Divisor divisor{{1}, {1}};
+  if (call.indices) {
+    divisor = check_targets(call);
+  } else if (call.options.reduction == kMean) {
+    divisor = divisor_of_rows(call);
+  }
+  const Tensor losses = new_numbers(call.logits, {call.layout.rows}, call.compute);
+  rows(call, is_scaled(storage) ? storage : divisor.reciprocal, losses, grad);
+  reduce(losses, divisor.divisor, storage, loss, grad_scale);
+}
+
 void raise_out_of_bounds(const CrossEntropyCall& call) {
   const Tensor targets = call.target.to(at::kCPU, at::kLong).contiguous();
   const int64_t* const y = targets.const_data_ptr<int64_t>();
@@ -84,44 +98,32 @@ Tensor unreduced_scale(const CrossEntropyKernels& kernels, const CrossEntropyCal
   return result;
 }
 
-/// Returns (loss, grad, grad_scale). grad is undefined if no gradient is wanted.
+/// Returns (loss, grad, grad_scale). The latter two are undefined if no gradient is wanted.
 std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const Tensor& self, const Tensor& target,
                                                      const OptionalTensor& weight,
                                                      const SymCrossEntropyOptions& options,
                                                      Gradient gradient) {
   const CrossEntropyKernels& kernels = cross_entropy_kernels(self.device());
   const CrossEntropyCall call = checked(kernels, self, target, weight, options);
-  const bool need_grad = gradient != Gradient::kNone, reduces = call.options.reduction != kNone;
+  const bool need_grad = gradient != Gradient::kNone;
 
-  Divisor divisor{{1}, {1}};
-  if (call.indices) {
-    divisor = kernels.check_targets(call);
-  } else if (call.options.reduction == kMean) {
-    const auto rows = static_cast<double>(call.layout.rows);
-    divisor = {{rows}, {1 / rows}};
-  }
   Number storage;  // 0: gradients are stored unscaled
   if (need_grad && self.scalar_type() == at::kHalf) {
     storage = call.indices && !call.weight.defined() ? Number{0x1p15} : kernels.half_storage(call);
   }
-  const bool stored = storage.value != 0 || storage.on_device.defined();
-
-  const bool narrow = !reduces && kernels.stores_narrow();
-  const Tensor losses = new_numbers(self, {call.layout.rows}, narrow ? self.scalar_type() : call.compute);
-  Tensor grad;  // set after the checks, so that a refused call writes nothing
+  Tensor loss, grad, grad_scale;
   if (gradient == Gradient::kFresh) grad = kernels.new_output(self);
   if (gradient == Gradient::kOverLogits) grad = self;
-  kernels.rows(call, stored ? storage : divisor.reciprocal, losses, grad);
-
-  Tensor loss, grad_scale;
-  if (!need_grad) grad_scale = new_numbers(self, {0}, call.compute);
-  if (!reduces) {
-    loss = losses.to(self.scalar_type()).view(target_sizes(self));
+  if (call.options.reduction == kNone) {
+    if (call.indices) kernels.check_targets(call);
+    loss = new_numbers(self, target_sizes(self), kernels.stores_narrow() ? self.scalar_type() : call.compute);
+    kernels.rows(call, is_scaled(storage) ? storage : Number{1}, loss, grad);
+    loss = loss.to(self.scalar_type());
     if (need_grad) grad_scale = unreduced_scale(kernels, call, storage);
   } else {
     loss = new_numbers(self, {}, self.scalar_type());
     if (need_grad) grad_scale = new_numbers(self, {}, call.compute);
-    kernels.reduce(losses, divisor.divisor, storage, loss, need_grad ? grad_scale : Tensor());
+    kernels.reduced_loss(call, storage, loss, grad, grad_scale);
   }
   return {loss, grad, grad_scale};
 }
@@ -131,7 +133,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& self, const Tensor& tar
                                            const SymCrossEntropyOptions& options, bool need_grad) {
   auto [loss, grad, grad_scale] =
       loss_and_gradient(self, target, weight, options, need_grad ? Gradient::kFresh : Gradient::kNone);
-  if (!need_grad) grad = at::empty({0}, self.options());
+  if (!need_grad) {
+    grad = at::empty({0}, self.options());
+    grad_scale = new_numbers(self, {0}, compute_type(self));
+  }
   return {loss, grad, grad_scale};
 }
 
@@ -151,6 +156,11 @@ void register_forward(torch::Library& m) {
 }
 
 }  // namespace
+
+Tensor cross_entropy_loss(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
+                          const SymCrossEntropyOptions& options) {
+  return std::get<0>(loss_and_gradient(self, target, weight, options, Gradient::kNone));
+}
 
 TORCH_LIBRARY_IMPL(softkern, CPU, m) { register_forward(m); }
 TORCH_LIBRARY_IMPL(softkern, CUDA, m) { register_forward(m); }

@@ -7,6 +7,54 @@
 namespace softkern::cuda {
 namespace {
 
+double* doubles_in(const Tensor& numbers) {
+  return numbers.defined() ? static_cast<double*>(numbers.data_ptr()) : nullptr;
+}
+
+/// Memory for sums of the rows; undefined if none is needed.
+Tensor scratch_for(const Tensor& x, int64_t rows) {
+  const int64_t numbers = sum_scratch(rows);
+  return numbers > 0 ? new_numbers(x, {numbers}, at::kDouble) : Tensor();
+}
+
+TargetWeights weights_of(const CrossEntropyCall& call) {
+  return {call.target.const_data_ptr(),
+          index_type_of(call.target),
+          call.classes(),
+          call.options.ignore_index,
+          call.weight.defined() ? call.weight.const_data_ptr() : nullptr,
+          element_type(call.logits)};
+}
+
+/// Multiplies gradients by `factor` and, unless it is null, by the number of the compute type at `at`.
+void launch_rows(const CrossEntropyCall& call, double factor, const void* at, void* losses, bool narrow,
+                 const Tensor& grad, const DeviceStream& stream) {
+  if (call.layout.rows == 0) return;
+  Tensor keep_logits, keep_target;
+  CrossEntropyArgs args{};
+  args.shape = call.layout.shape;
+  args.rows = call.layout.rows;
+  args.logits = readable_rows(call.logits, call.dim, keep_logits);
+  if (call.indices) {
+    args.target = call.target.const_data_ptr();
+    args.target_type = index_type_of(call.target);
+  } else {
+    args.probabilities = readable_rows(call.target, call.dim, keep_target);
+  }
+  args.weight = call.weight.defined() ? call.weight.const_data_ptr() : nullptr;
+  args.options = call.options;
+  args.loss = losses;
+  args.narrow_loss = narrow;
+  args.grad_factor = factor;
+  args.factor = at;
+  if (grad.defined()) args.grad = *as_rows(grad, call.dim, grad.data_ptr());
+  const Outcome outcome = with_element(element_type(call.logits), [&](auto element) {
+    return cuda::cross_entropy<decltype(element)>(args, stream);
+  });
+  if (!kStopsDevice && outcome.error != nullptr && call.indices) raise_out_of_bounds(call);
+  check_launch(outcome);
+}
+
 class CudaKernels final : public CrossEntropyKernels {
  public:
   /// Does not check the range of targets: the kernel of the rows stops the device if one is out of range.
@@ -15,50 +63,57 @@ class CudaKernels final : public CrossEntropyKernels {
     const OnDevice device(call.logits);
     const Tensor sum = new_numbers(call.logits, {}, at::kDouble);
     const Tensor reciprocal = new_numbers(call.logits, {}, call.compute);
-    MassArgs args{};
-    args.target = call.target.const_data_ptr();
-    args.target_type = index_type_of(call.target);
-    args.rows = call.layout.rows;
-    args.classes = call.classes();
-    args.ignore_index = call.options.ignore_index;
-    args.weight = call.weight.defined() ? call.weight.const_data_ptr() : nullptr;
-    args.weight_type = element_type(call.logits);
-    args.mass = static_cast<double*>(sum.data_ptr());
-    args.factor = reciprocal.data_ptr();
-    args.factor_in_double = call.compute == at::kDouble;
-    const Tensor scratch = new_numbers(call.logits, {mass_scratch(args.rows)}, at::kDouble);
-    args.scratch = static_cast<double*>(scratch.data_ptr());
-    check_launch(find_mass(args, device.target()));
+    const Tensor scratch = scratch_for(call.logits, call.layout.rows);
+    check_launch(find_mass({weights_of(call), call.layout.rows, doubles_in(sum), reciprocal.data_ptr(),
+                            call.compute == at::kDouble, doubles_in(scratch)},
+                           device.target()));
     return {{0, sum}, {0, reciprocal}};
   }
 
   void rows(const CrossEntropyCall& call, const Number& factor, const Tensor& losses,
             const Tensor& grad) const override {
-    if (call.layout.rows == 0) return;
     const OnDevice device(call.logits);
-    Tensor keep_logits, keep_target;
-    CrossEntropyArgs args{};
-    args.shape = call.layout.shape;
-    args.rows = call.layout.rows;
-    args.logits = readable_rows(call.logits, call.dim, keep_logits);
-    if (call.indices) {
-      args.target = call.target.const_data_ptr();
-      args.target_type = index_type_of(call.target);
-    } else {
-      args.probabilities = readable_rows(call.target, call.dim, keep_target);
+    launch_rows(call, factor.on_device.defined() ? 1 : factor.value, factor.data<void>(), losses.data_ptr(),
+                losses.scalar_type() != call.compute, grad, device.target());
+  }
+
+  /// With class indices, the weight of the targets is the divisor of a mean. It is found before the rows if
+  /// their gradients need it, and otherwise together with the sum of the losses.
+  void reduced_loss(const CrossEntropyCall& call, const Number& storage, const Tensor& loss,
+                    const Tensor& grad, const Tensor& grad_scale) const override {
+    const OnDevice device(call.logits);
+    const int64_t rows = call.layout.rows, sums = sum_scratch(rows);
+    const bool in_double = call.compute == at::kDouble, mean = call.options.reduction == kMean;
+    const bool weighs = mean && call.indices, before = weighs && grad.defined() && !is_scaled(storage);
+    // The mass and its reciprocal, scratch memory of the sums, and the losses: one allocation.
+    const Tensor numbers =
+        new_numbers(call.logits, {2 + sums + (in_double ? rows : (rows + 1) / 2)}, at::kDouble);
+    double *const mass = doubles_in(numbers), *const reciprocal = mass + 1, *const scratch = mass + 2;
+    void* const losses = scratch + sums;
+    ReduceArgs args{};
+    args.divisor = mean && !weighs ? static_cast<double>(rows) : 1;
+    Number factor = is_scaled(storage) ? storage : Number{1 / args.divisor};
+    if (before) {
+      check_launch(
+          find_mass({weights_of(call), rows, mass, reciprocal, in_double, scratch}, device.target()));
+      args.mass = mass;
+    } else if (weighs) {
+      args.by_weight = true;
+      args.weights = weights_of(call);
     }
-    args.weight = call.weight.defined() ? call.weight.const_data_ptr() : nullptr;
-    args.options = call.options;
-    args.loss = losses.data_ptr();
-    args.narrow_loss = losses.scalar_type() != call.compute;
-    args.grad_factor = factor.on_device.defined() ? 1 : factor.value;
-    args.factor = factor.data<void>();
-    if (grad.defined()) args.grad = *as_rows(grad, call.dim, grad.data_ptr());
-    const Outcome outcome = with_element(element_type(call.logits), [&](auto element) {
-      return cuda::cross_entropy<decltype(element)>(args, device.target());
-    });
-    if (!kStopsDevice && outcome.error != nullptr && call.indices) raise_out_of_bounds(call);
-    check_launch(outcome);
+    launch_rows(call, factor.on_device.defined() ? 1 : factor.value,
+                before ? reciprocal : factor.data<void>(), losses, false, grad,
+                before ? device.target().after_kernel() : device.target());
+    args.losses = losses;
+    args.in_double = in_double;
+    args.rows = rows;
+    args.storage = storage.value;
+    args.stored = storage.data<float>();
+    args.loss = loss.data_ptr();
+    args.loss_type = element_type(loss);
+    args.grad_scale = grad_scale.defined() ? grad_scale.data_ptr() : nullptr;
+    args.scratch = scratch;
+    check_launch(reduce_losses(args, device.target().after_kernel()));
   }
 
   void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
@@ -83,8 +138,8 @@ class CudaKernels final : public CrossEntropyKernels {
     args.loss = loss.data_ptr();
     args.loss_type = element_type(loss);
     args.grad_scale = grad_scale.defined() ? grad_scale.data_ptr() : nullptr;
-    const Tensor scratch = new_numbers(losses, {reduce_scratch(args.rows)}, at::kDouble);
-    args.scratch = static_cast<double*>(scratch.data_ptr());
+    const Tensor scratch = scratch_for(losses, args.rows);
+    args.scratch = doubles_in(scratch);
     check_launch(reduce_losses(args, device.target()));
   }
 
@@ -109,7 +164,7 @@ class CudaKernels final : public CrossEntropyKernels {
     args.target_type = index.defined() ? index_type_of(index) : kInt64;
     args.ignore_index = ignore_index;
     check_launch(with_element(element_type(grad), [&](auto element) {
-      return cuda::scale<decltype(element)>(args, device.target());
+      return cuda::scale<decltype(element)>(args, device.target().after_kernel());
     }));
   }
 };
