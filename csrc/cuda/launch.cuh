@@ -33,8 +33,10 @@ template <class T>
 struct TwoTensors : OneTensor<T> {
   static constexpr int kSome = sizeof(T) == 8 ? 8 : 16, kMany = sizeof(T) == 2 ? 32 : 0;
   static constexpr bool kManyFirst = false, kManyInClusters = true;
-  // Up to 131,072 classes of float32, clusters keep both rows in registers at the speed of a copy.
-  static constexpr int kSharedTensors = 2, kSharedFrom = 512 << 10;
+  // Up to 131,072 classes of 2 or 4 bytes, clusters keep both rows in registers at the speed of a copy.
+  static constexpr int kSharedTensors = 2, kSharedFrom = sizeof(T) == 8
+                                                             ? cuda::kSharedFrom
+                                                             : (128 << 10) * static_cast<int>(sizeof(T));
 };
 
 template <class K, Access kAccess, int E>

@@ -9,9 +9,11 @@
 #if defined(__CUDACC__)
 #define SK_UNROLL_SOME _Pragma("unroll 4")
 #define SK_UNROLL_TWO _Pragma("unroll 2")
+#define SK_UNROLL_NONE _Pragma("unroll 1")
 #else
 #define SK_UNROLL_SOME
 #define SK_UNROLL_TWO
+#define SK_UNROLL_NONE
 #endif
 
 namespace softkern::cuda {
@@ -73,7 +75,7 @@ class SharedVectors {
       A m = -INFINITY;
       walk([&](int, char* slot) {
         Chunk v;
-        unpack<T>(words(slot), v);
+        get(slot, v);
         for (const A x : v) m = larger(m, x);
       });
       return m;
@@ -86,7 +88,7 @@ class SharedVectors {
     if (there_) {
       walk([&](int c, char* slot) {
         Chunk v;
-        unpack<T>(words(slot), v);
+        get(slot, v);
         if (asks) ask_for(c, slot);
         f(v, c);
       });
@@ -101,7 +103,7 @@ class SharedVectors {
     if (in_each_ || !there_) return each(f);
     walk([&](int c, char* slot) {
       Chunk v;
-      unpack<T>(words(slot), v);
+      get(slot, v);
       f(v, c);
       words(slot) = pack<T>(v);
     });
@@ -112,7 +114,7 @@ class SharedVectors {
     const bool asks = next_ != nullptr;
     walk_and_store([&](int c, char* slot) {
       Chunk v;
-      unpack<T>(words(slot), v);
+      get(slot, v);
       f(v, c);
       store_vector(out.at + c, v);
       if (asks) ask_for(c, slot);
@@ -123,8 +125,8 @@ class SharedVectors {
   SK_INLINE void each_with(SharedVectors& other, F f) {
     walk([&](int c, char* slot) {
       Chunk v, w;
-      unpack<T>(words(slot), v);
-      unpack<T>(words(other.slot_of(slot, *this)), w);
+      get(slot, v);
+      get(other.slot_of(slot, *this), w);
       f(v, w);
       (void)c;
     });
@@ -135,8 +137,8 @@ class SharedVectors {
     walk_and_store([&](int c, char* slot) {
       char* other_slot = other.slot_of(slot, *this);
       Chunk v, w;
-      unpack<T>(words(slot), v);
-      unpack<T>(words(other_slot), w);
+      get(slot, v);
+      get(other_slot, w);
       f(v, w);
       store_vector(out.at + c, v);
       if (!asks) return;
@@ -157,6 +159,10 @@ class SharedVectors {
 
  private:
   static SK_INLINE Words& words(char* slot) { return *reinterpret_cast<Words*>(slot); }
+  static SK_INLINE void get(char* slot, Chunk& v) {
+    const Words copy = words(slot);  // as in load_vector()
+    unpack<T>(copy, v);
+  }
   /// The slot that corresponds to another row's.
   SK_INLINE char* slot_of(char* slot, const SharedVectors& of) const { return slots_ + (slot - of.slots_); }
   SK_INLINE void ask_for(int c, char* slot) const {

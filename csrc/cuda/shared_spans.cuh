@@ -195,11 +195,16 @@ class SharedSpans {
   SK_INLINE void store_steps(const Span<T>& out, bool asks, Make make, Ask ask) const {
     if constexpr (kPacked) {
       Pairs<T> to(out.at, out.classes, first_);
-      SK_UNROLL_TWO
+      SK_UNROLL_NONE
       for (int j = 0; j < steps_; ++j) {
         Chunk v[kEach];
         make(j, v);
-        to.store(j, j + 1 == steps_, narrow_pair<T>(v[0][0], v[1][0]));
+        const uint32_t pair = narrow_pair<T>(v[0][0], v[1][0]);
+        if (is_inner(j)) {
+          to.store_inner(j, pair);
+        } else {
+          to.store(j, j + 1 == steps_, pair);
+        }
         if (asks) ask(j);
       }
     } else {
@@ -221,13 +226,19 @@ class SharedSpans {
   }
   SK_INLINE void ask_for(int j) const {
     if (next_ == nullptr) return;
-    const int c = first_ + j * kStep - (kPacked ? next_shift_ / 16 : 0);
-    if (c < 0 || c >= classes_) return;
     constexpr int kBytes = static_cast<int>(sizeof(Slot));
-    const int valid = (classes_ - c) * static_cast<int>(sizeof(T));
-    begin_copy<kBytes>(reinterpret_cast<char*>(slots_ + j * kWarp), next_ + c,
-                       valid < kBytes ? valid : kBytes);
+    const int c = first_ + j * kStep - (kPacked ? next_shift_ / 16 : 0);
+    char* slot = reinterpret_cast<char*>(slots_ + j * kWarp);
+    if (is_inner(j)) {
+      begin_copy<kBytes>(slot, next_ + c, kBytes);
+    } else if (c >= 0 && c < classes_) {
+      const int valid = (classes_ - c) * static_cast<int>(sizeof(T));
+      begin_copy<kBytes>(slot, next_ + c, valid < kBytes ? valid : kBytes);
+    }
   }
+  /// Whether all of the warp's classes of step j are in the row, and none of its neighbours' is in their
+  /// words.
+  SK_INLINE bool is_inner(int j) const { return j > 0 && j + 1 < steps_; }
   /// The halves of words that lanes do not have: the row's first class, and the word after the warp's last.
   SK_INLINE void ask_for_rest() {
     if constexpr (kPacked) {

@@ -60,9 +60,7 @@ class Pairs {
 
   /// Stores pair number j, the last one or not. The caller stores the pairs in ascending order.
   SK_INLINE void store(int j, bool last, uint32_t pair) {
-    const uint32_t previous = shuffle(lane_ == kWarp - 1 ? before_ : pair, (lane_ + kWarp - 1) % kWarp);
-    const uint32_t value = odd_ ? previous >> 16 | pair << 16 : pair;
-    before_ = pair;
+    const uint32_t value = aligned(pair);
     const bool shared = j == 0 && odd_ && lane_ == 0;
     if (left_ >= j * kStep + 2 && !shared) *word(j) = value;
     if (shared && left_ >= 2) own_[1] = {static_cast<uint16_t>(pair)};
@@ -70,8 +68,16 @@ class Pairs {
     const int next = j * kStep + 2;
     if (last && odd_ && lane_ == kWarp - 1 && left_ > next) own_[next] = {static_cast<uint16_t>(pair >> 16)};
   }
+  /// The same for a pair that is neither the first nor the last one, with the whole word in the row.
+  SK_INLINE void store_inner(int j, uint32_t pair) { *word(j) = aligned(pair); }
 
  private:
+  /// The word that ends in the middle of the pair, if the row begins in the middle of a word.
+  SK_INLINE uint32_t aligned(uint32_t pair) {
+    const uint32_t previous = shuffle(lane_ == kWarp - 1 ? before_ : pair, (lane_ + kWarp - 1) % kWarp);
+    before_ = pair;
+    return shift_pair(previous, pair, odd_ ? 16 : 32);
+  }
   SK_INLINE Word* word(int j) const { return in_global_memory(reinterpret_cast<Word*>(own_ + j * kStep)); }
   /// Which of the lane's N words is the row's last one, if only its first half is in the row; otherwise -1.
   template <int N>

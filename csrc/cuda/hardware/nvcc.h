@@ -150,9 +150,9 @@ SK_INLINE void begin_copy(char* to, const void* from, int valid) {
 }
 /// Waits for the copies that this thread has begun. Others see them after a barrier.
 SK_INLINE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-/// The 32 bits from the given one on, of two words.
+/// The 32 bits from the given one on, of two words; `high` from 32 on.
 SK_INLINE uint32_t shift_pair(uint32_t low, uint32_t high, int bits) {
-  return __funnelshift_r(low, high, static_cast<unsigned>(bits));
+  return __funnelshift_rc(low, high, static_cast<unsigned>(bits));
 }
 /// `power` is a power of two.
 SK_INLINE int log2_of(int power) { return 31 - __clz(power); }

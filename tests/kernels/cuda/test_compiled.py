@@ -33,15 +33,18 @@ pytestmark = [
     pytest.mark.skipif(not OBJECTS, reason="installed from elsewhere: no objects in build/cuda"),
 ]
 
-# softmax's and log_softmax's, of one row kept in registers or read again; cross_entropy's, whose first
-# parameter is whether several classes have target mass; and row_losses', whose first is the form of the
+# softmax's and log_softmax's, of one row kept in registers, in shared memory or read again; cross_entropy's,
+# whose first parameter says how the target mass is spread; and row_losses', whose first is the form of the
 # kernel, also for some classes of rows. Then how they access it, and what a thread keeps, if it may.
 KERNEL = re.compile(
-    r"(?:(?P<softmax>forward|backward)_kernelINS1_\w+?OpE|(?P<loss>cross_entropy|row_losses|row_parts)_kernelI)"
-    r"(?P<element>f|d|NS_8BFloat16E|NS_4HalfE)(?:Lb(?P<spread>[01])E|LNS\w*?_4FormE(?P<form>[012])E)?"
+    r"(?:(?P<softmax>forward|backward)(?P<sharing>_shared)?_kernelINS1_\w+?OpE"
+    r"|(?P<loss>cross_entropy|row_losses|row_parts)(?P<lossing>_shared)?_kernelI)"
+    r"(?P<element>f|d|NS_8BFloat16E|NS_4HalfE)"
+    r"(?:LNS\w*?_6SpreadE(?P<spread>[012])E|LNS\w*?_4FormE(?P<form>[012])E)?"
     r"LNS\w*?_6AccessE(?P<access>[012])E(?:Li(?P<kept>\d+)E)?"
 )
 BY_ELEMENTS, BY_VECTORS, SPANS = "012"
+NO_SPREAD, UNIFORM, ANY_SPREAD = "012"
 IN_16_BYTES = {"f": 4, "d": 2, "NS_8BFloat16E": 8, "NS_4HalfE": 8}
 
 
@@ -75,6 +78,10 @@ def test_no_kernel_spills_or_has_a_stack(architecture):
     assert {name: use for name, use in kernels.items() if use.stack or use.spilled} == {}
 
 
+def is_shared(match: re.Match[str]) -> bool:
+    return bool(match["sharing"] or match["lossing"])
+
+
 def ceiling(name: str) -> int:
     """Registers of a thread, so that a multiprocessor has room for 1,024 threads of the kernels that keep
     short rows or are the usual ones, 512 of those with more to remember."""
@@ -86,11 +93,13 @@ def ceiling(name: str) -> int:
     if match is None:  # sums, and tiles, of 128 threads (float64: 64) and a block's share of shared memory
         if re.search(r"row_losses_tile_kernel\w*FormE2", name):  # one more tensor, sums of several indices
             return 128 if "tile_kernelId" in name else 112
-        return 100 if "tile_kernelIdLb1" in name else 80
+        return 100 if re.search(r"tile_kernelIdLNS\w*SpreadE2", name) else 80
     element, access, kept = match["element"], match["access"], int(match["kept"] or 0)
+    if is_shared(match):  # 768 threads on a multiprocessor, 384 with elements of 8 bytes
+        return 168 if element == "d" else 80
     if match["loss"] == "row_parts":
         return 168 if element == "d" else 80 if match["form"] == "0" else 128
-    double, spread = element == "d", match["spread"] == "1" or match["loss"] == "row_losses"
+    double, spread = element == "d", match["spread"] == ANY_SPREAD or match["loss"] == "row_losses"
     few = access == BY_ELEMENTS and kept in (4, 8) and not (double and kept == 8)
     if few:
         return 128 if double else 112 if spread else 64
@@ -113,22 +122,50 @@ def accesses(text: str, name: str, bits: int) -> list[int]:
     return [int(at or "0", 16) for at in found]
 
 
-@pytest.mark.parametrize("name", OBJECTS)
-def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name):
-    """The latter, two of 16 bits together, by distances that are part of the instruction."""
+def machine_code(name: str) -> list[tuple[str, str]]:
+    """Of an object, each kernel for sm_90 and its instructions."""
     nvidia = pytest.importorskip("triton.backends.nvidia", reason="its cuobjdump is Triton's")
     tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
     if not tool.exists():
         pytest.skip("this Triton has no cuobjdump")
-    done = subprocess.run(
-        [tool, "--dump-sass", "--gpu-architecture", "sm_90", ROOT / f"build/cuda/{name}.o"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [tool, "--dump-sass", "--gpu-architecture", "sm_90", ROOT / f"build/cuda/{name}.o"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [(text.split("\n", 1)[0].strip(), text) for text in done.stdout.split("Function : ")[1:]]
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_no_thread_waits_for_all_its_accesses_to_memory(name):
+    """A cluster's threads did, three times a row, when its barrier released and acquired. Only several class
+    indices a row need it: other blocks read what one has stored for them."""
+    waits = {kernel: set(re.findall(r"\bMEMBAR\S*", text)) for kernel, text in machine_code(name)}
+    several = {kernel for kernel in waits if re.search(r"row_losses_kernel\w*FormE2", kernel)}
+    assert {kernel: of for kernel, of in waits.items() if of and kernel not in several} == {}
+    assert all(waits[kernel] for kernel in several)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTS if name.startswith("cross_entropy.")])
+def test_a_kept_row_is_on_its_way_before_any_thread_waits(name):
+    """Its loads come before the first barrier and, with it, before what depends on the target."""
     checked = 0
-    for text in done.stdout.split("Function : ")[1:]:
-        kernel = text.split("\n", 1)[0].strip()
+    for kernel, text in machine_code(name):
+        match = KERNEL.search(kernel)
+        if match is None or is_shared(match) or match["spread"] == ANY_SPREAD or not int(match["kept"] or 0):
+            continue
+        if match["access"] != BY_VECTORS:
+            continue
+        before = re.split(r"\b(?:BAR|UCGABAR|SYNCS)", text)[0]
+        chunks = int(match["kept"]) // IN_16_BYTES[match["element"]]
+        assert len(accesses(before, "LDG", 128)) >= chunks, kernel
+        checked += 1
+    assert checked > 0
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name):
+    """The latter, two of 16 bits together, by distances that are part of the instruction; rows in shared
+    memory by copies that go there."""
+    checked = 0
+    for kernel, text in machine_code(name):
         if "scale_kernel" in kernel:  # one after the other, before the first of them is stored
             words = re.findall(r"\b(LDG|STG)\.E\.128", text)
             assert "LDG LDG LDG LDG STG STG STG STG" in " ".join(words), kernel
@@ -139,6 +176,15 @@ def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name
         in_16_bytes, spans = IN_16_BYTES[match["element"]], match["access"] == SPANS
         bits = 128 if not spans else 64 if match["element"] == "d" else 32
         loads, stores = accesses(text, "LDG", bits), accesses(text, "STG", bits)
+        if is_shared(match):
+            copies = re.findall(r"\bLDGSTS\.E(?:\.BYPASS)?((?:\.LTC\d+B)?(?:\.\d+)?)", text)
+            widths = {int(width.rpartition(".")[2] or 32) for width in copies}
+            assert widths == {bits}, kernel
+            assert stores, kernel
+            if not spans:  # by no more accesses to shared memory than to the tensor
+                assert len(re.findall(r"\bLDS\.128", text)) >= 3, kernel
+            checked += 1
+            continue
         chunks = max(1, int(match["kept"] or 0) // max(1, in_16_bytes * bits // 128))
         # A row that is kept is read once: as many loads as it has chunks, and one more tensor in a backward.
         tensors = 2 if match["softmax"] == "backward" else 1
