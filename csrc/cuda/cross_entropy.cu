@@ -258,23 +258,26 @@ __global__ void SK_SHARED_BOUNDS(T) cross_entropy_shared_kernel(Grid grid, Call<
   }
 }
 
-template <class T, Spread kMass>
-__global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call) {
-  using A = Compute<T>;
+template <class T, Spread kMass, int kMost>
+__global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call, TileRows logits, TileRows grad) {
   follow_previous_kernel();
-  const Tile<T> tile(grid, 0);
-  const int64_t number = tile.row();
-  const auto target = target_of<T, kMass, int>(grid, call, number);
-  tile.load(call.logits);
+  const Tile<T, kMost> in(grid, logits), out(grid, grad);
+  const int64_t number = in.row();
+  typename Tile<T, kMost>::Asked words;
+  in.ask(words);
+  auto target = target_of<T, kMass, int>(grid, call, number);
+  in.keep(words);
   sync_block();
-  Alone<A> team;
-  const int classes = tile.own_classes();
-  TileRow<T> row(tile.own(), target.counts() ? classes : 0, classes);
+  TileRow<T, kMost> row(in, out, -INFINITY);
+  // The same number from shared memory, so that the compiler does not load it from memory.
+  target.hot.x = target.hot.index >= 0 ? in.at(target.hot.index) : 0;
+  out.replace(in);
+  Alone<Compute<T>> team;
   cross_entropy_row<T, kMass, int>(team, row, call, target, Span<T>{},
                                    [&] { return number < grid.rows ? number : -1; });
   if (call.grad.data == nullptr) return;
   sync_block();
-  tile.store(call.grad);
+  out.store();
 }
 
 template <class T, Spread kMass>
@@ -285,7 +288,7 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
   const Plan plan =
       make_plan(args.shape, traits_of<T, Limits>(stream, kSums),
                 {&args.logits, &args.probabilities, &args.grad}, Limits::kSpread ? args.weight : nullptr);
-  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSums, 1);
+  const Dims dims = dims_of<A>(plan, args.rows, kSums, 1);
   const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
   const Call<T> call{args.logits,
                      {args.target, args.target_type, args.options.ignore_index},
@@ -298,7 +301,11 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
                      args.narrow_loss,
                      args.grad};
   if (plan.way == Way::kTile) {
-    return {start(cross_entropy_tile_kernel<T, kMass>, dims, stream, grid, call), plan.path};
+    const char* error = with_tile<T>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
+      return start(cross_entropy_tile_kernel<T, kMass, most()>, tiles, stream, grid, call,
+                   tile_rows<T>(args.logits, args.shape), tile_rows<T>(args.grad, args.shape));
+    });
+    return {error, plan.path};
   }
   if constexpr (Limits::kSharedTensors > 0) {
     if (plan.way == Way::kShared) {

@@ -115,8 +115,6 @@ inline TeamShape team_shape_of(const Plan& plan, int sums) {
 
 inline int rows_of_a_block(const Plan& plan) {
   switch (plan.way) {
-    case Way::kTile:
-      return plan.threads;
     case Way::kLanes:
       return plan.threads / plan.team;
     case Way::kColumns:
@@ -126,14 +124,13 @@ inline int rows_of_a_block(const Plan& plan) {
   }
 }
 
-/// tiles: the tensors whose rows the kernel keeps in shared memory.
+/// tensors: those whose rows a kernel keeps in shared memory, if it does.
 template <class A>
-Dims dims_of(const Plan& plan, const Shape& shape, int64_t rows, int sums, int tiles) {
+Dims dims_of(const Plan& plan, int64_t rows, int sums, int tensors = 1) {
   const int each = rows_of_a_block(plan);
   const bool in_shared = plan.way == Way::kShared;
-  const size_t shared = plan.way == Way::kTile ? tile_bytes<A>(shape.classes, plan.threads, tiles)
-                        : in_shared ? static_cast<size_t>(plan.shared.offset + tiles * plan.shared.bytes)
-                                    : team_bytes<A>(team_shape_of(plan, sums), plan.threads);
+  const size_t shared = in_shared ? static_cast<size_t>(plan.shared.offset + tensors * plan.shared.bytes)
+                                  : team_bytes<A>(team_shape_of(plan, sums), plan.threads);
   return {(rows + each - 1) / each * plan.blocks, plan.threads, plan.blocks, shared, in_shared};
 }
 

@@ -73,6 +73,8 @@ constexpr int kVectorBytes = 16;
 constexpr int64_t kTileClasses = 32;
 /// Threads of a block in which each row has one warp or a part of one.
 constexpr int kSmallBlock = 128;
+/// Threads of a block in which each row has one thread.
+constexpr int tile_threads(int element_size) { return element_size == 8 ? kSmallBlock / 2 : kSmallBlock; }
 
 /// The bytes of shared memory that the reductions of a block need, of a row that `blocks` blocks share: two
 /// inboxes, and twice the numbers of each warp and block (team.cuh).
@@ -161,8 +163,7 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
   constexpr Access kElements = Access::kElements;
   const Access access = vectors ? Access::kVectors : side_by_side ? Access::kSpans : kElements;
   if (classes <= kTileClasses) {
-    const int threads = traits.element_size == 8 ? kSmallBlock / 2 : kSmallBlock;
-    return {Way::kTile, Kept::kNone, kElements, threads, 1, 1, "a thread a row"};
+    return {Way::kTile, Kept::kNone, kElements, tile_threads(traits.element_size), 1, 1, "a thread a row"};
   }
   const int most_threads = access == kElements ? traits.most_with_elements : traits.most_threads;
   if (columns) {

@@ -88,20 +88,22 @@ __global__ void SK_BOUNDS(RowLimits<T, kForm>, kAccess, E) row_losses_kernel(Gri
   clear_others(grid, call, team.row(), team.rank(), team.size());
 }
 
-template <class T, Form kForm>
-__global__ void row_losses_tile_kernel(Grid grid, RowLossCall<T> call) {
-  const Tile<T> tile(grid, 0);
-  const int64_t number = tile.row();
+template <class T, Form kForm, int kMost>
+__global__ void row_losses_tile_kernel(Grid grid, RowLossCall<T> call, TileRows logits, TileRows grad) {
+  const Tile<T, kMost> in(grid, logits), out(grid, grad);
+  const int64_t number = in.row();
+  typename Tile<T, kMost>::Asked words;
+  in.ask(words);
   const auto target = target_of<T, kForm, int>(grid, call, number);
-  tile.load(call.logits);
+  in.keep(words);
   sync_block();
+  TileRow<T, kMost> row(in, out, -INFINITY);
+  out.replace(in);
   Alone<Compute<T>> team;
-  const int classes = tile.own_classes();
-  TileRow<T> row(tile.own(), target.counts ? classes : 0, classes);
   row_losses_row<T, kForm, int>(team, row, grid, call, target, Span<T>{}, [&] { return number; });
   if (call.grad.data == nullptr) return;
   sync_block();
-  tile.store(call.grad);
+  out.store();
   clear_others(grid, call, number, 0, 1);
 }
 
@@ -114,10 +116,14 @@ Outcome launch(const RowLossArgs& args, const DeviceStream& stream) {
   const Plan plan = make_plan(args.shape, traits_of<T, Limits>(stream, kSums),
                               {&args.logits, &args.probabilities, &args.grad},
                               kForm == Form::kSpread ? call.own_weights() : nullptr);
-  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSums, 1);
+  const Dims dims = dims_of<A>(plan, args.rows, kSums);
   const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums)};
   if (plan.way == Way::kTile) {
-    return {start(row_losses_tile_kernel<T, kForm>, dims, stream, grid, call), plan.path};
+    const char* error = with_tile<T>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
+      return start(row_losses_tile_kernel<T, kForm, most()>, tiles, stream, grid, call,
+                   tile_rows<T>(args.logits, args.shape), tile_rows<T>(args.grad, args.shape));
+    });
+    return {error, plan.path};
   }
   const char* error = with_kernel<T, Limits>(plan, [&](auto kernel) {
     using K = decltype(kernel);

@@ -51,17 +51,17 @@ __global__ void SK_SHARED_BOUNDS(T) forward_shared_kernel(Grid grid, Rows input,
   }
 }
 
-template <class Op, class T>
-__global__ void forward_tile_kernel(Grid grid, Rows input, Rows output) {
-  using A = Compute<T>;
-  const Tile<T> tile(grid, 0);
-  tile.load(input);
+template <class Op, class T, int kMost>
+__global__ void forward_tile_kernel(Grid grid, TileRows input, TileRows output) {
+  const Tile<T, kMost> in(grid, input), out(grid, output);
+  in.load();
   sync_block();
-  Alone<A> team;
-  TileRow<T> row(tile.own(), tile.own_classes(), tile.own_classes());
+  TileRow<T, kMost> row(in, out, -INFINITY);
+  out.replace(in);
+  Alone<Compute<T>> team;
   forward_row<Op, T>(team, row, Span<T>{});
   sync_block();
-  tile.store(output);
+  out.store();
 }
 
 template <class Op, class T>
@@ -70,10 +70,14 @@ Outcome forward(const ForwardArgs& args, const DeviceStream& stream) {
   constexpr int kSums = 2;
   const Plan plan =
       make_plan(args.shape, traits_of<T, OneTensor<T>>(stream, kSums), {&args.input, &args.output});
-  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSums, 1);
+  const Dims dims = dims_of<A>(plan, args.rows, kSums, 1);
   const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
   if (plan.way == Way::kTile) {
-    return {start(forward_tile_kernel<Op, T>, dims, stream, grid, args.input, args.output), plan.path};
+    const char* error = with_tile<T>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
+      return start(forward_tile_kernel<Op, T, most()>, tiles, stream, grid,
+                   tile_rows<T>(args.input, args.shape), tile_rows<T>(args.output, args.shape));
+    });
+    return {error, plan.path};
   }
   if (plan.way == Way::kShared) {
     const char* error = with_access(plan, [&](auto access) {
@@ -136,19 +140,18 @@ __global__ void SK_SHARED_BOUNDS(T)
   }
 }
 
-template <class Op, class T>
-__global__ void backward_tile_kernel(Grid grid, Rows grad_output, Rows output, Rows grad_input) {
-  using A = Compute<T>;
-  const Tile<T> g_tile(grid, 0), y_tile(grid, 1);
-  g_tile.load(grad_output);
-  y_tile.load(output);
+template <class Op, class T, int kMost>
+__global__ void backward_tile_kernel(Grid grid, TileRows grad_output, TileRows output, TileRows grad_input) {
+  const Tile<T, kMost> g_in(grid, grad_output, 0), y_in(grid, output, 1), out(grid, grad_input, 1);
+  g_in.load();
+  y_in.load();
   sync_block();
-  Alone<A> team;
-  TileRow<T> g(g_tile.own(), g_tile.own_classes(), g_tile.own_classes());
-  TileRow<T> y(y_tile.own(), y_tile.own_classes(), y_tile.own_classes());
+  TileRow<T, kMost> g(g_in, g_in, 0), y(y_in, out, 0);
+  out.replace(y_in);
+  Alone<Compute<T>> team;
   backward_row<Op, T>(team, g, y, Span<T>{});
   sync_block();
-  y_tile.store(grad_input);
+  out.store();
 }
 
 template <class Op, class T>
@@ -157,12 +160,15 @@ Outcome backward(const BackwardArgs& args, const DeviceStream& stream) {
   constexpr int kSums = 1;
   const Plan plan = make_plan(args.shape, traits_of<T, TwoTensors<T>>(stream, kSums),
                               {&args.grad_output, &args.output, &args.grad_input});
-  const Dims dims = dims_of<A>(plan, args.shape, args.rows, kSums, 2);
+  const Dims dims = dims_of<A>(plan, args.rows, kSums, 2);
   const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
   if (plan.way == Way::kTile) {
-    return {start(backward_tile_kernel<Op, T>, dims, stream, grid, args.grad_output, args.output,
-                  args.grad_input),
-            plan.path};
+    const char* error = with_tile<T>(args.shape, args.rows, 2, [&](auto most, const Dims& tiles) {
+      return start(backward_tile_kernel<Op, T, most()>, tiles, stream, grid,
+                   tile_rows<T>(args.grad_output, args.shape), tile_rows<T>(args.output, args.shape),
+                   tile_rows<T>(args.grad_input, args.shape));
+    });
+    return {error, plan.path};
   }
   if (plan.way == Way::kShared) {
     const char* error = with_access(plan, [&](auto access) {

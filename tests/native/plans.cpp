@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plans of softmax and its backward for aligned and unaligned rows of the classes given as arguments, on a
-// device with the shared memory of compute capability 9.0. A line for each: aligned or not, tensors, classes,
-// blocks of a row, threads and bytes of shared memory of a block, way.
+// The plans of softmax and its backward for aligned and unaligned rows of the classes given as arguments, on
+// a device with the shared memory of compute capability 9.0. A line for each: aligned or not, tensors,
+// classes, blocks of a row, threads and bytes of shared memory of a block, way.
 #include <cstdio>
 #include <cstdlib>
 
@@ -20,9 +20,9 @@ void show(const char* name, int64_t classes, bool aligned, int tensors) {
   const Rows rows{reinterpret_cast<void*>(aligned ? 64 : 64 + sizeof(T)), classes, 1, 1};
   const Shape shape{classes, 1};
   const Plan plan = make_plan(shape, traits_of<T, Limits>(on_device(0, nullptr), 2), {&rows});
-  const Dims dims = dims_of<Compute<T>>(plan, shape, 2048, 2, tensors);
-  printf("%s %d %lld %d %d %zu %s\n", name, tensors, static_cast<long long>(classes), plan.blocks, plan.threads,
-         dims.shared, plan.path);
+  const Dims dims = dims_of<Compute<T>>(plan, 2048, 2, tensors);
+  printf("%s %d %lld %d %d %zu %s\n", name, tensors, static_cast<long long>(classes), plan.blocks,
+         plan.threads, dims.shared, plan.path);
 }
 
 }  // namespace
