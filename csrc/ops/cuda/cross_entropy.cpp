@@ -82,14 +82,14 @@ class CudaKernels final : public CrossEntropyKernels {
   void reduced_loss(const CrossEntropyCall& call, const Number& storage, const Tensor& loss,
                     const Tensor& grad, const Tensor& grad_scale) const override {
     const OnDevice device(call.logits);
-    const int64_t rows = call.layout.rows, sums = sum_scratch(rows);
+    const int64_t rows = call.layout.rows;
     const bool in_double = call.compute == at::kDouble, mean = call.options.reduction == kMean;
     const bool weighs = mean && call.indices, before = weighs && grad.defined() && !is_scaled(storage);
-    // The mass and its reciprocal, scratch memory of the sums, and the losses: one allocation.
-    const Tensor numbers =
-        new_numbers(call.logits, {2 + sums + (in_double ? rows : (rows + 1) / 2)}, at::kDouble);
-    double *const mass = doubles_in(numbers), *const reciprocal = mass + 1, *const scratch = mass + 2;
-    void* const losses = scratch + sums;
+    // The mass and its reciprocal, the losses, and scratch memory of the sums: one allocation.
+    const int64_t losses = in_double ? rows : (rows + 1) / 2;
+    const Tensor numbers = new_numbers(call.logits, {2 + losses + sum_scratch(rows)}, at::kDouble);
+    double *const mass = doubles_in(numbers), *const reciprocal = mass + 1, *const loss_of_rows = mass + 2;
+    double* const scratch = loss_of_rows + losses;
     ReduceArgs args{};
     args.divisor = mean && !weighs ? static_cast<double>(rows) : 1;
     Number factor = is_scaled(storage) ? storage : Number{1 / args.divisor};
@@ -102,9 +102,9 @@ class CudaKernels final : public CrossEntropyKernels {
       args.weights = weights_of(call);
     }
     launch_rows(call, factor.on_device.defined() ? 1 : factor.value,
-                before ? reciprocal : factor.data<void>(), losses, false, grad,
+                before ? reciprocal : factor.data<void>(), loss_of_rows, false, grad,
                 before ? device.target().after_kernel() : device.target());
-    args.losses = losses;
+    args.losses = loss_of_rows;
     args.in_double = in_double;
     args.rows = rows;
     args.storage = storage.value;
