@@ -143,6 +143,15 @@ def test_no_thread_waits_for_all_its_accesses_to_memory(name):
     assert all(waits[kernel] for kernel in several)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in OBJECTS if name.startswith(("reduce", "scale", "cross_entropy."))]
+)
+def test_a_kernel_that_begins_early_waits_before_it_accesses_memory(name):
+    for kernel, text in machine_code(name):
+        found = re.findall(r"\b(PREEXIT|ACQBULK|LDGSTS|LDG|LD|STG|ST)\b", text)
+        assert found[:2] == ["PREEXIT", "ACQBULK"], kernel
+
+
 @pytest.mark.parametrize("name", [name for name in OBJECTS if name.startswith("cross_entropy.")])
 def test_a_kept_row_is_on_its_way_before_any_thread_waits(name):
     """Its loads come before the first barrier and, with it, before what depends on the target."""
