@@ -301,7 +301,8 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
                      args.narrow_loss,
                      args.grad};
   if (plan.way == Way::kTile) {
-    const char* error = with_tile<T>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
+    constexpr int kLeast = kMass == Spread::kAny ? 16 : 8;
+    const char* error = with_tile<T, kLeast>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
       return start(cross_entropy_tile_kernel<T, kMass, most()>, tiles, stream, grid, call,
                    tile_rows<T>(args.logits, args.shape), tile_rows<T>(args.grad, args.shape));
     });

@@ -119,7 +119,8 @@ Outcome launch(const RowLossArgs& args, const DeviceStream& stream) {
   const Dims dims = dims_of<A>(plan, args.rows, kSums);
   const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums)};
   if (plan.way == Way::kTile) {
-    const char* error = with_tile<T>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
+    constexpr int kLeast = kForm == Form::kPlain ? 16 : 32;
+    const char* error = with_tile<T, kLeast>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
       return start(row_losses_tile_kernel<T, kForm, most()>, tiles, stream, grid, call,
                    tile_rows<T>(args.logits, args.shape), tile_rows<T>(args.grad, args.shape));
     });

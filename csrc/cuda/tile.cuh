@@ -349,8 +349,9 @@ class TileRow {
   const Rows& out_;
 };
 
-/// Calls start(kMost, dims) for the smallest kMost that kernels are compiled for and that is enough.
-template <class T, class F>
+/// Calls start(kMost, dims) for the smallest kMost that is enough, and at least kLeast: of kernels that take
+/// long to compile, there are fewer.
+template <class T, int kLeast = 8, class F>
 const char* with_tile(const Shape& shape, int64_t rows, int tiles, F start) {
   const auto with = [&](auto most) {
     constexpr int kThreads = tile_threads(sizeof(T));
@@ -358,8 +359,12 @@ const char* with_tile(const Shape& shape, int64_t rows, int tiles, F start) {
         static_cast<size_t>(tiles * Tile<T, decltype(most)::value>::place_bytes(shape.classes));
     return start(most, Dims{(rows + kThreads - 1) / kThreads, kThreads, 1, bytes});
   };
-  if (shape.classes <= 8) return with(std::integral_constant<int, 8>());
-  if (shape.classes <= 16) return with(std::integral_constant<int, 16>());
+  if constexpr (kLeast <= 8) {
+    if (shape.classes <= 8) return with(std::integral_constant<int, 8>());
+  }
+  if constexpr (kLeast <= 16) {
+    if (shape.classes <= 16) return with(std::integral_constant<int, 16>());
+  }
   return with(std::integral_constant<int, static_cast<int>(kTileClasses)>());
 }
 

@@ -26,10 +26,15 @@ class Variant:
     sources: tuple[str, ...] = ()
 
 
-# The first is what the others are compared with. A line such as
-#   "shared rows from 8192": Variant(("SOFTKERN_SHARED_FROM=8192",), ("cross_entropy.cu", "softmax.cu")),
-# adds one.
-VARIANTS: dict[str, Variant] = {"baseline": Variant()}
+LONG_ROWS = ("cross_entropy.cu", "softmax.cu")
+# The first is what the others are compared with.
+VARIANTS: dict[str, Variant] = {
+    "baseline": Variant(),
+    # The acquiring wait for other blocks' sums costs a CCTL.IVALL in every thread.
+    "waits of block scope": Variant(('SOFTKERN_INBOX_SCOPE="cta"',), LONG_ROWS),
+    "all long rows in registers": Variant(("SOFTKERN_SHARED_FROM=0x10000000",), LONG_ROWS),
+    "rows of 32 KiB and more in shared memory": Variant(("SOFTKERN_SHARED_FROM=0x7fff",), LONG_ROWS),
+}
 
 
 def command_of(run: Run, variant: Variant, number: int) -> list[Any]:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long rows are divided among blocks (csrc/cuda/plan.h): the numbers that the predictions of docs/cuda.md
+rest on. The plans are those of the kernels, compiled for the emulator's device."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from places import ROOT
+
+CLASSES = (16384, 32000, 50257, 65536, 128256, 151936, 262144)
+SIZES = {"float": 4, "softkern::BFloat16": 2}
+# Of compute capability 9.0: shared memory of a multiprocessor, what each block takes of it besides its own,
+# registers, and those of a thread of a kernel with rows in shared memory.
+SHARED, RESERVED, REGISTERS, OF_A_THREAD = 228 << 10, 1 << 10, 65536, 80
+
+
+class Plan(NamedTuple):
+    aligned: bool
+    tensors: int
+    classes: int
+    blocks: int
+    threads: int
+    shared: int
+    way: str
+
+    def on_a_multiprocessor(self) -> int:
+        return min(SHARED // (self.shared + RESERVED), REGISTERS // (self.threads * OF_A_THREAD))
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plans")
+
+    def compiled(element: str) -> Path:
+        target = folder / element.rpartition(":")[2]
+        if not target.exists():
+            flags = ["-std=c++17", "-DSOFTKERN_EMULATED", f"-DSOFTKERN_ELEMENT={element}"]
+            sources = [ROOT / "tests/native/plans.cpp", ROOT / "csrc/cuda/device.cpp"]
+            command = [*shlex.split(os.environ.get("CXX") or "c++"), *flags, *sources, "-o", target]
+            subprocess.run(command, check=True)
+        return target
+
+    return compiled
+
+
+def plans(program: Path, **device: str) -> list[Plan]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SIMT_")}
+    command = [program, *map(str, CLASSES)]
+    lines = subprocess.check_output(command, text=True, env={**env, **device}).splitlines()
+    assert len(lines) == 4 * len(CLASSES)
+    found = []
+    for line in lines:
+        name, *numbers, way = line.split(" ", 6)
+        found.append(Plan(name == "aligned", *map(int, numbers), way))
+    return found
+
+
+def is_shared(plan: Plan) -> bool:
+    return plan.way.endswith("in shared memory")
+
+
+@pytest.mark.parametrize("element", SIZES)
+def test_long_rows_are_in_three_blocks_of_a_multiprocessor(program, element):
+    """While one of them computes, the others' copies are under way: at least 36 KiB hide the memory's
+    latency at the speed of an H200."""
+    size = SIZES[element]
+    forward = [plan for plan in plans(program(element)) if plan.tensors == 1]
+    for plan in forward:
+        assert is_shared(plan) == (plan.classes * size > 64 << 10), plan
+        if is_shared(plan):
+            assert plan.on_a_multiprocessor() >= 3, plan
+            assert plan.on_a_multiprocessor() * plan.shared >= 110 << 10, plan
+            assert plan.blocks * plan.shared >= plan.classes * size, plan
+    assert {plan.aligned for plan in forward if is_shared(plan)} == {True, False}
+
+
+@pytest.mark.parametrize("element", SIZES)
+def test_a_backward_reads_no_row_twice(program, element):
+    backward = [plan for plan in plans(program(element)) if plan.tensors == 2]
+    assert all("twice" not in plan.way for plan in backward)
+    long = [plan for plan in backward if plan.classes > 131072]
+    assert all(is_shared(plan) and plan.on_a_multiprocessor() >= 1 for plan in long)
+    if element != "float":
+        assert all(plan.on_a_multiprocessor() >= 3 for plan in long)
+
+
+def test_without_clusters_a_block_has_what_a_device_gives_it(program):
+    """Compute capability 8.0: 163 KiB; 8.6: 99 KiB."""
+    for kib in (163, 99):
+        device = {"SIMT_CLUSTERS": "0", "SIMT_SHARED_KIB": str(kib)}
+        for plan in plans(program("float"), **device):
+            if plan.tensors == 1 and plan.classes * 4 > 64 << 10:
+                assert (plan.blocks, is_shared(plan)) == (1, plan.classes * 4 < (kib - 1) << 10), plan
+                assert plan.shared <= kib << 10, plan
