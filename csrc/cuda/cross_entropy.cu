@@ -121,11 +121,10 @@ SK_INLINE void store_loss(const Call<T>& call, int64_t row, Compute<T> loss) {
 }
 
 template <class T, Spread kMass, class Index, class Row>
-SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, kMass, Index>& target,
+SK_INLINE void write_gradient(Row& row, Compute<T> factor, const RowTarget<T, kMass, Index>& target,
                               const Span<T>& out, const Stats<Compute<T>>& s) {
   using A = Compute<T>;
   using L = Lane<A>;
-  const A factor = call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
   const A divisor = L::divisor(s.total());
   A scale = gradient_scale<L>(factor, target.hot.mass, s.mass, divisor) * TermsOf<T>::kUnit;
   // Ignored rows must yield +0, so their terms are scaled by 0. A row that is kept as logits was cleared to
@@ -167,10 +166,16 @@ SK_INLINE void write_gradient(Row& row, const Call<T>& call, const RowTarget<T, 
   if (hot >= 0) row.put(out, hot, hot_dx);
 }
 
-/// `out` has no memory if no gradient is wanted. number() returns the row whose loss this thread writes, or
-/// -1.
-template <class T, Spread kMass, class Index, class Team, class Row, class Number>
-SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
+/// The factor of all gradients.
+template <class T>
+SK_INLINE Compute<T> factor_of(const Call<T>& call) {
+  return call.factor != nullptr ? call.constant_factor * *call.factor : call.constant_factor;
+}
+
+/// `out` has no memory if no gradient is wanted. factor() returns factor_of(call): a thread that keeps a row
+/// in registers has none left for it before. number() returns the row whose loss this thread writes, or -1.
+template <class T, Spread kMass, class Index, class Team, class Row, class Factor, class Number>
+SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call, Factor factor,
                                  const RowTarget<T, kMass, Index>& target, const Span<T>& out,
                                  Number number) {
   using A = Compute<T>;
@@ -189,7 +194,7 @@ SK_INLINE void cross_entropy_row(Team& team, Row& row, const Call<T>& call,
   };
   // The logarithm takes registers. A kept row leaves few of them until it is written, so its loss comes last.
   if (!Row::kKeeps) write_loss();
-  if (call.grad.data != nullptr) write_gradient<T, kMass, Index>(row, call, target, out, s);
+  if (call.grad.data != nullptr) write_gradient<T, kMass, Index>(row, factor(), target, out, s);
   if (Row::kKeeps) write_loss();
 }
 
@@ -216,10 +221,12 @@ __global__ void SK_BOUNDS(LossLimits<T, kMass>, kAccess, E) cross_entropy_kernel
   }
   team.meet();
   const Span<T> out = call.grad.data != nullptr ? span_of<T>(call.grad, grid, number) : Span<T>{};
-  cross_entropy_row<T, kMass, Index>(team, row, call, target, out, [&] {
-    const int64_t again = team.row();
-    return team.rank() == 0 && again < grid.rows ? again : -1;
-  });
+  cross_entropy_row<T, kMass, Index>(
+      team, row, call, [&] { return factor_of(call); }, target, out,
+      [&] {
+        const int64_t again = team.row();
+        return team.rank() == 0 && again < grid.rows ? again : -1;
+      });
 }
 
 /// Rows in shared memory. The thread that has the target class reads its logit there, and writes the loss.
@@ -229,6 +236,7 @@ __global__ void SK_SHARED_BOUNDS(T) cross_entropy_shared_kernel(Grid grid, Call<
   Team<Compute<T>, Kinds::kBlocks> team(grid.team);
   SharedRow<T, kAccess> row(team, grid, -INFINITY);
   const bool writes = call.grad.data != nullptr;
+  const Compute<T> factor = factor_of(call);
   const int64_t step = team.rows_at_a_time();
   int64_t number = team.row();
   row.ask(span_of<T>(call.logits, grid, number));
@@ -250,9 +258,9 @@ __global__ void SK_SHARED_BOUNDS(T) cross_entropy_shared_kernel(Grid grid, Call<
     next_y = index_of(grid, call, next + step);
     row.set_next(next_target.counts() ? span_of<T>(call.logits, grid, next) : Span<T>{}, !writes);
     const Span<T> out = writes ? span_of<T>(call.grad, grid, number) : Span<T>{};
-    cross_entropy_row<T, kMass, int>(team, row, call, target, out, [&] {
-      return (hot >= 0 ? row.has(hot) : team.rank() == 0) ? number : -1;
-    });
+    cross_entropy_row<T, kMass, int>(
+        team, row, call, [&] { return factor; }, target, out,
+        [&] { return (hot >= 0 ? row.has(hot) : team.rank() == 0) ? number : -1; });
     target = next_target;
     number = next;
   }
@@ -273,8 +281,9 @@ __global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call, TileRows logi
   target.hot.x = target.hot.index >= 0 ? in.at(target.hot.index) : 0;
   out.replace(in);
   Alone<Compute<T>> team;
-  cross_entropy_row<T, kMass, int>(team, row, call, target, Span<T>{},
-                                   [&] { return number < grid.rows ? number : -1; });
+  cross_entropy_row<T, kMass, int>(
+      team, row, call, [&] { return factor_of(call); }, target, Span<T>{},
+      [&] { return number < grid.rows ? number : -1; });
   if (call.grad.data == nullptr) return;
   sync_block();
   out.store();

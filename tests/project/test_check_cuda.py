@@ -50,7 +50,7 @@ def run(program: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], dict
 def test_an_error_in_a_kernel_is_found(
     objects: list[Path], tmp_path: Path, planted: int, message: str
 ) -> None:
-    kernels = f"-DPLANTED={planted}", "tests/native/check_cuda_kernels.cpp"
+    kernels = f"-DPLANTED={planted}", "tests/native/check_cuda_kernels.cpp", "csrc/cuda/device.cpp"
     program = compiled(tmp_path / "check", *kernels, *objects)
     code, cases, end = run(program, "--only", "softmax 3x100+1")
     (case,) = (case for case in cases if case["case"] == "softmax 3x100+1")

@@ -231,6 +231,7 @@ def test_variants_are_measured_in_turns(
     run = gpu_run.Run(gpu_run.Budget(60), gpu_run.Device("A", "9.0", "1"))
     monkeypatch.setattr(variants, "WORK", tmp_path)
     monkeypatch.setattr(variants, "CELLS", ("one",))
+    monkeypatch.setattr(variants, "VARIANTS", {"baseline": variants.Variant()})
     assert gpu_run.taken(run, variants.variants, 60)["status"] == "not run"  # nothing to compare
     monkeypatch.setitem(variants.VARIANTS, "larger", variants.Variant(("SIZE=2",), ("softmax.cu",)))
     assert "-D SIZE=2" in " ".join(map(str, variants.command_of(run, variants.VARIANTS["larger"], 1)))
