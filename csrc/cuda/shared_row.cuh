@@ -101,7 +101,7 @@ class SharedVectors {
   SK_INLINE void change(F f) {
     static_assert(kHoldsTerms);
     if (in_each_ || !there_) return each(f);
-    walk([&](int c, char* slot) {
+    walk_and_store([&](int c, char* slot) {
       Chunk v;
       get(slot, v);
       f(v, c);

@@ -43,6 +43,10 @@ KERNEL = re.compile(
     r"(?:LNS\w*?_6SpreadE(?P<spread>[012])E|LNS\w*?_4FormE(?P<form>[012])E)?"
     r"LNS\w*?_6AccessE(?P<access>[012])E(?:Li(?P<kept>\d+)E)?"
 )
+TILE = re.compile(
+    r"tile_kernelI\w*?(?P<element>f|d|NS_8BFloat16E|NS_4HalfE)"
+    r"(?:LNS\w*?_6SpreadE(?P<spread>[012])E|LNS\w*?_4FormE(?P<form>[012])E)?Li(?P<kept>8|16|32)E"
+)
 BY_ELEMENTS, BY_VECTORS, SPANS = "012"
 NO_SPREAD, UNIFORM, ANY_SPREAD = "012"
 IN_16_BYTES = {"f": 4, "d": 2, "NS_8BFloat16E": 8, "NS_4HalfE": 8}
@@ -90,10 +94,15 @@ def ceiling(name: str) -> int:
         return 64
     if "row_merge_kernel" in name:
         return 128 if "kernelId" in name else 80
-    if match is None:  # sums, and tiles, of 128 threads (float64: 64) and a block's share of shared memory
-        if re.search(r"row_losses_tile_kernel\w*FormE2", name):  # one more tensor, sums of several indices
-            return 128 if "tile_kernelId" in name else 112
-        return 100 if re.search(r"tile_kernelIdLNS\w*SpreadE2", name) else 80
+    if tile := TILE.search(name):  # blocks of 128 threads (float64: 64), whose threads keep up to 8, 16 or 32
+        several = (
+            tile["spread"] == ANY_SPREAD or tile["form"] == "2"
+        )  # one more tensor or sums of several indices
+        if tile["element"] == "d":
+            return 255 if several else 192 if tile["kept"] == "32" else 128
+        return 136 if several else 96 if tile["kept"] == "32" else 80
+    if match is None:  # sums
+        return 100
     element, access, kept = match["element"], match["access"], int(match["kept"] or 0)
     if is_shared(match):  # 768 threads on a multiprocessor, 384 with elements of 8 bytes
         return 168 if element == "d" else 80
