@@ -259,6 +259,11 @@ inline int at_a_time(const void* kernel, const cudaLaunchConfig_t& config, const
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(dims.shared));
     }
+    // Or else the driver may leave so much to the first-level cache that fewer blocks have room.
+    if (error == cudaSuccess && dims.stays) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared);
+    }
     if (error == cudaSuccess && dims.cluster > 8) {
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     }
