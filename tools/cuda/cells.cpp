@@ -99,11 +99,8 @@ Outcome call_scale(const Operands& on, bool by_row) {
 
 Outcome call_mass(const Operands& on) {
   MassArgs args{};
-  args.target = on.target.at();
-  args.target_type = kInt64;
+  args.weights = {on.target.at(), kInt64, on.at.classes, kIgnored, nullptr, kElement};
   args.rows = on.at.rows;
-  args.classes = on.at.classes;
-  args.ignore_index = kIgnored;
   args.mass = on.mass.at();
   args.factor = on.number.at();
   args.factor_in_double = kElement == kDouble;

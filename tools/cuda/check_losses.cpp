@@ -137,15 +137,10 @@ Outcome mass_case(int64_t rows, Judge& judge) {
   const Numbers<T> weights(class_weights(at.classes));
   Numbers<double> mass(1);
   Numbers<A> factor(1);
-  const Numbers<double> scratch(mass_scratch(rows));
+  const Numbers<double> scratch(sum_scratch(rows));
   MassArgs args{};
-  args.target = target.at();
-  args.target_type = kInt64;
+  args.weights = {target.at(), kInt64, at.classes, kIgnored, weights.at(), kElement};
   args.rows = rows;
-  args.classes = at.classes;
-  args.ignore_index = kIgnored;
-  args.weight = weights.at();
-  args.weight_type = kElement;
   args.mass = mass.at();
   args.factor = factor.at();
   args.factor_in_double = kElement == kDouble;
@@ -169,7 +164,7 @@ Outcome reduce_case(int64_t rows, Judge& judge) {
     each.push_back(static_cast<A>(3 + chance(static_cast<uint64_t>(r), kLogits)));
   const Numbers<A> losses(each), stored_scale(1);
   Numbers<A> loss(1), grad_scale(1);
-  const Numbers<double> scratch(reduce_scratch(rows));
+  const Numbers<double> scratch(sum_scratch(rows));
   ReduceArgs args{};
   args.losses = losses.at();
   args.in_double = kElement == kDouble;

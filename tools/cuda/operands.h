@@ -57,7 +57,7 @@ struct Operands {
         factor(std::vector<A>{A(0.5)}),
         number(std::vector<A>{A(0)}),
         mass(1),
-        scratch(std::max(cuda::mass_scratch(at.rows), cuda::reduce_scratch(at.rows))) {}
+        scratch(cuda::sum_scratch(at.rows)) {}
 
   /// Bytes of the device that they take.
   static size_t bytes(const Layout& at) {
