@@ -50,14 +50,24 @@ def with_nvcc(run: Run) -> dict[str, Any]:
     """In a dry run: that nvcc compiles the programs."""
     import cuda_build
 
-    from gpu.native import PROGRAMS
+    from gpu.native import OF_NO_ARCHITECTURE, PROGRAMS
 
     toolkit, _ = cuda_build.find_toolkit(os.environ)
     if toolkit is None:
         raise NotRun("no nvcc")
     commands = []
     for name in sorted({name for names in PROGRAMS.values() for name in names}):
-        flags = ("-std=c++17", "-DSOFTKERN_ELEMENT=float", "-I", "csrc/cuda", "-I", "tools", "-o", os.devnull)
+        flags = (
+            "-std=c++17",
+            "-DSOFTKERN_ELEMENT=float",
+            OF_NO_ARCHITECTURE,
+            "-I",
+            "csrc/cuda",
+            "-I",
+            "tools",
+            "-o",
+            os.devnull,
+        )
         commands.append(run.start(Path(name).stem, [toolkit.nvcc, *flags, "-c", name]))
     return found([run.finish(command) for command in commands])
 

@@ -22,6 +22,8 @@ from pathlib import Path
 import cuda_build
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# The programs don't ask which devices the kernels are compiled for.
+OF_NO_ARCHITECTURE = '-DSOFTKERN_CUDA_ARCHITECTURES=""'
 BOTH = ("csrc/cuda/device.cpp",)
 PROGRAMS = {
     "check_cuda": (
@@ -40,7 +42,7 @@ HEADERS = ["csrc/common", "csrc/cpu", "csrc/cuda", "tools/cuda"]
 
 def compilers(emulate: bool) -> tuple[cuda_build.Compiler, cuda_build.Compiler]:
     """Of the kernels and of the programs."""
-    flags = ["-std=c++17", "-O2", "-I", "csrc/cuda", "-I", "tools", '-DSOFTKERN_CUDA_ARCHITECTURES=""']
+    flags = ["-std=c++17", "-O2", "-I", "csrc/cuda", "-I", "tools", OF_NO_ARCHITECTURE]
     if emulate:
         kernels = replace(cuda_build.emulator(ROOT, {}), folder=EMULATED)
         own = [kernels.command[0], *flags, "-DSOFTKERN_EMULATED"]
