@@ -127,7 +127,10 @@ struct CrossEntropyNode : SavingNode<CrossEntropyNode> {
 };
 
 /// Whether an op with this tensor goes to the kernels of its device, past everything else.
-bool goes_to_kernels(const Tensor& x) { return !x.defined() || (is_plain(x) && !x._is_zerotensor()); }
+bool goes_to_kernels(const Tensor& x) {
+  // A lazy negation and a tensor of zeros without memory have dispatch keys that make real tensors of them.
+  return !x.defined() || (is_plain(x) && !x.is_neg() && !x._is_zerotensor());
+}
 
 Tensor with_history(const Tensor& self, const Tensor& target, const OptionalTensor& weight,
                     const SymCrossEntropyOptions& options, bool in_place) {

@@ -36,15 +36,18 @@ template <class N>
 class Numbers {
  public:
   explicit Numbers(std::vector<N> numbers) : host(std::move(numbers)), memory_(host.size() * sizeof(N)) {
-    memory_.send(host.data());
+    if (!host.empty()) memory_.send(host.data());
   }
   /// As many numbers, all of whose bits are set: NaNs until something is stored.
   explicit Numbers(int64_t count) : host(static_cast<size_t>(count)), memory_(host.size() * sizeof(N)) {
+    if (host.empty()) return;  // which has no address
     memset(static_cast<void*>(host.data()), 0xff, memory_.bytes());
     memory_.send(host.data());
   }
   N* at() const { return static_cast<N*>(memory_.at()); }
-  void receive() { memory_.receive(host.data()); }
+  void receive() {
+    if (!host.empty()) memory_.receive(host.data());
+  }
 
   std::vector<N> host;
 
