@@ -24,27 +24,22 @@ from softkern.triton.formulas import (
     weighted,
 )
 from softkern.triton.rows import (
-    CLASSES_OF_LANE,
     MERGED,
     PARTS,
     block_statistics,
     class_offsets,
     end_class,
     first_class,
-    first_lane_at,
     load_classes,
     load_statistics,
     merge,
-    merge_lanes,
     no_statistics,
     part_at,
     place,
     row_pointers,
     store_classes,
     store_statistics,
-    sum_of_lanes,
     terms,
-    to_classes,
 )
 
 
@@ -65,14 +60,13 @@ def load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like
 
 
 @triton.jit
-def spread_sums(x, mass, m, first, end, BLOCK_C: tl.constexpr, LANES: tl.constexpr = 1,
-                ALIGN_C: tl.constexpr = 1):  # fmt: skip
-    """The sums of a_c and of a_c (m - x_c) over a block's rows or lanes. An infinite m counts as 0."""
+def spread_sums(x, mass, m, first, end, BLOCK_C: tl.constexpr):
+    """The sums of a_c and of a_c (m - x_c) over a block. An infinite m counts as 0."""
     classes = first + tl.arange(0, BLOCK_C)[None, :]
     # After the end x is -inf, and 0 * inf would be NaN.
-    below = tl.where(classes < end, to_classes(finite(m), BLOCK_C, LANES, ALIGN_C) - x, 0.0)
-    masses = sum_of_lanes(mass + tl.zeros_like(x), LANES, ALIGN_C)
-    return masses, sum_of_lanes(mass * below, LANES, ALIGN_C)
+    below = tl.where(classes < end, finite(m) - x, 0.0)
+    masses = tl.sum(mass + tl.zeros_like(x), 1, keep_dims=True)
+    return masses, tl.sum(mass * below, 1, keep_dims=True)
 
 
 @triton.jit
@@ -82,14 +76,6 @@ def merge_spread(masses_1, below_1, m_1, masses_2, below_2, m_2):
     below_1 = below_moved(m, m_1, masses_1, below_1)
     below_2 = below_moved(m, m_2, masses_2, below_2)
     return masses_1 + masses_2, below_1 + below_2
-
-
-@triton.jit
-def merge_spread_of_lanes(masses, below, m, LANES: tl.constexpr):
-    if LANES > 1:
-        below = below_moved(tl.max(m, 1, keep_dims=True), m, masses, below)
-        masses, below = tl.sum(masses, 1, keep_dims=True), tl.sum(below, 1, keep_dims=True)
-    return masses, below
 
 
 @triton.jit
@@ -186,46 +172,37 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                              PROBABILITIES, WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
             masses, below = spread_sums(x, mass, m, 0, classes, BLOCK_C)
     else:
-        LANES: tl.constexpr = BLOCK_C // CLASSES_OF_LANE if BLOCK_R == 1 else 1
-        masses = tl.zeros([BLOCK_R, LANES], DTYPE)
-        below = masses
-        m, ties, rest = no_statistics(masses)
-        hot_at = first_lane_at(parts_ptr, 5, 0, parts, row, rows, LANES)
+        m, ties, rest = no_statistics(like)
+        masses, below = like, like
         if STAGE == MERGED:
             for part in range(parts):
-                m_part, ties_part, rest_part = load_statistics(parts_ptr, part, parts, row, rows, exists,
-                                                               LANES)  # fmt: skip
+                m_part, ties_part, rest_part = load_statistics(parts_ptr, part, parts, row, rows, exists)
                 if SPREAD:
-                    masses_at = part_at(parts_ptr, 3, part, parts, row, rows, LANES)
-                    below_at = part_at(parts_ptr, 4, part, parts, row, rows, LANES)
-                    masses_part = tl.load(masses_at, mask=exists, other=0)
-                    below_part = tl.load(below_at, mask=exists, other=0)
+                    masses_part = tl.load(part_at(parts_ptr, 3, part, parts, row, rows), mask=exists, other=0)
+                    below_part = tl.load(part_at(parts_ptr, 4, part, parts, row, rows), mask=exists, other=0)
                     masses, below = merge_spread(masses, below, m, masses_part, below_part, m_part)
                 m, ties, rest = merge(m, ties, rest, m_part, ties_part, rest_part)
             # Another program may have overwritten the logit with the gradient.
-            hot_x = tl.load(hot_at, mask=exists, other=0)
+            hot_x = tl.load(part_at(parts_ptr, 5, 0, parts, row, rows), mask=exists, other=0)
         else:
             end = end_class(classes, BLOCK_C, STAGE)
             for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
                 x = load_classes(x_rows, first, end, x_class, exists, ALIGN_R, WIDE, BLOCK_C, lowest)
-                m_block, ties_block, rest_block = block_statistics(x, LANES, ALIGN_C)
+                m_block, ties_block, rest_block = block_statistics(x)
                 if SPREAD:
                     mass = load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like,
                                      PROBABILITIES, WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
-                    masses_block, below_block = spread_sums(x, mass, m_block, first, end, BLOCK_C, LANES,
-                                                            ALIGN_C)  # fmt: skip
+                    masses_block, below_block = spread_sums(x, mass, m_block, first, end, BLOCK_C)
                     masses, below = merge_spread(masses, below, m, masses_block, below_block, m_block)
                 m, ties, rest = merge(m, ties, rest, m_block, ties_block, rest_block)
             if STAGE == PARTS:
                 part = tl.program_id(1)
-                store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest, LANES)
+                store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest)
                 if SPREAD:
-                    tl.store(part_at(parts_ptr, 3, part, parts, row, rows, LANES), masses, mask=exists)
-                    tl.store(part_at(parts_ptr, 4, part, parts, row, rows, LANES), below, mask=exists)
+                    tl.store(part_at(parts_ptr, 3, part, parts, row, rows), masses, mask=exists)
+                    tl.store(part_at(parts_ptr, 4, part, parts, row, rows), below, mask=exists)
                 if part == 0:
-                    tl.store(hot_at, hot_x, mask=exists)
-        masses, below = merge_spread_of_lanes(masses, below, m, LANES)
-        m, ties, rest = merge_lanes(m, ties, rest, LANES)
+                    tl.store(part_at(parts_ptr, 5, 0, parts, row, rows), hot_x, mask=exists)
 
     if SINGLE or STAGE != PARTS:
         loss = row_loss(m, ties, rest, masses, below, mass_of_hot, hot_x, is_hot, SPREAD)

@@ -67,11 +67,9 @@ def stages(x: Tensor, layout: Layout, plan: Plan) -> tuple[int, list[tuple[int, 
     return parts, [(PARTS.value, parts), (MERGED.value, parts)]
 
 
-def scratch(
-    x: Tensor, fields: int, parts: int, layout: Layout, plan: Plan, launches: list[tuple[int, int]]
-) -> Tensor:
-    """Memory for the statistics of the lanes of the parts of rows."""
-    size = fields * parts * layout.rows * plan.lanes if len(launches) > 1 else 0
+def scratch(x: Tensor, fields: int, parts: int, layout: Layout, launches: list[tuple[int, int]]) -> Tensor:
+    """Memory for the statistics of the parts of rows."""
+    size = fields * parts * layout.rows if len(launches) > 1 else 0
     return torch.empty(size, dtype=compute_dtype(x.dtype), device=x.device)
 
 
@@ -127,7 +125,7 @@ def run_forward(self: Tensor, dim: int, row_number: Callable[..., Any], value: C
     parts, launches = stages(x, layout, plan)
     sizes, strides = units(layout, plan, [x_walk, y_walk])
     with on_device_of(x):
-        kept = scratch(x, 3, parts, layout, plan, launches)
+        kept = scratch(x, 3, parts, layout, launches)
         for stage, width in launches:
             forward_kernel[(programs(layout, plan), width)](
                 x, y, kept, *sizes, layout.rows, parts, *strides,
@@ -157,7 +155,7 @@ def run_backward(
     parts, launches = stages(y, layout, plan)
     sizes, strides = units(layout, plan, [g_walk, y_walk, dx_walk])
     with on_device_of(y):
-        kept = scratch(y, 1, parts, layout, plan, launches)
+        kept = scratch(y, 1, parts, layout, launches)
         for stage, width in launches:
             backward_kernel[(programs(layout, plan), width)](
                 g, y, dx, kept, *sizes, layout.rows, parts, *strides,
