@@ -8,7 +8,6 @@ import math
 import os
 import random
 import re
-import shlex
 import struct
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT, SUPPORT
+from programs import compiled
 
 HEADERS = ("stats", "mass", "loss", "tanh", "row_losses", "parts")
 HELPERS = {"is_finite"}  # of Triton's, which C++ has in the trait that computes
@@ -69,12 +69,8 @@ def values(command: list[str], text: str, **env: str) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    path = tmp_path_factory.mktemp("formulas") / "formulas"
-    flags = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-DSOFTKERN_EMULATED"]
-    source = ROOT / "tests/native/formulas.cpp"
-    subprocess.run([*compiler, *flags, source, "-o", path], check=True)
-    return path
+    flags = ("-O1", "-w", "-ffp-contract=off", "-DSOFTKERN_EMULATED")
+    return compiled(tmp_path_factory.mktemp("formulas") / "formulas", *flags, "tests/native/formulas.cpp")
 
 
 @pytest.mark.parametrize(("dtype", "ulp"), (("float", 2.0**-23), ("double", 2.0**-52)))

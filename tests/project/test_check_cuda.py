@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from places import ROOT
+from programs import compiled
 
 pytestmark = pytest.mark.skipif(not (ROOT / "tools").is_dir(), reason="no tools beside these tests")
 OWN = ("tools/check_cuda.cpp", "tools/cuda/check_softmax.cpp")
@@ -21,15 +20,12 @@ OWN = ("tools/check_cuda.cpp", "tools/cuda/check_softmax.cpp")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The program, compiled once, without its kernels."""
     folder = tmp_path_factory.mktemp("objects")
-    return [compiled(folder / f"{Path(source).stem}.o", "-c", source) for source in OWN]
+    return [emulated(folder / f"{Path(source).stem}.o", "-c", source) for source in OWN]
 
 
-def compiled(target: Path, *arguments: str | Path) -> Path:
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    flags = ["-std=c++17", "-O1", "-DSOFTKERN_EMULATED", "-DSOFTKERN_ELEMENT=softkern::BFloat16"]
-    folders = ["-I", "csrc/cuda", "-I", "tools"]
-    subprocess.run([*compiler, *flags, *folders, *arguments, "-o", target], cwd=ROOT, check=True)
-    return target
+def emulated(target: Path, *arguments: str | Path) -> Path:
+    flags = ("-O1", "-DSOFTKERN_EMULATED", "-DSOFTKERN_ELEMENT=softkern::BFloat16")
+    return compiled(target, *flags, "-Icsrc/cuda", "-Itools", *arguments)
 
 
 def run(program: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], dict[str, Any]]:
@@ -51,7 +47,7 @@ def test_an_error_in_a_kernel_is_found(
     objects: list[Path], tmp_path: Path, planted: int, message: str
 ) -> None:
     kernels = f"-DPLANTED={planted}", "tests/native/check_cuda_kernels.cpp", "csrc/cuda/device.cpp"
-    program = compiled(tmp_path / "check", *kernels, *objects)
+    program = emulated(tmp_path / "check", *kernels, *objects)
     code, cases, end = run(program, "--only", "softmax 3x100+1")
     (case,) = (case for case in cases if case["case"] == "softmax 3x100+1")
     assert case["message"].startswith(message) if planted < 3 else case["message"].endswith("no launch")

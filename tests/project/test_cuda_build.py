@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ from types import ModuleType
 
 import pytest
 from places import ROOT
+from programs import compiled, script
 
 EVERY = ["8.0", "9.0", "10.0", "12.0"]
 KERNELS = ["csrc/cuda/reduce.cu", "csrc/cuda/rows.cu"]
@@ -32,13 +32,6 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "DEFAULT_ROOT", tmp_path / "usual")
     return module
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 NVCC = """\
@@ -375,16 +368,13 @@ RUNS = {
 DEVICES = ("7.5", "8.0", "8.6", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1", "13.0")
 
 
-def compiled(program: Path, *sources: str) -> Path:
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    flags = ["-std=c++17", "-pthread", "-DSOFTKERN_EMULATED"]
-    paths = [ROOT / source for source in (f"tests/native/{program.name}.cpp", *sources)]
-    subprocess.run([*compiler, *flags, *paths, "-o", program], check=True)
-    return program
+def emulated(program: Path, *sources: str) -> Path:
+    flags = ("-pthread", "-DSOFTKERN_EMULATED")
+    return compiled(program, *flags, f"tests/native/{program.name}.cpp", *sources)
 
 
 def test_devices_run_code_of_their_own_generation_and_ptx_of_older_ones(tmp_path: Path) -> None:
-    program = compiled(tmp_path / "architectures", "csrc/cuda/device.cpp")
+    program = emulated(tmp_path / "architectures", "csrc/cuda/device.cpp")
     for built_for, devices in RUNS.items():
         runs = {
             device
@@ -395,5 +385,5 @@ def test_devices_run_code_of_their_own_generation_and_ptx_of_older_ones(tmp_path
 
 
 def test_a_device_is_asked_once_whether_clusters_fit_by_whatever_thread(tmp_path: Path) -> None:
-    done = subprocess.run([compiled(tmp_path / "clusters")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([emulated(tmp_path / "clusters")], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "")

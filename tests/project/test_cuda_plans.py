@@ -5,13 +5,12 @@ rest on. The plans are those of the kernels, compiled for the emulator's device.
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from places import ROOT
+from programs import compiled
 
 CLASSES = (16384, 32000, 50257, 65536, 128256, 151936, 262144)
 SIZES = {"float": 4, "softkern::BFloat16": 2}
@@ -37,16 +36,14 @@ class Plan(NamedTuple):
 def program(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plans")
 
-    def compiled(element: str) -> Path:
+    def plans_of(element: str) -> Path:
         target = folder / element.rpartition(":")[2]
         if not target.exists():
-            flags = ["-std=c++17", "-DSOFTKERN_EMULATED", f"-DSOFTKERN_ELEMENT={element}"]
-            sources = [ROOT / "tests/native/plans.cpp", ROOT / "csrc/cuda/device.cpp"]
-            command = [*shlex.split(os.environ.get("CXX") or "c++"), *flags, *sources, "-o", target]
-            subprocess.run(command, check=True)
+            flags = ("-DSOFTKERN_EMULATED", f"-DSOFTKERN_ELEMENT={element}")
+            compiled(target, *flags, "tests/native/plans.cpp", "csrc/cuda/device.cpp")
         return target
 
-    return compiled
+    return plans_of
 
 
 def plans(program: Path, **device: str) -> list[Plan]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from places import ROOT
+from programs import script
 
 pytestmark = pytest.mark.skipif(not (ROOT / "tools").is_dir(), reason="no tools beside these tests")
 
@@ -28,13 +29,6 @@ def gpu_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleT
     monkeypatch.setattr("gpu.run.WORK", tmp_path / "work")
     monkeypatch.setattr(tool, "STEPS", dict(tool.STEPS))
     yield tool
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 class Clock:

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 from places import ROOT
+from programs import compiled
 
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="no C++ sources beside these tests")
 
 
 def test_merged_parts_are_as_exact_as_the_contract_says(tmp_path: Path) -> None:
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    flags = ["-std=c++17", "-O2", "-w", "-ffp-contract=off", "-fno-math-errno"]
-    program = tmp_path / "merge"
-    subprocess.run([*compiler, *flags, ROOT / "tests/native/merge.cpp", "-o", program], check=True)
+    flags = ("-O2", "-w", "-ffp-contract=off", "-fno-math-errno")
+    program = compiled(tmp_path / "merge", *flags, "tests/native/merge.cpp")
     done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
