@@ -90,18 +90,10 @@ class Clock {
   std::map<int64_t, float> copies_;
 };
 
-/// As in torch: rows that are neighbours are the last dimensions.
-std::string shape_text(const Layout& at, const char* between) {
-  std::string text;
-  if (at.inner == 1) return std::to_string(at.rows) + between + std::to_string(at.classes);
-  text = std::to_string(at.rows / at.inner) + between + std::to_string(at.classes);
-  return text + between + std::to_string(at.inner);
-}
-
 bool measure(const Op& op, const Operands& on, Clock& clock) {
   Outcome outcome{};
   const std::vector<float> found = clock.times([&] { outcome = op.call(on); });
-  const std::string shape = shape_text(on.at, ", ");
+  const std::string shape = on.at.sizes(", ");
   printf("{\"op\": \"%s\", \"dtype\": \"%s\", \"shape\": [%s], ", op.name.c_str(), kElementName,
          shape.c_str());
   if (outcome.error != nullptr) {
@@ -139,7 +131,7 @@ int main(int count, char** values) {
       for (const Op& op : ops) {
         const auto& names = group.ops;
         if (!names.empty() && std::find(names.begin(), names.end(), op.name) == names.end()) continue;
-        const std::string name = op.name + " " + kElementName + " " + shape_text(at, "x");
+        const std::string name = op.name + " " + kElementName + " " + at.sizes("x");
         if (!options.take(name)) continue;
         if (options.list) {
           printf("%s\n", name.c_str());

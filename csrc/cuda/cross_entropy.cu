@@ -16,6 +16,8 @@ namespace {
 template <class T, Spread kMass>
 struct LossLimits : OneTensor<T> {
   static constexpr bool kSpread = kMass == Spread::kAny;
+  // Of ties and the rest; of m - x; and of the mass.
+  static constexpr int kSums = kMass == Spread::kNone ? 2 : kMass == Spread::kUniform ? 3 : 4;
   static constexpr int kSome = kSpread && sizeof(T) == 2 ? 16 : OneTensor<T>::kSome;
   static constexpr int kMany = kMass != Spread::kNone ? 0 : OneTensor<T>::kMany;
   static constexpr int kMostThreads = kSpread ? 512 : OneTensor<T>::kMostThreads;
@@ -293,12 +295,10 @@ template <class T, Spread kMass>
 Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
   using A = Compute<T>;
   using Limits = LossLimits<T, kMass>;
-  constexpr int kSums = 2 + static_cast<int>(kMass);
-  const Plan plan =
-      make_plan(args.shape, traits_of<T, Limits>(stream, kSums),
-                {&args.logits, &args.probabilities, &args.grad}, Limits::kSpread ? args.weight : nullptr);
-  const Dims dims = dims_of<A>(plan, args.rows, kSums, 1);
-  const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
+  const Launch setup =
+      launch_of<T, Limits>(args.shape, args.rows, stream, {&args.logits, &args.probabilities, &args.grad},
+                           Limits::kSpread ? args.weight : nullptr);
+  const Plan& plan = setup.plan;
   const Call<T> call{args.logits,
                      {args.target, args.target_type, args.options.ignore_index},
                      args.probabilities,
@@ -312,7 +312,7 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
   if (plan.way == Way::kTile) {
     constexpr int kLeast = kMass == Spread::kAny ? 16 : 8;
     const char* error = with_tile<T, kLeast>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
-      return start(cross_entropy_tile_kernel<T, kMass, most()>, tiles, stream, grid, call,
+      return start(cross_entropy_tile_kernel<T, kMass, most()>, tiles, stream, setup.grid, call,
                    tile_rows<T>(args.logits, args.shape), tile_rows<T>(args.grad, args.shape));
     });
     return {error, plan.path};
@@ -320,14 +320,14 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
   if constexpr (Limits::kSharedTensors > 0) {
     if (plan.way == Way::kShared) {
       const char* error = with_access(plan, [&](auto access) {
-        return start(cross_entropy_shared_kernel<T, kMass, access>, dims, stream, grid, call);
+        return start(cross_entropy_shared_kernel<T, kMass, access>, setup.dims, stream, setup.grid, call);
       });
       return {error, plan.path};
     }
   }
   const char* error = with_kernel<T, Limits>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(cross_entropy_kernel<T, kMass, K::kAccess, K::E>, dims, stream, grid, call);
+    return start(cross_entropy_kernel<T, kMass, K::kAccess, K::E>, setup.dims, stream, setup.grid, call);
   });
   return {error, plan.path};
 }

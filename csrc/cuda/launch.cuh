@@ -28,6 +28,8 @@ struct OneTensor {
   static constexpr bool kSpans = true, kManyFirst = sizeof(T) < 8, kManyInClusters = false;
   static constexpr int kSharedTensors = 1, kSharedFrom = cuda::kSharedFrom,
                        kSpansSharedFrom = cuda::kSharedFrom;
+  // The most numbers that the kernel's threads add up at once.
+  static constexpr int kSums = 2;
 };
 template <class T>
 struct TwoTensors : OneTensor<T> {
@@ -37,6 +39,7 @@ struct TwoTensors : OneTensor<T> {
   static constexpr int kSharedTensors = 2, kSharedFrom = sizeof(T) == 8
                                                              ? cuda::kSharedFrom
                                                              : (128 << 10) * static_cast<int>(sizeof(T));
+  static constexpr int kSums = 1;
 };
 
 template <class K, Access kAccess, int E>
@@ -73,9 +76,8 @@ constexpr int most_registers() {
 #define SK_SHARED_BOUNDS(T) __maxnreg__(65536 / threads_of_shared(sizeof(T)) / 8 * 8)
 #endif
 
-/// sums: the most numbers that the kernel's threads add up at once.
 template <class T, class K>
-Traits traits_of(const DeviceStream& stream, int sums) {
+Traits traits_of(const DeviceStream& stream) {
   return {static_cast<int>(sizeof(T)),
           K::kFew,
           K::kSome,
@@ -90,7 +92,7 @@ Traits traits_of(const DeviceStream& stream, int sums) {
           K::kSharedTensors,
           K::kSharedFrom,
           K::kSpansSharedFrom,
-          sums,
+          K::kSums,
           static_cast<int>(sizeof(Compute<T>)),
           stream};
 }
@@ -124,14 +126,25 @@ inline int rows_of_a_block(const Plan& plan) {
   }
 }
 
-/// tensors: those whose rows a kernel keeps in shared memory, if it does.
-template <class A>
-Dims dims_of(const Plan& plan, int64_t rows, int sums, int tensors = 1) {
-  const int each = rows_of_a_block(plan);
+/// A plan of rows, and what its launch takes. The dims of Way::kTile are with_tile()'s.
+struct Launch {
+  Plan plan;
+  Dims dims;
+  Grid grid;
+};
+
+/// K: the limits of the kernel. `operands` and `weights`: see make_plan().
+template <class T, class K>
+Launch launch_of(const Shape& shape, int64_t rows, const DeviceStream& stream,
+                 std::initializer_list<const Rows*> operands, const void* weights = nullptr) {
+  const Plan plan = make_plan(shape, traits_of<T, K>(stream), operands, weights);
+  const TeamShape team = team_shape_of(plan, K::kSums);
   const bool in_shared = plan.way == Way::kShared;
-  const size_t shared = in_shared ? static_cast<size_t>(plan.shared.offset + tensors * plan.shared.bytes)
-                                  : team_bytes<A>(team_shape_of(plan, sums), plan.threads);
-  return {(rows + each - 1) / each * plan.blocks, plan.threads, plan.blocks, shared, in_shared};
+  const size_t bytes = in_shared
+                           ? static_cast<size_t>(plan.shared.offset + K::kSharedTensors * plan.shared.bytes)
+                           : team_bytes<Compute<T>>(team, plan.threads);
+  const int64_t blocks = ceil_div(rows, rows_of_a_block(plan)) * plan.blocks;
+  return {plan, {blocks, plan.threads, plan.blocks, bytes, in_shared}, {rows, shape, team, plan.shared}};
 }
 
 /// Calls start(Access) for the kernel with rows in shared memory that the plan names.

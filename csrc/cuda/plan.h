@@ -69,6 +69,8 @@ constexpr int threads_of_shared(int element_size) { return element_size == 8 ? 3
 constexpr int kReservedBytes = 1 << 10;
 
 constexpr int kVectorBytes = 16;
+constexpr int kLanesOfWarp = 32;
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /// Up to this number of classes, one thread computes a row alone.
 constexpr int64_t kTileClasses = 32;
 /// Threads of a block in which each row has one warp or a part of one.
@@ -79,7 +81,7 @@ constexpr int tile_threads(int element_size) { return element_size == 8 ? kSmall
 /// The bytes of shared memory that the reductions of a block need, of a row that `blocks` blocks share: two
 /// inboxes, and twice the numbers of each warp and block (team.cuh).
 constexpr int block_team_bytes(int blocks, int sums, int number_size) {
-  return (blocks > 1 ? 16 : 0) + 2 * sums * (32 + (blocks > 1 ? blocks : 0)) * number_size;
+  return (blocks > 1 ? 16 : 0) + 2 * sums * (kLanesOfWarp + (blocks > 1 ? blocks : 0)) * number_size;
 }
 
 inline bool takes_vectors(const Rows& rows, int vector, int64_t inner) {
@@ -111,8 +113,8 @@ inline SharedRows shared_rows(const Traits& traits, Access access, int64_t class
   const bool vectors = access == Access::kVectors;
   const int slot = vectors ? kVectorBytes : std::max(traits.element_size, 4);
   const int64_t at_once = static_cast<int64_t>(slot / traits.element_size) * threads * blocks;
-  const int64_t steps = (classes + at_once - 1) / at_once;
-  const int64_t bytes = steps * slot * threads + (vectors ? 0 : threads / 32 * kVectorBytes);
+  const int64_t steps = ceil_div(classes, at_once);
+  const int64_t bytes = steps * slot * threads + (vectors ? 0 : threads / kLanesOfWarp * kVectorBytes);
   constexpr int64_t kMost = 1 << 30;  // more than any device has
   return {static_cast<int>(std::min(steps, kMost)), offset, static_cast<int>(std::min(bytes, kMost))};
 }
@@ -125,7 +127,8 @@ inline Plan plan_in_shared_memory(const Traits& traits, Access access, int64_t c
     const int room = std::min(traits.device.shared_of_block,
                               traits.device.shared_of_multiprocessor / together - kReservedBytes);
     for (int blocks = 1; blocks <= traits.device.most_blocks; blocks *= 2) {
-      const int team = (block_team_bytes(blocks, traits.sums, traits.number_size) + 15) / 16 * 16;
+      const int team = static_cast<int>(
+          ceil_div(block_team_bytes(blocks, traits.sums, traits.number_size), kVectorBytes) * kVectorBytes);
       const SharedRows rows = shared_rows(traits, access, classes, threads, blocks, team);
       if (team + static_cast<int64_t>(traits.shared_tensors) * rows.bytes > room) continue;
       const char* path = blocks > 1 ? "cluster, in shared memory" : "block, in shared memory";
@@ -139,10 +142,9 @@ inline Plan plan_in_shared_memory(const Traits& traits, Access access, int64_t c
 /// class, or is null.
 inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer_list<const Rows*> operands,
                       const void* weights = nullptr) {
-  constexpr int kWarp = 32, kClusterBlock = 512;
+  constexpr int kWarp = kLanesOfWarp, kClusterBlock = 512;
   const int most_blocks = std::min(traits.device.most_blocks, 8);
   const int64_t classes = shape.classes;
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const auto power_of_two = [](int64_t n) {
     int p = 1;
     while (p < n) p *= 2;

@@ -19,8 +19,7 @@ constexpr int64_t kMostParts = 1024;
 
 int64_t parts_of(int64_t rows) {
   if (rows <= kRowsAlone) return 1;
-  const int64_t parts = (rows + kRowsOfRound - 1) / kRowsOfRound;
-  return parts > kMostParts ? kMostParts : parts;
+  return std::min(ceil_div(rows, kRowsOfRound), kMostParts);
 }
 
 /// Rows r, r + kThreads, ... of a block's part.

@@ -24,6 +24,7 @@ struct RowLimits : OneTensor<T> {
   static constexpr int kSmallRegisters = kDouble ? 128 : kSpread ? 112 : 96;
   static constexpr bool kSpans = !kSpread, kManyFirst = false, kManyInClusters = true;
   static constexpr int kSharedTensors = 0;
+  static constexpr int kSums = kSpread ? 7 : 3;
 };
 
 template <Form kForm, class A, class Team>
@@ -109,26 +110,23 @@ __global__ void row_losses_tile_kernel(Grid grid, RowLossCall<T> call, TileRows 
 
 template <class T, Form kForm>
 Outcome launch(const RowLossArgs& args, const DeviceStream& stream) {
-  using A = Compute<T>;
   using Limits = RowLimits<T, kForm>;
   const RowLossCall<T> call = call_of<T>(args);
-  constexpr int kSums = kForm == Form::kSpread ? 7 : 3;
-  const Plan plan = make_plan(args.shape, traits_of<T, Limits>(stream, kSums),
-                              {&args.logits, &args.probabilities, &args.grad},
-                              kForm == Form::kSpread ? call.own_weights() : nullptr);
-  const Dims dims = dims_of<A>(plan, args.rows, kSums);
-  const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums)};
+  const Launch setup =
+      launch_of<T, Limits>(args.shape, args.rows, stream, {&args.logits, &args.probabilities, &args.grad},
+                           Limits::kSpread ? call.own_weights() : nullptr);
+  const Plan& plan = setup.plan;
   if (plan.way == Way::kTile) {
     constexpr int kLeast = kForm == Form::kPlain ? 16 : 32;
     const char* error = with_tile<T, kLeast>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
-      return start(row_losses_tile_kernel<T, kForm, most()>, tiles, stream, grid, call,
+      return start(row_losses_tile_kernel<T, kForm, most()>, tiles, stream, setup.grid, call,
                    tile_rows<T>(args.logits, args.shape), tile_rows<T>(args.grad, args.shape));
     });
     return {error, plan.path};
   }
   const char* error = with_kernel<T, Limits>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(row_losses_kernel<T, kForm, K::kAccess, K::E>, dims, stream, grid, call);
+    return start(row_losses_kernel<T, kForm, K::kAccess, K::E>, setup.dims, stream, setup.grid, call);
   });
   return {error, plan.path};
 }

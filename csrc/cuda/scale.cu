@@ -284,8 +284,6 @@ struct Strides {
   int64_t of_rows() const { return of[1].size > 1 ? of[1].stride : of[0].stride; }
 };
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class T, Walk kWalk>
 const char* launch(const ScaleArgs& args, const DeviceStream& stream, bool any_order, bool columns = false) {
   constexpr int V = kVector<T>, kWarps = kThreads / kWarp;

@@ -66,28 +66,26 @@ __global__ void forward_tile_kernel(Grid grid, TileRows input, TileRows output) 
 
 template <class Op, class T>
 Outcome forward(const ForwardArgs& args, const DeviceStream& stream) {
-  using A = Compute<T>;
-  constexpr int kSums = 2;
-  const Plan plan =
-      make_plan(args.shape, traits_of<T, OneTensor<T>>(stream, kSums), {&args.input, &args.output});
-  const Dims dims = dims_of<A>(plan, args.rows, kSums, 1);
-  const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
+  const Launch setup = launch_of<T, OneTensor<T>>(args.shape, args.rows, stream, {&args.input, &args.output});
+  const Plan& plan = setup.plan;
   if (plan.way == Way::kTile) {
     const char* error = with_tile<T>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
-      return start(forward_tile_kernel<Op, T, most()>, tiles, stream, grid,
+      return start(forward_tile_kernel<Op, T, most()>, tiles, stream, setup.grid,
                    tile_rows<T>(args.input, args.shape), tile_rows<T>(args.output, args.shape));
     });
     return {error, plan.path};
   }
   if (plan.way == Way::kShared) {
     const char* error = with_access(plan, [&](auto access) {
-      return start(forward_shared_kernel<Op, T, access>, dims, stream, grid, args.input, args.output);
+      return start(forward_shared_kernel<Op, T, access>, setup.dims, stream, setup.grid, args.input,
+                   args.output);
     });
     return {error, plan.path};
   }
   const char* error = with_kernel<T, OneTensor<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(forward_kernel<Op, T, K::kAccess, K::E>, dims, stream, grid, args.input, args.output);
+    return start(forward_kernel<Op, T, K::kAccess, K::E>, setup.dims, stream, setup.grid, args.input,
+                 args.output);
   });
   return {error, plan.path};
 }
@@ -156,15 +154,12 @@ __global__ void backward_tile_kernel(Grid grid, TileRows grad_output, TileRows o
 
 template <class Op, class T>
 Outcome backward(const BackwardArgs& args, const DeviceStream& stream) {
-  using A = Compute<T>;
-  constexpr int kSums = 1;
-  const Plan plan = make_plan(args.shape, traits_of<T, TwoTensors<T>>(stream, kSums),
-                              {&args.grad_output, &args.output, &args.grad_input});
-  const Dims dims = dims_of<A>(plan, args.rows, kSums, 2);
-  const Grid grid{args.rows, args.shape, team_shape_of(plan, kSums), plan.shared};
+  const Launch setup = launch_of<T, TwoTensors<T>>(args.shape, args.rows, stream,
+                                                   {&args.grad_output, &args.output, &args.grad_input});
+  const Plan& plan = setup.plan;
   if (plan.way == Way::kTile) {
     const char* error = with_tile<T>(args.shape, args.rows, 2, [&](auto most, const Dims& tiles) {
-      return start(backward_tile_kernel<Op, T, most()>, tiles, stream, grid,
+      return start(backward_tile_kernel<Op, T, most()>, tiles, stream, setup.grid,
                    tile_rows<T>(args.grad_output, args.shape), tile_rows<T>(args.output, args.shape),
                    tile_rows<T>(args.grad_input, args.shape));
     });
@@ -172,15 +167,15 @@ Outcome backward(const BackwardArgs& args, const DeviceStream& stream) {
   }
   if (plan.way == Way::kShared) {
     const char* error = with_access(plan, [&](auto access) {
-      return start(backward_shared_kernel<Op, T, access>, dims, stream, grid, args.grad_output, args.output,
-                   args.grad_input);
+      return start(backward_shared_kernel<Op, T, access>, setup.dims, stream, setup.grid, args.grad_output,
+                   args.output, args.grad_input);
     });
     return {error, plan.path};
   }
   const char* error = with_kernel<T, TwoTensors<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
-    return start(backward_kernel<Op, T, K::kAccess, K::E>, dims, stream, grid, args.grad_output, args.output,
-                 args.grad_input);
+    return start(backward_kernel<Op, T, K::kAccess, K::E>, setup.dims, stream, setup.grid, args.grad_output,
+                 args.output, args.grad_input);
   });
   return {error, plan.path};
 }

@@ -357,7 +357,7 @@ const char* with_tile(const Shape& shape, int64_t rows, int tiles, F start) {
     constexpr int kThreads = tile_threads(sizeof(T));
     const auto bytes =
         static_cast<size_t>(tiles * Tile<T, decltype(most)::value>::place_bytes(shape.classes));
-    return start(most, Dims{(rows + kThreads - 1) / kThreads, kThreads, 1, bytes});
+    return start(most, Dims{ceil_div(rows, kThreads), kThreads, 1, bytes});
   };
   if constexpr (kLeast <= 8) {
     if (shape.classes <= 8) return with(std::integral_constant<int, 8>());

@@ -14,15 +14,15 @@ using namespace softkern::cuda;
 namespace {
 
 template <class Limits>
-void show(const char* name, int64_t classes, bool aligned, int tensors) {
+void show(const char* name, int64_t classes, bool aligned) {
   using T = SOFTKERN_ELEMENT;
   // Of an unaligned tensor, even if its rows are whole numbers of 16 bytes.
   const Rows rows{reinterpret_cast<void*>(aligned ? 64 : 64 + sizeof(T)), classes, 1, 1};
   const Shape shape{classes, 1};
-  const Plan plan = make_plan(shape, traits_of<T, Limits>(on_device(0, nullptr), 2), {&rows});
-  const Dims dims = dims_of<Compute<T>>(plan, 2048, 2, tensors);
-  printf("%s %d %lld %d %d %zu %s\n", name, tensors, static_cast<long long>(classes), plan.blocks,
-         plan.threads, dims.shared, plan.path);
+  const Launch setup = launch_of<T, Limits>(shape, 2048, on_device(0, nullptr), {&rows});
+  const Plan& plan = setup.plan;
+  printf("%s %d %lld %d %d %zu %s\n", name, Limits::kSharedTensors, static_cast<long long>(classes),
+         plan.blocks, plan.threads, setup.dims.shared, plan.path);
 }
 
 }  // namespace
@@ -31,8 +31,8 @@ int main(int count, char** classes) {
   for (int i = 1; i < count; ++i) {
     for (const bool aligned : {true, false}) {
       const char* name = aligned ? "aligned" : "unaligned";
-      show<OneTensor<SOFTKERN_ELEMENT>>(name, atoll(classes[i]), aligned, 1);
-      show<TwoTensors<SOFTKERN_ELEMENT>>(name, atoll(classes[i]), aligned, 2);
+      show<OneTensor<SOFTKERN_ELEMENT>>(name, atoll(classes[i]), aligned);
+      show<TwoTensors<SOFTKERN_ELEMENT>>(name, atoll(classes[i]), aligned);
     }
   }
 }

@@ -8,11 +8,6 @@
 
 #include "judge.h"
 
-namespace softkern::cuda {
-struct Softmax;
-struct LogSoftmax;
-}  // namespace softkern::cuda
-
 namespace softkern::tools {
 
 struct Case {
@@ -35,7 +30,6 @@ inline Tensor logits(const Layout& at) {
 }
 /// The target of a row: the last class first, then others.
 inline int64_t target(const Layout& at, int64_t row) { return (at.classes - 1 + row * 7919) % at.classes; }
-constexpr int64_t kIgnored = -100;
 /// Row 1 is ignored.
 inline std::vector<int64_t> targets(const Layout& at) {
   std::vector<int64_t> result;

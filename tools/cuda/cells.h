@@ -8,11 +8,6 @@
 
 #include "operands.h"
 
-namespace softkern::cuda {
-struct Softmax;
-struct LogSoftmax;
-}  // namespace softkern::cuda
-
 namespace softkern::tools {
 
 /// An op on operands of any layout.

@@ -8,6 +8,12 @@
 
 #include "../../csrc/cpu/scalar.h"
 
+namespace softkern::cuda {
+// Of which the kernels' functions are called by name.
+struct Softmax;
+struct LogSoftmax;
+}  // namespace softkern::cuda
+
 namespace softkern::tools {
 
 using T = SOFTKERN_ELEMENT;
@@ -17,6 +23,7 @@ constexpr ElementType kElement = std::is_same_v<T, float>      ? kFloat
                                  : std::is_same_v<T, double>   ? kDouble
                                  : std::is_same_v<T, BFloat16> ? kBFloat16
                                                                : kHalf;
+constexpr int64_t kIgnored = -100;
 constexpr const char* kElementName = kElement == kFloat      ? "float32"
                                      : kElement == kDouble   ? "float64"
                                      : kElement == kBFloat16 ? "bfloat16"

@@ -32,8 +32,6 @@ class Filled {
   Memory memory_;
 };
 
-constexpr int64_t kIgnored = -100;
-
 /// Class indices of which every `of`-th is ignored; 0: none is.
 inline std::vector<int64_t> indices(const Layout& at, int64_t of) {
   std::vector<int64_t> result;

@@ -23,12 +23,12 @@ struct Layout {
   }
   Shape shape() const { return {classes, inner}; }
   Rows at(void* memory) const { return {static_cast<T*>(memory) + offset, classes * inner, 1, inner}; }
-  std::string name() const {
-    std::string text = std::to_string(rows) + "x" + std::to_string(classes);
-    if (inner > 1)
-      text = std::to_string(rows / inner) + "x" + std::to_string(classes) + "x" + std::to_string(inner);
-    return offset > 0 ? text + "+" + std::to_string(offset) : text;
+  /// As in torch: rows that are neighbours are the last dimensions.
+  std::string sizes(const char* between) const {
+    const std::string text = std::to_string(rows / inner) + between + std::to_string(classes);
+    return inner > 1 ? text + between + std::to_string(inner) : text;
   }
+  std::string name() const { return offset > 0 ? sizes("x") + "+" + std::to_string(offset) : sizes("x"); }
 };
 
 /// Numbers of the host's, sent to the device. Numbers are the element type's or others.
