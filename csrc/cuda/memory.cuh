@@ -14,6 +14,14 @@ SK_INLINE void unpack_pair(uint32_t word, float& low, float& high) {
   high = widen(T{static_cast<uint16_t>(word >> 16)});
 }
 
+/// The larger one of the two.
+template <class T>
+SK_INLINE float larger_half(uint32_t word) {
+  float low, high;
+  unpack_pair<T>(word, low, high);
+  return larger(low, high);
+}
+
 /// One element, whose type is known at run time only.
 SK_INLINE double element(const void* at, ElementType type, int64_t i) {
   switch (type) {

@@ -104,9 +104,7 @@ class KeptRow {
       uint32_t m = chunks_[0].of[0];
       SK_UNROLL
       for (int i = 1; i < E / 2; ++i) m = larger_pair<T>(m, chunks_[i / 4].of[i % 4]);
-      A low, high;
-      unpack_pair<T>(m, low, high);
-      return larger(low, high);
+      return larger_half<T>(m);
     } else {
       A m = -INFINITY;
       SK_UNROLL

@@ -6,18 +6,18 @@
 
 #include "row.cuh"
 
+#define SK_TEXT(...) #__VA_ARGS__
 #if defined(__CUDACC__)
-#define SK_UNROLL_SOME _Pragma("unroll 4")
-#define SK_UNROLL_TWO _Pragma("unroll 2")
-#define SK_UNROLL_NONE _Pragma("unroll 1")
+#define SK_UNROLL_BY(times) _Pragma(SK_TEXT(unroll times))
 #else
-#define SK_UNROLL_SOME
-#define SK_UNROLL_TWO
-#define SK_UNROLL_NONE
+#define SK_UNROLL_BY(times)
 #endif
 
 namespace softkern::cuda {
 namespace {
+
+/// How many slots of a row a loop goes over at once. Where results are stored, each takes more registers.
+constexpr int kReadAtOnce = 4, kStoredAtOnce = 2;
 
 /// Rows of a whole number of 16 bytes. Slot k of the row belongs to thread k % size, which alone copies and
 /// reads it: the threads need no barrier.
@@ -40,7 +40,7 @@ class SharedVectors {
   /// Asks for the first row.
   SK_INLINE void ask(const Span<T>& row) {
     set_next(row, false);
-    walk([&](int c, char* slot) { ask_for(c, slot); });
+    walk<kReadAtOnce>([&](int c, char* slot) { ask_for(c, slot); });
   }
   /// Waits for the row that was asked for.
   SK_INLINE void arrive() {
@@ -56,24 +56,22 @@ class SharedVectors {
   SK_INLINE void clear() {
     there_ = false;
     if constexpr (!kHoldsTerms) {
-      walk([&](int, char* slot) { words(slot) = Words{}; });
+      walk<kReadAtOnce>([&](int, char* slot) { words(slot) = Words{}; });
     }
   }
   SK_INLINE A max() const {
     if (!there_) return -INFINITY;
     if constexpr (sizeof(T) == 2) {
       uint32_t m = narrow_pair<T>(-INFINITY, -INFINITY);
-      walk([&](int, char* slot) {
+      walk<kReadAtOnce>([&](int, char* slot) {
         const Words w = words(slot);
         m = larger_pair<T>(
             m, larger_pair<T>(larger_pair<T>(w.of[0], w.of[1]), larger_pair<T>(w.of[2], w.of[3])));
       });
-      A low, high;
-      unpack_pair<T>(m, low, high);
-      return larger(low, high);
+      return larger_half<T>(m);
     } else {
       A m = -INFINITY;
-      walk([&](int, char* slot) {
+      walk<kReadAtOnce>([&](int, char* slot) {
         Chunk v;
         get(slot, v);
         for (const A x : v) m = larger(m, x);
@@ -84,24 +82,20 @@ class SharedVectors {
   /// Calls f(v, c) for each chunk v at class c.
   template <class F>
   SK_INLINE void each(F f) {
-    const bool asks = in_each_ && next_ != nullptr;
-    if (there_) {
-      walk([&](int c, char* slot) {
-        Chunk v;
-        get(slot, v);
-        if (asks) ask_for(c, slot);
-        f(v, c);
-      });
-    } else if (asks) {
-      walk([&](int c, char* slot) { ask_for(c, slot); });
-    }
+    if (!there_ && !in_each_) return;
+    walk<kReadAtOnce>([&](int c, char* slot) {
+      Chunk v;
+      get(slot, v);
+      if (in_each_) ask_for(c, slot);
+      if (there_) f(v, c);
+    });
   }
   /// The same. The row keeps the changes that f makes to v.
   template <class F>
   SK_INLINE void change(F f) {
     static_assert(kHoldsTerms);
     if (in_each_ || !there_) return each(f);
-    walk_and_store([&](int c, char* slot) {
+    walk<kStoredAtOnce>([&](int c, char* slot) {
       Chunk v;
       get(slot, v);
       f(v, c);
@@ -111,37 +105,33 @@ class SharedVectors {
   /// Calls f(v, c) and stores the changed chunks to `out`.
   template <class F>
   SK_INLINE void write(const Span<T>& out, F f) {
-    const bool asks = next_ != nullptr;
-    walk_and_store([&](int c, char* slot) {
+    walk<kStoredAtOnce>([&](int c, char* slot) {
       Chunk v;
       get(slot, v);
       f(v, c);
       store_vector(out.at + c, v);
-      if (asks) ask_for(c, slot);
+      ask_for(c, slot);
     });
   }
   /// each() and write() with another row of the same chunks: they call f(v, w).
   template <class F>
   SK_INLINE void each_with(SharedVectors& other, F f) {
-    walk([&](int c, char* slot) {
+    walk<kReadAtOnce>([&](int, char* slot) {
       Chunk v, w;
       get(slot, v);
       get(other.slot_of(slot, *this), w);
       f(v, w);
-      (void)c;
     });
   }
   template <class F>
   SK_INLINE void write_with(SharedVectors& other, const Span<T>& out, F f) {
-    const bool asks = next_ != nullptr;
-    walk_and_store([&](int c, char* slot) {
+    walk<kStoredAtOnce>([&](int c, char* slot) {
       char* other_slot = other.slot_of(slot, *this);
       Chunk v, w;
       get(slot, v);
       get(other_slot, w);
       f(v, w);
       store_vector(out.at + c, v);
-      if (!asks) return;
       ask_for(c, slot);
       other.ask_for(c, other_slot);
     });
@@ -168,19 +158,11 @@ class SharedVectors {
   SK_INLINE void ask_for(int c, char* slot) const {
     if (next_ != nullptr) begin_copy<kVectorBytes>(slot, next_ + c, kVectorBytes);
   }
-  /// As walk(), but with fewer chunks at once: what is stored takes more registers.
-  template <class F>
-  SK_INLINE void walk_and_store(F f) const {
-    const int pitch = static_cast<int>(blockDim.x) * kVectorBytes;
-    char* slot = slots_;
-    SK_UNROLL_TWO
-    for (int c = rank_ * V; c < classes_; c += size_ * V, slot += pitch) f(c, slot);
-  }
-  template <class F>
+  template <int kTimes, class F>
   SK_INLINE void walk(F f) const {
     const int pitch = static_cast<int>(blockDim.x) * kVectorBytes;
     char* slot = slots_;
-    SK_UNROLL_SOME
+    SK_UNROLL_BY(kTimes)
     for (int c = rank_ * V; c < classes_; c += size_ * V, slot += pitch) f(c, slot);
   }
 

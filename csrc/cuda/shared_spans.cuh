@@ -71,14 +71,12 @@ class SharedSpans {
     if (!there_) return -INFINITY;
     if constexpr (kPacked) {
       uint32_t m = narrow_pair<T>(-INFINITY, -INFINITY);
-      SK_UNROLL_SOME
+      SK_UNROLL_BY(kReadAtOnce)
       for (int j = 0; j < steps_; ++j) m = larger_pair<T>(m, pair(j));
-      A low, high;
-      unpack_pair<T>(m, low, high);
-      return larger(low, high);
+      return larger_half<T>(m);
     } else {
       A m = -INFINITY;
-      SK_UNROLL_SOME
+      SK_UNROLL_BY(kReadAtOnce)
       for (int j = 0; j < steps_; ++j) m = larger(m, widen(slots_[j * kWarp]));
       return m;
     }
@@ -94,7 +92,7 @@ class SharedSpans {
       }
       ask_for_rest();
     } else if (there_) {
-      SK_UNROLL_SOME
+      SK_UNROLL_BY(kReadAtOnce)
       for (int j = 0; j < steps_; ++j) {
         Chunk v[kEach];
         get(j, v);
@@ -106,7 +104,7 @@ class SharedSpans {
   SK_INLINE void change(F f) {
     static_assert(kHoldsTerms);
     if (in_each_ || !there_) return each(f);
-    SK_UNROLL_SOME
+    SK_UNROLL_BY(kReadAtOnce)
     for (int j = 0; j < steps_; ++j) {
       Chunk v[kEach];
       get(j, v);
@@ -117,7 +115,7 @@ class SharedSpans {
   template <class F>
   SK_INLINE void write(const Span<T>& out, F f) {
     store_steps(
-        out, next_ != nullptr,
+        out,
         [&](int j, Chunk(&v)[kEach]) {
           get(j, v);
           call(f, j, v);
@@ -127,7 +125,7 @@ class SharedSpans {
   }
   template <class F>
   SK_INLINE void each_with(SharedSpans& other, F f) {
-    SK_UNROLL_SOME
+    SK_UNROLL_BY(kReadAtOnce)
     for (int j = 0; j < steps_; ++j) {
       Chunk v[kEach];
       with(other, j, v, f);
@@ -136,7 +134,7 @@ class SharedSpans {
   template <class F>
   SK_INLINE void write_with(SharedSpans& other, const Span<T>& out, F f) {
     store_steps(
-        out, next_ != nullptr, [&](int j, Chunk(&v)[kEach]) { with(other, j, v, f); },
+        out, [&](int j, Chunk(&v)[kEach]) { with(other, j, v, f); },
         [&](int j) {
           ask_after_use(j);
           other.ask_for(j);
@@ -192,10 +190,10 @@ class SharedSpans {
     for (int i = 0; i < kEach; ++i) f(v[i], w[i]);
   }
   template <class Make, class Ask>
-  SK_INLINE void store_steps(const Span<T>& out, bool asks, Make make, Ask ask) const {
+  SK_INLINE void store_steps(const Span<T>& out, Make make, Ask ask) const {
     if constexpr (kPacked) {
       Pairs<T> to(out.at, out.classes, first_);
-      SK_UNROLL_NONE
+      SK_UNROLL_BY(1)
       for (int j = 0; j < steps_; ++j) {
         Chunk v[kEach];
         make(j, v);
@@ -205,17 +203,17 @@ class SharedSpans {
         } else {
           to.store(j, j + 1 == steps_, pair);
         }
-        if (asks) ask(j);
+        ask(j);
       }
     } else {
       T* own = in_global_memory(out.at) + first_;
       const int left = static_cast<int>(out.classes) - first_;
-      SK_UNROLL_SOME
+      SK_UNROLL_BY(kReadAtOnce)
       for (int j = 0; j < steps_; ++j) {
         Chunk v[kEach];
         make(j, v);
         if (j * kWarp < left) own[j * kWarp] = narrow<T>(v[0][0]);
-        if (asks) ask(j);
+        ask(j);
       }
     }
   }

@@ -134,9 +134,7 @@ class SpannedRow {
       }
     }
     if constexpr (kPacked) {
-      A low, high;
-      unpack_pair<T>(m, low, high);
-      return larger(low, high);
+      return larger_half<T>(m);
     } else {
       return m;
     }

@@ -93,9 +93,9 @@ struct Thread {
   const Inbox* inbox = nullptr;  // for which it waits until the phase is not this one
   uint8_t phase = 0;
   std::vector<Copy> copies;
+  bool waited = false;  // for the previous kernel
 
   bool can_go_on() const { return wait == Wait::kNothing || (wait == Wait::kInbox && inbox->phase != phase); }
-  bool waited = false;  // for the previous kernel
 };
 
 struct Warp {

@@ -26,6 +26,21 @@ TargetWeights weights_of(const CrossEntropyCall& call) {
           element_type(call.logits)};
 }
 
+/// Adds up `losses`, after which args names the divisor. scratch: sum_scratch(rows) numbers.
+void launch_sum(ReduceArgs args, const void* losses, int64_t rows, bool in_double, const Number& storage,
+                const Tensor& loss, const Tensor& grad_scale, double* scratch, const DeviceStream& stream) {
+  args.losses = losses;
+  args.in_double = in_double;
+  args.rows = rows;
+  args.storage = storage.value;
+  args.stored = storage.data<float>();
+  args.loss = loss.data_ptr();
+  args.loss_type = element_type(loss);
+  args.grad_scale = grad_scale.defined() ? grad_scale.data_ptr() : nullptr;
+  args.scratch = scratch;
+  check_launch(reduce_losses(args, stream));
+}
+
 /// Multiplies gradients by `factor` and, unless it is null, by the number of the compute type at `at`.
 void launch_rows(const CrossEntropyCall& call, double factor, const void* at, void* losses, bool narrow,
                  const Tensor& grad, const DeviceStream& stream) {
@@ -104,16 +119,8 @@ class CudaKernels final : public CrossEntropyKernels {
     launch_rows(call, factor.on_device.defined() ? 1 : factor.value,
                 before ? reciprocal : factor.data<void>(), loss_of_rows, false, grad,
                 before ? device.target().after_kernel() : device.target());
-    args.losses = loss_of_rows;
-    args.in_double = in_double;
-    args.rows = rows;
-    args.storage = storage.value;
-    args.stored = storage.data<float>();
-    args.loss = loss.data_ptr();
-    args.loss_type = element_type(loss);
-    args.grad_scale = grad_scale.defined() ? grad_scale.data_ptr() : nullptr;
-    args.scratch = scratch;
-    check_launch(reduce_losses(args, device.target().after_kernel()));
+    launch_sum(args, loss_of_rows, rows, in_double, storage, loss, grad_scale, scratch,
+               device.target().after_kernel());
   }
 
   void row_losses(const RowCall& call, const RowOutputs& outputs, const RowGradients& upstream,
@@ -128,19 +135,11 @@ class CudaKernels final : public CrossEntropyKernels {
               const Tensor& grad_scale) const override {
     const OnDevice device(losses);
     ReduceArgs args{};
-    args.losses = losses.const_data_ptr();
-    args.in_double = losses.scalar_type() == at::kDouble;
-    args.rows = losses.numel();
     args.divisor = divisor.value;
     args.mass = divisor.data<double>();
-    args.storage = storage.value;
-    args.stored = storage.data<float>();
-    args.loss = loss.data_ptr();
-    args.loss_type = element_type(loss);
-    args.grad_scale = grad_scale.defined() ? grad_scale.data_ptr() : nullptr;
-    const Tensor scratch = scratch_for(losses, args.rows);
-    args.scratch = doubles_in(scratch);
-    check_launch(reduce_losses(args, device.target()));
+    const Tensor scratch = scratch_for(losses, losses.numel());
+    launch_sum(args, losses.const_data_ptr(), losses.numel(), losses.scalar_type() == at::kDouble, storage,
+               loss, grad_scale, doubles_in(scratch), device.target());
   }
 
   void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& grad_scale, const Tensor& target,
