@@ -136,7 +136,7 @@ def cross_entropy_rows(self: Tensor, target: Tensor, weight: Tensor | None, *giv
     with on_device_of(self):
         parts, launches = stages(self, layout, plan)
         sizes, strides = units(layout, plan, [x_walk, t_walk, grad_walk])
-        kept = scratch(self, 6, parts, layout, launches)
+        kept = scratch(self, 6 * (1 if spread else plan.lanes), parts, layout, launches)
         for stage, width in launches:
             if stage == MERGED.value and grad is None:
                 width = 1

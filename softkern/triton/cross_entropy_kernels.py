@@ -24,15 +24,18 @@ from softkern.triton.formulas import (
     weighted,
 )
 from softkern.triton.rows import (
+    CLASSES_OF_LANE,
     MERGED,
     PARTS,
     block_statistics,
     class_offsets,
     end_class,
     first_class,
+    first_lane_at,
     load_classes,
     load_statistics,
     merge,
+    merge_lanes,
     no_statistics,
     part_at,
     place,
@@ -172,23 +175,29 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                              PROBABILITIES, WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
             masses, below = spread_sums(x, mass, m, 0, classes, BLOCK_C)
     else:
-        m, ties, rest = no_statistics(like)
+        # With spread mass, a thread would need more registers for the sums of its lane than it has.
+        LANES: tl.constexpr = BLOCK_C // CLASSES_OF_LANE if BLOCK_R == 1 and not SPREAD else 1
+        m, ties, rest = no_statistics(tl.zeros([BLOCK_R, LANES], DTYPE))
         masses, below = like, like
+        hot_at = first_lane_at(parts_ptr, 5, 0, parts, row, rows, LANES)
         if STAGE == MERGED:
             for part in range(parts):
-                m_part, ties_part, rest_part = load_statistics(parts_ptr, part, parts, row, rows, exists)
+                m_part, ties_part, rest_part = load_statistics(parts_ptr, part, parts, row, rows, exists,
+                                                               LANES)  # fmt: skip
                 if SPREAD:
-                    masses_part = tl.load(part_at(parts_ptr, 3, part, parts, row, rows), mask=exists, other=0)
-                    below_part = tl.load(part_at(parts_ptr, 4, part, parts, row, rows), mask=exists, other=0)
+                    masses_at = part_at(parts_ptr, 3, part, parts, row, rows, LANES)
+                    below_at = part_at(parts_ptr, 4, part, parts, row, rows, LANES)
+                    masses_part = tl.load(masses_at, mask=exists, other=0)
+                    below_part = tl.load(below_at, mask=exists, other=0)
                     masses, below = merge_spread(masses, below, m, masses_part, below_part, m_part)
                 m, ties, rest = merge(m, ties, rest, m_part, ties_part, rest_part)
             # Another program may have overwritten the logit with the gradient.
-            hot_x = tl.load(part_at(parts_ptr, 5, 0, parts, row, rows), mask=exists, other=0)
+            hot_x = tl.load(hot_at, mask=exists, other=0)
         else:
             end = end_class(classes, BLOCK_C, STAGE)
             for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
                 x = load_classes(x_rows, first, end, x_class, exists, ALIGN_R, WIDE, BLOCK_C, lowest)
-                m_block, ties_block, rest_block = block_statistics(x)
+                m_block, ties_block, rest_block = block_statistics(x, LANES, ALIGN_C)
                 if SPREAD:
                     mass = load_mass(t_rows, weight_ptr, first, end, t_class, exists, keep, share, like,
                                      PROBABILITIES, WEIGHTED, ALIGN_R, WIDE, BLOCK_C)  # fmt: skip
@@ -197,12 +206,13 @@ def cross_entropy_kernel(x_ptr, target_ptr, weight_ptr, loss_ptr, grad_ptr, fact
                 m, ties, rest = merge(m, ties, rest, m_block, ties_block, rest_block)
             if STAGE == PARTS:
                 part = tl.program_id(1)
-                store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest)
+                store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest, LANES)
                 if SPREAD:
-                    tl.store(part_at(parts_ptr, 3, part, parts, row, rows), masses, mask=exists)
-                    tl.store(part_at(parts_ptr, 4, part, parts, row, rows), below, mask=exists)
+                    tl.store(part_at(parts_ptr, 3, part, parts, row, rows, LANES), masses, mask=exists)
+                    tl.store(part_at(parts_ptr, 4, part, parts, row, rows, LANES), below, mask=exists)
                 if part == 0:
-                    tl.store(part_at(parts_ptr, 5, 0, parts, row, rows), hot_x, mask=exists)
+                    tl.store(hot_at, hot_x, mask=exists)
+        m, ties, rest = merge_lanes(m, ties, rest, LANES)
 
     if SINGLE or STAGE != PARTS:
         loss = row_loss(m, ties, rest, masses, below, mass_of_hot, hot_x, is_hot, SPREAD)

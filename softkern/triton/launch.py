@@ -125,7 +125,7 @@ def run_forward(self: Tensor, dim: int, row_number: Callable[..., Any], value: C
     parts, launches = stages(x, layout, plan)
     sizes, strides = units(layout, plan, [x_walk, y_walk])
     with on_device_of(x):
-        kept = scratch(x, 3, parts, layout, launches)
+        kept = scratch(x, 3 * plan.lanes, parts, layout, launches)
         for stage, width in launches:
             forward_kernel[(programs(layout, plan), width)](
                 x, y, kept, *sizes, layout.rows, parts, *strides,
@@ -155,7 +155,7 @@ def run_backward(
     parts, launches = stages(y, layout, plan)
     sizes, strides = units(layout, plan, [g_walk, y_walk, dx_walk])
     with on_device_of(y):
-        kept = scratch(y, 1, parts, layout, launches)
+        kept = scratch(y, plan.lanes, parts, layout, launches)
         for stage, width in launches:
             backward_kernel[(programs(layout, plan), width)](
                 g, y, dx, kept, *sizes, layout.rows, parts, *strides,

@@ -23,8 +23,8 @@ from torch import Tensor
 # the compiler spills registers to memory (docs/triton.md).
 HELD, HELD_WITH_OTHERS, HELD_DOUBLE, HELD_DOUBLE_IN_ROW_LOSSES = 16384, 8192, 4096, 2048
 # The block of a longer row: 8 elements for each of 512 threads, so that most kernels leave registers for two
-# programs on a multiprocessor.
-LONG_BLOCK, LONG_WARPS = 4096, 16
+# programs on a multiprocessor. The threads are its lanes (rows.py).
+LONG_BLOCK, LONG_WARPS, CLASSES_OF_LANE = 4096, 16, 8
 # Short rows share a program until it has SHARED_PROGRAM elements, or SHORT_PROGRAM if they have at most SHORT
 # classes. The work per row takes every thread of the row the same time. So threads have few elements if rows
 # have few threads.
@@ -81,6 +81,10 @@ class Plan:
     # The most registers of a thread. Without this limit, NVIDIA's assembler may spill registers to make room
     # for another program on the multiprocessor. None sets no limit.
     registers: int | None
+
+    @property
+    def lanes(self) -> int:
+        return self.block_c // CLASSES_OF_LANE if self.block_r == 1 else 1
 
     def constants(self) -> dict[str, int | bool]:
         return {

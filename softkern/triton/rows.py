@@ -14,6 +14,12 @@ dimensions before the classes (planes), another one those after them (positions)
 positions of one plane or, with FLAT (few positions in a plane), BLOCK_R rows of any planes. Without
 dimensions after the classes (BEHIND), all rows are positions of one plane. Row vectors have shape (R, 1).
 
+A row that does not fit into a program is computed in blocks of BLOCK_C classes. A sum over a block would take
+barriers of the whole program. So the statistics of LANES, each of which has classes at the same places of
+every block, are kept apart until the end of the row, in row vectors of the shape (1, LANES). The lanes are
+the program's threads: each loads ALIGN_C neighbouring classes at a time, and sums over a lane's classes stay
+in a thread.
+
 ALIGN_C and ALIGN_R tell the compiler about divisibility: strides and sizes are passed divided by them. One of
 them is above 1 if every row, or every plane's run of positions, begins at a multiple of 16 bytes whenever the
 tensor does."""
@@ -23,6 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from softkern.triton import plan
 from softkern.triton.elementary import exp_times_power, narrow, span, widen
 from softkern.triton.formulas import finite, move_to, origin_of, power_of
 
@@ -31,6 +38,7 @@ from softkern.triton.formulas import finite, move_to, origin_of, power_of
 WHOLE: tl.constexpr = tl.constexpr(0)
 PARTS: tl.constexpr = tl.constexpr(1)
 MERGED: tl.constexpr = tl.constexpr(2)
+CLASSES_OF_LANE: tl.constexpr = tl.constexpr(plan.CLASSES_OF_LANE)
 
 
 @triton.jit
@@ -93,14 +101,58 @@ def terms(x, m):
 
 
 @triton.jit
-def block_statistics(x):
-    """m, ties and rest of a block (R, C) that is padded with -inf."""
+def split(x, LANES: tl.constexpr, ALIGN_C: tl.constexpr):
+    """A block (1, C) of one row, with its lanes as the dimension in the middle."""
+    return tl.reshape(x, (x.shape[1] // (LANES * ALIGN_C), LANES, ALIGN_C))
+
+
+@triton.jit
+def max_of_lanes(x, LANES: tl.constexpr, ALIGN_C: tl.constexpr):
+    """The maxima of a block: of its rows, or of the lanes of its row."""
+    if LANES == 1:
+        return tl.max(x, 1, keep_dims=True)
+    else:
+        return tl.max(tl.max(split(x, LANES, ALIGN_C), 2), 0)[None, :]
+
+
+@triton.jit
+def sum_of_lanes(x, LANES: tl.constexpr, ALIGN_C: tl.constexpr):
+    if LANES == 1:
+        return tl.sum(x, 1, keep_dims=True)
+    else:
+        return tl.sum(tl.sum(split(x, LANES, ALIGN_C), 2), 0)[None, :]
+
+
+@triton.jit
+def to_classes(of_lanes, BLOCK_C: tl.constexpr, LANES: tl.constexpr, ALIGN_C: tl.constexpr):
+    """The number of each class's lane (1, C), for numbers of lanes. Numbers of rows stay as they are."""
+    if LANES == 1:
+        return of_lanes
+    else:
+        shape: tl.constexpr = (BLOCK_C // (LANES * ALIGN_C), LANES, ALIGN_C)
+        return tl.reshape(tl.broadcast_to(of_lanes[:, :, None], shape), (1, BLOCK_C))
+
+
+@triton.jit
+def block_statistics(x, LANES: tl.constexpr = 1, ALIGN_C: tl.constexpr = 1):
+    """m, ties and rest of a block (R, C) that is padded with -inf, or of its lanes."""
     # Adding 0 turns -0 into +0. Otherwise the sign of a maximum of zeros would depend on their order.
-    m = tl.max(x, 1, keep_dims=True) + 0.0
-    e = terms(x, m)
-    at_top = x == m
-    ties = tl.sum(at_top.to(x.dtype), 1, keep_dims=True)
-    rest = tl.sum(tl.where(at_top, 0.0, e), 1, keep_dims=True)
+    m = max_of_lanes(x, LANES, ALIGN_C) + 0.0
+    m_of_class = to_classes(m, x.shape[1], LANES, ALIGN_C)
+    e = terms(x, m_of_class)
+    at_top = x == m_of_class
+    ties = sum_of_lanes(at_top.to(x.dtype), LANES, ALIGN_C)
+    rest = sum_of_lanes(tl.where(at_top, 0.0, e), LANES, ALIGN_C)
+    return m, ties, rest
+
+
+@triton.jit
+def merge_lanes(m, ties, rest, LANES: tl.constexpr):
+    """The statistics of rows from those of their lanes."""
+    if LANES > 1:
+        m_row = tl.max(m, 1, keep_dims=True)
+        ties, rest = move_to(m_row, m, ties, rest)
+        m, ties, rest = m_row, tl.sum(ties, 1, keep_dims=True), tl.sum(rest, 1, keep_dims=True)
     return m, ties, rest
 
 
@@ -138,42 +190,50 @@ def store_classes(rows_at, values, first, end, class_units, exists, ALIGN_R: tl.
 
 
 @triton.jit
-def part_at(parts_ptr, field, part, parts, row, rows):
-    """The pointer to a number of a part of a row: (field, part, row)."""
-    return parts_ptr + (field * parts + part).to(tl.int64) * rows + row
+def first_lane_at(parts_ptr, field, part, parts, row, rows, LANES: tl.constexpr):
+    """The pointer to a number of the first lane of a part of a row: (field, part, row, lane)."""
+    return parts_ptr + ((field * parts + part).to(tl.int64) * rows + row) * LANES
 
 
 @triton.jit
-def load_statistics(parts_ptr, part, parts, row, rows, exists):
-    m = tl.load(part_at(parts_ptr, 0, part, parts, row, rows), mask=exists, other=0)
-    ties = tl.load(part_at(parts_ptr, 1, part, parts, row, rows), mask=exists, other=0)
-    rest = tl.load(part_at(parts_ptr, 2, part, parts, row, rows), mask=exists, other=0)
+def part_at(parts_ptr, field, part, parts, row, rows, LANES: tl.constexpr):
+    """The pointers to those of all lanes."""
+    first = first_lane_at(parts_ptr, field, part, parts, row, rows, LANES)
+    return first + tl.arange(0, LANES)[None, :]
+
+
+@triton.jit
+def load_statistics(parts_ptr, part, parts, row, rows, exists, LANES: tl.constexpr):
+    m = tl.load(part_at(parts_ptr, 0, part, parts, row, rows, LANES), mask=exists, other=0)
+    ties = tl.load(part_at(parts_ptr, 1, part, parts, row, rows, LANES), mask=exists, other=0)
+    rest = tl.load(part_at(parts_ptr, 2, part, parts, row, rows, LANES), mask=exists, other=0)
     return m, ties, rest
 
 
 @triton.jit
-def store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest):
-    tl.store(part_at(parts_ptr, 0, part, parts, row, rows), m, mask=exists)
-    tl.store(part_at(parts_ptr, 1, part, parts, row, rows), ties, mask=exists)
-    tl.store(part_at(parts_ptr, 2, part, parts, row, rows), rest, mask=exists)
+def store_statistics(parts_ptr, part, parts, row, rows, exists, m, ties, rest, LANES: tl.constexpr):
+    tl.store(part_at(parts_ptr, 0, part, parts, row, rows, LANES), m, mask=exists)
+    tl.store(part_at(parts_ptr, 1, part, parts, row, rows, LANES), ties, mask=exists)
+    tl.store(part_at(parts_ptr, 2, part, parts, row, rows, LANES), rest, mask=exists)
 
 
 @triton.jit
-def row_statistics(rows_at, like, classes, class_units, row, rows, exists, parts_ptr, parts,
-                   ALIGN_R: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr,
-                   STAGE: tl.constexpr):  # fmt: skip
+def row_statistics(rows_at, classes, class_units, row, rows, exists, parts_ptr, parts, DTYPE: tl.constexpr,
+                   ALIGN_C: tl.constexpr, ALIGN_R: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr,
+                   BLOCK_C: tl.constexpr, STAGE: tl.constexpr):  # fmt: skip
     """Steps 1 max and 2 sum-exp in one read. PARTS stores the statistics, MERGED loads and merges them."""
-    m, ties, rest = no_statistics(like)
+    LANES: tl.constexpr = BLOCK_C // CLASSES_OF_LANE if BLOCK_R == 1 else 1
+    m, ties, rest = no_statistics(tl.zeros([BLOCK_R, LANES], DTYPE))
     if STAGE == MERGED:
         for part in range(parts):
-            m_part, ties_part, rest_part = load_statistics(parts_ptr, part, parts, row, rows, exists)
+            m_part, ties_part, rest_part = load_statistics(parts_ptr, part, parts, row, rows, exists, LANES)
             m, ties, rest = merge(m, ties, rest, m_part, ties_part, rest_part)
     else:
         end = end_class(classes, BLOCK_C, STAGE)
         for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
             x = load_classes(rows_at, first, end, class_units, exists, ALIGN_R, WIDE, BLOCK_C, float("-inf"))
-            m_block, ties_block, rest_block = block_statistics(x)
+            m_block, ties_block, rest_block = block_statistics(x, LANES, ALIGN_C)
             m, ties, rest = merge(m, ties, rest, m_block, ties_block, rest_block)
         if STAGE == PARTS:
-            store_statistics(parts_ptr, tl.program_id(1), parts, row, rows, exists, m, ties, rest)
-    return m, ties, rest
+            store_statistics(parts_ptr, tl.program_id(1), parts, row, rows, exists, m, ties, rest, LANES)
+    return merge_lanes(m, ties, rest, LANES)

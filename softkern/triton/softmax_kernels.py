@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from softkern.triton.rows import (
+    CLASSES_OF_LANE,
     MERGED,
     PARTS,
     block_statistics,
@@ -18,6 +19,7 @@ from softkern.triton.rows import (
     row_pointers,
     row_statistics,
     store_classes,
+    sum_of_lanes,
 )
 
 # These arguments depend on the number of rows. They must not decide how the compiler lays out a block, so the
@@ -42,9 +44,8 @@ def forward_kernel(x_ptr, y_ptr, parts_ptr, class_count_units, inner_units, rows
         y = VALUE(x, m, ROW_NUMBER(m, ties, rest))
         store_classes(y_rows, y, 0, classes, y_class, exists, ALIGN_R, WIDE, BLOCK_C)  # 3 write
     else:
-        like = tl.zeros([BLOCK_R, 1], DTYPE)
-        m, ties, rest = row_statistics(x_rows, like, classes, x_class, row, rows, exists, parts_ptr, parts,
-                                       ALIGN_R, WIDE, BLOCK_C, STAGE)  # fmt: skip
+        m, ties, rest = row_statistics(x_rows, classes, x_class, row, rows, exists, parts_ptr, parts, DTYPE,
+                                       ALIGN_C, ALIGN_R, WIDE, BLOCK_R, BLOCK_C, STAGE)  # fmt: skip
         if STAGE != PARTS:
             of_row = ROW_NUMBER(m, ties, rest)
             end = end_class(classes, BLOCK_C, STAGE)
@@ -73,19 +74,21 @@ def backward_kernel(g_ptr, y_ptr, dx_ptr, parts_ptr, class_count_units, inner_un
         dx = GRADIENT(g, y, total)
         store_classes(dx_rows, dx, 0, classes, dx_class, exists, ALIGN_R, WIDE, BLOCK_C)
     else:
-        total = tl.zeros([BLOCK_R, 1], DTYPE)
+        LANES: tl.constexpr = BLOCK_C // CLASSES_OF_LANE if BLOCK_R == 1 else 1
+        total = tl.zeros([BLOCK_R, LANES], DTYPE)
         end = end_class(classes, BLOCK_C, STAGE)
         if STAGE == MERGED:
             for part in range(parts):
-                total += tl.load(part_at(parts_ptr, 0, part, parts, row, rows), mask=exists, other=0)
+                total += tl.load(part_at(parts_ptr, 0, part, parts, row, rows, LANES), mask=exists, other=0)
         else:
             for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
                 g = load_classes(g_rows, first, end, g_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)
                 y = load_classes(y_rows, first, end, y_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)
-                total += tl.sum(SUMMAND(g, y), 1, keep_dims=True)
+                total += sum_of_lanes(SUMMAND(g, y), LANES, ALIGN_C)
         if STAGE == PARTS:
-            tl.store(part_at(parts_ptr, 0, tl.program_id(1), parts, row, rows), total, mask=exists)
+            tl.store(part_at(parts_ptr, 0, tl.program_id(1), parts, row, rows, LANES), total, mask=exists)
         else:
+            total = tl.sum(total, 1, keep_dims=True)
             for first in range(first_class(BLOCK_C, STAGE), end, BLOCK_C):
                 g = load_classes(g_rows, first, end, g_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)
                 y = load_classes(y_rows, first, end, y_class, exists, ALIGN_R, WIDE, BLOCK_C, 0.0)

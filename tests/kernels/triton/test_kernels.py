@@ -46,14 +46,16 @@ def triton():
         yield
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Rows of more than 16 classes are long: several blocks of 8, by one program or by one each."""
+@pytest.fixture(params=("rows", "lanes"))
+def small_blocks(request, monkeypatch):
+    """Rows of more than 16 classes are long. A program has blocks of 8 classes of four rows, or of 16 classes
+    of one row, in two lanes. One program has all blocks of a row, or only one of them."""
+    lanes = request.param == "lanes"
     monkeypatch.setattr(plan, "HELD", 16)
     monkeypatch.setattr(plan, "HELD_WITH_OTHERS", 16)
     monkeypatch.setattr(plan, "HELD_DOUBLE", 16)
-    monkeypatch.setattr(plan, "LONG_BLOCK", 8)
-    monkeypatch.setattr(plan, "SHORT_PROGRAM", 32)
+    monkeypatch.setattr(plan, "LONG_BLOCK", 16 if lanes else 8)
+    monkeypatch.setattr(plan, "SHORT_PROGRAM", 16 if lanes else 32)
 
 
 @pytest.fixture(params=("in blocks", "in parts"))
