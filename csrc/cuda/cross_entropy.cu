@@ -268,6 +268,35 @@ __global__ void SK_SHARED_BOUNDS(T) cross_entropy_shared_kernel(Grid grid, Call<
   }
 }
 
+/// Rows whose classes are apart, in shared memory.
+template <class T, Spread kMass>
+__global__ void SK_SHARED_BOUNDS(T)
+    cross_entropy_columns_kernel(Grid grid, Call<T> call, ColumnRows logits, ColumnRows grad) {
+  follow_previous_kernel();
+  Team<Compute<T>, Kinds::kColumns> team(grid.team);
+  const ColumnTile<T> in(grid, logits), out(grid, grad);
+  SharedColumn<T> row(team, grid, in);
+  each_tile(grid, [&](int64_t first) {
+    in.ask(first);
+    const int64_t number = first + team.lane();
+    auto target = target_of<T, kMass, int>(grid, call, number, index_of(grid, call, number));
+    in.arrive();
+    const int hot = target.hot.index;
+    if (!target.counts()) {
+      row.clear();
+    } else if (row.has(hot)) {
+      target.hot.x = row.at(hot);
+    }
+    cross_entropy_row<T, kMass, int>(
+        team, row, call, [&] { return factor_of(call); }, target, Span<T>{},
+        [&] {
+          const bool writes = hot >= 0 ? row.has(hot) : team.rank() == 0;
+          return writes && number < grid.rows ? number : -1;
+        });
+    if (call.grad.data != nullptr) out.store(first);
+  });
+}
+
 template <class T, Spread kMass, int kMost>
 __global__ void cross_entropy_tile_kernel(Grid grid, Call<T> call, TileRows logits, TileRows grad) {
   follow_previous_kernel();
@@ -313,7 +342,7 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
     constexpr int kLeast = kMass == Spread::kAny ? 16 : 8;
     const char* error = with_tile<T, kLeast>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
       return start(cross_entropy_tile_kernel<T, kMass, most()>, tiles, stream, setup.grid, call,
-                   tile_rows<T>(args.logits, args.shape), tile_rows<T>(args.grad, args.shape));
+                   tile_rows<T>(args.logits, setup.grid), tile_rows<T>(args.grad, setup.grid));
     });
     return {error, plan.path};
   }
@@ -323,6 +352,11 @@ Outcome launch(const CrossEntropyArgs& args, const DeviceStream& stream) {
         return start(cross_entropy_shared_kernel<T, kMass, access>, setup.dims, stream, setup.grid, call);
       });
       return {error, plan.path};
+    }
+    if (plan.way == Way::kSharedColumns) {
+      return {start(cross_entropy_columns_kernel<T, kMass>, setup.dims, stream, setup.grid, call,
+                    column_rows<T>(args.logits, setup.grid), column_rows<T>(args.grad, setup.grid)),
+              plan.path};
     }
   }
   const char* error = with_kernel<T, Limits>(plan, [&](auto kernel) {

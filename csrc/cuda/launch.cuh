@@ -8,8 +8,8 @@
 softkern::BFloat16 and softkern::Half, as tools/cuda_build.py does"
 #endif
 
+#include "columns.cuh"
 #include "shared_spans.cuh"
-#include "tile.cuh"
 
 namespace softkern::cuda {
 namespace {
@@ -110,20 +110,9 @@ Outcome with_clusters_that_fit(const DeviceStream& stream, F launch) {
 
 inline TeamShape team_shape_of(const Plan& plan, int sums) {
   const TeamKind in_blocks = plan.blocks > 1 ? TeamKind::kCluster : TeamKind::kBlock;
-  const TeamKind kinds[] = {TeamKind::kLanes, TeamKind::kLanes,  in_blocks,
-                            in_blocks,        TeamKind::kColumn, in_blocks};
-  return {kinds[static_cast<int>(plan.way)], plan.team, plan.blocks, sums};
-}
-
-inline int rows_of_a_block(const Plan& plan) {
-  switch (plan.way) {
-    case Way::kLanes:
-      return plan.threads / plan.team;
-    case Way::kColumns:
-      return kWarp;
-    default:
-      return 1;
-  }
+  const TeamKind kinds[] = {TeamKind::kLanes,  TeamKind::kLanes, in_blocks,        in_blocks,
+                            TeamKind::kColumn, in_blocks,        TeamKind::kColumn};
+  return {kinds[static_cast<int>(plan.way)], plan.team, plan.blocks, sums, plan.threads / plan.team};
 }
 
 /// A plan of rows, and what its launch takes. The dims of Way::kTile are with_tile()'s.
@@ -139,11 +128,11 @@ Launch launch_of(const Shape& shape, int64_t rows, const DeviceStream& stream,
                  std::initializer_list<const Rows*> operands, const void* weights = nullptr) {
   const Plan plan = make_plan(shape, traits_of<T, K>(stream), operands, weights);
   const TeamShape team = team_shape_of(plan, K::kSums);
-  const bool in_shared = plan.way == Way::kShared;
+  const bool in_shared = plan.way == Way::kShared || plan.way == Way::kSharedColumns;
   const size_t bytes = in_shared
                            ? static_cast<size_t>(plan.shared.offset + K::kSharedTensors * plan.shared.bytes)
                            : team_bytes<Compute<T>>(team, plan.threads);
-  const int64_t blocks = ceil_div(rows, rows_of_a_block(plan)) * plan.blocks;
+  const int64_t blocks = ceil_div(rows, plan.threads / plan.team) * plan.blocks;
   return {plan, {blocks, plan.threads, plan.blocks, bytes, in_shared}, {rows, shape, team, plan.shared}};
 }
 

@@ -10,7 +10,7 @@
 
 namespace softkern::cuda {
 
-enum class Way : int { kTile, kLanes, kBlock, kCluster, kColumns, kShared };
+enum class Way : int { kTile, kLanes, kBlock, kCluster, kColumns, kShared, kSharedColumns };
 
 /// How many elements a thread keeps, in the sizes that kernels are compiled for. kNone: it reads the row
 /// again.
@@ -25,9 +25,9 @@ enum class Access : int {
 
 /// The rows of a kernel that keeps them in shared memory.
 struct SharedRows {
-  int steps = 0;   // how often a warp goes over its 32 lanes' slots
+  int steps = 0;   // how often a warp goes over its 32 lanes' slots; not of columns
   int offset = 0;  // of the first row in a block's memory; the team's memory comes before
-  int bytes = 0;   // of a row, or of a block's part of it
+  int bytes = 0;   // of a row, of a block's part of it, or of all rows of a block
 };
 
 struct Plan {
@@ -35,7 +35,7 @@ struct Plan {
   Kept kept;
   Access access;
   int threads;  // per block
-  int team;     // threads per row, in one block
+  int team;     // threads per row, in one block; the block has threads / team rows
   int blocks;   // per row
   const char* path;
   SharedRows shared = {};
@@ -138,6 +138,43 @@ inline Plan plan_in_shared_memory(const Traits& traits, Access access, int64_t c
   return {};
 }
 
+/// How many bytes of neighbouring rows, at the same class, can be accessed at a time: a power of two, at
+/// least the size of an element. `count`: of the rows.
+inline int column_word(const Rows& rows, const Shape& shape, int64_t count, int size) {
+  const bool single = shape.inner == 1;
+  if ((single ? rows.outer_stride : rows.inner_stride) != 1) return size;
+  const int64_t elements = rows.class_stride | (single ? count : shape.inner | rows.outer_stride);
+  const uint64_t bits = static_cast<uint64_t>(elements * size) | reinterpret_cast<uintptr_t>(rows.data);
+  return static_cast<int>(std::min<uint64_t>(bits & (~bits + 1), kVectorBytes));
+}
+
+/// Blocks that keep rows whose classes are apart: the most rows, at least 32 bytes of them, as many of which
+/// are in a sector of memory.
+inline Plan plan_columns_in_shared_memory(const Traits& traits, int64_t classes) {
+  // Of a thread, if the block has room for more threads. With more classes, sums over threads take less of
+  // the time; with fewer, a row has its result sooner.
+  constexpr int64_t kClassesOfThread = 64;
+  const int size = traits.element_size;
+  for (const int together : {3, 2, 1}) {
+    const int64_t most_threads = threads_of_shared(size) / together;
+    const int room = std::min(traits.device.shared_of_block,
+                              traits.device.shared_of_multiprocessor / together - kReservedBytes);
+    for (int lanes = kLanesOfWarp; lanes * size >= 32; lanes /= 2) {
+      const int64_t of_row = ceil_div(classes, kClassesOfThread) * lanes;
+      const int threads =
+          static_cast<int>(std::min(most_threads, ceil_div(of_row, kLanesOfWarp) * kLanesOfWarp));
+      const int64_t team =
+          ceil_div(2 * traits.sums * threads * traits.number_size, kVectorBytes) * kVectorBytes;
+      const int64_t bytes = classes * lanes * size;
+      if (team + traits.shared_tensors * bytes > room) continue;
+      const SharedRows rows{0, static_cast<int>(team), static_cast<int>(bytes)};
+      return {Way::kSharedColumns, Kept::kNone, Access::kElements,           threads,
+              threads / lanes,     1,           "columns, in shared memory", rows};
+    }
+  }
+  return {};
+}
+
 /// `operands` are all tensors of the rows; those without data are skipped. `weights` has one number per
 /// class, or is null.
 inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer_list<const Rows*> operands,
@@ -168,6 +205,10 @@ inline Plan make_plan(const Shape& shape, const Traits& traits, std::initializer
     return {Way::kTile, Kept::kNone, kElements, tile_threads(traits.element_size), 1, 1, "a thread a row"};
   }
   const int most_threads = access == kElements ? traits.most_with_elements : traits.most_threads;
+  if (columns && traits.shared_tensors > 0) {
+    const Plan plan = plan_columns_in_shared_memory(traits, classes);
+    if (plan.blocks > 0) return plan;
+  }
   if (columns) {
     const int64_t team = ceil_div(classes, traits.some);
     if (team * kWarp <= most_threads) {

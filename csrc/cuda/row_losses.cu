@@ -120,7 +120,7 @@ Outcome launch(const RowLossArgs& args, const DeviceStream& stream) {
     constexpr int kLeast = kForm == Form::kPlain ? 16 : 32;
     const char* error = with_tile<T, kLeast>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
       return start(row_losses_tile_kernel<T, kForm, most()>, tiles, stream, setup.grid, call,
-                   tile_rows<T>(args.logits, args.shape), tile_rows<T>(args.grad, args.shape));
+                   tile_rows<T>(args.logits, setup.grid), tile_rows<T>(args.grad, setup.grid));
     });
     return {error, plan.path};
   }

@@ -51,6 +51,19 @@ __global__ void SK_SHARED_BOUNDS(T) forward_shared_kernel(Grid grid, Rows input,
   }
 }
 
+template <class Op, class T>
+__global__ void SK_SHARED_BOUNDS(T) forward_columns_kernel(Grid grid, ColumnRows input, ColumnRows output) {
+  Team<Compute<T>, Kinds::kColumns> team(grid.team);
+  const ColumnTile<T> in(grid, input), out(grid, output);
+  SharedColumn<T> row(team, grid, in);
+  each_tile(grid, [&](int64_t first) {
+    in.ask(first);
+    in.arrive();
+    forward_row<Op, T>(team, row, Span<T>{});
+    out.store(first);
+  });
+}
+
 template <class Op, class T, int kMost>
 __global__ void forward_tile_kernel(Grid grid, TileRows input, TileRows output) {
   const Tile<T, kMost> in(grid, input), out(grid, output);
@@ -71,7 +84,7 @@ Outcome forward(const ForwardArgs& args, const DeviceStream& stream) {
   if (plan.way == Way::kTile) {
     const char* error = with_tile<T>(args.shape, args.rows, 1, [&](auto most, const Dims& tiles) {
       return start(forward_tile_kernel<Op, T, most()>, tiles, stream, setup.grid,
-                   tile_rows<T>(args.input, args.shape), tile_rows<T>(args.output, args.shape));
+                   tile_rows<T>(args.input, setup.grid), tile_rows<T>(args.output, setup.grid));
     });
     return {error, plan.path};
   }
@@ -81,6 +94,11 @@ Outcome forward(const ForwardArgs& args, const DeviceStream& stream) {
                    args.output);
     });
     return {error, plan.path};
+  }
+  if (plan.way == Way::kSharedColumns) {
+    return {start(forward_columns_kernel<Op, T>, setup.dims, stream, setup.grid,
+                  column_rows<T>(args.input, setup.grid), column_rows<T>(args.output, setup.grid)),
+            plan.path};
   }
   const char* error = with_kernel<T, OneTensor<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);
@@ -138,6 +156,21 @@ __global__ void SK_SHARED_BOUNDS(T)
   }
 }
 
+template <class Op, class T>
+__global__ void SK_SHARED_BOUNDS(T)
+    backward_columns_kernel(Grid grid, ColumnRows grad_output, ColumnRows output, ColumnRows grad_input) {
+  Team<Compute<T>, Kinds::kColumns> team(grid.team);
+  const ColumnTile<T> g_in(grid, grad_output, 0), y_in(grid, output, 1), out(grid, grad_input, 1);
+  SharedColumn<T> g(team, grid, g_in), y(team, grid, y_in);
+  each_tile(grid, [&](int64_t first) {
+    g_in.ask(first);
+    y_in.ask(first);
+    y_in.arrive();
+    backward_row<Op, T>(team, g, y, Span<T>{});
+    out.store(first);
+  });
+}
+
 template <class Op, class T, int kMost>
 __global__ void backward_tile_kernel(Grid grid, TileRows grad_output, TileRows output, TileRows grad_input) {
   const Tile<T, kMost> g_in(grid, grad_output, 0), y_in(grid, output, 1), out(grid, grad_input, 1);
@@ -160,8 +193,8 @@ Outcome backward(const BackwardArgs& args, const DeviceStream& stream) {
   if (plan.way == Way::kTile) {
     const char* error = with_tile<T>(args.shape, args.rows, 2, [&](auto most, const Dims& tiles) {
       return start(backward_tile_kernel<Op, T, most()>, tiles, stream, setup.grid,
-                   tile_rows<T>(args.grad_output, args.shape), tile_rows<T>(args.output, args.shape),
-                   tile_rows<T>(args.grad_input, args.shape));
+                   tile_rows<T>(args.grad_output, setup.grid), tile_rows<T>(args.output, setup.grid),
+                   tile_rows<T>(args.grad_input, setup.grid));
     });
     return {error, plan.path};
   }
@@ -171,6 +204,12 @@ Outcome backward(const BackwardArgs& args, const DeviceStream& stream) {
                    args.output, args.grad_input);
     });
     return {error, plan.path};
+  }
+  if (plan.way == Way::kSharedColumns) {
+    return {start(backward_columns_kernel<Op, T>, setup.dims, stream, setup.grid,
+                  column_rows<T>(args.grad_output, setup.grid), column_rows<T>(args.output, setup.grid),
+                  column_rows<T>(args.grad_input, setup.grid)),
+            plan.path};
   }
   const char* error = with_kernel<T, TwoTensors<T>>(plan, [&](auto kernel) {
     using K = decltype(kernel);

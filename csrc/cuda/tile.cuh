@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // For few classes: one thread per row, so that work per row is done once. The row is in the thread's
-// registers. Rows next to each other are moved to shared memory, and back, as they are, 16 bytes at a time. A
-// thread accesses other rows in memory itself: where the classes of a row are apart, the rows of neighbouring
-// threads usually are neighbours.
+// registers. Rows next to each other are moved to shared memory, and back, as they are, 16 bytes at a time.
+// So are rows whose classes are apart, if 16 bytes of a class belong to neighbouring rows. A thread accesses
+// other rows in memory itself.
 #pragma once
 
 #include <cstring>
@@ -55,13 +55,9 @@ SK_INLINE Piece<T, P> pack_piece(const Compute<T> (&v)[P]) {
   }
 }
 
-/// How a thread accesses its row.
-enum class ByThread : int {
-  kWords,     // in shared memory, 16 bytes at a time
-  kPairs,     // in shared memory, two elements at a time
-  kElements,  // in shared memory, one element at a time
-  kMemory,    // in the tensor's memory, one element at a time
-};
+/// How a thread accesses its row: in shared memory, 16 bytes, two elements or one at a time; one element at a
+/// time in shared memory where the numbers of a class are next to each other, or in the tensor's memory.
+enum class ByThread : int { kWords, kPairs, kElements, kColumns, kMemory };
 
 /// A tensor, and how the threads of a tile access its rows.
 struct TileRows {
@@ -75,10 +71,11 @@ struct TileRows {
 };
 
 template <class T>
-TileRows tile_rows(const Rows& rows, const Shape& shape) {
+TileRows tile_rows(const Rows& rows, const Grid& grid) {
   constexpr int kSize = sizeof(T), kWord = sizeof(Words);
   static_assert(tile_threads(kSize) * kSize % kWord == 0);
-  const int64_t classes = shape.classes, inner = shape.inner;
+  const int64_t classes = grid.shape.classes, inner = grid.shape.inner;
+  if (column_word(rows, grid.shape, grid.rows, kSize) == kWord) return {rows, ByThread::kColumns, 0, 0, 0};
   const bool side_by_side = inner == 1 ? rows.outer_stride == classes
                                        : rows.inner_stride == classes && rows.outer_stride == inner * classes;
   if (rows.class_stride != 1 || !side_by_side) return {rows, ByThread::kMemory, 0, 0, 0};
@@ -116,9 +113,9 @@ class Tile {
     at_ = shared_memory() + index * place_bytes(classes_);
   }
   /// With room for the words that the rows begin and end in. Threads read kMost classes, also behind the end
-  /// of the last row.
+  /// of the last row, or kGroup classes of columns at a time.
   static constexpr int place_bytes(int64_t classes) {
-    return kThreads * static_cast<int>(classes) * kSize + kMost * kSize + 2 * kWord;
+    return kThreads * static_cast<int>(classes) * kSize + std::max(kMost, kThreads) * kSize + 2 * kWord;
   }
   SK_INLINE int64_t row() const { return first_ + static_cast<int>(threadIdx.x); }
 
@@ -145,7 +142,7 @@ class Tile {
   /// To be called when all rows of `read`, which has the same place, were read, and before rows are written.
   SK_INLINE void replace(const Tile& read) const {
     // Otherwise a thread's row takes the place of its own row.
-    if (tensor_.skip != read.tensor_.skip) sync_block();
+    if (tensor_.skip != read.tensor_.skip || has_columns() != read.has_columns()) sync_block();
   }
 
   /// Reads the thread's own row and returns its maximum. Instead of a row that does not exist, it reads some
@@ -161,6 +158,8 @@ class Tile {
         return read_pieces<2, kMost>(v, fill, [&](int c) { return get<Piece<T, 2>>(own + c * kSize); });
       case ByThread::kElements:
         return read_pieces<1, kMost>(v, fill, [&](int c) { return get<Piece<T, 1>>(own + c * kSize); });
+      case ByThread::kColumns:
+        return read_pieces<1, 0, kGroup>(v, fill, [&](int c) { return get<Piece<T, 1>>(in_column(c)); });
       default: {
         const T* p = own_in_memory();
         return read_pieces<1, 0>(
@@ -180,6 +179,8 @@ class Tile {
         return write_pieces<2>(v, [&](int c, Piece<T, 2> x) { set(own + c * kSize, x); });
       case ByThread::kElements:
         return write_pieces<1>(v, [&](int c, Piece<T, 1> x) { set(own + c * kSize, x); });
+      case ByThread::kColumns:
+        return write_pieces<1, kGroup>(v, [&](int c, Piece<T, 1> x) { set(in_column(c), x); });
       default: {
         if (!exists()) return;
         T* p = own_in_memory();
@@ -190,12 +191,12 @@ class Tile {
   /// One class of the thread's own row, after load() and a barrier.
   SK_INLINE A at(int c) const {
     if (in_memory()) return widen(own_in_memory()[c * tensor_.rows.class_stride]);
-    return widen(bits_as<T>(get<Piece<T, 1>>(place(own_byte() + c * kSize))));
+    return widen(bits_as<T>(get<Piece<T, 1>>(own_place(c))));
   }
   /// Writes one class after write().
   SK_INLINE void put(int c, A v) const {
     if (!in_memory()) {
-      set(place(own_byte() + c * kSize), bits_as<Piece<T, 1>>(narrow<T>(v)));
+      set(own_place(c), bits_as<Piece<T, 1>>(narrow<T>(v)));
     } else if (exists()) {
       own_in_memory()[c * tensor_.rows.class_stride] = narrow<T>(v);
     }
@@ -204,6 +205,7 @@ class Tile {
 
  private:
   SK_INLINE bool in_memory() const { return tensor_.by == ByThread::kMemory; }
+  SK_INLINE bool has_columns() const { return tensor_.by == ByThread::kColumns; }
   SK_INLINE bool exists() const { return static_cast<int>(threadIdx.x) < rows_; }
   SK_INLINE T* own_in_memory() const {
     const int64_t row = first_ + (exists() ? static_cast<int>(threadIdx.x) : 0);
@@ -214,16 +216,22 @@ class Tile {
   /// each at the same time, read from all banks: words of such rows are swapped among themselves.
   SK_INLINE char* word(uint32_t i) const { return at_ + (i ^ (i >> 3 & tensor_.swap)) * kWord; }
   SK_INLINE char* place(uint32_t byte) const { return word(byte / kWord) + byte % kWord; }
+  SK_INLINE char* in_column(int c) const {
+    return at_ + (c * kThreads + static_cast<int>(threadIdx.x)) * kSize;
+  }
+  SK_INLINE char* own_place(int c) const {
+    return has_columns() ? in_column(c) : place(own_byte() + c * kSize);
+  }
 
-  /// get(c) returns the piece that begins at class c, for all c < kReadable and all classes of the row. All
-  /// loads come first: a warp waits once for all of them.
-  template <int P, int kReadable, class F>
+  /// get(c) returns the piece that begins at class c, for all c < kReadable and all classes of the row, a
+  /// multiple of kTogether of them. All loads come first: a warp waits once for all of them.
+  template <int P, int kReadable, int kTogether = P, class F>
   SK_INLINE A read_pieces(Row& v, A fill, F get) const {
     constexpr int kStep = P > kGroup ? P : kGroup;
     Piece<T, P> pieces[kMost / P];
     SK_UNROLL
     for (int c = 0; c < kMost; c += P) {
-      if (c >= kReadable && c >= classes_) break;
+      if (c >= kReadable && c % kTogether == 0 && c >= classes_) break;
       pieces[c / P] = get(c);
     }
     A m = -INFINITY;
@@ -243,11 +251,11 @@ class Tile {
     }
     return m;
   }
-  template <int P, class F>
+  template <int P, int kTogether = P, class F>
   SK_INLINE void write_pieces(const Row& v, F set) const {
     SK_UNROLL
     for (int c = 0; c < kMost; c += P) {
-      if (c >= classes_) break;
+      if (c % kTogether == 0 && c >= classes_) break;
       A x[P];
       SK_UNROLL
       for (int i = 0; i < P; ++i) x[i] = v[c + i][0];
@@ -267,6 +275,7 @@ class Tile {
   template <class F>
   SK_INLINE void each_word(F f) const {
     if (in_memory()) return;
+    if (has_columns()) return each_word_of_columns(f);
     const uint32_t i = first_word() + threadIdx.x;
     Words* p = in_global_memory(reinterpret_cast<Words*>(memory())) + i;
     char* here = word(i);
@@ -275,10 +284,25 @@ class Tile {
       if (i + j * kThreads < end() / kWord) f(j, p + j * kThreads, here + j * kThreads * kWord);
     }
   }
+  template <class F>
+  SK_INLINE void each_word_of_columns(F f) const {
+    constexpr int kWords = kThreads * kSize / kWord;  // of a class
+    static_assert(kThreads % kWords == 0);
+    const int thread = static_cast<int>(threadIdx.x), own = thread % kWords * V;
+    if (own >= rows_) return;
+    T* row = row_of<T>(tensor_.rows, first_ + own, inner_);
+    SK_UNROLL
+    for (int j = 0; j < kMoves; ++j) {
+      const int c = thread / kWords + j * (kThreads / kWords);
+      if (c >= classes_) break;
+      Words* p = in_global_memory(reinterpret_cast<Words*>(row + c * tensor_.rows.class_stride));
+      f(j, p, at_ + (thread + j * kThreads) * kWord);
+    }
+  }
   /// The first and the last word may belong to the rows in part.
   template <bool kIn>
   SK_INLINE void move_ends() const {
-    if (in_memory()) return;
+    if (in_memory() || has_columns()) return;
     const uint32_t last = end() / kWord * kWord;
     if (tensor_.skip > 0) move_elements<kIn>(tensor_.skip, end() < kWord ? end() : kWord);
     if (end() > last && last / kWord >= first_word()) move_elements<kIn>(last, end());

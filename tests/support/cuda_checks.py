@@ -51,6 +51,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TILE, LANES, BLOCK = "a thread a row", "lanes, kept", "block, kept"
 CLUSTER, TWICE = "cluster, kept", "block, read twice"
 IN_BLOCK, IN_CLUSTER = "block, in shared memory", "cluster, in shared memory"
+COLUMNS = "columns, in shared memory"
 
 
 def with_clusters(monkeypatch, there: bool) -> None:

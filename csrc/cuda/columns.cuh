@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows whose classes are apart, in a block's shared memory: there, the numbers of a class lie next to each
+// other. Where neighbouring rows are neighbours in memory, too, up to 16 bytes of a class are copied at a
+// time, but a thread computes classes of one row. So a row's bits do not depend on how it is copied.
+#pragma once
+
+#include "shared_row.cuh"
+#include "tile.cuh"
+
+namespace softkern::cuda {
+namespace {
+
+/// A tensor, and how many bytes of neighbouring rows are copied at a time.
+struct ColumnRows {
+  Rows rows;
+  int word;
+};
+
+template <class T>
+ColumnRows column_rows(const Rows& rows, const Grid& grid) {
+  return {rows, column_word(rows, grid.shape, grid.rows, sizeof(T))};
+}
+
+/// Rows of a tensor, as many as the team has lanes. A tensor that is written may have the place of one that
+/// was read.
+template <class T>
+class ColumnTile {
+  static constexpr int kSize = sizeof(T);
+
+ public:
+  SK_INLINE ColumnTile(const Grid& grid, const ColumnRows& tensor, int index = 0)
+      : tensor_(tensor), grid_(grid), at_(shared_memory() + grid.shared.offset + index * grid.shared.bytes) {}
+  /// Asks for the rows from `first` on.
+  SK_INLINE void ask(int64_t first) const {
+    each_word(first, [](T* p, char* slot, auto bytes) {
+      constexpr int kBytes = decltype(bytes)::value;
+      if constexpr (kBytes >= 4) {
+        begin_copy<kBytes>(slot, p, kBytes);
+      } else {
+        *reinterpret_cast<T*>(slot) = *p;
+      }
+    });
+  }
+  /// Waits for them, together with the block's other threads.
+  SK_INLINE void arrive() const {
+    wait_for_copies();
+    sync_block();
+  }
+  /// Stores what the block's threads have written. They may ask for further rows afterwards.
+  SK_INLINE void store(int64_t first) const {
+    sync_block();
+    each_word(first, [](T* p, const char* slot, auto bytes) {
+      using Word = Piece<T, decltype(bytes)::value / kSize>;
+      *reinterpret_cast<Word*>(p) = get<Word>(slot);
+    });
+    sync_block();
+  }
+  SK_INLINE T* at() const { return reinterpret_cast<T*>(at_); }
+
+ private:
+  /// Calls f(p, slot, bytes) for each of the thread's words, in memory and in shared memory.
+  template <class F>
+  SK_INLINE void each_word(int64_t first, F f) const {
+    switch (tensor_.word) {
+      case 16:
+        return each_word_of<16>(first, f);
+      case 8:
+        return each_word_of<8>(first, f);
+      case 4:
+        if constexpr (kSize <= 4) each_word_of<4>(first, f);
+        return;
+      default:
+        if constexpr (kSize <= 2) each_word_of<2>(first, f);
+    }
+  }
+  template <int kBytes, class F>
+  SK_INLINE void each_word_of(int64_t first, F f) const {
+    const int threads = static_cast<int>(blockDim.x);
+    int thread = static_cast<int>(threadIdx.x);
+    forget(thread);  // or the first addresses of all sizes of words would be kept between tiles
+    const int words = grid_.team.lanes * kSize / kBytes, log2 = log2_of(words);  // of a class
+    const int64_t row = first + (thread & (words - 1)) * (kBytes / kSize);
+    if (row >= grid_.rows) return;
+    const int step = threads >> log2;
+    const int64_t stride = tensor_.rows.class_stride;
+    int c = thread >> log2;
+    T* p = in_global_memory(row_of<T>(tensor_.rows, row, grid_.shape.inner)) + c * stride;
+    char* slot = at_ + thread * kBytes;
+    SK_UNROLL_BY(kStoredAtOnce)
+    for (; c < static_cast<int>(grid_.shape.classes); c += step) {
+      f(p, slot, std::integral_constant<int, kBytes>());
+      p += step * stride;
+      slot += threads * kBytes;
+    }
+  }
+
+  const ColumnRows& tensor_;
+  const Grid& grid_;
+  char* at_;
+};
+
+/// Calls f(first) for the first row of each of the block's tiles.
+template <class F>
+SK_INLINE void each_tile(const Grid& grid, F f) {
+  const int lanes = grid.team.lanes;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * lanes; first < grid.rows;
+       first += static_cast<int64_t>(gridDim.x) * lanes) {
+    f(first);
+  }
+}
+
+/// A lane's row of a tile. The thread has the classes rank, rank + size, ... of it. The steps and their names
+/// are those of row.cuh; what is written stays in the tile.
+template <class T>
+class SharedColumn {
+  using A = Compute<T>;
+  using Chunk = A[1];
+
+ public:
+  static constexpr bool kKeeps = true, kInShared = true, kHoldsTerms = sizeof(T) == sizeof(A);
+  template <class Team>
+  SK_INLINE SharedColumn(const Team& team, const Grid& grid, const ColumnTile<T>& tile)
+      : rank_(team.rank()), size_(team.size()), classes_(static_cast<int>(grid.shape.classes)) {
+    slots_ = tile.at() + threadIdx.x;
+  }
+  SK_INLINE void clear() const {
+    if constexpr (!kHoldsTerms) {
+      walk<kReadAtOnce>([&](int, T& slot) { slot = narrow<T>(0); });
+    }
+  }
+  SK_INLINE A max() const {
+    A m = -INFINITY;
+    walk<kReadAtOnce>([&](int, T& slot) { m = larger(m, widen(slot)); });
+    return m;
+  }
+  template <class F>
+  SK_INLINE void each(F f) const {
+    walk<kReadAtOnce>([&](int c, T& slot) {
+      Chunk v = {widen(slot)};
+      f(v, c);
+    });
+  }
+  template <class F>
+  SK_INLINE void change(F f) const {
+    walk<kReadAtOnce>([&](int c, T& slot) {
+      Chunk v = {widen(slot)};
+      f(v, c);
+      slot = narrow<T>(v[0]);
+    });
+  }
+  template <class F>
+  SK_INLINE void write(const Span<T>&, F f) const {
+    change(f);
+  }
+  template <class F>
+  SK_INLINE void each_with(SharedColumn& other, F f) const {
+    walk<kReadAtOnce>([&](int, T& slot) {
+      Chunk v = {widen(slot)}, w = {widen(other.slots_[&slot - slots_])};
+      f(v, w);
+    });
+  }
+  template <class F>
+  SK_INLINE void write_with(SharedColumn& other, const Span<T>&, F f) const {
+    walk<kReadAtOnce>([&](int, T& slot) {
+      Chunk v = {widen(slot)}, w = {widen(other.slots_[&slot - slots_])};
+      f(v, w);
+      slot = narrow<T>(v[0]);
+    });
+  }
+  SK_INLINE bool has(int c) const { return c % size_ == rank_; }
+  SK_INLINE A at(int c) const { return widen(slot_of(c)); }
+  SK_INLINE void put(const Span<T>&, int c, A v) const {
+    if (has(c)) slot_of(c) = narrow<T>(v);
+  }
+
+ private:
+  SK_INLINE T& slot_of(int c) const { return slots_[c / size_ * static_cast<int>(blockDim.x)]; }
+  template <int kTimes, class F>
+  SK_INLINE void walk(F f) const {
+    T* slot = slots_;
+    SK_UNROLL_BY(kTimes)
+    for (int c = rank_; c < classes_; c += size_, slot += blockDim.x) f(c, *slot);
+  }
+
+  T* slots_;
+  int rank_, size_, classes_;
+};
+
+}  // namespace
+}  // namespace softkern::cuda
