@@ -77,7 +77,8 @@ std::vector<Case> all_cases() {
     add_row_losses(cases, at);
   }
   // Classes apart.
-  const Layout columns[] = {{120, 10, 40}, {80, 33, 40}, {68, 150, 34}, {80, 256, 40}, {66, 600, 33}};
+  const Layout columns[] = {{120, 10, 40}, {80, 33, 40},   {68, 150, 34},  {80, 256, 40}, {66, 600, 33},
+                            {72, 21, 24},  {70, 2000, 35}, {48, 2000, 24}, {8, 9000, 8}};
   for (const Layout& at : columns) {
     add_softmaxes(cases, at);
     add_losses(cases, at);

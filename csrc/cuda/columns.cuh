@@ -32,12 +32,12 @@ class ColumnTile {
       : tensor_(tensor), grid_(grid), at_(shared_memory() + grid.shared.offset + index * grid.shared.bytes) {}
   /// Asks for the rows from `first` on.
   SK_INLINE void ask(int64_t first) const {
-    each_word(first, [](T* p, char* slot, auto bytes) {
+    each_word(first, [](const char* p, char* slot, auto bytes) {
       constexpr int kBytes = decltype(bytes)::value;
       if constexpr (kBytes >= 4) {
         begin_copy<kBytes>(slot, p, kBytes);
       } else {
-        *reinterpret_cast<T*>(slot) = *p;
+        *reinterpret_cast<T*>(slot) = *reinterpret_cast<const T*>(p);
       }
     });
   }
@@ -49,7 +49,7 @@ class ColumnTile {
   /// Stores what the block's threads have written. They may ask for further rows afterwards.
   SK_INLINE void store(int64_t first) const {
     sync_block();
-    each_word(first, [](T* p, const char* slot, auto bytes) {
+    each_word(first, [](char* p, const char* slot, auto bytes) {
       using Word = Piece<T, decltype(bytes)::value / kSize>;
       *reinterpret_cast<Word*>(p) = get<Word>(slot);
     });
@@ -61,36 +61,33 @@ class ColumnTile {
   /// Calls f(p, slot, bytes) for each of the thread's words, in memory and in shared memory.
   template <class F>
   SK_INLINE void each_word(int64_t first, F f) const {
-    switch (tensor_.word) {
+    const int threads = static_cast<int>(blockDim.x), word = tensor_.word;
+    int thread = static_cast<int>(threadIdx.x);
+    forget(thread);  // or what depends on it alone would be kept between tiles
+    const int words = log2_of(grid_.team.lanes * kSize) - log2_of(word);  // of a class: 2^words
+    const int64_t row = first + (thread & ((1 << words) - 1)) * (word / kSize);
+    if (row >= grid_.rows) return;
+    const int first_class = thread >> words, step = threads >> words;
+    const int steps = (static_cast<int>(grid_.shape.classes) - first_class + step - 1) / step;
+    const int64_t stride = tensor_.rows.class_stride, pitch = step * stride * kSize;
+    T* of_row = row_of<T>(tensor_.rows, row, grid_.shape.inner);
+    char* p = in_global_memory(reinterpret_cast<char*>(of_row + first_class * stride));
+    char* slot = at_ + thread * word;
+    const auto go = [&](auto bytes) {
+      SK_UNROLL_BY(kStoredAtOnce)
+      for (int j = 0; j < steps; ++j, p += pitch, slot += threads * static_cast<int>(bytes))
+        f(p, slot, bytes);
+    };
+    switch (word) {
       case 16:
-        return each_word_of<16>(first, f);
+        return go(std::integral_constant<int, 16>());
       case 8:
-        return each_word_of<8>(first, f);
+        return go(std::integral_constant<int, 8>());
       case 4:
-        if constexpr (kSize <= 4) each_word_of<4>(first, f);
+        if constexpr (kSize <= 4) go(std::integral_constant<int, 4>());
         return;
       default:
-        if constexpr (kSize <= 2) each_word_of<2>(first, f);
-    }
-  }
-  template <int kBytes, class F>
-  SK_INLINE void each_word_of(int64_t first, F f) const {
-    const int threads = static_cast<int>(blockDim.x);
-    int thread = static_cast<int>(threadIdx.x);
-    forget(thread);  // or the first addresses of all sizes of words would be kept between tiles
-    const int words = grid_.team.lanes * kSize / kBytes, log2 = log2_of(words);  // of a class
-    const int64_t row = first + (thread & (words - 1)) * (kBytes / kSize);
-    if (row >= grid_.rows) return;
-    const int step = threads >> log2;
-    const int64_t stride = tensor_.rows.class_stride;
-    int c = thread >> log2;
-    T* p = in_global_memory(row_of<T>(tensor_.rows, row, grid_.shape.inner)) + c * stride;
-    char* slot = at_ + thread * kBytes;
-    SK_UNROLL_BY(kStoredAtOnce)
-    for (; c < static_cast<int>(grid_.shape.classes); c += step) {
-      f(p, slot, std::integral_constant<int, kBytes>());
-      p += step * stride;
-      slot += threads * kBytes;
+        if constexpr (kSize <= 2) go(std::integral_constant<int, 2>());
     }
   }
 
@@ -120,8 +117,10 @@ class SharedColumn {
   static constexpr bool kKeeps = true, kInShared = true, kHoldsTerms = sizeof(T) == sizeof(A);
   template <class Team>
   SK_INLINE SharedColumn(const Team& team, const Grid& grid, const ColumnTile<T>& tile)
-      : rank_(team.rank()), size_(team.size()), classes_(static_cast<int>(grid.shape.classes)) {
+      : rank_(team.rank()), size_(team.size()) {
     slots_ = tile.at() + threadIdx.x;
+    const int classes = static_cast<int>(grid.shape.classes);
+    steps_ = rank_ < classes ? (classes - rank_ + size_ - 1) / size_ : 0;
   }
   SK_INLINE void clear() const {
     if constexpr (!kHoldsTerms) {
@@ -129,9 +128,16 @@ class SharedColumn {
     }
   }
   SK_INLINE A max() const {
-    A m = -INFINITY;
-    walk<kReadAtOnce>([&](int, T& slot) { m = larger(m, widen(slot)); });
-    return m;
+    if constexpr (sizeof(T) == 2) {
+      // In the low half of a pair, without a conversion of each.
+      uint32_t m = narrow_pair<T>(-INFINITY, -INFINITY);
+      walk<kReadAtOnce>([&](int, T& slot) { m = larger_pair<T>(m, slot.bits); });
+      return widen(T{static_cast<uint16_t>(m)});
+    } else {
+      A m = -INFINITY;
+      walk<kReadAtOnce>([&](int, T& slot) { m = larger(m, widen(slot)); });
+      return m;
+    }
   }
   template <class F>
   SK_INLINE void each(F f) const {
@@ -179,11 +185,11 @@ class SharedColumn {
   SK_INLINE void walk(F f) const {
     T* slot = slots_;
     SK_UNROLL_BY(kTimes)
-    for (int c = rank_; c < classes_; c += size_, slot += blockDim.x) f(c, *slot);
+    for (int j = 0; j < steps_; ++j, slot += blockDim.x) f(rank_ + j * size_, *slot);
   }
 
   T* slots_;
-  int rank_, size_, classes_;
+  int rank_, size_, steps_;
 };
 
 }  // namespace

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,18 +15,20 @@ from programs import compiled
 
 CLASSES = (16384, 32000, 50257, 65536, 128256, 151936, 262144)
 SIZES = {"float": 4, "softkern::BFloat16": 2}
+CONTIGUOUS = ("aligned", "unaligned")
 # Of compute capability 9.0: shared memory of a multiprocessor, what each block takes of it besides its own,
 # registers, and those of a thread of a kernel with rows in shared memory.
 SHARED, RESERVED, REGISTERS, OF_A_THREAD = 228 << 10, 1 << 10, 65536, 80
 
 
 class Plan(NamedTuple):
-    aligned: bool
+    kind: str
     tensors: int
     classes: int
     blocks: int
     threads: int
     shared: int
+    rows: int  # of a block
     way: str
 
     def on_a_multiprocessor(self) -> int:
@@ -46,15 +49,18 @@ def program(tmp_path_factory):
     return plans_of
 
 
-def plans(program: Path, **device: str) -> list[Plan]:
+def plans(
+    program: Path, classes: Sequence[int] = CLASSES, kinds: Container[str] = CONTIGUOUS, **device: str
+) -> list[Plan]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("SIMT_")}
-    command = [program, *map(str, CLASSES)]
+    command = [program, *map(str, classes)]
     lines = subprocess.check_output(command, text=True, env={**env, **device}).splitlines()
-    assert len(lines) == 4 * len(CLASSES)
+    assert len(lines) == 6 * len(classes)
     found = []
     for line in lines:
-        name, *numbers, way = line.split(" ", 6)
-        found.append(Plan(name == "aligned", *map(int, numbers), way))
+        name, *numbers, way = line.split(" ", 7)
+        if name in kinds:
+            found.append(Plan(name, *map(int, numbers), way))
     return found
 
 
@@ -74,7 +80,7 @@ def test_long_rows_are_in_three_blocks_of_a_multiprocessor(program, element):
             assert plan.on_a_multiprocessor() >= 3, plan
             assert plan.on_a_multiprocessor() * plan.shared >= 110 << 10, plan
             assert plan.blocks * plan.shared >= plan.classes * size, plan
-    assert {plan.aligned for plan in forward if is_shared(plan)} == {True, False}
+    assert {plan.kind for plan in forward if is_shared(plan)} == set(CONTIGUOUS)
 
 
 @pytest.mark.parametrize("element", SIZES)
@@ -85,6 +91,24 @@ def test_a_backward_reads_no_row_twice(program, element):
     assert all(is_shared(plan) and plan.on_a_multiprocessor() >= 1 for plan in long)
     if element != "float":
         assert all(plan.on_a_multiprocessor() >= 3 for plan in long)
+
+
+@pytest.mark.parametrize("element", SIZES)
+def test_rows_whose_classes_are_apart_are_read_once(program, element):
+    """By whole sectors of memory, 32 bytes of each class at least, and with as many bytes under way."""
+    size = SIZES[element]
+    for plan in plans(program(element), (33, 64, 100, 256, 1000, 2200, 3400, 6800), ("columns",)):
+        if plan.tensors * plan.classes > 6800:
+            continue
+        assert plan.way == "columns, in shared memory", plan
+        assert plan.rows * size >= 32, plan
+        assert plan.shared >= plan.tensors * plan.classes * plan.rows * size, plan
+        together = plan.on_a_multiprocessor()
+        assert together * plan.shared >= 36 << 10, plan
+        if plan.tensors * plan.classes <= 2200:
+            assert together >= 3, plan
+        if plan.tensors * plan.classes <= 1000 * 2 // size:
+            assert plan.rows == 32, plan
 
 
 def test_without_clusters_a_block_has_what_a_device_gives_it(program):

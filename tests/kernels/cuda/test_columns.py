@@ -54,6 +54,7 @@ def everywhere(x):
     for more in {1, size // 4, size // 2} - {0}:
         yield placed(x, (classes * (positions + more), positions + more, 1))
     yield placed(x, (positions, planes * positions, 1))
+    yield placed(x, (classes * positions + 1, positions, 1))
     yield placed(x, (classes * positions * 2, positions * 2, 2))
     yield placed(x, (classes * positions, 1, classes))
 
@@ -100,7 +101,7 @@ def test_rows_of_one_plane_that_are_neighbours(dtype):
     """x.T: how many bytes of a class there are depends on the number of rows."""
     for classes in (21, 100):
         for rows in (40, 44, 42, 41):
-            x, g = (logits(rows, classes, dtype=dtype, seed=n).T.contiguous().T for n in (0, 7))
+            x, g = (placed(logits(rows, classes, dtype=dtype, seed=n), (1, 48)) for n in (0, 7))
             target = indices((rows, classes))
             found = results(x, g, target)
             if classes > 32:
@@ -108,6 +109,9 @@ def test_rows_of_one_plane_that_are_neighbours(dtype):
             as_plane = results(x.T[None].contiguous(), g.T[None].contiguous(), target[None])
             turned = [(path, y.movedim(1, 2) if y.dim() == 3 else y) for path, y in as_plane]
             assert_same(found, turned, f"{classes} classes, {rows} rows")
+            torch.ops.softkern.cross_entropy_forward_(x, target, None, 0, -100, 0.0)
+            behind = x.as_strided((classes - 1, 48 - rows), (48, 1), rows)
+            assert bool(behind.isnan().all()) and not bool(x.isnan().any())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -140,6 +144,18 @@ def test_in_every_order_and_in_place(monkeypatch, dtype, order):
             torch.ops.softkern.cross_entropy_forward_(place, target, None, 0, -100, 0.1)
             assert_same_bits(place.clone(), grad)
             assert bool((whole[:offset] == 77).all()) and bool((whole[offset + x.numel() :] == 77).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_ignored_row_is_not_looked_at(dtype):
+    for classes in (21, 150):
+        x, target = logits(PLANES, classes, POSITIONS, dtype=dtype), indices((PLANES, classes, POSITIONS))
+        target[2], target[::3, 5] = -100, -100
+        expected = torch.ops.softkern.cross_entropy_forward(x, target, None, 0, -100, 0.0, True)
+        x.movedim(1, 2)[target == -100] = math.nan
+        found = torch.ops.softkern.cross_entropy_forward(x, target, None, 0, -100, 0.0, True)
+        for a, b in zip(found, expected, strict=True):
+            assert_same_bits(a, b)
 
 
 def test_what_is_not_finite():

@@ -43,6 +43,8 @@ KERNEL = re.compile(
     r"(?:LNS\w*?_6SpreadE(?P<spread>[012])E|LNS\w*?_4FormE(?P<form>[012])E)?"
     r"LNS\w*?_6AccessE(?P<access>[012])E(?:Li(?P<kept>\d+)E)?"
 )
+# Of rows whose classes are apart, in shared memory.
+COLUMNS = re.compile(r"_columns_kernelI\w*?(?P<element>f|d|NS_8BFloat16E|NS_4HalfE)(?:LNS|EEv)")
 TILE = re.compile(
     r"tile_kernelI\w*?(?P<element>f|d|NS_8BFloat16E|NS_4HalfE)"
     r"(?:LNS\w*?_6SpreadE(?P<spread>[012])E|LNS\w*?_4FormE(?P<form>[012])E)?Li(?P<kept>8|16|32)E"
@@ -101,6 +103,8 @@ def ceiling(name: str) -> int:
         if tile["element"] == "d":
             return 255 if several else 192 if tile["kept"] == "32" else 128
         return 136 if several else 96 if tile["kept"] == "32" else 80
+    if columns := COLUMNS.search(name):  # as many threads as of rows in shared memory
+        return 168 if columns["element"] == "d" else 80
     if match is None:  # sums
         return 100
     element, access, kept = match["element"], match["access"], int(match["kept"] or 0)
@@ -187,6 +191,12 @@ def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name
         if "scale_kernel" in kernel:  # one after the other, before the first of them is stored
             words = re.findall(r"\b(LDG|STG)\.E\.128", text)
             assert "LDG LDG LDG LDG STG STG STG STG" in " ".join(words), kernel
+            checked += 1
+        if columns := COLUMNS.search(kernel):  # by copies of each size that rows allow
+            sizes = {"f": {32, 64, 128}, "d": {64, 128}}.get(columns["element"], {32, 64, 128})
+            copies = re.findall(r"\bLDGSTS\.E(?:\.BYPASS)?(?:\.LTC\d+B)?((?:\.\d+)?)", text)
+            assert {int(size[1:] or 32) for size in copies} == sizes, kernel
+            assert all(accesses(text, "STG", size) for size in sizes), kernel
             checked += 1
         match = KERNEL.search(kernel)
         if match is None or match["access"] == BY_ELEMENTS:
