@@ -148,8 +148,8 @@ inline int column_word(const Rows& rows, const Shape& shape, int64_t count, int 
   return static_cast<int>(std::min<uint64_t>(bits & (~bits + 1), kVectorBytes));
 }
 
-/// Blocks that keep rows whose classes are apart: the most rows, at least 32 bytes of them, as many of which
-/// are in a sector of memory.
+/// A block that keeps rows whose classes are apart: as many neighbouring rows as it has room for, and at least
+/// 32 bytes of each class, a sector of memory.
 inline Plan plan_columns_in_shared_memory(const Traits& traits, int64_t classes) {
   // Of a thread, if the block has room for more threads. With more classes, sums over threads take less of
   // the time; with fewer, a row has its result sooner.
