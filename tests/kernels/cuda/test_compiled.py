@@ -224,6 +224,54 @@ def test_rows_are_read_and_written_16_bytes_at_a_time_or_element_by_element(name
     assert checked > 0 or name.partition(".")[0] in ("reduce", "row_merge")  # numbers of rows alone
 
 
+# Of the loops that add up the terms of a row and that write what becomes of them, at most. The memory of an
+# H200 leaves a multiprocessor time for about 28 instructions an element of 16 bits that is read and written.
+INSTRUCTIONS_OF_A_TERM = {
+    "forward_shared": (6.5, 8.5),
+    "cross_entropy_shared": (9.5, 8),
+    "cross_entropy_shared, uniform": (12, 8),
+    "forward_columns": (8, 11),
+    "cross_entropy_columns": (10, 11),
+    "cross_entropy_columns, uniform": (16.5, 11),
+}
+
+
+def instructions_of_a_term(text: str) -> list[float]:
+    """Of each innermost loop with exponentials, in the order in which they come."""
+    code = [(int(at, 16), line.strip()) for at, line in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]+);", text)]
+    back = [
+        (int(jump[1], 16), at)
+        for at, line in code
+        if (jump := re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)) and int(jump[1], 16) < at
+    ]
+    found = []
+    for begin, end in back:
+        if any(begin <= inner < end and last < end for inner, last in back):
+            continue
+        loop = [line for at, line in code if begin <= at <= end]
+        if terms := sum("MUFU.EX2" in line for line in loop):
+            found.append(len(loop) / terms)
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in OBJECTS if n in ("softmax.bfloat16", "cross_entropy.bfloat16")])
+def test_a_term_takes_few_instructions(name):
+    """docs/cuda.md's predictions rest on it."""
+    checked = set()
+    for kernel, text in machine_code(name):
+        named = re.search(r"(forward|cross_entropy)_(shared|columns)_kernel", kernel)
+        match = KERNEL.search(kernel)
+        if named is None or (match is not None and match["access"] != BY_VECTORS):
+            continue
+        uniform = ", uniform" if f"SpreadE{UNIFORM}" in kernel else ""
+        key = f"{named[1]}_{named[2]}{uniform}"
+        found, most = instructions_of_a_term(text), INSTRUCTIONS_OF_A_TERM[key]
+        assert len(found) == 2 and found[0] <= most[0] and found[1] <= most[1], (kernel, found)
+        checked.add(key)
+    op = "forward" if name.startswith("softmax") else "cross_entropy"
+    assert checked == {key for key in INSTRUCTIONS_OF_A_TERM if key.startswith(op)}
+
+
 def test_the_extension_loads_and_needs_no_cuda_library():
     backend = {b.name: b for b in softkern.backends()}["cuda"]
     assert backend.compiled
