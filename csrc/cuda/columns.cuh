@@ -21,13 +21,14 @@ ColumnRows column_rows(const Rows& rows, const Grid& grid) {
   return {rows, column_word(rows, grid.shape, grid.rows, sizeof(T))};
 }
 
-/// Rows of a tensor, as many as the team has lanes. A tensor that is written may have the place of one that
+/// The neighbouring rows of a block, kLanes of them. A tensor that is written may have the place of one that
 /// was read.
 template <class T>
 class ColumnTile {
   static constexpr int kSize = sizeof(T);
 
  public:
+  static constexpr int kLanes = column_lanes(kSize);
   SK_INLINE ColumnTile(const Grid& grid, const ColumnRows& tensor, int index = 0)
       : tensor_(tensor), grid_(grid), at_(shared_memory() + grid.shared.offset + index * grid.shared.bytes) {}
   /// Asks for the rows from `first` on.
@@ -64,7 +65,7 @@ class ColumnTile {
     const int threads = static_cast<int>(blockDim.x), word = tensor_.word;
     int thread = static_cast<int>(threadIdx.x);
     forget(thread);  // or what depends on it alone would be kept between tiles
-    const int words = log2_of(grid_.team.lanes * kSize) - log2_of(word);  // of a class: 2^words
+    const int words = log2_of(kLanes * kSize) - log2_of(word);  // of a class: 2^words
     const int64_t row = first + (thread & ((1 << words) - 1)) * (word / kSize);
     if (row >= grid_.rows) return;
     const int first_class = thread >> words, step = threads >> words;
@@ -96,62 +97,64 @@ class ColumnTile {
   char* at_;
 };
 
+template <class T>
+using ColumnTeam = Team<Compute<T>, Kinds::kColumns, ColumnTile<T>::kLanes>;
+
 /// Calls f(first) for the first row of each of the block's tiles.
-template <class F>
+template <class T, class F>
 SK_INLINE void each_tile(const Grid& grid, F f) {
-  const int lanes = grid.team.lanes;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * lanes; first < grid.rows;
-       first += static_cast<int64_t>(gridDim.x) * lanes) {
+  constexpr int kLanes = ColumnTile<T>::kLanes;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kLanes; first < grid.rows;
+       first += static_cast<int64_t>(gridDim.x) * kLanes) {
     f(first);
   }
 }
 
-/// A lane's row of a tile. The thread has the classes rank, rank + size, ... of it. The steps and their names
-/// are those of row.cuh; what is written stays in the tile.
+/// A lane's row of a tile, of which the thread has neighbouring classes. The steps and their names are those
+/// of row.cuh; what is written stays in the tile.
 template <class T>
 class SharedColumn {
+  static constexpr int kLanes = ColumnTile<T>::kLanes;
   using A = Compute<T>;
   using Chunk = A[1];
 
  public:
   static constexpr bool kKeeps = true, kInShared = true, kHoldsTerms = sizeof(T) == sizeof(A);
-  template <class Team>
-  SK_INLINE SharedColumn(const Team& team, const Grid& grid, const ColumnTile<T>& tile)
-      : rank_(team.rank()), size_(team.size()) {
-    slots_ = tile.at() + threadIdx.x;
-    const int classes = static_cast<int>(grid.shape.classes);
-    steps_ = rank_ < classes ? (classes - rank_ + size_ - 1) / size_ : 0;
+  SK_INLINE SharedColumn(const ColumnTeam<T>& team, const Grid& grid, const ColumnTile<T>& tile)
+      : first_(team.rank() * grid.shared.steps), slots_(tile.at() + first_ * kLanes + team.lane()) {
+    const int left = static_cast<int>(grid.shape.classes) - first_;
+    steps_ = left < grid.shared.steps ? left : grid.shared.steps;
   }
   SK_INLINE void clear() const {
     if constexpr (!kHoldsTerms) {
-      walk<kReadAtOnce>([&](int, T& slot) { slot = narrow<T>(0); });
+      walk([&](int, T& slot) { slot = narrow<T>(0); });
     }
   }
   SK_INLINE A max() const {
     if constexpr (sizeof(T) == 2) {
       // In the low half of a pair, without a conversion of each.
       uint32_t m = narrow_pair<T>(-INFINITY, -INFINITY);
-      walk<kReadAtOnce>([&](int, T& slot) { m = larger_pair<T>(m, slot.bits); });
+      walk([&](int, T& slot) { m = larger_pair<T>(m, slot.bits); });
       return widen(T{static_cast<uint16_t>(m)});
     } else {
       A m = -INFINITY;
-      walk<kReadAtOnce>([&](int, T& slot) { m = larger(m, widen(slot)); });
+      walk([&](int, T& slot) { m = larger(m, widen(slot)); });
       return m;
     }
   }
   template <class F>
   SK_INLINE void each(F f) const {
-    walk<kReadAtOnce>([&](int c, T& slot) {
+    walk([&](int c, T& slot) {
       Chunk v = {widen(slot)};
       f(v, c);
     });
   }
   template <class F>
   SK_INLINE void change(F f) const {
-    walk<kReadAtOnce>([&](int c, T& slot) {
+    walk([&](int c, T& slot) {
       Chunk v = {widen(slot)};
       f(v, c);
-      slot = narrow<T>(v[0]);
+      set(slot, v[0]);
     });
   }
   template <class F>
@@ -160,36 +163,43 @@ class SharedColumn {
   }
   template <class F>
   SK_INLINE void each_with(SharedColumn& other, F f) const {
-    walk<kReadAtOnce>([&](int, T& slot) {
+    walk([&](int, T& slot) {
       Chunk v = {widen(slot)}, w = {widen(other.slots_[&slot - slots_])};
       f(v, w);
     });
   }
   template <class F>
   SK_INLINE void write_with(SharedColumn& other, const Span<T>&, F f) const {
-    walk<kReadAtOnce>([&](int, T& slot) {
+    walk([&](int, T& slot) {
       Chunk v = {widen(slot)}, w = {widen(other.slots_[&slot - slots_])};
       f(v, w);
-      slot = narrow<T>(v[0]);
+      set(slot, v[0]);
     });
   }
-  SK_INLINE bool has(int c) const { return c % size_ == rank_; }
-  SK_INLINE A at(int c) const { return widen(slot_of(c)); }
+  SK_INLINE bool has(int c) const { return c >= first_ && c < first_ + steps_; }
+  SK_INLINE A at(int c) const { return widen(slots_[(c - first_) * kLanes]); }
   SK_INLINE void put(const Span<T>&, int c, A v) const {
-    if (has(c)) slot_of(c) = narrow<T>(v);
+    if (has(c)) set(slots_[(c - first_) * kLanes], v);
   }
 
  private:
-  SK_INLINE T& slot_of(int c) const { return slots_[c / size_ * static_cast<int>(blockDim.x)]; }
-  template <int kTimes, class F>
+  static SK_INLINE void set(T& slot, A v) {
+    if constexpr (sizeof(T) == 2) {
+      // A conversion of one number puts it into a register of 16 bits, from where a copy leads to another.
+      slot = T{static_cast<uint16_t>(narrow_pair<T>(v, v))};
+    } else {
+      slot = narrow<T>(v);
+    }
+  }
+  template <class F>
   SK_INLINE void walk(F f) const {
     T* slot = slots_;
-    SK_UNROLL_BY(kTimes)
-    for (int j = 0; j < steps_; ++j, slot += blockDim.x) f(rank_ + j * size_, *slot);
+    SK_UNROLL_BY(kReadAtOnce)
+    for (int j = 0; j < steps_; ++j, slot += kLanes) f(first_ + j, *slot);
   }
 
+  int first_, steps_;
   T* slots_;
-  int rank_, size_, steps_;
 };
 
 }  // namespace

@@ -273,10 +273,10 @@ template <class T, Spread kMass>
 __global__ void SK_SHARED_BOUNDS(T)
     cross_entropy_columns_kernel(Grid grid, Call<T> call, ColumnRows logits, ColumnRows grad) {
   follow_previous_kernel();
-  Team<Compute<T>, Kinds::kColumns> team(grid.team);
+  ColumnTeam<T> team(grid.team);
   const ColumnTile<T> in(grid, logits), out(grid, grad);
   SharedColumn<T> row(team, grid, in);
-  each_tile(grid, [&](int64_t first) {
+  each_tile<T>(grid, [&](int64_t first) {
     in.ask(first);
     const int64_t number = first + team.lane();
     auto target = target_of<T, kMass, int>(grid, call, number, index_of(grid, call, number));

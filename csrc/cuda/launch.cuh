@@ -112,7 +112,7 @@ inline TeamShape team_shape_of(const Plan& plan, int sums) {
   const TeamKind in_blocks = plan.blocks > 1 ? TeamKind::kCluster : TeamKind::kBlock;
   const TeamKind kinds[] = {TeamKind::kLanes,  TeamKind::kLanes, in_blocks,        in_blocks,
                             TeamKind::kColumn, in_blocks,        TeamKind::kColumn};
-  return {kinds[static_cast<int>(plan.way)], plan.team, plan.blocks, sums, plan.threads / plan.team};
+  return {kinds[static_cast<int>(plan.way)], plan.team, plan.blocks, sums};
 }
 
 /// A plan of rows, and what its launch takes. The dims of Way::kTile are with_tile()'s.

@@ -25,7 +25,7 @@ enum class Access : int {
 
 /// The rows of a kernel that keeps them in shared memory.
 struct SharedRows {
-  int steps = 0;   // how often a warp goes over its 32 lanes' slots; not of columns
+  int steps = 0;   // how often a warp goes over its 32 lanes' slots
   int offset = 0;  // of the first row in a block's memory; the team's memory comes before
   int bytes = 0;   // of a row, of a block's part of it, or of all rows of a block
 };
@@ -148,29 +148,34 @@ inline int column_word(const Rows& rows, const Shape& shape, int64_t count, int 
   return static_cast<int>(std::min<uint64_t>(bits & (~bits + 1), kVectorBytes));
 }
 
-/// A block that keeps rows whose classes are apart: as many neighbouring rows as it has room for, and at least
-/// 32 bytes of each class, a sector of memory.
+/// A block that keeps so many neighbouring rows whose classes are apart: 64 bytes of each class, two sectors
+/// of memory.
+constexpr int column_lanes(int element_size) { return 64 / element_size; }
 inline Plan plan_columns_in_shared_memory(const Traits& traits, int64_t classes) {
   // Of a thread, if the block has room for more threads. With more classes, sums over threads take less of
   // the time; with fewer, a row has its result sooner.
   constexpr int64_t kClassesOfThread = 64;
-  const int size = traits.element_size;
+  const int lanes = column_lanes(traits.element_size);
+  const int64_t of_rows = ceil_div(classes, kClassesOfThread) * lanes;
+  const int64_t bytes = classes * lanes * traits.element_size;
   for (const int together : {3, 2, 1}) {
-    const int64_t most_threads = threads_of_shared(size) / together;
     const int room = std::min(traits.device.shared_of_block,
                               traits.device.shared_of_multiprocessor / together - kReservedBytes);
-    for (int lanes = kLanesOfWarp; lanes * size >= 32; lanes /= 2) {
-      const int64_t of_row = ceil_div(classes, kClassesOfThread) * lanes;
-      const int threads =
-          static_cast<int>(std::min(most_threads, ceil_div(of_row, kLanesOfWarp) * kLanesOfWarp));
-      const int64_t team =
-          ceil_div(2 * traits.sums * threads * traits.number_size, kVectorBytes) * kVectorBytes;
-      const int64_t bytes = classes * lanes * size;
-      if (team + traits.shared_tensors * bytes > room) continue;
-      const SharedRows rows{0, static_cast<int>(team), static_cast<int>(bytes)};
-      return {Way::kSharedColumns, Kept::kNone, Access::kElements,           threads,
-              threads / lanes,     1,           "columns, in shared memory", rows};
-    }
+    const int threads = static_cast<int>(std::min<int64_t>(threads_of_shared(traits.element_size) / together,
+                                                           ceil_div(of_rows, kLanesOfWarp) * kLanesOfWarp));
+    const int64_t team =
+        ceil_div(2 * traits.sums * threads * traits.number_size, kVectorBytes) * kVectorBytes;
+    if (team + traits.shared_tensors * bytes > room) continue;
+    // An odd number of classes for each thread: the lanes of a warp then read from different banks.
+    const auto steps = static_cast<int>(ceil_div(classes, threads / lanes) | 1);
+    return {Way::kSharedColumns,
+            Kept::kNone,
+            Access::kElements,
+            threads,
+            threads / lanes,
+            1,
+            "columns, in shared memory",
+            {steps, static_cast<int>(team), static_cast<int>(bytes)}};
   }
   return {};
 }

@@ -53,10 +53,10 @@ __global__ void SK_SHARED_BOUNDS(T) forward_shared_kernel(Grid grid, Rows input,
 
 template <class Op, class T>
 __global__ void SK_SHARED_BOUNDS(T) forward_columns_kernel(Grid grid, ColumnRows input, ColumnRows output) {
-  Team<Compute<T>, Kinds::kColumns> team(grid.team);
+  ColumnTeam<T> team(grid.team);
   const ColumnTile<T> in(grid, input), out(grid, output);
   SharedColumn<T> row(team, grid, in);
-  each_tile(grid, [&](int64_t first) {
+  each_tile<T>(grid, [&](int64_t first) {
     in.ask(first);
     in.arrive();
     forward_row<Op, T>(team, row, Span<T>{});
@@ -159,10 +159,10 @@ __global__ void SK_SHARED_BOUNDS(T)
 template <class Op, class T>
 __global__ void SK_SHARED_BOUNDS(T)
     backward_columns_kernel(Grid grid, ColumnRows grad_output, ColumnRows output, ColumnRows grad_input) {
-  Team<Compute<T>, Kinds::kColumns> team(grid.team);
+  ColumnTeam<T> team(grid.team);
   const ColumnTile<T> g_in(grid, grad_output, 0), y_in(grid, output, 1), out(grid, grad_input, 1);
   SharedColumn<T> g(team, grid, g_in), y(team, grid, y_in);
-  each_tile(grid, [&](int64_t first) {
+  each_tile<T>(grid, [&](int64_t first) {
     g_in.ask(first);
     y_in.ask(first);
     y_in.arrive();

@@ -14,16 +14,15 @@ enum class TeamKind : int {
   kLanes,    // a power of two of a warp's lanes; the other lanes have other rows
   kBlock,    // a block
   kCluster,  // several blocks, which write to each other's shared memory
-  kColumn,   // threads 32 (or `lanes`) apart in a block: neighbouring lanes have neighbouring rows
+  kColumn,   // threads kLanes apart in a block: neighbouring lanes have neighbouring rows
 };
 
 /// How a launch shares its rows among threads.
 struct TeamShape {
   TeamKind kind;
-  int size;           // threads of a row in one block
-  int blocks = 1;     // blocks of a row, a power of two
-  int sums = 2;       // the most numbers that they add up at once, at least 1
-  int lanes = kWarp;  // of a column, a power of two
+  int size;        // threads of a row in one block
+  int blocks = 1;  // blocks of a row, a power of two
+  int sums = 2;    // the most numbers that they add up at once, at least 1
 };
 
 // The most that any kernel adds up at once.
@@ -64,11 +63,12 @@ struct Alone {
   SK_INLINE void sum(A (&)[K]) const {}
 };
 
-/// Which kinds of teams a kernel has: all of them, with columns of 32 lanes; blocks and clusters; columns.
-/// Kernels whose threads keep many elements have no registers left to distinguish more.
+/// Which kinds of teams a kernel has: all of them; blocks and clusters; columns. Kernels whose threads keep
+/// many elements have no registers left to distinguish more.
 enum class Kinds { kAll, kBlocks, kColumns };
 
-template <class A, Kinds kKinds = Kinds::kAll>
+/// kLanes: of a column, a power of two.
+template <class A, Kinds kKinds = Kinds::kAll, int kLanes = kWarp>
 class Team {
  public:
   explicit SK_INLINE Team(const TeamShape& shape) : shape_(shape) {
@@ -79,7 +79,7 @@ class Team {
         rank_ = thread & (shape.size - 1);
         break;
       case TeamKind::kColumn:
-        rank_ = thread >> log2_of(lanes());
+        rank_ = thread / kLanes;
         break;
       default:
         rank_ = thread;
@@ -99,13 +99,13 @@ class Team {
         return static_cast<int64_t>(block) * (static_cast<int>(blockDim.x) >> log2) + (thread >> log2);
       }
       case TeamKind::kColumn:
-        return static_cast<int64_t>(block) * lanes() + lane();
+        return static_cast<int64_t>(block) * kLanes + lane();
       default:
         return block >> log2_of(shape_.blocks);
     }
   }
   /// Of a column's threads, which of the neighbouring rows this one has.
-  SK_INLINE int lane() const { return static_cast<int>(threadIdx.x) & (lanes() - 1); }
+  SK_INLINE int lane() const { return static_cast<int>(threadIdx.x) % kLanes; }
   /// How many rows the launch computes at a time.
   SK_INLINE int rows_at_a_time() const { return static_cast<int>(gridDim.x) >> log2_of(shape_.blocks); }
   /// The thread's rank among the threads of the row, and the number of these threads.
@@ -143,7 +143,6 @@ class Team {
     if (kKinds == Kinds::kAll || shape_.kind == TeamKind::kCluster) return shape_.kind;
     return TeamKind::kBlock;
   }
-  SK_INLINE int lanes() const { return kKinds == Kinds::kColumns ? shape_.lanes : kWarp; }
   template <int K, class F>
   SK_INLINE void combine(A* v, F f) {
     static_assert(K <= kMostSums);
@@ -229,7 +228,7 @@ class Team {
     SK_UNROLL
     for (int k = 0; k < K; ++k) {
       v[k] = of_threads[k * threads + lane()];
-      for (int r = 1; r < shape_.size; ++r) v[k] = f(v[k], of_threads[k * threads + r * lanes() + lane()]);
+      for (int r = 1; r < shape_.size; ++r) v[k] = f(v[k], of_threads[k * threads + r * kLanes + lane()]);
     }
   }
 
