@@ -193,8 +193,9 @@ class SharedColumn {
   }
   template <class F>
   SK_INLINE void walk(F f) const {
+    constexpr int kAtOnce = 8;  // slots; those of shared_row.cuh have several elements each
     T* slot = slots_;
-    SK_UNROLL_BY(kReadAtOnce)
+    SK_UNROLL_BY(kAtOnce)
     for (int j = 0; j < steps_; ++j, slot += kLanes) f(first_ + j, *slot);
   }
 

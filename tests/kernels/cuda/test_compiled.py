@@ -230,9 +230,9 @@ INSTRUCTIONS_OF_A_TERM = {
     "forward_shared": (6.5, 8.5),
     "cross_entropy_shared": (9.5, 8),
     "cross_entropy_shared, uniform": (12, 8),
-    "forward_columns": (7.5, 9.5),
-    "cross_entropy_columns": (9.5, 9.5),
-    "cross_entropy_columns, uniform": (16, 9.5),
+    "forward_columns": (7, 9),
+    "cross_entropy_columns": (9, 9),
+    "cross_entropy_columns, uniform": (15, 9),
 }
 
 
