@@ -82,13 +82,16 @@ class SharedVectors {
   /// Calls f(v, c) for each chunk v at class c.
   template <class F>
   SK_INLINE void each(F f) {
-    if (!there_ && !in_each_) return;
-    walk<kReadAtOnce>([&](int c, char* slot) {
-      Chunk v;
-      get(slot, v);
-      if (in_each_) ask_for(c, slot);
-      if (there_) f(v, c);
-    });
+    if (there_) {
+      walk<kReadAtOnce>([&](int c, char* slot) {
+        Chunk v;
+        get(slot, v);
+        if (in_each_) ask_for(c, slot);
+        f(v, c);
+      });
+    } else if (in_each_) {
+      walk<kReadAtOnce>([&](int c, char* slot) { ask_for(c, slot); });
+    }
   }
   /// The same. The row keeps the changes that f makes to v.
   template <class F>

@@ -97,12 +97,11 @@ def ceiling(name: str) -> int:
     if "row_merge_kernel" in name:
         return 128 if "kernelId" in name else 80
     if tile := TILE.search(name):  # blocks of 128 threads (float64: 64), whose threads keep up to 8, 16 or 32
-        several = (
-            tile["spread"] == ANY_SPREAD or tile["form"] == "2"
-        )  # one more tensor or sums of several indices
+        # One more tensor, or sums of several indices: room for three blocks of them.
+        several = tile["spread"] == ANY_SPREAD or tile["form"] == "2"
         if tile["element"] == "d":
             return 255 if several else 192 if tile["kept"] == "32" else 128
-        return 136 if several else 96 if tile["kept"] == "32" else 80
+        return 168 if several else 96 if tile["kept"] == "32" else 80
     if columns := COLUMNS.search(name):  # as many threads as of rows in shared memory
         return 168 if columns["element"] == "d" else 80
     if match is None:  # sums
